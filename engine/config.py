@@ -1,0 +1,225 @@
+"""Configuration: what the engine may use, and what one job asks for."""
+
+import difflib
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ORDERS = ("inverted", "forward")
+SAMPLERS = ("unipc", "unipc-bh2", "euler")
+STEP_CACHES = ("none", "teacache")
+PRECISIONS = ("fp32", "bf16")
+POSTERIORS = ("sample", "mode")
+
+_SIZE_UNITS = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+
+
+def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
+    """Raise :class:`ConfigError` unless ``value`` is one of ``choices``; the message suggests the nearest."""
+    choices = tuple(choices)
+    if value in choices:
+        return
+    nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    raise ConfigError(f"{argument} must be one of {', '.join(choices)}, got {value!r}{hint}")
+
+
+def parse_bytes(argument: str, value: int | str) -> int:
+    """Bytes in ``value``: an int, or a text such as ``"6GiB"`` or ``"500 MB"``."""
+    if isinstance(value, int):
+        num_bytes = value
+    else:
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value)
+        if match is None or match[2].lower() not in _SIZE_UNITS:
+            raise ConfigError(f"{argument} must be bytes or a size such as '6GiB', got {value!r}")
+        num_bytes = int(float(match[1]) * _SIZE_UNITS[match[2].lower()])
+    if num_bytes <= 0:
+        raise ConfigError(f"{argument} must be positive, got {value!r}")
+    return num_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What the engine may use.
+
+    Attributes:
+        device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
+        precision: "fp32" or "bf16"; None means fp32 on the CPU and bf16 on CUDA.
+        cache_dir: folder of cached embeddings; None means $ISOFRAME_CACHE, else the platform's cache folder.
+        local_files_only: never ask the Hub; a file that is not cached is an error.
+    """
+
+    device: str = "auto"
+    precision: str | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+
+    def __post_init__(self) -> None:
+        if re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is None:
+            raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
+        if self.precision is not None:
+            check_choice("precision", self.precision, PRECISIONS)
+
+    def cache_path(self) -> Path:
+        """Folder of cached files; not created."""
+        if self.cache_dir is not None:
+            return Path(self.cache_dir)
+        if os.environ.get("ISOFRAME_CACHE"):
+            return Path(os.environ["ISOFRAME_CACHE"])
+        import platformdirs
+
+        return Path(platformdirs.user_cache_dir("isoframe", appauthor=False))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingConfig:
+    """How one video is sampled, in latents.
+
+    Attributes:
+        num_sections: sections to generate; each adds ``latent_window_size`` latent frames.
+        num_steps: denoising steps per section.
+        order: "inverted" (from the end back to the start image) or "forward" (F1).
+        guidance_scale: distilled guidance, fed to the model as an embedding.
+        cfg_scale: true classifier-free guidance; 1.0 runs no second pass.
+        cfg_rescale: share of the guided velocity that is rescaled to the conditional one's deviation, 0 to 1.
+        seed: seed of the job's noise.
+        latent_window_size: latent frames denoised in one section.
+        sampler: "unipc" (bh1), "unipc-bh2" or "euler".
+        step_cache: "none" (exact) or "teacache" (approximate: skips steps whose input changed little).
+        step_cache_threshold: accumulated relative change at which TeaCache computes again.
+        latent_paddings: windows between the start frame and each section, in generation order; None is the
+            published rule. Only with order "inverted".
+    """
+
+    num_sections: int
+    num_steps: int = 25
+    order: str = "inverted"
+    guidance_scale: float = 10.0
+    cfg_scale: float = 1.0
+    cfg_rescale: float = 0.0
+    seed: int = 31337
+    latent_window_size: int = 9
+    sampler: str = "unipc"
+    step_cache: str = "none"
+    step_cache_threshold: float = 0.15
+    latent_paddings: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _check_at_least("num_sections", self.num_sections, 1)
+        check_choice("order", self.order, ORDERS)
+        _check_sampling(self)
+        if self.latent_paddings is None:
+            return
+        if self.order != "inverted":
+            raise ConfigError(f"latent_paddings need order='inverted', got order={self.order!r}")
+        if len(self.latent_paddings) != self.num_sections:
+            raise ConfigError(
+                f"latent_paddings must have num_sections = {self.num_sections} entries, "
+                f"got {len(self.latent_paddings)}"
+            )
+        if min(self.latent_paddings) < 0 or self.latent_paddings[-1] != 0:
+            raise ConfigError(f"latent_paddings must be >= 0 and end with 0, got {self.latent_paddings}")
+
+    @property
+    def frames_per_section(self) -> int:
+        """Pixel frames decoded from one section alone; the VAE maps n latent frames to 4n - 3."""
+        return 4 * self.latent_window_size - 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One video to generate from an image and a prompt.
+
+    Attributes:
+        image: path, PIL image or uint8 array [H, W], [H, W, 3] or [H, W, 4].
+        prompt: what happens.
+        negative_prompt: what to avoid; used when ``cfg_scale`` is not 1.
+        seconds: wanted length; the video has a whole number of sections (36n + 1 frames at window 9).
+        size: (height, width) in pixels; None takes the model's bucket nearest to the image's shape.
+        order: "auto" (forward for an F1 checkpoint, else inverted), "inverted" or "forward".
+        fps: frames per second of the file.
+        crf: H.264 quality, 0 (lossless) to 51.
+        posterior: start latent is the "sample" of the VAE posterior (seeded) or its "mode".
+        force: accept more than 3600 seconds and images beyond the usual shapes.
+
+    The other fields are those of :class:`SamplingConfig`.
+    """
+
+    image: "str | os.PathLike[str] | Image | object"
+    prompt: str
+    negative_prompt: str = ""
+    seconds: float = 5.0
+    size: tuple[int, int] | None = None
+    order: str = "auto"
+    fps: int = 30
+    crf: int = 16
+    num_steps: int = 25
+    guidance_scale: float = 10.0
+    cfg_scale: float = 1.0
+    cfg_rescale: float = 0.0
+    seed: int = 31337
+    latent_window_size: int = 9
+    sampler: str = "unipc"
+    step_cache: str = "none"
+    step_cache_threshold: float = 0.15
+    latent_paddings: tuple[int, ...] | None = None
+    posterior: str = "sample"
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.seconds) or self.seconds <= 0:
+            raise ConfigError(f"seconds must be a positive number, got {self.seconds}")
+        if self.seconds > 3600 and not self.force:
+            raise ConfigError(f"seconds must be at most 3600 unless force is set, got {self.seconds}")
+        check_choice("order", self.order, ("auto", *ORDERS))
+        check_choice("posterior", self.posterior, POSTERIORS)
+        _check_at_least("fps", self.fps, 1)
+        if not 0 <= self.crf <= 51:
+            raise ConfigError(f"crf must be from 0 (lossless) to 51, got {self.crf}")
+        if self.size is not None and (len(self.size) != 2 or any(n < 16 or n % 16 for n in self.size)):
+            raise ConfigError(f"size must be (height, width), multiples of 16, got {self.size}")
+        _check_sampling(self)
+
+    @property
+    def num_sections(self) -> int:
+        """Sections nearest to ``seconds``; ties round to even, as the published program rounds."""
+        return max(round(self.seconds * self.fps / (4 * self.latent_window_size)), 1)
+
+    def sampling(self, default_order: str = "inverted") -> SamplingConfig:
+        """The latent part of the request; ``default_order`` stands in for order "auto"."""
+        shared = {field.name for field in fields(SamplingConfig)} - {"order", "num_sections"}
+        return SamplingConfig(
+            num_sections=self.num_sections,
+            order=default_order if self.order == "auto" else self.order,
+            **{name: getattr(self, name) for name in shared},
+        )
+
+
+def _check_at_least(argument: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{argument} must be an integer of at least {least}, got {value!r}")
+
+
+def _check_sampling(config: SamplingConfig | Request) -> None:
+    _check_at_least("num_steps", config.num_steps, 1)
+    _check_at_least("latent_window_size", config.latent_window_size, 1)
+    _check_at_least("seed", config.seed, 0)
+    if config.seed >= 2**63:
+        raise ConfigError(f"seed must be below 2**63, got {config.seed}")
+    check_choice("sampler", config.sampler, SAMPLERS)
+    check_choice("step_cache", config.step_cache, STEP_CACHES)
+    for name in ("guidance_scale", "cfg_scale", "cfg_rescale", "step_cache_threshold"):
+        value = getattr(config, name)
+        if not math.isfinite(value) or value < 0:
+            raise ConfigError(f"{name} must be a finite number >= 0, got {value}")
+    if config.cfg_rescale > 1:
+        raise ConfigError(f"cfg_rescale must be from 0 to 1, got {config.cfg_rescale}")

@@ -1,0 +1,62 @@
+"""Exceptions raised by the engine.
+
+* IsoframeError
+  * ConfigError (also a ValueError)
+  * InputError
+  * CheckpointError
+  * BudgetError
+  * DeviceError
+  * NumericalError
+"""
+
+
+class IsoframeError(Exception):
+    """Base class of every error this package raises on purpose."""
+
+
+class ConfigError(IsoframeError, ValueError):
+    """A configuration value is out of range or contradicts another one."""
+
+
+class InputError(IsoframeError):
+    """An input file or an output path cannot be used."""
+
+
+class CheckpointError(IsoframeError):
+    """A checkpoint is missing or damaged, or a tensor is absent or has another shape than the model."""
+
+
+class BudgetError(IsoframeError):
+    """A plan does not fit its memory budget.
+
+    Attributes:
+        needed: bytes that the smallest plan needs.
+        available: bytes that the budget leaves.
+        option: the setting to change, with a value that fits.
+    """
+
+    def __init__(self, message: str, *, needed: int, available: int, option: str) -> None:
+        super().__init__(message)
+        self.needed = needed
+        self.available = available
+        self.option = option
+
+
+class DeviceError(IsoframeError):
+    """The device cannot run the requested kernel or dtype."""
+
+
+class NumericalError(IsoframeError):
+    """Latents became NaN or infinite.
+
+    Attributes:
+        section: section in generation order, from 0.
+        step: denoising step, from 0.
+        backend: attention backend in use.
+    """
+
+    def __init__(self, message: str, *, section: int, step: int, backend: str) -> None:
+        super().__init__(message)
+        self.section = section
+        self.step = step
+        self.backend = backend
