@@ -1,0 +1,520 @@
+"""The transformer's checkpoint: where its tensors lie, what its config says, and copying them into a model."""
+
+import difflib
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import CheckpointError
+from .hub import hub_file, is_hub_id, not_cached
+from .tensor_files import FLOAT_DTYPES, TensorEntry, TensorFile, map_tensor, open_tensor_file
+
+_logger = logging.getLogger(__name__)
+
+TRANSFORMER_CLASSES = ("HunyuanVideoTransformer3DModelPacked", "HunyuanVideoFramepackTransformer3DModel")
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
+
+_SINGLE_FILE_PREFIX = "model.diffusion_model."
+_ROPE_AXES = {128: (16, 56, 56), 64: (16, 24, 24)}
+# Written by ComfyUI beside fp8 weights: the weight is multiplied by its scale. Activation scales only matter to
+# arithmetic in fp8, which upcast weights do not use.
+_WEIGHT_SCALES = (".scale_weight", ".weight_scale")
+_ACTIVATION_SCALES = (".scale_input", ".input_scale")
+_FP8_MARKER = "scaled_fp8"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformerConfig:
+    """Sizes of the packed transformer; the keys of its ``config.json``.
+
+    Attributes:
+        in_channels: latent channels going in.
+        out_channels: latent channels coming out.
+        num_attention_heads: heads of every attention.
+        attention_head_dim: channels of a head.
+        num_layers: double-stream blocks.
+        num_single_layers: single-stream blocks.
+        num_refiner_layers: blocks of the text refiner.
+        mlp_ratio: hidden width of the MLPs over ``inner_dim``.
+        patch_size: latent pixels of a token along y and x.
+        patch_size_t: latent frames of a token.
+        qk_norm: "rms_norm".
+        guidance_embeds: whether the distilled guidance is embedded.
+        text_embed_dim: width of the LLaMA embeddings.
+        pooled_projection_dim: width of the pooled CLIP embedding.
+        rope_theta: base of the rotary frequencies.
+        rope_axes_dim: channels rotated by (t, y, x); they add up to ``attention_head_dim``.
+        has_image_proj: whether image tokens are projected into the text stream.
+        image_proj_dim: width of the SigLIP tokens.
+        has_clean_x_embedder: whether the history has its own patch embeddings.
+    """
+
+    in_channels: int
+    out_channels: int
+    num_attention_heads: int
+    attention_head_dim: int
+    num_layers: int
+    num_single_layers: int
+    num_refiner_layers: int
+    mlp_ratio: float
+    patch_size: int
+    patch_size_t: int
+    qk_norm: str
+    guidance_embeds: bool
+    text_embed_dim: int
+    pooled_projection_dim: int
+    rope_theta: float
+    rope_axes_dim: tuple[int, int, int]
+    has_image_proj: bool
+    image_proj_dim: int
+    has_clean_x_embedder: bool
+
+    @property
+    def inner_dim(self) -> int:
+        """Channels of a token."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, object], *, source: str) -> "TransformerConfig":
+        """The config in ``raw``; ``source`` names it in errors.
+
+        Raises:
+            CheckpointError: another model's config, or keys that are unknown, missing or out of range.
+        """
+        class_name = raw.get("_class_name", TRANSFORMER_CLASSES[0])
+        if class_name not in TRANSFORMER_CLASSES:
+            raise CheckpointError(
+                f"{source}: _class_name must be {' or '.join(TRANSFORMER_CLASSES)}, got {class_name!r}; "
+                "give the FramePack transformer"
+            )
+        given = {name: value for name, value in raw.items() if not name.startswith("_")}
+        if given.get("image_condition_type") is None:
+            given.pop("image_condition_type", None)
+        _check_keys(given, source)
+        return cls(**{key.name: _convert(key.name, key.type, given, source) for key in fields(cls)})
+
+    @classmethod
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], *, source: str) -> "TransformerConfig":
+        """The config that tensors of these ``shapes`` have, for a file without a ``config.json``.
+
+        The rotary base and axes leave no trace in the shapes; they are the published ones for the head width.
+        """
+        try:
+            return _derive_config(shapes)
+        except KeyError as error:
+            raise CheckpointError(
+                f"{source} is not a FramePack transformer: it has no tensor {error.args[0]!r} "
+                f"(its first: {_listing(shapes)}); give a FramePack transformer in diffusers' names"
+            ) from error
+
+    def __post_init__(self) -> None:
+        if self.qk_norm != "rms_norm":
+            raise CheckpointError(f"qk_norm must be 'rms_norm', got {self.qk_norm!r}")
+        if sum(self.rope_axes_dim) != self.attention_head_dim:
+            raise CheckpointError(
+                f"rope_axes_dim must add up to attention_head_dim = {self.attention_head_dim}, "
+                f"got {self.rope_axes_dim}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A transformer's tensors on disk.
+
+    Attributes:
+        config: sizes of the model.
+        name: Hub id, folder name or file stem; tells an F1 checkpoint from an inverted one.
+        source_hash: SHA-256 over the files' names, sizes and headers; names the model in caches and metadata.
+        entries: the weights by model name.
+        scales: the scalar that an fp8 weight of that name is multiplied by.
+    """
+
+    config: TransformerConfig
+    name: str
+    source_hash: str
+    entries: Mapping[str, TensorEntry] = field(repr=False)
+    scales: Mapping[str, TensorEntry] = field(repr=False)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every weight by model name."""
+        return {name: entry.shape for name, entry in self.entries.items()}
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (model name, tensor) in file order; fp8 comes as bf16, everything else as stored.
+
+        Each tensor maps its own bytes: drop it before taking the next and one tensor is in memory at a time.
+        """
+        for name, entry in self.entries.items():
+            yield name, self._read(name, entry)
+
+    def _read(self, name: str, entry: TensorEntry) -> Tensor:
+        tensor = map_tensor(entry)
+        if tensor.dtype.itemsize > 1:
+            return tensor
+        if name not in self.scales:
+            return tensor.to(torch.bfloat16)
+        return (tensor.float() * map_tensor(self.scales[name]).float()).to(torch.bfloat16)
+
+
+def open_transformer(source: "str | os.PathLike[str]", *, local_files_only: bool = False) -> Checkpoint:
+    """Find a transformer and check its files; no weights are read.
+
+    Args:
+        source: a folder (flat, or a pipeline with ``transformer/`` inside), a single ``.safetensors`` file, a Hub
+            id "owner/name", or one file of a Hub repository, "owner/name/file.safetensors". A path that exists
+            wins over a Hub id.
+        local_files_only: never ask the Hub; what is not cached is an error.
+    """
+    text = os.fspath(source)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _open_folder(path)
+    if path.exists():
+        return _open_file(path, name=path.stem)
+    if is_hub_id(text):
+        return _open_repository(text, local_files_only)
+    repository, _, filename = text.rpartition("/")
+    if is_hub_id(repository) and filename.endswith(".safetensors"):
+        return _open_file(_require_hub_file(repository, filename, local_files_only), name=Path(filename).stem)
+    raise CheckpointError(missing_source("model", text))
+
+
+def load_into(checkpoint: Checkpoint, destinations: Mapping[str, Tensor]) -> None:
+    """Copy every tensor of ``checkpoint`` into its destination, casting to the destination's dtype.
+
+    Args:
+        checkpoint: the opened checkpoint.
+        destinations: parameter, or view of one, by model name; every tensor has exactly one.
+
+    Raises:
+        CheckpointError: names or shapes differ; nothing has been copied then.
+    """
+    check_shapes(checkpoint, {name: tuple(tensor.shape) for name, tensor in destinations.items()})
+    with torch.no_grad():
+        for name, tensor in checkpoint.tensors():
+            destinations[name].copy_(tensor)
+
+
+def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise :class:`CheckpointError` unless the checkpoint has exactly the ``expected`` names and shapes."""
+    shapes = checkpoint.shapes
+    problems = {
+        "missing": sorted(expected.keys() - shapes.keys()),
+        "extra": sorted(shapes.keys() - expected.keys()),
+        "misshapen": [
+            f"{name} {list(shapes[name])} instead of {list(expected[name])}"
+            for name in sorted(expected.keys() & shapes.keys())
+            if shapes[name] != expected[name]
+        ],
+    }
+    if any(problems.values()):
+        found = "; ".join(
+            f"{len(names)} {kind}: {_listing(names)}" for kind, names in problems.items() if names
+        )
+        raise CheckpointError(f"the tensors of {checkpoint.name} do not fit its config: {found}")
+
+
+def missing_source(argument: str, source: str) -> str:
+    """Message for a ``source`` that is neither a local path nor a Hub id, with the nearest local name."""
+    path = Path(source).expanduser()
+    siblings = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+    nearest = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.6)
+    hint = f"; did you mean {str(path.parent / nearest[0])!r}?" if nearest else ""
+    return (
+        f"{argument} must be demo, a folder, a .safetensors file or a Hub id 'owner/name', got {source!r}: as a "
+        f"path it does not exist (looked for {os.path.abspath(path)}), and as a Hub id it is not of that form{hint}"
+    )
+
+
+def folder_name(folder: Path) -> str:
+    """Name of a model folder: a Hub snapshot's repository id, else the folder's name less ``transformer/``."""
+    folder = Path(os.path.abspath(folder))
+    if folder.name == "transformer":
+        folder = folder.parent
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return folder.name
+
+
+def hash_files(files: Iterable[TensorFile]) -> str:
+    """SHA-256 over the sorted (file name, size, header): which weights these are, without reading them."""
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.path.name):
+        digest.update(f"{file.path.name}\0{file.size_bytes}\0".encode())
+        digest.update(file.header)
+    return digest.hexdigest()
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    files, weight_map = _find_files(inner)
+    if not (inner / "config.json").is_file():
+        raise CheckpointError(f"{inner} has no config.json; copy it from the model's repository")
+    config = _read_config(inner / "config.json")
+    return _build(files, weight_map, config, folder_name(folder), str(inner))
+
+
+def _open_file(path: Path, *, name: str) -> Checkpoint:
+    if path.suffix != ".safetensors":
+        raise CheckpointError(
+            f"{path} must be a .safetensors file; convert other formats to safetensors first"
+        )
+    beside = path.parent / "config.json"
+    config = _read_config(beside) if beside.is_file() else None
+    return _build([open_tensor_file(path)], {}, config, name, str(path))
+
+
+def _open_repository(repository: str, local_files_only: bool) -> Checkpoint:
+    """Fetch the config first, so that another model is refused before its weights are downloaded."""
+    for prefix in ("", "transformer/"):
+        config_path = hub_file(repository, f"{prefix}config.json", local_files_only=local_files_only)
+        if config_path is not None:
+            break
+    else:
+        raise not_cached(repository, "config.json")
+    config = _read_config(config_path)
+    index = hub_file(repository, f"{prefix}{INDEX_NAME}", local_files_only=local_files_only)
+    weight_map = _read_index(index) if index is not None else {}
+    names = sorted(set(weight_map.values())) or [WEIGHTS_NAME]
+    files = [
+        open_tensor_file(_require_hub_file(repository, f"{prefix}{name}", local_files_only)) for name in names
+    ]
+    return _build(files, weight_map, config, repository, repository)
+
+
+def _require_hub_file(repository: str, filename: str, local_files_only: bool) -> Path:
+    path = hub_file(repository, filename, local_files_only=local_files_only)
+    if path is None:
+        raise not_cached(
+            repository, filename, include=filename if filename.count("/") == 0 else "transformer/*"
+        )
+    return path
+
+
+def _find_files(folder: Path) -> tuple[list[TensorFile], dict[str, str]]:
+    """The folder's weight files, and the index's map from tensor name to file (empty for a single file)."""
+    index = folder / INDEX_NAME
+    if index.is_file():
+        weight_map = _read_index(index)
+        _check_shards(folder, index, weight_map)
+        return [open_tensor_file(folder / name) for name in sorted(set(weight_map.values()))], weight_map
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) > 1 and folder / WEIGHTS_NAME in found:
+        found = [folder / WEIGHTS_NAME]
+    if len(found) == 1:
+        return [open_tensor_file(found[0])], {}
+    if found:
+        raise CheckpointError(
+            f"{folder} has {len(found)} .safetensors files and no {INDEX_NAME}; copy the index beside them, or "
+            "name one of the files"
+        )
+    pickles = [
+        path.name for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".pth", ".ckpt")
+    ]
+    if pickles:
+        raise CheckpointError(
+            f"{folder} has only pickled weights ({_listing(pickles)}), which can run code when they are loaded; "
+            "convert them to safetensors"
+        )
+    raise CheckpointError(f"{folder} has no .safetensors file and no transformer/ folder with one")
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    weight_map = _read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path} must have a weight_map from tensor names to files")
+    outside = [str(name) for name in weight_map.values() if Path(str(name)).name != name]
+    if outside:
+        raise CheckpointError(f"{path} must name files of its own folder, got {_listing(outside)}")
+    return weight_map
+
+
+def _check_shards(folder: Path, index: Path, weight_map: Mapping[str, str]) -> None:
+    missing = [name for name in sorted(set(weight_map.values())) if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of the {len(set(weight_map.values()))} shards that {index.name} names: "
+            f"{_listing(missing)}; copy or download them again"
+        )
+
+
+def _build(
+    files: list[TensorFile],
+    weight_map: Mapping[str, str],
+    config: TransformerConfig | None,
+    name: str,
+    source: str,
+) -> Checkpoint:
+    entries = _collect(files, weight_map)
+    if any(stored.startswith(_SINGLE_FILE_PREFIX) for stored in entries):
+        entries = {stored.removeprefix(_SINGLE_FILE_PREFIX): entry for stored, entry in entries.items()}
+    scales = _split_scales(entries, source)
+    _check_dtypes(entries, source)
+    if config is None:
+        config = TransformerConfig.from_shapes(
+            {key: entry.shape for key, entry in entries.items()}, source=source
+        )
+    return Checkpoint(config=config, name=name, source_hash=hash_files(files), entries=entries, scales=scales)
+
+
+def _collect(files: list[TensorFile], weight_map: Mapping[str, str]) -> dict[str, TensorEntry]:
+    """All tensors of the files; the index decides where two files have the same name."""
+    entries = {
+        name: entry
+        for file in files
+        for name, entry in file.entries.items()
+        if weight_map.get(name, file.path.name) == file.path.name
+    }
+    absent = [f"{name} ({weight_map[name]})" for name in weight_map if name not in entries]
+    if absent:
+        raise CheckpointError(
+            f"the index names {len(absent)} tensors that are absent from their shard: {_listing(absent)}; "
+            "index and shards are of different versions: copy or download both again"
+        )
+    return entries
+
+
+def _split_scales(entries: dict[str, TensorEntry], source: str) -> dict[str, TensorEntry]:
+    """Take the fp8 scales and markers out of ``entries``; returns the scale of each scaled weight."""
+    scales: dict[str, TensorEntry] = {}
+    for name in list(entries):
+        base, dot, suffix = name.rpartition(".")
+        if dot + suffix in _ACTIVATION_SCALES:
+            del entries[name]
+        elif dot + suffix in _WEIGHT_SCALES:
+            scales[f"{base}.weight"] = entries.pop(name)
+    has_marker = entries.pop(_FP8_MARKER, None) is not None
+    _check_scales(entries, scales, has_marker, source)
+    return scales
+
+
+def _check_scales(
+    entries: Mapping[str, TensorEntry], scales: Mapping[str, TensorEntry], has_marker: bool, source: str
+) -> None:
+    fp8 = {name for name, entry in entries.items() if entry.dtype.startswith("F8")}
+    lone = sorted(scales.keys() - fp8)
+    if lone:
+        raise CheckpointError(f"{source} has {len(lone)} scales without an fp8 weight: {_listing(lone)}")
+    unscaled = sorted(fp8 - scales.keys())
+    if unscaled and (has_marker or scales):
+        raise CheckpointError(
+            f"{source} is scaled fp8, but {len(unscaled)} weights lack a scale: {_listing(unscaled)}"
+        )
+    wide = [f"{name} {list(entry.shape)}" for name, entry in scales.items() if entry.shape not in ((), (1,))]
+    if wide:
+        raise CheckpointError(f"{source}: an fp8 scale must be one number per tensor, got {_listing(wide)}")
+
+
+def _check_dtypes(entries: Mapping[str, TensorEntry], source: str) -> None:
+    others = [f"{name} {entry.dtype}" for name, entry in entries.items() if entry.dtype not in FLOAT_DTYPES]
+    if others:
+        raise CheckpointError(
+            f"{source} has {len(others)} tensors that are not {', '.join(FLOAT_DTYPES)}: {_listing(others)}; "
+            "give the bf16, fp16 or fp8_e4m3 version of the model"
+        )
+
+
+def _read_config(path: Path) -> TransformerConfig:
+    return TransformerConfig.from_dict(_read_json(path), source=str(path))
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} must be a JSON object, got {type(raw).__name__}")
+    return raw
+
+
+def _check_keys(given: Mapping[str, object], source: str) -> None:
+    known = {key.name for key in fields(TransformerConfig)}
+    problems = {"unknown": sorted(given.keys() - known), "missing": sorted(known - given.keys())}
+    if any(problems.values()):
+        found = "; ".join(f"{kind} {', '.join(names)}" for kind, names in problems.items() if names)
+        raise CheckpointError(f"{source} must have the keys of a FramePack transformer: {found}")
+
+
+def _convert(name: str, kind: object, given: Mapping[str, object], source: str) -> Any:
+    value = given[name]
+    if kind is bool and value in (True, False):
+        return bool(value)
+    if kind is str and isinstance(value, str):
+        return value
+    if (
+        kind is int
+        and isinstance(value, int)
+        and not isinstance(value, bool)
+        and value >= (name not in _MAY_BE_0)
+    ):
+        return value
+    if kind is float and isinstance(value, int | float) and value > 0:
+        return float(value)
+    if name == "rope_axes_dim" and isinstance(value, list | tuple) and len(value) == 3:
+        return tuple(int(size) for size in value)
+    raise CheckpointError(f"{source}: {name} has the wrong type or is out of range: {value!r}")
+
+
+_MAY_BE_0 = ("num_layers", "num_single_layers", "num_refiner_layers")
+
+
+def _derive_config(shapes: Mapping[str, tuple[int, ...]]) -> TransformerConfig:
+    inner_dim, in_channels, patch_size_t, patch_size, _ = shapes["x_embedder.proj.weight"]
+    block = (
+        "transformer_blocks.0"
+        if "transformer_blocks.0.attn.norm_q.weight" in shapes
+        else "single_transformer_blocks.0"
+    )
+    mlp = f"{block}.ff.net.0.proj.weight" if block == "transformer_blocks.0" else f"{block}.proj_mlp.weight"
+    head_dim = shapes[f"{block}.attn.norm_q.weight"][0]
+    if head_dim not in _ROPE_AXES:
+        raise CheckpointError(
+            f"heads of {head_dim} channels need a config.json beside the file: their rotary axes are not known "
+            f"(known: {', '.join(map(str, _ROPE_AXES))})"
+        )
+    has_image_proj = "image_projection.up.weight" in shapes
+    return TransformerConfig(
+        in_channels=in_channels,
+        out_channels=shapes["proj_out.weight"][0] // (patch_size_t * patch_size * patch_size),
+        num_attention_heads=inner_dim // head_dim,
+        attention_head_dim=head_dim,
+        num_layers=_count_layers(shapes, "transformer_blocks"),
+        num_single_layers=_count_layers(shapes, "single_transformer_blocks"),
+        num_refiner_layers=_count_layers(shapes, "context_embedder.token_refiner.refiner_blocks"),
+        mlp_ratio=shapes[mlp][0] / inner_dim,
+        patch_size=patch_size,
+        patch_size_t=patch_size_t,
+        qk_norm="rms_norm",
+        guidance_embeds="time_text_embed.guidance_embedder.linear_1.weight" in shapes,
+        text_embed_dim=shapes["context_embedder.proj_in.weight"][1],
+        pooled_projection_dim=shapes["time_text_embed.text_embedder.linear_1.weight"][1],
+        rope_theta=256.0,
+        rope_axes_dim=_ROPE_AXES[head_dim],
+        has_image_proj=has_image_proj,
+        image_proj_dim=shapes["image_projection.up.weight"][1] if has_image_proj else 1152,
+        has_clean_x_embedder="clean_x_embedder.proj.weight" in shapes,
+    )
+
+
+def _count_layers(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
+    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    return len({match[1] for name in shapes if (match := pattern.match(name))})
+
+
+def _listing(names: Iterable[str]) -> str:
+    """The first ten names."""
+    names = list(names)
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
