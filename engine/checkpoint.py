@@ -1,6 +1,5 @@
 """The transformer's checkpoint: where its tensors lie, what its config says, and copying them into a model."""
 
-import difflib
 import hashlib
 import json
 import logging
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
-from .hub import hub_file, is_hub_id, not_cached
+from .hub import hub_file, is_cached, is_hub_id, nearest_path
 from .tensor_files import FLOAT_DTYPES, TensorEntry, TensorFile, map_tensor, open_tensor_file
 
 _logger = logging.getLogger(__name__)
@@ -227,13 +226,12 @@ def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]
 
 def missing_source(argument: str, source: str) -> str:
     """Message for a ``source`` that is neither a local path nor a Hub id, with the nearest local name."""
-    path = Path(source).expanduser()
-    siblings = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
-    nearest = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.6)
-    hint = f"; did you mean {str(path.parent / nearest[0])!r}?" if nearest else ""
+    nearest = nearest_path(source)
+    hint = f"; did you mean {nearest!r}?" if nearest else ""
     return (
         f"{argument} must be demo, a folder, a .safetensors file or a Hub id 'owner/name', got {source!r}: as a "
-        f"path it does not exist (looked for {os.path.abspath(path)}), and as a Hub id it is not of that form{hint}"
+        f"path it does not exist (looked for {os.path.abspath(os.path.expanduser(source))}), and as a Hub id it is "
+        f"not of that form{hint}"
     )
 
 
@@ -278,28 +276,39 @@ def _open_file(path: Path, *, name: str) -> Checkpoint:
 
 def _open_repository(repository: str, local_files_only: bool) -> Checkpoint:
     """Fetch the config first, so that another model is refused before its weights are downloaded."""
-    for prefix in ("", "transformer/"):
-        config_path = hub_file(repository, f"{prefix}config.json", local_files_only=local_files_only)
-        if config_path is not None:
-            break
-    else:
-        raise not_cached(repository, "config.json")
+    prefix, config_path = _find_hub_config(repository, local_files_only)
     config = _read_config(config_path)
-    index = hub_file(repository, f"{prefix}{INDEX_NAME}", local_files_only=local_files_only)
-    weight_map = _read_index(index) if index is not None else {}
+    weight_map = _find_hub_index(repository, prefix, local_files_only)
     names = sorted(set(weight_map.values())) or [WEIGHTS_NAME]
     files = [
-        open_tensor_file(_require_hub_file(repository, f"{prefix}{name}", local_files_only)) for name in names
+        open_tensor_file(_require_hub_file(repository, prefix + name, local_files_only)) for name in names
     ]
     return _build(files, weight_map, config, repository, repository)
+
+
+def _find_hub_config(repository: str, local_files_only: bool) -> tuple[str, Path]:
+    """Folder prefix and local path of the transformer's config; what is cached shows the layout offline."""
+    prefixes = ("", "transformer/")
+    cached = [prefix for prefix in prefixes if is_cached(repository, f"{prefix}config.json")]
+    for prefix in cached or prefixes:
+        path = hub_file(repository, f"{prefix}config.json", local_files_only=local_files_only)
+        if path is not None:
+            return prefix, path
+    raise CheckpointError(f"{repository} on the Hub has neither config.json nor transformer/config.json")
+
+
+def _find_hub_index(repository: str, prefix: str, local_files_only: bool) -> dict[str, str]:
+    index_name = prefix + INDEX_NAME
+    if is_cached(repository, prefix + WEIGHTS_NAME) and not is_cached(repository, index_name):
+        return {}
+    index = hub_file(repository, index_name, local_files_only=local_files_only)
+    return _read_index(index) if index is not None else {}
 
 
 def _require_hub_file(repository: str, filename: str, local_files_only: bool) -> Path:
     path = hub_file(repository, filename, local_files_only=local_files_only)
     if path is None:
-        raise not_cached(
-            repository, filename, include=filename if filename.count("/") == 0 else "transformer/*"
-        )
+        raise CheckpointError(f"{repository} on the Hub has no file {filename}")
     return path
 
 

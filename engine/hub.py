@@ -1,6 +1,7 @@
 """Files of the Hugging Face Hub: downloaded or cached, with errors that say what to do."""
 
-import logging
+import difflib
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import TypeVar
 
 from .errors import CheckpointError
 
-_logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
@@ -17,55 +17,94 @@ def is_hub_id(source: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) is not None
 
 
+def is_cached(repository: str, filename: str) -> bool:
+    """Whether the Hub's cache holds the file; asks no network."""
+    import huggingface_hub
+
+    return isinstance(huggingface_hub.try_to_load_from_cache(repository, filename), str)
+
+
 def hub_file(repository: str, filename: str, *, local_files_only: bool) -> Path | None:
     """Local path of one file of a repository, downloaded if it is not cached.
 
     Returns:
-        The path in the Hub's cache, or None where the repository has no such file. Offline, a file that is not
-        cached is None as well: the caller knows whether it needs it (:func:`not_cached` words the error).
+        The path in the Hub's cache, or None where the repository has no such file.
+
+    Raises:
+        CheckpointError: not cached while offline, no such repository, or no right to read it.
     """
     import huggingface_hub
 
-    return _ask(
-        repository,
-        lambda: Path(
+    def fetch() -> Path:
+        return Path(
             huggingface_hub.hf_hub_download(repository, filename, local_files_only=local_files_only),
-        ),
-    )
+        )
+
+    return _ask(repository, filename, fetch)
 
 
-def hub_folder(repository: str, patterns: Sequence[str], *, local_files_only: bool) -> Path | None:
-    """Local snapshot of the files of ``repository`` that match ``patterns``; None offline and not cached."""
+def hub_folder(repository: str, patterns: Sequence[str], *, local_files_only: bool) -> Path:
+    """Local snapshot of the files of ``repository`` that match ``patterns``, downloaded if not cached."""
     import huggingface_hub
 
-    return _ask(
-        repository,
-        lambda: Path(
+    def fetch() -> Path:
+        return Path(
             str(
                 huggingface_hub.snapshot_download(
                     repository, allow_patterns=list(patterns), local_files_only=local_files_only
                 )
             )
-        ),
-    )
+        )
+
+    snapshot = _ask(repository, patterns[0], fetch)
+    if snapshot is None:
+        raise CheckpointError(f"{repository} on the Hub has no files like {', '.join(patterns)}")
+    return snapshot
 
 
-def not_cached(repository: str, what: str, include: str = "") -> CheckpointError:
-    """The error for ``what`` of ``repository`` that is absent on the Hub, or not cached while offline."""
+def not_cached(repository: str, filename: str) -> CheckpointError:
+    """The error for a file that is not in the cache while the Hub cannot be asked."""
     import huggingface_hub.constants
 
-    command = f"hf download {repository}" + (f' --include "{include}"' if include else "")
+    folder, slash, _ = filename.rpartition("/")
+    if slash:
+        # A folder is fetched whole: the file that is missed first is seldom the only one.
+        wanted = f' --include "{folder}/*"'
+    else:
+        wanted = "" if filename.startswith(("config.json", "diffusion_pytorch_model")) else f" {filename}"
     return CheckpointError(
-        f"{what} of {repository} is not in the Hub cache ({huggingface_hub.constants.HF_HUB_CACHE}) and could not "
-        f"be fetched: offline, or the repository has no such file. Download it where there is a network: {command}"
+        f"{filename} of {repository} is not in the Hub cache {huggingface_hub.constants.HF_HUB_CACHE}, and the Hub "
+        f"was not to be asked or could not be reached. Download it where there is a network: "
+        f"hf download {repository}{wanted}{_as_path(repository)}"
     )
 
 
-def _ask(repository: str, fetch: Callable[[], _Result]) -> _Result | None:
+def nearest_path(source: str) -> str | None:
+    """The existing path whose name is nearest to that of ``source``, in the same folder."""
+    path = Path(source).expanduser()
+    siblings = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+    nearest = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.6)
+    return str(path.parent / nearest[0]) if nearest else None
+
+
+def _as_path(repository: str) -> str:
+    """The other reading of a Hub id, for errors."""
+    nearest = nearest_path(repository)
+    hint = f", did you mean {nearest}" if nearest else ""
+    return f". (There is no local path {os.path.abspath(repository)} either{hint}.)"
+
+
+def _ask(repository: str, filename: str, fetch: Callable[[], _Result]) -> _Result | None:
     from huggingface_hub import errors
 
+    # The HTTP library's base error: what a download that breaks off raises.
+    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     try:
         return fetch()
+    except errors.LocalEntryNotFoundError as error:
+        raise not_cached(repository, filename) from error
+    except errors.EntryNotFoundError:
+        return None
     except errors.GatedRepoError as error:
         raise CheckpointError(
             f"{repository} is gated: accept its terms at https://huggingface.co/{repository}, then log in with "
@@ -73,13 +112,12 @@ def _ask(repository: str, fetch: Callable[[], _Result]) -> _Result | None:
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"{repository} is neither a local path nor a repository on the Hub that this machine may read; "
-            "check the spelling, and log in with `hf auth login` if it is private"
+            f"the Hub has no repository {repository} that this machine may read; check the spelling, or log in with "
+            f"`hf auth login` if it is private{_as_path(repository)}"
         ) from error
-    except errors.EntryNotFoundError as error:
-        _logger.debug("%s: %s", repository, error)
-        return None
     except errors.HFValidationError as error:
         raise CheckpointError(f"{repository!r} is not a Hub id: {error}") from error
-    except errors.HfHubHTTPError as error:
-        raise CheckpointError(f"the Hub refused a file of {repository}: {error}") from error
+    except (http_error, OSError) as error:
+        raise CheckpointError(
+            f"{filename} of {repository} could not be downloaded: {error}; try again"
+        ) from error
