@@ -1,0 +1,73 @@
+"""What the transformer is told about a job, as tensors."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .checkpoint import TransformerConfig
+from .errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Conditioning:
+    """Embeddings and start latent of one job; widths E, P, V are the checkpoint's.
+
+    Attributes:
+        text_embeds: LLaMA embeddings [1, L, E], any L.
+        text_mask: [1, L] bool, True for valid tokens, which come first.
+        pooled_embeds: CLIP embedding [1, P].
+        image_embeds: SigLIP tokens [1, I, V], any I.
+        start_latent: [1, C, 1, Y, X], scaled, as the transformer sees it; any even Y and X.
+        negative_text_embeds: as ``text_embeds`` for the negative prompt; the three negative fields are given
+            if and only if cfg_scale is not 1.
+        negative_text_mask: as ``text_mask``.
+        negative_pooled_embeds: as ``pooled_embeds``.
+    """
+
+    text_embeds: Tensor
+    text_mask: Tensor
+    pooled_embeds: Tensor
+    image_embeds: Tensor
+    start_latent: Tensor
+    negative_text_embeds: Tensor | None = None
+    negative_text_mask: Tensor | None = None
+    negative_pooled_embeds: Tensor | None = None
+
+    def check(self, config: TransformerConfig, cfg_scale: float) -> None:
+        """Raise :class:`InputError` unless every tensor fits ``config`` and the guidance."""
+        _check_shape("image_embeds", self.image_embeds, (1, None, config.image_proj_dim))
+        _check_shape("start_latent", self.start_latent, (1, config.in_channels, 1, None, None))
+        height, width = self.start_latent.shape[3:]
+        if height % 2 or width % 2 or not height or not width:
+            raise InputError(f"start_latent must have even height and width, got {(height, width)}")
+        _check_text(config, "", self.text_embeds, self.text_mask, self.pooled_embeds)
+        negative = (self.negative_text_embeds, self.negative_text_mask, self.negative_pooled_embeds)
+        embeds, mask, pooled = negative
+        if cfg_scale == 1.0:
+            if any(tensor is not None for tensor in negative):
+                raise InputError("negative_text_embeds, _mask and pooled must be None at cfg_scale = 1")
+        elif embeds is None or mask is None or pooled is None:
+            raise InputError(
+                "negative_text_embeds, negative_text_mask and negative_pooled_embeds must be given "
+                f"at cfg_scale = {cfg_scale}"
+            )
+        else:
+            _check_text(config, "negative_", embeds, mask, pooled)
+
+
+def _check_text(config: TransformerConfig, prefix: str, embeds: Tensor, mask: Tensor, pooled: Tensor) -> None:
+    _check_shape(f"{prefix}text_embeds", embeds, (1, None, config.text_embed_dim))
+    _check_shape(f"{prefix}text_mask", mask, (1, embeds.shape[1]))
+    _check_shape(f"{prefix}pooled_embeds", pooled, (1, config.pooled_projection_dim))
+    valid = mask[0] != 0
+    if not valid[: int(valid.sum())].all() or not valid.any():
+        raise InputError(f"{prefix}text_mask must mark valid tokens first, and at least one")
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
+    fits = len(tensor.shape) == len(shape) and all(
+        wanted is None or size == wanted for size, wanted in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted_text = ", ".join("any" if size is None else str(size) for size in shape)
+        raise InputError(f"{name} must have the shape [{wanted_text}], got {tuple(tensor.shape)}")

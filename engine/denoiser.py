@@ -1,0 +1,213 @@
+"""Latents in, latents out: the section loop and the step loop."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .attention import BACKEND
+from .conditioning import Conditioning
+from .config import SamplingConfig
+from .errors import NumericalError
+from .events import Event, StepEvent
+from .history import History
+from .invariants import JobInvariants
+from .packing import PackedSection
+from .sampler import Sampler, make_sampler, sigma_schedule
+from .sections import SectionPlan, plan_sections
+from .step_cache import StepCache, make_step_cache
+from .transformer import FrameIndices, PackedTransformer
+
+_logger = logging.getLogger(__name__)
+
+EventHandler = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LatentSection:
+    """Latents of one finished section.
+
+    Attributes:
+        index: position in generation order, from 0.
+        first_latent_frame: position in the video; the start latent is 0.
+        latents: [1, C, window, Y, X] fp32 on the CPU; never the start latent.
+    """
+
+    index: int
+    first_latent_frame: int
+    latents: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """The conditional or the negative pass of one section."""
+
+    job: JobInvariants
+    cache: StepCache
+
+
+class Denoiser:
+    """Samples the sections of a job with one transformer."""
+
+    def __init__(self, transformer: PackedTransformer) -> None:
+        self.transformer = transformer
+
+    def sample(
+        self, conditioning: Conditioning, sampling: SamplingConfig, on_event: EventHandler | None = None
+    ) -> Iterator[LatentSection]:
+        """Yield every section in generation order.
+
+        Args:
+            conditioning: embeddings and start latent.
+            sampling: how to sample.
+            on_event: called with a :class:`StepEvent` after each step.
+
+        Raises:
+            InputError: a tensor does not fit the checkpoint.
+            NumericalError: latents became NaN or infinite.
+        """
+        conditioning.check(self.transformer.config, sampling.cfg_scale)
+        return self._sections(conditioning, sampling, on_event)
+
+    def _sections(
+        self, conditioning: Conditioning, sampling: SamplingConfig, on_event: EventHandler | None
+    ) -> Iterator[LatentSection]:
+        # One stream of noise for the whole job: a section's noise depends on how many came before it.
+        generator = torch.Generator("cpu").manual_seed(sampling.seed)
+        start_latent = conditioning.start_latent.float()
+        channels, height, width = start_latent.shape[1], *start_latent.shape[3:]
+        shape = (1, channels, sampling.latent_window_size, height, width)
+        sigmas = sigma_schedule(sampling.num_steps, shape[2] * height * width // 4)
+        with torch.inference_mode():
+            jobs = self._prepare(conditioning, sampling, sigmas)
+        history = History(start_latent, sampling.order)
+        for section in plan_sections(sampling):
+            noise = torch.randn(shape, generator=generator)
+            with torch.inference_mode():
+                packed = self._pack(history, section, noise)
+                branches = [_Branch(job, make_step_cache(sampling)) for job in jobs]
+                latents = self._denoise(noise, sigmas, packed, branches, section, sampling, on_event)
+            latents = latents.clone()
+            history.append(latents)
+            _logger.info("section %d of %d sampled", section.index + 1, sampling.num_sections)
+            yield LatentSection(
+                index=section.index, first_latent_frame=section.first_latent_frame, latents=latents
+            )
+
+    def _prepare(
+        self, conditioning: Conditioning, sampling: SamplingConfig, sigmas: Tensor
+    ) -> list[JobInvariants]:
+        """Invariants of the conditional branch and, with true guidance, of the negative one."""
+        timesteps = self._round(sigmas[:-1] * 1000)
+        guidance = None
+        if self.transformer.config.guidance_embeds:
+            guidance = self._round(torch.tensor(sampling.guidance_scale * 1000)).item()
+        vision = self.transformer.project_image(conditioning.image_embeds)
+        texts = [(conditioning.text_embeds, conditioning.text_mask, conditioning.pooled_embeds)]
+        if sampling.cfg_scale != 1.0:
+            embeds, mask = conditioning.negative_text_embeds, conditioning.negative_text_mask
+            pooled = conditioning.negative_pooled_embeds
+            # Conditioning.check has seen to it.
+            assert embeds is not None
+            assert mask is not None
+            assert pooled is not None
+            texts.append((embeds, mask, pooled))
+        return [self.transformer.prepare_job(timesteps, guidance, *text, vision) for text in texts]
+
+    def _pack(self, history: History, section: SectionPlan, noise: Tensor) -> PackedSection:
+        indices = FrameIndices(
+            latent=section.latent_indices,
+            clean=section.clean_indices,
+            clean_2x=section.clean_2x_indices,
+            clean_4x=section.clean_4x_indices,
+        )
+        _, _, frames, height, width = noise.shape
+        return self.transformer.pack_section(history.clean_latents(), indices, (frames, height, width))
+
+    def _denoise(
+        self,
+        noise: Tensor,
+        sigmas: Tensor,
+        packed: PackedSection,
+        branches: list[_Branch],
+        section: SectionPlan,
+        sampling: SamplingConfig,
+        on_event: EventHandler | None,
+    ) -> Tensor:
+        """Latents of one section on the CPU, fp32."""
+        sampler: Sampler = make_sampler(sampling.sampler, sigmas)
+        latents = noise.to(self.transformer.device)
+        is_finite = []
+        for step, sigma in enumerate(sigmas[:-1].tolist()):
+            model_input = self._round(latents)
+            x0 = model_input - sigma * self._velocity(model_input, step, packed, branches, sampling)
+            latents = sampler.update(latents, x0, step)
+            is_finite.append(x0.isfinite().all())
+            if on_event is not None:
+                on_event(_step_event(section, step, branches[0], sampling, x0))
+        _check_finite(torch.stack(is_finite), section.index)
+        return latents.cpu()
+
+    def _velocity(
+        self,
+        latents: Tensor,
+        step: int,
+        packed: PackedSection,
+        branches: list[_Branch],
+        sampling: SamplingConfig,
+    ) -> Tensor:
+        """Velocity of one step, fp32; two branches are combined by true guidance."""
+        velocities = [
+            branch.cache.velocity(step, self.transformer.step(latents, step, branch.job, packed)).float()
+            for branch in branches
+        ]
+        conditional = velocities[0]
+        if len(velocities) == 1:
+            return conditional
+        negative = velocities[1]
+        guided = negative + sampling.cfg_scale * (conditional - negative)
+        if sampling.cfg_rescale == 0:
+            return guided
+        rescaled = guided * (conditional.std() / guided.std())
+        return sampling.cfg_rescale * rescaled + (1 - sampling.cfg_rescale) * guided
+
+    def _round(self, values: Tensor) -> Tensor:
+        """Round to what the transformer is given: bf16 values where it computes in 16 bit, else unchanged."""
+        if self.transformer.dtype == torch.float32:
+            return values
+        return values.to(torch.bfloat16).float()
+
+
+def assemble(sections: list[LatentSection], start_latent: Tensor) -> Tensor:
+    """All latents of a job in video order, the start latent first: [1, C, 1 + n * window, Y, X]."""
+    ordered = sorted(sections, key=lambda section: section.first_latent_frame)
+    return torch.cat([start_latent.float(), *(section.latents for section in ordered)], dim=2)
+
+
+def _step_event(
+    section: SectionPlan, step: int, branch: _Branch, sampling: SamplingConfig, x0: Tensor
+) -> StepEvent:
+    return StepEvent(
+        section=section.index,
+        num_sections=sampling.num_sections,
+        step=step,
+        num_steps=sampling.num_steps,
+        is_computed=branch.cache.was_computed,
+        first_latent_frame=section.first_latent_frame,
+        x0=x0,
+    )
+
+
+def _check_finite(is_finite: Tensor, section: int) -> None:
+    if bool(is_finite.all()):
+        return
+    step = int((~is_finite).nonzero()[0])
+    raise NumericalError(
+        f"latents of section {section + 1} became NaN or infinite at step {step + 1} (attention: {BACKEND}); "
+        "try precision='fp32', and check the model's files",
+        section=section,
+        step=step,
+        backend=BACKEND,
+    )

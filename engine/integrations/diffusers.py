@@ -1,0 +1,216 @@
+"""Drop-in for diffusers' ``HunyuanVideoFramepackTransformer3DModel``."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import TransformerConfig, open_transformer
+from ..history import CleanLatents
+from ..invariants import JobInvariants
+from ..packing import PackedSection
+from ..transformer import FrameIndices, PackedTransformer
+
+if TYPE_CHECKING:
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+T = TypeVar("T")
+
+# True guidance calls the transformer twice a step, with other conditioning.
+_NUM_BRANCHES = 2
+
+
+def load_transformer(
+    folder_or_id: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    local_files_only: bool = False,
+) -> "FramepackTransformer":
+    """Load a transformer that is called as diffusers' class is.
+
+    Args:
+        folder_or_id: folder, single .safetensors file or Hub id.
+        dtype: of weights and activations; the output projection stays in it, as in diffusers.
+        device: where the weights live and the forward runs.
+        local_files_only: never ask the Hub.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged or of another model.
+    """
+    checkpoint = open_transformer(folder_or_id, local_files_only=local_files_only)
+    return FramepackTransformer(PackedTransformer.load(checkpoint, dtype, torch.device(device)))
+
+
+class FramepackTransformer:
+    """Callable with the forward signature of diffusers' class.
+
+    Every call recomputes everything, until :meth:`begin_section` is called: then what depends on the
+    conditioning and the history is cached, by identity and version of the tensors passed.
+    Tensors made under ``torch.inference_mode`` carry no version and are never cached.
+    """
+
+    def __init__(self, transformer: PackedTransformer) -> None:
+        self.transformer = transformer
+        self._vision: _TensorCache[Tensor] | None = None
+        self._jobs: _TensorCache[JobInvariants] | None = None
+        self._sections: _TensorCache[PackedSection] | None = None
+
+    @property
+    def config(self) -> TransformerConfig:
+        return self.transformer.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.device
+
+    def begin_section(self, num_steps: int) -> None:
+        """Cache from here on; history of an earlier section is dropped.
+
+        Args:
+            num_steps: steps of the section; the conditioning of as many timesteps is kept, for two branches.
+        """
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        self._sections = _TensorCache(_NUM_BRANCHES)
+        if self._jobs is None or self._jobs.capacity != _NUM_BRANCHES * num_steps:
+            self._jobs = _TensorCache(_NUM_BRANCHES * num_steps)
+            self._vision = _TensorCache(_NUM_BRANCHES)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor,
+        pooled_projections: Tensor,
+        image_embeds: Tensor,
+        indices_latents: Tensor | None,
+        guidance: Tensor | None = None,
+        latents_clean: Tensor | None = None,
+        indices_latents_clean: Tensor | None = None,
+        latents_history_2x: Tensor | None = None,
+        indices_latents_history_2x: Tensor | None = None,
+        latents_history_4x: Tensor | None = None,
+        indices_latents_history_4x: Tensor | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+    ) -> "tuple[Tensor] | Transformer2DModelOutput":
+        """Velocity for ``hidden_states`` [B, C, T, Y, X]; arguments as in diffusers.
+
+        Samples run one after the other. A history group may be None together with its indices.
+        """
+        if attention_kwargs:
+            raise ValueError(f"attention_kwargs are not supported, got {sorted(attention_kwargs)}")
+        history = (
+            latents_clean,
+            latents_history_2x,
+            latents_history_4x,
+            indices_latents,
+            indices_latents_clean,
+            indices_latents_history_2x,
+            indices_latents_history_4x,
+        )
+        text = (encoder_hidden_states, encoder_attention_mask, pooled_projections)
+        outputs = []
+        for sample in range(hidden_states.shape[0]):
+            latents = _sample(hidden_states, sample)
+            section = self._section(sample, history, tuple(latents.shape[2:]))
+            job = self._job(sample, timestep, guidance, text, image_embeds)
+            outputs.append(self.transformer.step(latents, 0, job, section).compute())
+        result = torch.cat(outputs)
+        if not return_dict:
+            return (result,)
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        return Transformer2DModelOutput(sample=result)
+
+    def _section(
+        self, sample: int, history: tuple[Tensor | None, ...], size: tuple[int, ...]
+    ) -> PackedSection:
+        clean, clean_2x, clean_4x, *indices = history
+
+        def pack() -> PackedSection:
+            groups = CleanLatents(
+                *(None if x is None else _sample(x, sample) for x in (clean, clean_2x, clean_4x))
+            )
+            latent, *others = (None if x is None else tuple(x.flatten().tolist()) for x in indices)
+            frames = FrameIndices(
+                latent=range(size[0]) if latent is None else latent,
+                clean=others[0],
+                clean_2x=others[1],
+                clean_4x=others[2],
+            )
+            return self.transformer.pack_section(groups, frames, (size[0], size[1], size[2]))
+
+        return _cached(self._sections, (sample, size), history, pack)
+
+    def _job(
+        self,
+        sample: int,
+        timestep: Tensor,
+        guidance: Tensor | None,
+        text: tuple[Tensor, Tensor, Tensor],
+        image_embeds: Tensor,
+    ) -> JobInvariants:
+        vision = _cached(
+            self._vision,
+            sample,
+            (image_embeds,),
+            lambda: self.transformer.project_image(_sample(image_embeds, sample)),
+        )
+        time = timestep.reshape(-1)[sample : sample + 1]
+        scale = None if guidance is None else float(guidance.reshape(-1)[sample])
+
+        def prepare() -> JobInvariants:
+            embeds, mask, pooled = (_sample(x, sample) for x in text)
+            return self.transformer.prepare_job(time, scale, embeds, mask, pooled, vision)
+
+        return _cached(self._jobs, (sample, float(time), scale), (*text, image_embeds), prepare)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry(Generic[T]):
+    key: object
+    tensors: tuple[Tensor | None, ...]
+    versions: tuple[int, ...]
+    value: T
+
+
+class _TensorCache(Generic[T]):
+    """Values computed from tensors, found again by identity and version; the oldest goes first."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._entries: list[_Entry[T]] = []
+
+    def get(self, key: object, tensors: tuple[Tensor | None, ...], compute: Callable[[], T]) -> T:
+        if any(tensor is not None and tensor.is_inference() for tensor in tensors):
+            return compute()
+        versions = tuple(0 if tensor is None else tensor._version for tensor in tensors)
+        for entry in self._entries:
+            same = all(a is b for a, b in zip(entry.tensors, tensors, strict=True))
+            if same and entry.key == key and entry.versions == versions:
+                return entry.value
+        entry = _Entry(key, tensors, versions, compute())
+        self._entries = [*self._entries[-self.capacity + 1 :], entry] if self.capacity > 1 else [entry]
+        return entry.value
+
+
+def _cached(
+    cache: _TensorCache[T] | None, key: object, tensors: tuple[Tensor | None, ...], compute: Callable[[], T]
+) -> T:
+    return compute() if cache is None else cache.get(key, tensors, compute)
+
+
+def _sample(tensor: Tensor, index: int) -> Tensor:
+    """Row ``index`` of a batch, with the batch axis."""
+    return tensor[index : index + 1]

@@ -1,0 +1,88 @@
+"""Step caches: decide whether a step runs the transformer's blocks or reuses an earlier result."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from .config import SamplingConfig
+from .transformer import StepPass
+
+# Published polynomial from the relative change of the first modulated input to the expected change of the output,
+# highest power first (TeaCache for HunyuanVideo).
+_CHANGE_POLYNOMIAL = (733.226126, -401.131952, 67.5869174, -3.149878, 0.0961237896)
+
+
+class StepCache(Protocol):
+    """State of one branch in one section.
+
+    Attributes:
+        was_computed: whether the last step ran the blocks.
+    """
+
+    was_computed: bool
+
+    def velocity(self, step: int, step_pass: StepPass) -> Tensor:
+        """Velocity of ``step``, computed or derived from an earlier step."""
+        ...
+
+
+def make_step_cache(config: SamplingConfig) -> StepCache:
+    """A fresh cache for one branch of one section."""
+    if config.step_cache == "teacache":
+        return TeaCache(config.num_steps, config.step_cache_threshold)
+    return NoStepCache()
+
+
+class NoStepCache:
+    """Computes every step."""
+
+    was_computed = True
+
+    def velocity(self, step: int, step_pass: StepPass) -> Tensor:
+        return step_pass.compute()
+
+
+class TeaCache:
+    """Reuses the residual of the block stack while the first modulated input changes little.
+
+    First and last step always compute. Otherwise ``|m - m_prev| / |m_prev|`` of consecutive steps goes through
+    the polynomial and accumulates; the step computes once the sum reaches the threshold, and the sum restarts.
+    """
+
+    def __init__(self, num_steps: int, threshold: float) -> None:
+        self.was_computed = True
+        self._num_steps = num_steps
+        self._threshold = threshold
+        self._accumulated = 0.0
+        self._previous_input: Tensor | None = None
+        self._residual: Tensor | None = None
+
+    def velocity(self, step: int, step_pass: StepPass) -> Tensor:
+        self.was_computed = self._must_compute(step, step_pass.first_input)
+        if not self.was_computed:
+            assert self._residual is not None, "the first step computes"
+            return step_pass.head(step_pass.noisy_tokens + self._residual)
+        before = step_pass.noisy_tokens.clone()
+        hidden = step_pass.hidden()
+        # Only the noisy rows reach the output, so only theirs are kept.
+        self._residual = hidden - before
+        return step_pass.head(hidden)
+
+    def _must_compute(self, step: int, first_input: Tensor) -> bool:
+        previous, self._previous_input = self._previous_input, first_input
+        if previous is None or step in (0, self._num_steps - 1):
+            self._accumulated = 0.0
+            return True
+        change = ((first_input - previous).abs().mean() / previous.abs().mean()).item()
+        self._accumulated += _polynomial(change)
+        if self._accumulated < self._threshold:
+            return False
+        self._accumulated = 0.0
+        return True
+
+
+def _polynomial(x: float) -> float:
+    value = 0.0
+    for coefficient in _CHANGE_POLYNOMIAL:
+        value = value * x + coefficient
+    return value

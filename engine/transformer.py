@@ -1,0 +1,348 @@
+"""The packed transformer: noisy latents and a fixed-length packed history in, velocity out.
+
+Formulas: HunyuanVideo's MMDiT with FramePack's history patches and aligned rotary tables. A forward is split
+by lifetime: :meth:`PackedTransformer.prepare_job` and :meth:`pack_section` hold what steps share.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..kernels import modulated_layer_norm, num_patches, patchify_pack
+from .checkpoint import Checkpoint, TransformerConfig, load_into
+from .errors import ConfigError
+from .history import CleanLatents
+from .invariants import (
+    ImageProjection,
+    JobInvariants,
+    StepModulation,
+    TextRefiner,
+    TimeTextEmbedding,
+    modulation_table,
+)
+from .layers import DualBlock, Linear, Rotary, SingleBlock, StreamWeights
+from .packing import PATCH_2X, PATCH_4X, PackedSection, rope_tables
+from .parameters import ParameterBook
+
+Indices = tuple[int, ...] | range
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameIndices:
+    """Frame positions of each group of latent frames; None for a group that is absent."""
+
+    latent: Indices
+    clean: Indices | None = None
+    clean_2x: Indices | None = None
+    clean_4x: Indices | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PatchEmbedding:
+    """Weight [D, C, kt, ky, kx] and bias [D] of one scale."""
+
+    weight: Tensor
+    bias: Tensor
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        return tuple(self.weight.shape[2:])
+
+
+class PackedTransformer:
+    """Weights and forward pass of one checkpoint, for one sample at a time."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        has_fp32_head: bool = False,
+    ) -> None:
+        """Allocate the weights; :meth:`load` fills them.
+
+        Args:
+            config: shapes of the checkpoint.
+            dtype: of weights and activations.
+            device: where both live.
+            has_fp32_head: run the output projection in fp32, as the published program does in bf16.
+
+        Raises:
+            ConfigError: the checkpoint has a feature outside FramePack.
+        """
+        _check_supported(config)
+        self.config = config
+        self.dtype = dtype
+        self.device = device
+        self.has_fp32_head = has_fp32_head
+        book = ParameterBook(dtype, device)
+        self.destinations = book.destinations
+        dim, mlp_dim = config.inner_dim, int(config.inner_dim * config.mlp_ratio)
+        patch = (config.patch_size_t, config.patch_size, config.patch_size)
+        self.x_embedder = _patch_embedding(book, "x_embedder.proj", config, patch)
+        self.clean_embedders = {
+            "clean": _patch_embedding(book, "clean_x_embedder.proj", config, patch),
+            "clean_2x": _patch_embedding(book, "clean_x_embedder.proj_2x", config, PATCH_2X),
+            "clean_4x": _patch_embedding(book, "clean_x_embedder.proj_4x", config, PATCH_4X),
+        }
+        self.image_projection = ImageProjection(book, "image_projection", config.image_proj_dim, dim)
+        self.time_text_embedding = TimeTextEmbedding(
+            book, "time_text_embed", config.pooled_projection_dim, dim, has_guidance=config.guidance_embeds
+        )
+        self.refiner = TextRefiner(
+            book,
+            "context_embedder",
+            config.text_embed_dim,
+            dim,
+            mlp_dim,
+            config.num_attention_heads,
+            config.num_refiner_layers,
+        )
+        self.modulation_linears = _modulation_linears(book, config)
+        self.dual_blocks = [_dual_block(book, i, config) for i in range(config.num_layers)]
+        self.single_blocks = [_single_block(book, i, config) for i in range(config.num_single_layers)]
+        self.proj_out = book.linear("proj_out", dim, config.out_channels * config.patch_size**2)
+
+    @classmethod
+    def load(
+        cls, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, has_fp32_head: bool = False
+    ) -> "PackedTransformer":
+        """Allocate and fill the weights, one checkpoint tensor in flight."""
+        transformer = cls(checkpoint.config, dtype, device, has_fp32_head=has_fp32_head)
+        load_into(checkpoint, transformer.destinations)
+        return transformer
+
+    def project_image(self, image_embeds: Tensor) -> Tensor:
+        """Vision tokens [1, I, D] from image embeddings [1, I, V]."""
+        return self.image_projection(image_embeds.to(self.device, self.dtype))
+
+    def prepare_job(
+        self,
+        timesteps: Tensor,
+        guidance: float | None,
+        text_embeds: Tensor,
+        text_mask: Tensor | None,
+        pooled_embeds: Tensor,
+        vision_tokens: Tensor,
+    ) -> JobInvariants:
+        """Compute what all sections and steps share.
+
+        Args:
+            timesteps: ``[S]``, 1000 sigma of every step.
+            guidance: distilled guidance scale times 1000; None for a model without it.
+            text_embeds: ``[1, L, E]``.
+            text_mask: ``[1, L]``, nonzero for valid tokens, which come first; None if all are.
+            pooled_embeds: ``[1, P]``.
+            vision_tokens: ``[1, I, D]`` from :meth:`project_image`.
+        """
+        num_valid = text_embeds.shape[1] if text_mask is None else int((text_mask != 0).sum())
+        if num_valid == 0:
+            raise ValueError("text_mask must mark at least one valid token, got none")
+        timesteps = timesteps.to(self.device)
+        text = text_embeds[:, :num_valid].to(self.device, self.dtype)
+        pooled = pooled_embeds.to(self.device, self.dtype)
+        scale = None if guidance is None else torch.tensor([guidance], device=self.device)
+        embedding = self.time_text_embedding(timesteps, pooled, scale)
+        return JobInvariants(
+            modulation=modulation_table(self.modulation_linears, embedding),
+            refined_text=self.refiner(text, timesteps),
+            vision_tokens=vision_tokens,
+            num_dual_blocks=self.config.num_layers,
+        )
+
+    def pack_section(
+        self, clean_latents: CleanLatents, indices: FrameIndices, size: tuple[int, int, int]
+    ) -> PackedSection:
+        """Embed the history and build the rotary tables of one section.
+
+        Args:
+            clean_latents: history; groups that are None, or whose indices are, are left out.
+            indices: frame positions of every group.
+            size: T, Y, X of the noisy latents.
+        """
+        config = self.config
+        grid = (size[1] // config.patch_size, size[2] // config.patch_size)
+        axes = config.rope_axes_dim
+        groups = [
+            (self.clean_embedders[name], latents, frames, pool)
+            for name, pool in (("clean_4x", 4), ("clean_2x", 2), ("clean", 1))
+            if (latents := getattr(clean_latents, name)) is not None
+            and (frames := getattr(indices, name)) is not None
+        ]
+        tables = [
+            rope_tables(frames, grid, axes, config.rope_theta, pool=pool, device=self.device)
+            for _, _, frames, pool in groups
+        ]
+        tables.append(rope_tables(indices.latent, grid, axes, config.rope_theta, device=self.device))
+        counts = [num_patches(latents.shape[2:], embedding.kernel) for embedding, latents, _, _ in groups]
+        clean_tokens = torch.empty((1, sum(counts), config.inner_dim), dtype=self.dtype, device=self.device)
+        offset = 0
+        for (embedding, latents, _, _), count in zip(groups, counts, strict=True):
+            latents = latents.to(self.device, self.dtype)
+            patchify_pack(latents, embedding.weight, embedding.bias, clean_tokens, offset)
+            offset += count
+        cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
+        return PackedSection(clean_tokens, cos, sin, num_noisy_tokens=tables[-1][0].shape[0])
+
+    def step(self, latents: Tensor, step: int, job: JobInvariants, section: PackedSection) -> "StepPass":
+        """Embed the noisy latents [1, C, T, Y, X] of ``step``; nothing past the embedding runs yet."""
+        num_clean, num_latent = section.clean_tokens.shape[1], section.num_latent_tokens
+        num_vision = job.vision_tokens.shape[1]
+        tokens = section.clean_tokens.new_empty(
+            (1, num_latent + job.num_condition_tokens, self.config.inner_dim)
+        )
+        tokens[:, :num_clean] = section.clean_tokens
+        patchify_pack(latents, self.x_embedder.weight, self.x_embedder.bias, tokens, num_clean)
+        tokens[:, num_latent : num_latent + num_vision] = job.vision_tokens
+        tokens[:, num_latent + num_vision :] = job.refined_text[step]
+        modulation = StepModulation(job.vectors(step), job.num_dual_blocks)
+        return StepPass(self, tokens, section, modulation, tuple(latents.shape[2:]))
+
+    def head(self, hidden: Tensor, modulation: StepModulation, size: tuple[int, ...]) -> Tensor:
+        """Velocity [1, C, T, Y, X] from the noisy tokens after all blocks."""
+        scale, shift = modulation.final()
+        hidden = modulated_layer_norm(hidden, scale, shift)
+        patches = self._fp32_proj_out(hidden.float()) if self.has_fp32_head else self.proj_out(hidden)
+        p = self.config.patch_size
+        frames, height, width = size
+        cells = patches.view(1, frames, height // p, width // p, self.config.out_channels, p, p)
+        return cells.permute(0, 4, 1, 2, 5, 3, 6).reshape(1, self.config.out_channels, frames, height, width)
+
+    @cached_property
+    def _fp32_proj_out(self) -> Linear:
+        return Linear(self.proj_out.weight.float(), self.proj_out.bias.float())
+
+
+class StepPass:
+    """One forward, split where a step cache decides: embedding, blocks, head.
+
+    Attributes:
+        tokens: joint buffer [1, N, D]; the blocks update it in place.
+    """
+
+    def __init__(
+        self,
+        transformer: PackedTransformer,
+        tokens: Tensor,
+        section: PackedSection,
+        modulation: StepModulation,
+        size: tuple[int, ...],
+    ) -> None:
+        self.transformer = transformer
+        self.tokens = tokens
+        self.section = section
+        self.modulation = modulation
+        self.size = size
+
+    @property
+    def noisy_tokens(self) -> Tensor:
+        """View of the noisy tokens [1, num_noisy, D]; the embedding until :meth:`hidden` runs."""
+        end = self.section.num_latent_tokens
+        return self.tokens[:, end - self.section.num_noisy_tokens : end]
+
+    @cached_property
+    def first_input(self) -> Tensor:
+        """Modulated norm of the latent tokens [1, N_latent, D]: the input of the first attention."""
+        shift, scale = self.modulation.dual(0)[0][:2]
+        latent_tokens = self.tokens[:, : self.section.num_latent_tokens]
+        first_input: Tensor = modulated_layer_norm(latent_tokens, scale, shift)
+        return first_input
+
+    def hidden(self) -> Tensor:
+        """Run all blocks; the noisy tokens [1, num_noisy, D]. Call once: ``tokens`` are consumed."""
+        rotary = Rotary(self.section.cos, self.section.sin)
+        for i, dual_block in enumerate(self.transformer.dual_blocks):
+            dual_block(self.tokens, rotary, self.modulation.dual(i), self.first_input if i == 0 else None)
+        *blocks, last = self.transformer.single_blocks
+        for i, block in enumerate(blocks):
+            block(self.tokens, rotary, self.modulation.single(i))
+        return last.last(
+            self.tokens, rotary, self.modulation.single(len(blocks)), self.section.num_noisy_tokens
+        )
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Velocity [1, C, T, Y, X] from ``hidden``."""
+        return self.transformer.head(hidden, self.modulation, self.size)
+
+    def compute(self) -> Tensor:
+        """Velocity of the whole forward."""
+        return self.head(self.hidden())
+
+
+def _check_supported(config: TransformerConfig) -> None:
+    required = (
+        ("patch_size", config.patch_size, 2),
+        ("patch_size_t", config.patch_size_t, 1),
+        ("qk_norm", config.qk_norm, "rms_norm"),
+        ("has_image_proj", config.has_image_proj, True),
+        ("has_clean_x_embedder", config.has_clean_x_embedder, True),
+    )
+    for key, value, wanted in required:
+        if value != wanted:
+            raise ConfigError(f"{key} must be {wanted!r} for a FramePack checkpoint, got {value!r}")
+    for key, count in (("num_layers", config.num_layers), ("num_single_layers", config.num_single_layers)):
+        if count < 1:
+            raise ConfigError(f"{key} must be at least 1, got {count}")
+    if sum(config.rope_axes_dim) != config.attention_head_dim:
+        raise ConfigError(
+            f"rope_axes_dim must sum to attention_head_dim = {config.attention_head_dim}, "
+            f"got {config.rope_axes_dim}"
+        )
+
+
+def _patch_embedding(
+    book: ParameterBook, name: str, config: TransformerConfig, kernel: tuple[int, int, int]
+) -> PatchEmbedding:
+    weight = book.tensor(f"{name}.weight", config.inner_dim, config.in_channels, *kernel)
+    return PatchEmbedding(weight, book.tensor(f"{name}.bias", config.inner_dim))
+
+
+def _modulation_linears(book: ParameterBook, config: TransformerConfig) -> list[Linear]:
+    """In execution order, which is the order of :class:`StepModulation`."""
+    dim = config.inner_dim
+    dual = [
+        book.linear(f"transformer_blocks.{i}.{norm}.linear", dim, 6 * dim)
+        for i in range(config.num_layers)
+        for norm in ("norm1", "norm1_context")
+    ]
+    single = [
+        book.linear(f"single_transformer_blocks.{i}.norm.linear", dim, 3 * dim)
+        for i in range(config.num_single_layers)
+    ]
+    return [*dual, *single, book.linear("norm_out.linear", dim, 2 * dim)]
+
+
+def _dual_block(book: ParameterBook, index: int, config: TransformerConfig) -> DualBlock:
+    name = f"transformer_blocks.{index}"
+    attn, head_dim = f"{name}.attn", config.attention_head_dim
+    dim, mlp_dim = config.inner_dim, int(config.inner_dim * config.mlp_ratio)
+
+    def stream(qkv: tuple[str, str, str], out: str, mlp: str) -> StreamWeights:
+        return StreamWeights(
+            qkv=book.linear([f"{attn}.{part}" for part in qkv], dim, dim),
+            out=book.linear(f"{attn}.{out}", dim, dim),
+            mlp_in=book.linear(f"{name}.{mlp}.net.0.proj", dim, mlp_dim),
+            mlp_out=book.linear(f"{name}.{mlp}.net.2", mlp_dim, dim),
+        )
+
+    return DualBlock(
+        latent=stream(("to_q", "to_k", "to_v"), "to_out.0", "ff"),
+        condition=stream(("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", "ff_context"),
+        q_norm=book.stacked([f"{attn}.norm_q.weight", f"{attn}.norm_added_q.weight"], head_dim),
+        k_norm=book.stacked([f"{attn}.norm_k.weight", f"{attn}.norm_added_k.weight"], head_dim),
+    )
+
+
+def _single_block(book: ParameterBook, index: int, config: TransformerConfig) -> SingleBlock:
+    name = f"single_transformer_blocks.{index}"
+    dim, mlp_dim = config.inner_dim, int(config.inner_dim * config.mlp_ratio)
+    inputs = [f"{name}.attn.to_q", f"{name}.attn.to_k", f"{name}.attn.to_v", f"{name}.proj_mlp"]
+    return SingleBlock(
+        qkv_mlp=book.linear(inputs, dim, (dim, dim, dim, mlp_dim)),
+        out=book.linear(f"{name}.proj_out", dim + mlp_dim, dim),
+        q_norm=book.stacked([f"{name}.attn.norm_q.weight"] * 2, config.attention_head_dim),
+        k_norm=book.stacked([f"{name}.attn.norm_k.weight"] * 2, config.attention_head_dim),
+    )
