@@ -1,0 +1,11 @@
+"""Sub-commands of ``isoframe bench``. Each imports its measurement when it is called."""
+
+import typer
+
+app = typer.Typer(
+    name="bench",
+    help="Measure speed and quality on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)

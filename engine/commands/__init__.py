@@ -1,0 +1,5 @@
+"""The ``isoframe`` command; one file a sub-command."""
+
+from .app import main
+
+__all__ = ["main"]

@@ -1,0 +1,5 @@
+"""``python -P -m isoframe.engine.commands``, for shells that do not find the ``isoframe`` script."""
+
+from .app import main
+
+main()
