@@ -84,7 +84,7 @@ class FramepackTransformer:
             self._jobs = _TensorCache(_NUM_BRANCHES * num_steps)
             self._vision = _TensorCache(_NUM_BRANCHES)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(
         self,
         hidden_states: Tensor,
