@@ -235,6 +235,17 @@ def missing_source(argument: str, source: str) -> str:
     )
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} must be a JSON object, got {type(raw).__name__}")
+    return raw
+
+
 def folder_name(folder: Path) -> str:
     """Name of a model folder: a Hub snapshot's repository id, else the folder's name less ``transformer/``."""
     folder = Path(os.path.abspath(folder))
@@ -341,7 +352,7 @@ def _find_files(folder: Path) -> tuple[list[TensorFile], dict[str, str]]:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    weight_map = _read_json(path).get("weight_map")
+    weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} must have a weight_map from tensor names to files")
     outside = [str(name) for name in weight_map.values() if Path(str(name)).name != name]
@@ -436,17 +447,7 @@ def _check_dtypes(entries: Mapping[str, TensorEntry], source: str) -> None:
 
 
 def _read_config(path: Path) -> TransformerConfig:
-    return TransformerConfig.from_dict(_read_json(path), source=str(path))
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path} must be a JSON object, got {type(raw).__name__}")
-    return raw
+    return TransformerConfig.from_dict(read_json(path), source=str(path))
 
 
 def _check_keys(given: Mapping[str, object], source: str) -> None:

@@ -1,6 +1,9 @@
 """Files of the Hugging Face Hub: downloaded or cached, with errors that say what to do."""
 
 import difflib
+import functools
+import json
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -9,7 +12,12 @@ from typing import TypeVar
 
 from .errors import CheckpointError
 
+_logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
+
+
+class NotCachedError(CheckpointError):
+    """A file is not in the Hub's cache, and the Hub was not to be asked or could not be reached."""
 
 
 def is_hub_id(source: str) -> bool:
@@ -31,9 +39,13 @@ def hub_file(repository: str, filename: str, *, local_files_only: bool) -> Path 
         The path in the Hub's cache, or None where the repository has no such file.
 
     Raises:
-        CheckpointError: not cached while offline, no such repository, or no right to read it.
+        NotCachedError: not cached while offline.
+        CheckpointError: no such repository, or no right to read it.
     """
     import huggingface_hub
+
+    if not local_files_only and not is_cached(repository, filename):
+        _announce_license(repository)
 
     def fetch() -> Path:
         return Path(
@@ -43,26 +55,32 @@ def hub_file(repository: str, filename: str, *, local_files_only: bool) -> Path 
     return _ask(repository, filename, fetch)
 
 
-def hub_folder(repository: str, patterns: Sequence[str], *, local_files_only: bool) -> Path:
-    """Local snapshot of the files of ``repository`` that match ``patterns``, downloaded if not cached."""
+def hub_folder(repository: str, filenames: Sequence[str], *, required: str, local_files_only: bool) -> Path:
+    """Local snapshot of ``repository`` with those of ``filenames`` that it has (patterns; the rest is not fetched).
+
+    Args:
+        repository: Hub id.
+        filenames: paths in the repository, with "*" for any text.
+        required: the file without which the snapshot is of no use.
+        local_files_only: never ask the Hub.
+    """
     import huggingface_hub
 
-    def fetch() -> Path:
-        return Path(
-            str(
-                huggingface_hub.snapshot_download(
-                    repository, allow_patterns=list(patterns), local_files_only=local_files_only
-                )
-            )
-        )
+    if hub_file(repository, required, local_files_only=local_files_only) is None:
+        raise CheckpointError(f"{repository} on the Hub has no file {required}")
 
-    snapshot = _ask(repository, patterns[0], fetch)
-    if snapshot is None:
-        raise CheckpointError(f"{repository} on the Hub has no files like {', '.join(patterns)}")
+    def fetch() -> Path:
+        snapshot = huggingface_hub.snapshot_download(
+            repository, allow_patterns=list(filenames), local_files_only=local_files_only
+        )
+        return Path(str(snapshot))
+
+    snapshot = _ask(repository, required, fetch)
+    assert snapshot is not None, "the repository has just given a file"
     return snapshot
 
 
-def not_cached(repository: str, filename: str) -> CheckpointError:
+def not_cached(repository: str, filename: str) -> NotCachedError:
     """The error for a file that is not in the cache while the Hub cannot be asked."""
     import huggingface_hub.constants
 
@@ -72,7 +90,7 @@ def not_cached(repository: str, filename: str) -> CheckpointError:
         wanted = f' --include "{folder}/*"'
     else:
         wanted = "" if filename.startswith(("config.json", "diffusion_pytorch_model")) else f" {filename}"
-    return CheckpointError(
+    return NotCachedError(
         f"{filename} of {repository} is not in the Hub cache {huggingface_hub.constants.HF_HUB_CACHE}, and the Hub "
         f"was not to be asked or could not be reached. Download it where there is a network: "
         f"hf download {repository}{wanted}{_as_path(repository)}"
@@ -85,6 +103,14 @@ def nearest_path(source: str) -> str | None:
     siblings = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
     nearest = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.6)
     return str(path.parent / nearest[0]) if nearest else None
+
+
+@functools.cache
+def _announce_license(repository: str) -> None:
+    """Log, once per process, under what licence the files come that are about to be downloaded."""
+    licenses = json.loads((Path(__file__).parent / "data" / "licenses.json").read_text(encoding="utf-8"))
+    terms = licenses.get(repository, f"terms at https://huggingface.co/{repository}")
+    _logger.info("downloading from %s; licence: %s", repository, terms)
 
 
 def _as_path(repository: str) -> str:

@@ -1,0 +1,88 @@
+"""Embeddings on disk, by the content of what they were computed from."""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+_logger = logging.getLogger(__name__)
+
+
+class EmbeddingCache:
+    """A folder of safetensors files, each written whole or not at all.
+
+    A file that is damaged is computed again, and a folder that cannot be written costs only the time: neither
+    fails a job.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._is_writable = True
+
+    def read(self, key: str) -> dict[str, Tensor] | None:
+        """The tensors stored under ``key``; None if there are none, or damaged ones."""
+        path = self._path(key)
+        if not path.is_file():
+            return None
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+                stored_digest = (file.metadata() or {}).get("digest")
+        except (safetensors.SafetensorError, OSError) as error:
+            _warn_of_damage(path, str(error))
+            return None
+        if stored_digest != _digest(tensors):
+            _warn_of_damage(path, "its content does not match its digest")
+            return None
+        return tensors
+
+    def write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Store ``tensors`` under ``key``; a failure is logged once."""
+        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        content = save(stored, metadata={"digest": _digest(stored)})
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write_atomically(self._path(key), content)
+        except OSError as error:
+            if self._is_writable:
+                _logger.warning("embeddings are not cached: %s cannot be written: %s", self.folder, error)
+            self._is_writable = False
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+
+def cache_key(**inputs: object) -> str:
+    """SHA-256 of everything that decides an embedding."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def _warn_of_damage(path: Path, reason: str) -> None:
+    _logger.warning("the cached embedding %s is damaged (%s): computing it again", path, reason)
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            file.write(content)
+        except OSError:
+            temporary.unlink()
+            raise
+    os.replace(temporary, path)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
