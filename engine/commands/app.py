@@ -1,9 +1,12 @@
 """The program ``isoframe``: its sub-commands and those that other packages add."""
 
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib import metadata
 from typing import Annotated
 
 import typer
+
+from .generate import generate
+from .info import info
 
 PLUGIN_GROUP = "isoframe.commands"
 
@@ -22,7 +25,9 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    plugins = {plugin.name: plugin for plugin in entry_points(group=PLUGIN_GROUP)}
+    for command in (generate, info):
+        app.command()(command)
+    plugins = {plugin.name: plugin for plugin in metadata.entry_points(group=PLUGIN_GROUP)}
     for name, plugin in sorted(plugins.items()):
         app.add_typer(plugin.load(), name=name)
     return app
@@ -31,16 +36,21 @@ def build_app() -> typer.Typer:
 def installed_version() -> str:
     """Version of the installed distribution."""
     try:
-        return version("isoframe")
-    except PackageNotFoundError:
+        return metadata.version("isoframe")
+    except metadata.PackageNotFoundError:
         return "unknown (not installed)"
 
 
-def _root(
-    show_version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
-    ] = False,
-) -> None:
-    if show_version:
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
         typer.echo(f"isoframe {installed_version()}")
         raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Take the options of the program itself."""

@@ -1,0 +1,47 @@
+"""What a failed command tells its user."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from ..errors import ConfigError, IsoframeError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_CANCELLED = 130
+
+
+@contextmanager
+def readable_errors(*, debug: bool) -> Iterator[None]:
+    """Turn expected errors into one line on stderr and an exit code; ``debug`` keeps the traceback.
+
+    Notes of the exception follow on lines of their own.
+    """
+    _configure_logging(debug)
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (IsoframeError, OSError) as error:
+        if debug:
+            raise
+        typer.echo(f"error: {_message(error)}", err=True)
+        raise typer.Exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED) from error
+    except KeyboardInterrupt as interrupt:
+        typer.echo("\n".join(["cancelled", *getattr(interrupt, "__notes__", [])]), err=True)
+        raise typer.Exit(EXIT_CANCELLED) from interrupt
+
+
+def _message(error: Exception) -> str:
+    message = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return "\n".join([message, *getattr(error, "__notes__", [])])
+
+
+def _configure_logging(debug: bool) -> None:
+    """Warnings of the engine go to stderr, with ``debug`` everything does."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("isoframe").setLevel(logging.DEBUG if debug else logging.WARNING)

@@ -1,0 +1,60 @@
+"""``isoframe generate``: an image and a prompt in, an MP4 out."""
+
+from ..config import EngineConfig, Request
+from . import options
+from .failures import readable_errors
+from .options import DEFAULTS
+from .rendering import Rendering
+
+
+def generate(
+    image: options.ImagePath,
+    prompt: options.Prompt,
+    out: options.Out,
+    negative_prompt: options.NegativePrompt = DEFAULTS.negative_prompt,
+    seconds: options.Seconds = DEFAULTS.seconds,
+    model: options.Model = "demo",
+    order: options.Order = DEFAULTS.order,
+    size: options.Size = None,
+    posterior: options.Posterior = DEFAULTS.posterior,
+    force: options.Force = False,
+    steps: options.Steps = DEFAULTS.num_steps,
+    seed: options.Seed = DEFAULTS.seed,
+    guidance: options.Guidance = DEFAULTS.guidance_scale,
+    cfg: options.Cfg = DEFAULTS.cfg_scale,
+    cfg_rescale: options.CfgRescale = DEFAULTS.cfg_rescale,
+    sampler: options.Sampler = DEFAULTS.sampler,
+    step_cache: options.StepCache = DEFAULTS.step_cache,
+    step_cache_threshold: options.StepCacheThreshold = DEFAULTS.step_cache_threshold,
+    window: options.Window = DEFAULTS.latent_window_size,
+    overwrite: options.Overwrite = False,
+    fps: options.Fps = DEFAULTS.fps,
+    crf: options.Crf = DEFAULTS.crf,
+    preview: options.Preview = None,
+    png: options.Png = None,
+    json_progress: options.JsonProgress = False,
+    quiet: options.Quiet = False,
+    device: options.Device = "auto",
+    precision: options.Precision = None,
+    component: options.ComponentOverrides = None,
+    cache_dir: options.CacheDir = None,
+    local_files_only: options.LocalFilesOnly = False,
+    debug: options.Debug = False,
+) -> None:
+    """Generate a video from an image and a prompt."""
+    with readable_errors(debug=debug):
+        request = Request(
+            image=image, prompt=prompt, negative_prompt=negative_prompt, seconds=seconds, order=order,
+            size=options.parse_size(size), posterior=posterior, force=force, num_steps=steps, seed=seed,
+            guidance_scale=guidance, cfg_scale=cfg, cfg_rescale=cfg_rescale, sampler=sampler,
+            step_cache=step_cache, step_cache_threshold=step_cache_threshold, latent_window_size=window,
+            fps=fps, crf=crf,
+        )  # fmt: skip
+        config = EngineConfig(
+            device=device, precision=precision, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+        Rendering(
+            request=request, model=model, config=config, components=options.parse_components(component),
+            out=out, is_overwriting=overwrite, preview_dir=preview, png_dir=png,
+            is_json=json_progress, is_quiet=quiet,
+        ).run()  # fmt: skip

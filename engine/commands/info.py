@@ -1,0 +1,80 @@
+"""``isoframe info``: what a video says about its making, or what a model is."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .failures import readable_errors
+
+
+def info(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="An MP4, a model folder, a .safetensors file or a Hub id.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    local_files_only: options.LocalFilesOnly = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show what is known about a video or a model."""
+    with readable_errors(debug=debug):
+        suffix = Path(file).suffix.lower()
+        is_video = suffix == ".mp4" or (Path(file).is_file() and suffix != ".safetensors")
+        facts = describe_video(file) if is_video else describe_model(file, local_files_only)
+        if as_json:
+            typer.echo(json.dumps(facts, indent=2, default=str))
+        else:
+            _print_table(facts)
+
+
+def describe_video(path: str) -> dict[str, object]:
+    """Size, length and metadata of a video file."""
+    from ..video import read_video_info
+
+    return dataclasses.asdict(read_video_info(path))
+
+
+def describe_model(source: str, local_files_only: bool) -> dict[str, object]:
+    """Name, hash, size and configuration of a transformer; its weights are not read."""
+    from ..checkpoint import open_transformer
+    from ..components import find_components
+
+    components = find_components(source, local_files_only=local_files_only)
+    checkpoint = open_transformer(components.transformer, local_files_only=local_files_only)
+    return {
+        "name": components.name,
+        "source_hash": checkpoint.source_hash,
+        "num_tensors": len(checkpoint.shapes),
+        "num_parameters": sum(math.prod(shape) for shape in checkpoint.shapes.values()),
+        "config": dataclasses.asdict(checkpoint.config),
+        "companions": {name: str(ref.source) for name, ref in components.refs.items()},
+        "order": components.profile.order,
+        "buckets": components.profile.buckets,
+    }
+
+
+def _print_table(facts: Mapping[str, object]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _flatten(facts):
+        table.add_row(name, str(value))
+    Console(highlight=False, markup=False).print(table)
+
+
+def _flatten(facts: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = []
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            rows += _flatten(value, f"{prefix}{name}.")
+        else:
+            rows.append((f"{prefix}{name}", value))
+    return rows

@@ -1,0 +1,157 @@
+"""The options that commands share: type, name and help in one place; defaults are those of ``Request``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Option
+
+from ..config import ORDERS, PRECISIONS, SAMPLERS, STEP_CACHES, Request
+from ..errors import ConfigError
+
+DEFAULTS = Request(image="", prompt="")
+JOB, SAMPLING, OUTPUT, MACHINE = "Job", "Sampling", "Output", "Machine"
+
+ImagePath = Annotated[str, typer.Argument(metavar="IMAGE", help="Image the video starts from.")]
+Prompt = Annotated[str, Option("--prompt", "-p", help="What happens in the video.", rich_help_panel=JOB)]
+NegativePrompt = Annotated[
+    str, Option("--negative-prompt", help="What to avoid; used when --cfg is not 1.", rich_help_panel=JOB)
+]
+Seconds = Annotated[float, Option("--seconds", "-s", help="Length of the video.", rich_help_panel=JOB)]
+Model = Annotated[
+    str,
+    Option(
+        "--model",
+        "-m",
+        help="demo (built in), a Hub id, a folder or a .safetensors file. Downloaded models keep their own "
+        "licence: see NOTICE.",
+        rich_help_panel=JOB,
+    ),
+]
+Order = Annotated[
+    str,
+    Option(
+        "--order",
+        help=f"auto (forward for F1 models), {' or '.join(ORDERS)}. Inverted makes the end first.",
+        rich_help_panel=JOB,
+    ),
+]
+Size = Annotated[
+    str | None,
+    Option(
+        "--size",
+        metavar="HxW",
+        help="Height x width in pixels, multiples of 16 (default: nearest bucket).",
+        rich_help_panel=JOB,
+    ),
+]
+Posterior = Annotated[
+    str, Option("--posterior", help="Start latent: sample (seeded) or mode.", rich_help_panel=JOB)
+]
+Force = Annotated[
+    bool,
+    Option(
+        "--force",
+        "--force-size",
+        help="Accept more than 3600 seconds and images of unusual size or shape.",
+        rich_help_panel=JOB,
+    ),
+]
+Steps = Annotated[int, Option("--steps", help="Denoising steps per section.", rich_help_panel=SAMPLING)]
+Seed = Annotated[int, Option("--seed", help="Seed of the noise.", rich_help_panel=SAMPLING)]
+Guidance = Annotated[float, Option("--guidance", help="Distilled guidance.", rich_help_panel=SAMPLING)]
+Cfg = Annotated[
+    float,
+    Option(
+        "--cfg",
+        help="True classifier-free guidance; 1 is off, else twice the time.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+CfgRescale = Annotated[
+    float, Option("--cfg-rescale", help="0 to 1; only with --cfg.", rich_help_panel=SAMPLING)
+]
+Sampler = Annotated[str, Option("--sampler", help=", ".join(SAMPLERS), rich_help_panel=SAMPLING)]
+StepCache = Annotated[
+    str,
+    Option(
+        "--step-cache",
+        help=f"{', '.join(STEP_CACHES)}; teacache is faster, approximate.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+StepCacheThreshold = Annotated[
+    float, Option("--step-cache-threshold", help="Higher skips more steps.", rich_help_panel=SAMPLING)
+]
+Window = Annotated[int, Option("--window", help="Latent frames per section.", rich_help_panel=SAMPLING)]
+Out = Annotated[Path, Option("--out", "-o", help="The MP4 to write.", rich_help_panel=OUTPUT)]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace --out if it exists.", rich_help_panel=OUTPUT)]
+Fps = Annotated[int, Option("--fps", help="Frames per second of the file.", rich_help_panel=OUTPUT)]
+Crf = Annotated[int, Option("--crf", help="H.264 quality: 0 lossless, 51 worst.", rich_help_panel=OUTPUT)]
+Preview = Annotated[
+    Path | None, Option("--preview", help="Folder for small pictures of the run.", rich_help_panel=OUTPUT)
+]
+Png = Annotated[
+    Path | None,
+    Option("--png", help="Also write every frame as PNG into this folder.", rich_help_panel=OUTPUT),
+]
+JsonProgress = Annotated[
+    bool,
+    Option(
+        "--json-progress",
+        help="One JSON object per event on stdout, nothing else there.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.", rich_help_panel=OUTPUT)]
+Device = Annotated[str, Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)]
+Precision = Annotated[
+    str | None,
+    Option(
+        "--precision",
+        help=f"{', '.join(PRECISIONS)} (default: fp32 on the CPU, bf16 on CUDA).",
+        rich_help_panel=MACHINE,
+    ),
+]
+ComponentOverrides = Annotated[
+    list[str] | None,
+    Option(
+        "--component",
+        metavar="NAME=SOURCE",
+        help="Other source of a companion model, such as vae=FOLDER; repeatable.",
+        rich_help_panel=MACHINE,
+    ),
+]
+CacheDir = Annotated[
+    Path | None,
+    Option(
+        "--cache-dir", help="Folder of cached embeddings (default: $ISOFRAME_CACHE).", rich_help_panel=MACHINE
+    ),
+]
+LocalFilesOnly = Annotated[
+    bool, Option("--local-files-only", help="Never ask the Hub.", rich_help_panel=MACHINE)
+]
+Debug = Annotated[bool, Option("--debug", help="Log everything; show tracebacks.", rich_help_panel=MACHINE)]
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) from ``"640x608"``."""
+    if text is None:
+        return None
+    height, separator, width = text.lower().partition("x")
+    if not (separator and height.strip().isdecimal() and width.strip().isdecimal()):
+        raise ConfigError(f"--size must be HEIGHTxWIDTH such as 640x608, got {text!r}")
+    return int(height), int(width)
+
+
+def parse_components(pairs: list[str] | None) -> dict[str, str]:
+    """Sources by component name from ``["vae=FOLDER", ...]``."""
+    components: dict[str, str] = {}
+    for pair in pairs or []:
+        name, _, source = pair.partition("=")
+        if not name or not source:
+            raise ConfigError(f"--component must be NAME=SOURCE such as vae=FOLDER, got {pair!r}")
+        if name in components:
+            raise ConfigError(f"--component names {name} twice")
+        components[name] = source
+    return components

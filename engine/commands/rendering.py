@@ -1,0 +1,116 @@
+"""One job from options to file: what ``generate`` and ``demo`` share."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from ..config import EngineConfig, Request
+from ..errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from ..video import Video
+    from .progress import Reporter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendering:
+    """What to make, with what, and where to put it.
+
+    Attributes:
+        request: the job.
+        model: "demo", a Hub id, a folder or a file.
+        config: what the engine may use.
+        components: other sources of companion models, by name.
+        out: the MP4.
+        is_overwriting: whether ``out`` may exist.
+        preview_dir: folder for pictures of the run.
+        png_dir: folder for every frame as PNG.
+        is_json: progress as JSON on stdout.
+        is_quiet: no progress.
+    """
+
+    request: Request
+    model: str
+    config: EngineConfig
+    components: Mapping[str, str] = field(default_factory=dict)
+    out: Path
+    is_overwriting: bool = False
+    preview_dir: Path | None = None
+    png_dir: Path | None = None
+    is_json: bool = False
+    is_quiet: bool = False
+
+    def run(self) -> None:
+        """Check the paths, load the engine, render, and say where the video is."""
+        check_output(self.out, self.is_overwriting)
+        for folder in (self.preview_dir, self.png_dir):
+            if folder is not None:
+                check_folder(folder)
+        from ..images import load_image
+        from .progress import make_reporter
+
+        # The image is read again by the engine; a bad one must not cost the loading of a model.
+        load_image(self.request.image, force=self.request.force)
+        partial, before = partial_path(self.out), _modified(partial_path(self.out))
+        try:
+            with make_reporter(
+                fps=self.request.fps, is_json=self.is_json, is_quiet=self.is_quiet
+            ) as reporter:
+                video = self._render(reporter)
+        except BaseException as error:
+            if _modified(partial) != before:
+                error.add_note(f"what was finished is in {partial}")
+            raise
+        if not (self.is_json or self.is_quiet):
+            size = f"{video.width}x{video.height}"
+            typer.echo(f"{video.path}: {video.num_frames} frames, {video.seconds:.1f} s, {size}")
+
+    def _render(self, reporter: "Reporter") -> "Video":
+        from .. import Engine
+        from ..events import PhaseEvent
+
+        reporter.on_event(PhaseEvent(phase="load"))
+        engine = Engine.load(self.model, config=self.config, components=self.components)
+        return engine.render(
+            self.request,
+            self.out,
+            overwrite=self.is_overwriting,
+            on_event=reporter.on_event,
+            preview_dir=self.preview_dir,
+            png_dir=self.png_dir,
+        )
+
+
+def partial_path(out: Path) -> Path:
+    """Where an interrupted job leaves what it finished."""
+    return out.with_name(f"{out.stem}.partial.mp4")
+
+
+def check_output(out: Path, is_overwriting: bool) -> None:
+    """Raise unless the video can be written to ``out``."""
+    if out.is_dir():
+        raise ConfigError(f"--out must be a file, {out} is a folder; add a name such as {out / 'video.mp4'}")
+    if out.suffix.lower() != ".mp4":
+        raise ConfigError(f"--out must end in .mp4, got {out}")
+    if out.exists() and not is_overwriting:
+        raise ConfigError(f"--out {out} exists; pass --overwrite to replace it, or another name")
+    check_folder(out.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Create ``folder`` if it is missing; raise unless files can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            f"cannot write to folder {folder}: {error.strerror}; choose another folder or change its permissions"
+        ) from error
+
+
+def _modified(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None

@@ -1,0 +1,306 @@
+"""The command line: options, errors, exit codes. The engine is a fake; what it is asked for is checked."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import isoframe.engine
+from isoframe.engine import EngineConfig, Request, events
+from isoframe.engine.commands.app import build_app
+from isoframe.engine.errors import CheckpointError, NumericalError
+from isoframe.engine.video import Video
+
+Handler = Callable[[events.Event], None]
+
+
+class FakeEngine:
+    """Reports the events of a job of two sections, made from the end, and writes a file of one byte."""
+
+    loads: list[tuple[str, EngineConfig, Mapping[str, str]]]
+    renders: list[tuple[Request, Path, dict[str, Any]]]
+    failure: BaseException | None
+    has_partial: bool
+
+    @classmethod
+    def load(cls, source: str, *, config: EngineConfig, components: Mapping[str, str]) -> "FakeEngine":
+        cls.loads.append((source, config, components))
+        return cls()
+
+    def render(self, request: Request, path: Path, *, on_event: Handler, **options: Any) -> Video:
+        self.renders.append((request, path, options))
+        for section in range(2):
+            for step in range(3):
+                on_event(step_event(section, step))
+            on_event(events.SectionEvent(section=section, num_sections=2, num_final_frames=36, num_frames=73))
+            if self.failure is not None:
+                if self.has_partial:
+                    path.with_name(f"{path.stem}.partial.mp4").write_bytes(b"p")
+                raise self.failure
+        path.write_bytes(b"v")
+        on_event(events.FileEvent(path=path))
+        return Video(path=path, num_frames=73, fps=30, width=64, height=48, seconds=73 / 30)
+
+
+def step_event(section: int, step: int) -> events.StepEvent:
+    return events.StepEvent(
+        section=section,
+        num_sections=2,
+        step=step,
+        num_steps=3,
+        is_computed=True,
+        first_latent_frame=10 - 9 * section,
+        x0=torch.zeros(1, 1, 9, 1, 1),
+    )
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> type[FakeEngine]:
+    FakeEngine.loads, FakeEngine.renders = [], []
+    FakeEngine.failure, FakeEngine.has_partial = None, False
+    monkeypatch.setitem(vars(isoframe.engine), "Engine", FakeEngine)
+    return FakeEngine
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "start.png"
+    Image.new("RGB", (64, 48), "teal").save(path)
+    return path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(build_app(), [str(argument) for argument in arguments])
+
+
+def generate(image: Path, *arguments: object) -> Result:
+    return run("generate", image, "--prompt", "it turns", "--out", image.parent / "out.mp4", *arguments)
+
+
+def test_options_reach_the_request(engine: type[FakeEngine], image: Path, tmp_path: Path) -> None:
+    result = generate(
+        image, "--seconds", 3, "--order", "forward", "--steps", 7, "--seed", 5, "--guidance", 4.5, "--cfg", 2,
+        "--cfg-rescale", 0.5, "--negative-prompt", "blur", "--step-cache", "teacache",
+        "--step-cache-threshold", 0.2, "--sampler", "euler", "--window", 5, "--size", "64x96", "--fps", 24,
+        "--crf", 20, "--posterior", "mode", "--force-size",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    request, path, _ = engine.renders[0]
+    assert path == tmp_path / "out.mp4"
+    assert request == Request(
+        image=str(image), prompt="it turns", seconds=3, order="forward", num_steps=7, seed=5,
+        guidance_scale=4.5, cfg_scale=2, cfg_rescale=0.5, negative_prompt="blur", step_cache="teacache",
+        step_cache_threshold=0.2, sampler="euler", latent_window_size=5, size=(64, 96), fps=24, crf=20,
+        posterior="mode", force=True,
+    )  # fmt: skip
+
+
+def test_options_reach_the_engine(engine: type[FakeEngine], image: Path, tmp_path: Path) -> None:
+    result = generate(
+        image, "--model", "models/mine", "--device", "cpu", "--precision", "bf16", "--cache-dir", tmp_path,
+        "--local-files-only", "--component", "vae=v", "--component", "text_encoder=t=1", "--preview",
+        tmp_path / "previews",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    config = EngineConfig(device="cpu", precision="bf16", cache_dir=tmp_path, local_files_only=True)
+    assert engine.loads == [("models/mine", config, {"vae": "v", "text_encoder": "t=1"})]
+    assert engine.renders[0][2]["preview_dir"] == tmp_path / "previews"
+
+
+def test_defaults_are_those_of_the_request(engine: type[FakeEngine], image: Path) -> None:
+    assert generate(image).exit_code == 0
+    assert engine.renders[0][0] == Request(image=str(image), prompt="it turns")
+    assert engine.loads[0][1] == EngineConfig()
+
+
+def test_result_is_the_only_line_on_stdout(engine: type[FakeEngine], image: Path) -> None:
+    result = generate(image)
+    assert result.stdout == f"{image.parent / 'out.mp4'}: 73 frames, 2.4 s, 64x48\n"
+    assert "inverted order: the end of the video comes first" in result.stderr
+    assert "section 2/2 (video 0.0-1.2 s) step 3/3" in result.stderr
+
+
+def test_quiet_prints_nothing(engine: type[FakeEngine], image: Path) -> None:
+    assert generate(image, "--quiet").output == ""
+
+
+def test_json_progress_is_one_object_per_line_and_nothing_else(engine: type[FakeEngine], image: Path) -> None:
+    result = generate(image, "--json-progress")
+    objects = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [o["event"] for o in objects] == ["phase", *(["step"] * 3 + ["section"]) * 2, "file"]
+    assert objects[1] == {
+        "event": "step", "section": 0, "num_sections": 2, "step": 0, "num_steps": 3, "is_computed": True,
+        "first_latent_frame": 10,
+    }  # fmt: skip
+    assert objects[-1]["path"] == str(image.parent / "out.mp4")
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--order", "invert"), "order must be one of auto, inverted, forward, got 'invert'; did you mean 'inverted'?"),
+        (("--precision", "bf61"), "precision must be one of fp32, bf16, got 'bf61'; did you mean 'bf16'?"),
+        (("--step-cache", "tea"), "step_cache must be one of none, teacache, got 'tea'"),
+        (("--sampler", "unipcc"), "did you mean 'unipc'?"),
+        (("--seconds", "0"), "seconds must be a positive number, got 0.0"),
+        (("--seconds", "nan"), "seconds must be a positive number, got nan"),
+        (("--seconds", "3601"), "seconds must be at most 3600 unless force is set, got 3601.0"),
+        (("--steps", "0"), "num_steps must be an integer of at least 1, got 0"),
+        (("--size", "64"), "--size must be HEIGHTxWIDTH such as 640x608, got '64'"),
+        (("--size", "64x100"), "multiples of 16, got (64, 100)"),
+        (("--device", "gpu"), "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        (("--component", "vae"), "--component must be NAME=SOURCE such as vae=FOLDER, got 'vae'"),
+        (("--component", "vae=a", "--component", "vae=b"), "--component names vae twice"),
+        (("--out", "video.avi"), "--out must end in .mp4, got video.avi"),
+    ],
+)  # fmt: skip
+def test_bad_value_is_one_line_and_exit_2(
+    engine: type[FakeEngine], image: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    result = generate(image, *arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert engine.loads == []
+
+
+@pytest.mark.parametrize("arguments", [("--nonsense",), ("--steps", "many")])
+def test_unknown_option_or_wrong_type_is_exit_2(
+    engine: type[FakeEngine], image: Path, arguments: tuple[str, ...]
+) -> None:
+    result = generate(image, *arguments)
+    assert result.exit_code == 2
+    assert arguments[0] in result.stderr
+
+
+def test_existing_out_is_refused_before_any_work(engine: type[FakeEngine], image: Path) -> None:
+    (image.parent / "out.mp4").write_bytes(b"precious")
+    result = generate(image)
+    assert result.exit_code == 2
+    assert f"error: --out {image.parent / 'out.mp4'} exists; pass --overwrite" in result.stderr
+    assert (image.parent / "out.mp4").read_bytes() == b"precious"
+    assert engine.loads == []
+
+
+def test_overwrite_replaces_out(engine: type[FakeEngine], image: Path) -> None:
+    (image.parent / "out.mp4").write_bytes(b"old")
+    assert generate(image, "--overwrite").exit_code == 0
+    assert engine.renders[0][2]["overwrite"] is True
+    assert (image.parent / "out.mp4").read_bytes() == b"v"
+
+
+def test_missing_output_folder_is_created(engine: type[FakeEngine], image: Path) -> None:
+    out = image.parent / "a/b/out.mp4"
+    assert generate(image, "--out", out).exit_code == 0
+    assert out.exists()
+
+
+def test_folder_as_out_is_refused(engine: type[FakeEngine], image: Path) -> None:
+    result = generate(image, "--out", image.parent)
+    assert result.exit_code == 2
+    assert f"--out must be a file, {image.parent} is a folder" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--out", "--preview", "--png"])
+def test_unwritable_folder_is_refused_before_any_work(
+    engine: type[FakeEngine], image: Path, option: str
+) -> None:
+    # A file in the place of the folder stops every user, root too.
+    (image.parent / "blocked").write_bytes(b"")
+    path = image.parent / "blocked/below/x.mp4"
+    result = generate(image, option, path)
+    assert result.exit_code == 1
+    assert "error: cannot write to folder" in result.stderr
+    assert engine.loads == []
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder_is_refused(engine: type[FakeEngine], image: Path) -> None:
+    folder = image.parent / "locked"
+    folder.mkdir(mode=0o500)
+    result = generate(image, "--out", folder / "x.mp4")
+    assert result.exit_code == 1
+    assert "Permission denied" in result.stderr
+
+
+def test_bad_image_is_refused_before_the_model_loads(engine: type[FakeEngine], image: Path) -> None:
+    image.write_bytes(b"no image")
+    result = generate(image)
+    assert result.exit_code == 1
+    assert str(image) in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert engine.loads == []
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        CheckpointError("checkpoint lacks 3 tensors: a, b, c"),
+        NumericalError("latents are not finite", section=0, step=2, backend="sdpa"),
+        OSError(28, "No space left on device", "out.mp4"),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_failure_of_the_engine_is_one_line_and_exit_1(
+    engine: type[FakeEngine], image: Path, failure: Exception
+) -> None:
+    engine.failure = failure
+    result = generate(image, "--json-progress")
+    assert result.exit_code == 1
+    expected = "out.mp4: No space left on device" if isinstance(failure, OSError) else str(failure)
+    assert result.stderr == f"error: {expected}\n"
+    assert "Traceback" not in result.output
+
+
+def test_failure_names_the_partial_file(engine: type[FakeEngine], image: Path) -> None:
+    engine.failure, engine.has_partial = CheckpointError("no such tensor"), True
+    result = generate(image)
+    assert result.exit_code == 1
+    partial = image.parent / "out.partial.mp4"
+    assert result.stderr.endswith(f"error: no such tensor\nwhat was finished is in {partial}\n")
+
+
+def test_debug_keeps_the_traceback(engine: type[FakeEngine], image: Path) -> None:
+    engine.failure = CheckpointError("checkpoint lacks 3 tensors")
+    assert generate(image, "--debug").exception is engine.failure
+
+
+def test_programming_error_is_not_hidden(engine: type[FakeEngine], image: Path) -> None:
+    engine.failure = ZeroDivisionError()
+    assert generate(image).exception is engine.failure
+
+
+def test_interrupt_names_the_partial_file(engine: type[FakeEngine], image: Path) -> None:
+    engine.failure, engine.has_partial = KeyboardInterrupt(), True
+    result = generate(image)
+    assert result.exit_code == 130
+    assert result.stderr.endswith(f"cancelled\nwhat was finished is in {image.parent / 'out.partial.mp4'}\n")
+
+
+def test_interrupt_does_not_claim_an_old_partial_file(engine: type[FakeEngine], image: Path) -> None:
+    (image.parent / "out.partial.mp4").write_bytes(b"of an earlier job")
+    engine.failure = KeyboardInterrupt()
+    result = generate(image)
+    assert result.exit_code == 130
+    assert result.stderr.endswith("cancelled\n")
+
+
+def test_help_names_every_command() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    for command in ("generate", "demo", "info"):
+        assert command in result.stdout
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("isoframe ")
