@@ -1,0 +1,108 @@
+"""MP4 files from finished segments: packets are copied, never encoded again."""
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from .segments import H264Format, Segment
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.stream import Stream
+
+
+def index_bytes(num_frames: int, num_keys: int, num_bytes: int, comment: str) -> int:
+    """Room that the index of an MP4 needs at most.
+
+    Per frame: size 4 and composition offset 8, and 4 for each key frame; per MiB
+    (one chunk): offset 8 and chunk table 12. What does not grow takes less than 1 KiB.
+    """
+    return 12 * num_frames + 4 * num_keys + 20 * (num_bytes // 2**20 + 1) + 1024 + len(comment.encode())
+
+
+def write_mp4(
+    path: Path, video_format: H264Format, segments: Sequence[Segment], metadata: Mapping[str, object]
+) -> int:
+    """Join ``segments`` (in video order, without gaps) into ``path``, which appears complete or not at all.
+
+    Returns:
+        Bytes written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        # Everything PyAV calls here must be C: an interrupt raised inside its write callback would be lost.
+        with open_output(temporary) as file:
+            _mux(file, video_format, segments, json.dumps(metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        num_bytes = temporary.stat().st_size
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+    return num_bytes
+
+
+def open_output(path: Path) -> BinaryIO:
+    """The only place that opens a video file for writing."""
+    return path.open("xb")
+
+
+def _mux(file: BinaryIO, video_format: H264Format, segments: Sequence[Segment], comment: str) -> None:
+    import av
+
+    num_frames = sum(segment.num_frames for segment in segments)
+    num_keys = sum(coded.is_key for segment in segments for coded in segment.coded_frames)
+    num_bytes = sum(segment.num_bytes for segment in segments)
+    # The index goes to the front, where a browser wants it, without the second copy that faststart makes.
+    options = {"moov_size": str(index_bytes(num_frames, num_keys, num_bytes, comment))}
+    container = av.open(file, "w", format="mp4", options=options)
+    try:
+        container.metadata["comment"] = comment
+        stream = container.add_stream("libx264", rate=video_format.fps)
+        video_format.configure(stream.codec_context)
+        container.start_encoding()
+        _check_parameters(bytes(stream.codec_context.extradata or b""), segments)
+        for packet in _timed_packets(video_format, segments):
+            packet.stream = stream
+            container.mux(packet)
+        container.close()
+    except BaseException:
+        # A closed file keeps PyAV from writing a trailer when it collects the container.
+        file.close()
+        raise
+
+
+def _check_parameters(extradata: bytes, segments: Sequence[Segment]) -> None:
+    if any(segment.spool.extradata != extradata for segment in segments):
+        raise RuntimeError("segments of one file must share their H.264 parameter sets")
+
+
+def _timed_packets(video_format: H264Format, segments: Sequence[Segment]) -> Iterator["Packet[Stream]"]:
+    """Packets in decoding order with one decoding time per packet, whatever the reordering inside a segment."""
+    from av.packet import Packet
+
+    delay = _reordering_delay(segments)
+    decoding_index, start = 0, 0
+    for segment in segments:
+        for data, coded in segment.packets():
+            packet = Packet(data)
+            packet.pts, packet.dts = start + coded.position, decoding_index - delay
+            packet.duration, packet.time_base = 1, Fraction(1, video_format.fps)
+            packet.is_keyframe = coded.is_key
+            yield packet
+            decoding_index += 1
+        start += segment.num_frames
+
+
+def _reordering_delay(segments: Sequence[Segment]) -> int:
+    """Frames that decoding must run ahead of display."""
+    return max(
+        index - coded.position for segment in segments for index, coded in enumerate(segment.coded_frames)
+    )

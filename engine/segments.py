@@ -1,0 +1,262 @@
+"""Closed-GOP H.264 segments: encoded once, kept in one spool file, read back for every join."""
+
+import errno
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ConfigError, DeviceError
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.video.codeccontext import VideoCodecContext
+    from av.video.stream import VideoStream
+
+_START_CODE = b"\0\0\1"
+# Supplemental information of the kind "unregistered user data".
+_SETTINGS_NAL = bytes((6, 5))
+_BT709 = 1
+_LIMITED_RANGE = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class H264Format:
+    """What every segment of a video shares.
+
+    RGB is converted to BT.709, limited range, 4:2:0, and the stream is tagged so: an untagged small video
+    would be read as BT.601 by some players and as BT.709 by others.
+
+    Attributes:
+        height: pixels, even.
+        width: pixels, even.
+        fps: frames per second.
+        crf: 0 (lossless but for the colour conversion) to 51.
+    """
+
+    height: int
+    width: int
+    fps: int
+    crf: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("height", self.height), ("width", self.width)):
+            if value < 2 or value % 2:
+                raise ConfigError(f"{name} must be even and at least 2 for yuv420p, got {value}")
+        if self.fps < 1:
+            raise ConfigError(f"fps must be at least 1, got {self.fps}")
+        if not 0 <= self.crf <= 51:
+            raise ConfigError(f"crf must be from 0 (lossless) to 51, got {self.crf}")
+
+    def configure(self, context: "VideoCodecContext") -> None:
+        """Give an unopened libx264 context the parameters of this format."""
+        from av.codec.context import Flags
+
+        context.width, context.height, context.pix_fmt = self.width, self.height, "yuv420p"
+        context.time_base, context.framerate = Fraction(1, self.fps), Fraction(self.fps)
+        context.color_range = _LIMITED_RANGE
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        # One SPS/PPS for the file instead of a copy in every segment.
+        context.flags |= Flags.global_header
+        context.options = {"crf": str(self.crf), "x264-params": "open-gop=0"}
+
+    def open_encoder(self) -> "VideoCodecContext":
+        """A fresh encoder; its ``extradata`` (SPS and PPS) is the same every time."""
+        import av
+        from av.codec.codec import UnknownCodecError
+
+        try:
+            context = av.CodecContext.create("libx264", "w")
+        except UnknownCodecError:
+            raise DeviceError("this build of PyAV has no libx264; pip install --force-reinstall av") from None
+        self.configure(context)
+        context.open()
+        return context
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodedFrame:
+    """One packet of a segment.
+
+    Attributes:
+        size: bytes.
+        position: frame in the segment, in display order.
+        is_key: whether decoding can start here.
+    """
+
+    size: int
+    position: int
+    is_key: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """Frames [first_frame, first_frame + num_frames) of the video, encoded on their own.
+
+    Attributes:
+        spool: where the bytes are.
+        offset: of the first packet in the spool.
+        coded_frames: in decoding order.
+    """
+
+    first_frame: int
+    num_frames: int
+    offset: int
+    coded_frames: tuple[CodedFrame, ...]
+    spool: "SegmentSpool"
+
+    @property
+    def end_frame(self) -> int:
+        return self.first_frame + self.num_frames
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(coded.size for coded in self.coded_frames)
+
+    def packets(self) -> Iterator[tuple[bytes, CodedFrame]]:
+        """Annex B packets in decoding order."""
+        offset = self.offset
+        for coded in self.coded_frames:
+            yield self.spool.read(offset, coded.size), coded
+            offset += coded.size
+
+
+class SegmentSpool:
+    """Append-only store of encoded segments.
+
+    The file has no name (where the platform allows it), so nothing can be left behind, whatever ends the process.
+
+    Attributes:
+        size: bytes of the finished segments.
+        num_bytes_written: bytes that went to the disk, those of failed appends not included.
+        extradata: SPS and PPS that all segments share; empty before the first one.
+    """
+
+    def __init__(self, file: BinaryIO, *, reserved_bytes: int = 0) -> None:
+        self.size = 0
+        self.num_bytes_written = 0
+        self.extradata = b""
+        self._file = file
+        self._reserved_bytes = reserved_bytes
+
+    @classmethod
+    def in_folder(cls, folder: Path, *, reserved_bytes: int) -> "SegmentSpool":
+        """A spool on the file system of ``folder`` that keeps ``reserved_bytes`` of it free for the join."""
+        # Unbuffered: after a failed write, a buffer would try again at the next seek.
+        file = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115  # lives as long as the spool
+        return cls(cast(BinaryIO, file), reserved_bytes=reserved_bytes)
+
+    @classmethod
+    def in_memory(cls) -> "SegmentSpool":
+        """A spool that touches no disk."""
+        return cls(io.BytesIO())
+
+    @property
+    def is_on_disk(self) -> bool:
+        return not isinstance(self._file, io.BytesIO)
+
+    def append(self, video_format: H264Format, frames: NDArray[np.uint8], first_frame: int) -> Segment:
+        """Encode ``frames`` [T, H, W, 3] as one segment; after a failure the spool is as it was before."""
+        packets = self._encode(video_format, frames)
+        offset = self.size
+        self._write(b"".join(data for data, _ in packets))
+        return Segment(
+            first_frame=first_frame,
+            num_frames=len(frames),
+            offset=offset,
+            coded_frames=tuple(coded for _, coded in packets),
+            spool=self,
+        )
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes [offset, offset + size)."""
+        self._file.seek(offset)
+        return self._file.read(size)
+
+    def move_to_memory(self) -> None:
+        """Give the disk space back and keep the segments in RAM."""
+        file = io.BytesIO(self.read(0, self.size))
+        self.close()
+        self._file = file
+
+    def close(self) -> None:
+        """Delete the file; closing twice is allowed."""
+        self._file.close()
+
+    def _encode(self, video_format: H264Format, frames: NDArray[np.uint8]) -> list[tuple[bytes, CodedFrame]]:
+        encoder = video_format.open_encoder()
+        extradata = bytes(encoder.extradata or b"")
+        if self.extradata and extradata != self.extradata:
+            raise RuntimeError("the encoder changed its parameter sets between two segments of one video")
+        packets = [_strip_settings(packet) for packet in _encode_frames(encoder, frames)]
+        if len(packets) != len(frames) or not packets[0][1].is_key:
+            raise RuntimeError(f"the encoder returned {len(packets)} packets for {len(frames)} frames")
+        self.extradata = extradata
+        return packets
+
+    def _write(self, data: bytes) -> None:
+        try:
+            if self.is_on_disk:
+                _allocate(self._file, self.size + len(data) + self._reserved_bytes)
+            self._file.seek(self.size)
+            _write_all(self._file, data)
+        except BaseException:
+            self._file.truncate(self.size)
+            raise
+        self.size += len(data)
+        self.num_bytes_written += len(data) if self.is_on_disk else 0
+
+
+def _encode_frames(
+    encoder: "VideoCodecContext", frames: NDArray[np.uint8]
+) -> Iterator["Packet[VideoStream]"]:
+    from av import VideoFrame
+    from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+    reformatter = VideoReformatter()
+    for position, pixels in enumerate(frames):
+        frame = reformatter.reformat(
+            VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24"),
+            format="yuv420p",
+            src_color_range=ColorRange.JPEG,
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+            interpolation=Interpolation.AREA,
+        )
+        frame.pts, frame.time_base = position, encoder.time_base
+        yield from encoder.encode(frame)
+    yield from encoder.encode(None)
+
+
+def _strip_settings(packet: "Packet[VideoStream]") -> tuple[bytes, CodedFrame]:
+    """The packet without the text of encoder settings that x264 puts before each first frame (about 700 bytes)."""
+    data = bytes(packet)
+    start = data.index(_START_CODE) + len(_START_CODE)
+    if data[start : start + 2] == _SETTINGS_NAL:
+        data = data[data.index(_START_CODE, start) :]
+    assert packet.pts is not None
+    return data, CodedFrame(size=len(data), position=packet.pts, is_key=packet.is_keyframe)
+
+
+def _allocate(file: BinaryIO, num_bytes: int) -> None:
+    """Have the file system promise ``num_bytes``, where it can: a full disk is then noticed before any write."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    remaining = memoryview(data)
+    while remaining:
+        remaining = remaining[file.write(remaining) :]

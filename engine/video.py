@@ -1,0 +1,279 @@
+"""The video file: sections go in once, in any order; a file or a playable part of it comes out."""
+
+import errno
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .errors import InputError
+from .mp4 import index_bytes, write_mp4
+from .segments import H264Format, Segment, SegmentSpool
+
+_logger = logging.getLogger(__name__)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Video:
+    """A video on disk.
+
+    Attributes:
+        path: the MP4, or the folder of a PNG sequence.
+        num_frames: frames in it.
+        fps: frames per second.
+        width: pixels.
+        height: pixels.
+        seconds: num_frames / fps.
+        metadata: what the writer was given: request, seed, model hash, versions; empty for a foreign file.
+    """
+
+    path: Path
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+    seconds: float
+    metadata: dict[str, object] = field(default_factory=dict)
+
+
+class VideoWriter:
+    """Writes an MP4 section by section.
+
+    Each :meth:`write` encodes its frames once, as a closed-GOP H.264 segment, into a nameless file beside the
+    output. :meth:`finish` and :meth:`write_partial` copy the packets into an MP4 in video order. The writer keeps
+    no frames. Use it as a context manager: leaving it, by an error or Ctrl-C too, frees the segments.
+
+    Args:
+        path: the MP4 to make; its folder is created.
+        height: pixels, even.
+        width: pixels, even.
+        fps: frames per second.
+        crf: H.264 quality, 0 to 51.
+        num_frames: frames of the whole video.
+        metadata: anything JSON can hold; stored as the file's ``comment``.
+        overwrite: replace an existing file.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        height: int,
+        width: int,
+        fps: int = 30,
+        crf: int = 16,
+        num_frames: int,
+        metadata: Mapping[str, object] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.num_frames = num_frames
+        self._format = H264Format(height=height, width=width, fps=fps, crf=crf)
+        self._metadata = dict(metadata or {})
+        self._segments: list[Segment] = []
+        self._num_joined_bytes = 0
+        self._partial_path = self.path.with_name(f"{self.path.stem}.partial.mp4")
+        _check_output(self.path, overwrite)
+        reserved_bytes = index_bytes(num_frames, num_frames, 0, json.dumps(self._metadata))
+        self._spool = _open_spool(self.path.parent, reserved_bytes)
+
+    @property
+    def num_final_frames(self) -> int:
+        """Frames written so far."""
+        return sum(segment.num_frames for segment in self._segments)
+
+    @property
+    def num_bytes_written(self) -> int:
+        """Bytes that went to disk: segments, partial files and the video."""
+        return self._spool.num_bytes_written + self._num_joined_bytes
+
+    def write(self, frames: Tensor | NDArray[np.uint8], first_frame: int) -> None:
+        """Encode final frames, uint8 [T, H, W, 3]; the first of them is frame ``first_frame`` of the video.
+
+        Sections come in any order; each frame comes once. No frames (T = 0) is allowed.
+        """
+        pixels = self._check_frames(frames, first_frame)
+        for segment in self._segments:
+            if first_frame < segment.end_frame and segment.first_frame < first_frame + len(pixels):
+                raise ValueError(
+                    f"frames {segment.first_frame} to {segment.end_frame - 1} are written already"
+                )
+        if len(pixels) == 0:
+            return
+        try:
+            self._segments.append(self._spool.append(self._format, pixels, first_frame))
+        except OSError as error:
+            raise self._write_error(error, self.path) from error
+
+    def write_partial(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        preview: tuple[Tensor | NDArray[np.uint8], int] | None = None,
+    ) -> Path:
+        """Write a playable MP4 of what is there now: the longest run of frames without a gap.
+
+        Args:
+            path: file to write or replace; None is ``<name>.partial.mp4`` beside the output, removed by
+                :meth:`finish`.
+            preview: provisional frames, uint8 [T, H, W, 3], and the place of the first one; not kept.
+        """
+        target = self._partial_path if path is None else Path(path)
+        segments = list(self._segments)
+        if preview is not None and len(preview[0]):
+            pixels = self._check_frames(*preview)
+            segments.append(SegmentSpool.in_memory().append(self._format, pixels, preview[1]))
+        if not segments:
+            raise InputError(f"{target} cannot be written: no frame of the video is finished yet")
+        run = _longest_run(segments)
+        part = {"first_frame": run[0].first_frame, "num_frames": sum(segment.num_frames for segment in run)}
+        self._join(target, run, {**self._metadata, "partial": part})
+        return target
+
+    def finish(self) -> Video:
+        """Join the segments into the video; the path holds the whole file or what it held before."""
+        if self.num_final_frames != self.num_frames:
+            raise ValueError(f"the video needs {self.num_frames} frames, {self.num_final_frames} are written")
+        self._join(self.path, sorted(self._segments, key=lambda segment: segment.first_frame), self._metadata)
+        self._partial_path.unlink(missing_ok=True)
+        self.close()
+        return Video(
+            path=self.path,
+            num_frames=self.num_frames,
+            fps=self._format.fps,
+            width=self._format.width,
+            height=self._format.height,
+            seconds=self.num_frames / self._format.fps,
+            metadata=self._metadata,
+        )
+
+    def close(self) -> None:
+        """Free the segments. The partial file, if any, stays."""
+        self._spool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_frames(self, frames: Tensor | NDArray[np.uint8], first_frame: int) -> NDArray[np.uint8]:
+        pixels = np.asarray(frames)
+        shape = (self._format.height, self._format.width, 3)
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != shape:
+            raise ValueError(
+                f"frames must be uint8 [T, {shape[0]}, {shape[1]}, 3], got {pixels.dtype} {pixels.shape}"
+            )
+        if first_frame < 0 or first_frame + len(pixels) > self.num_frames:
+            raise ValueError(
+                f"frames must lie in 0 to {self.num_frames - 1}, "
+                f"got {first_frame} to {first_frame + len(pixels) - 1}"
+            )
+        return pixels
+
+    def _join(self, path: Path, segments: Sequence[Segment], metadata: Mapping[str, object]) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._num_joined_bytes += self._write_with_room(path, segments, metadata)
+        except OSError as error:
+            raise self._write_error(error, path) from error
+
+    def _write_with_room(
+        self, path: Path, segments: Sequence[Segment], metadata: Mapping[str, object]
+    ) -> int:
+        try:
+            return write_mp4(path, self._format, segments, metadata)
+        except OSError as error:
+            if error.errno not in _DISK_FULL or not self._spool.is_on_disk:
+                raise
+            # The segments are small in RAM, and their room on the disk is what the file lacks.
+            _logger.info("no room for %s beside its segments; moving the segments to memory", path)
+            self._spool.move_to_memory()
+            return write_mp4(path, self._format, segments, metadata)
+
+    def _write_error(self, error: OSError, path: Path) -> InputError:
+        remedy = "check the folder"
+        if error.errno in _DISK_FULL:
+            remedy = "free some space or choose another folder"
+        return InputError(
+            f"cannot write {path}: {error.strerror or error}; {self.num_final_frames} of {self.num_frames} frames "
+            f"are finished and can still be written to a partial file; {remedy}"
+        )
+
+
+def read_video_info(path: str | os.PathLike[str]) -> Video:
+    """Size, length and metadata of a video file; no frame is decoded."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"video must be a file, {path} is {'a folder' if path.is_dir() else 'missing'}")
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise InputError(f"video must hold a video stream, {path} has none")
+            stream = container.streams.video[0]
+            num_frames = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+            fps = float(stream.average_rate or 0)
+            return Video(
+                path=path,
+                num_frames=num_frames,
+                fps=fps,
+                width=stream.width,
+                height=stream.height,
+                seconds=num_frames / fps if fps else 0.0,
+                metadata=_parse_comment(container.metadata.get("comment", "")),
+            )
+    except (av.error.FFmpegError, OSError) as error:
+        raise InputError(f"video must be readable, {path} is not: {error}") from error
+
+
+def _parse_comment(comment: str) -> dict[str, object]:
+    try:
+        metadata = json.loads(comment)
+    except json.JSONDecodeError:
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _longest_run(segments: Sequence[Segment]) -> list[Segment]:
+    """The segments of the longest stretch of the video without a gap, in video order."""
+    runs: list[list[Segment]] = []
+    for segment in sorted(segments, key=lambda segment: segment.first_frame):
+        if runs and runs[-1][-1].end_frame == segment.first_frame:
+            runs[-1].append(segment)
+        else:
+            runs.append([segment])
+    return max(runs, key=lambda run: run[-1].end_frame - run[0].first_frame)
+
+
+def _check_output(path: Path, overwrite: bool) -> None:
+    """Refuse a path that the finished video could not take, before any work is done."""
+    if path.is_dir():
+        raise InputError(
+            f"output must be a file, {path} is a folder; add a file name such as {path / 'video.mp4'}"
+        )
+    if path.suffix.lower() != ".mp4":
+        raise InputError(f"output must end in .mp4, got {path}; use {path.with_suffix('.mp4')}")
+    if path.exists() and not overwrite:
+        raise InputError(f"output {path} exists; pass --overwrite (overwrite=True) or another name")
+
+
+def _open_spool(folder: Path, reserved_bytes: int) -> SegmentSpool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return SegmentSpool.in_folder(folder, reserved_bytes=reserved_bytes)
+    except OSError as error:
+        raise InputError(
+            f"output folder {folder} cannot be written: {error.strerror or error}; choose another folder"
+        ) from error
