@@ -5,7 +5,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,15 +113,12 @@ class Encoders:
             self._cache.write(key, tensors)
         return tensors["image_embeds"].to(self._device, self._dtype)
 
-    @cached_property
-    def _template(self) -> str:
-        return self._components.profile.prompt_template or published_template()
-
     def _prompt_key(self, prompt: str) -> str:
         return cache_key(
             kind="prompt",
             prompt=prompt,
-            template=self._template,
+            # Naming the published template's source spares a cached prompt the import of diffusers.
+            template=self._components.profile.prompt_template or f"diffusers {version('diffusers')}",
             crop_start=self._components.profile.crop_start,
             sources=[
                 self._hash(name) for name in ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
@@ -164,7 +161,7 @@ class Encoders:
     def _tokenize(self, prompts: dict[str, str]) -> dict[str, tuple[Tensor, int, int]]:
         """Token ids [L], tokens of the template before the prompt, and tokens dropped, by key."""
         tokenizer = self._load_tokenizer("tokenizer")
-        before, after = self._template.split("{}")
+        before, after = (self._components.profile.prompt_template or published_template()).split("{}")
         crop_start = self._components.profile.crop_start
         if crop_start is None:
             crop_start = count_template_tokens(tokenizer, before)
@@ -211,7 +208,8 @@ class Encoders:
             with torch.no_grad():
                 yield model
         finally:
-            del model
+            # References to the model may outlive this block; its weights must not.
+            model.to("meta")
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
