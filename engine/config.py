@@ -20,8 +20,6 @@ STEP_CACHES = ("none", "teacache")
 PRECISIONS = ("fp32", "bf16")
 POSTERIORS = ("sample", "mode")
 
-_SIZE_UNITS = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
-
 
 def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
     """Raise :class:`ConfigError` unless ``value`` is one of ``choices``; the message suggests the nearest."""
@@ -31,20 +29,6 @@ def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
     nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     raise ConfigError(f"{argument} must be one of {', '.join(choices)}, got {value!r}{hint}")
-
-
-def parse_bytes(argument: str, value: int | str) -> int:
-    """Bytes in ``value``: an int, or a text such as ``"6GiB"`` or ``"500 MB"``."""
-    if isinstance(value, int):
-        num_bytes = value
-    else:
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value)
-        if match is None or match[2].lower() not in _SIZE_UNITS:
-            raise ConfigError(f"{argument} must be bytes or a size such as '6GiB', got {value!r}")
-        num_bytes = int(float(match[1]) * _SIZE_UNITS[match[2].lower()])
-    if num_bytes <= 0:
-        raise ConfigError(f"{argument} must be positive, got {value!r}")
-    return num_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

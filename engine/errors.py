@@ -4,7 +4,6 @@
   * ConfigError (also a ValueError)
   * InputError
   * CheckpointError
-  * BudgetError
   * DeviceError
   * NumericalError
 """
@@ -24,22 +23,6 @@ class InputError(IsoframeError):
 
 class CheckpointError(IsoframeError):
     """A checkpoint is missing or damaged, or a tensor is absent or has another shape than the model."""
-
-
-class BudgetError(IsoframeError):
-    """A plan does not fit its memory budget.
-
-    Attributes:
-        needed: bytes that the smallest plan needs.
-        available: bytes that the budget leaves.
-        option: the setting to change, with a value that fits.
-    """
-
-    def __init__(self, message: str, *, needed: int, available: int, option: str) -> None:
-        super().__init__(message)
-        self.needed = needed
-        self.available = available
-        self.option = option
 
 
 class DeviceError(IsoframeError):

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from isoframe.engine import ConfigError, EngineConfig, Request, SamplingConfig
-from isoframe.engine.config import parse_bytes
 
 REQUEST = {"image": "x.png", "prompt": "a red circle moves right"}
 
@@ -88,19 +87,6 @@ def test_bad_engine_config_is_refused(change: dict[str, Any], message: str) -> N
 def test_unknown_options_raise() -> None:
     with pytest.raises(TypeError, match="step_count"):
         SamplingConfig(num_sections=1, step_count=3)  # type: ignore[call-arg]  # the point of the test
-
-
-@pytest.mark.parametrize(
-    ("text", "num_bytes"), [("6GiB", 6 * 2**30), ("1.5 GB", 1_500_000_000), (512, 512), ("64mib", 2**26)]
-)
-def test_sizes_are_bytes_or_text(text: str | int, num_bytes: int) -> None:
-    assert parse_bytes("vram", text) == num_bytes
-
-
-@pytest.mark.parametrize("text", ["six", "6 GIGS", -1, "0"])
-def test_bad_sizes_are_refused(text: str | int) -> None:
-    with pytest.raises(ConfigError, match="vram must be"):
-        parse_bytes("vram", text)
 
 
 def test_frames_per_section() -> None:
