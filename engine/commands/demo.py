@@ -1,0 +1,66 @@
+"""``isoframe demo``: the built-in model on a built-in image."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from ..config import EngineConfig, Request, check_choice
+from . import options
+from .failures import readable_errors
+from .options import DEFAULTS, JOB, OUTPUT
+from .rendering import Rendering
+
+DEFAULT_OUT = Path("isoframe-demo.mp4")
+EXAMPLES = Path(__file__).resolve().parent.parent / "demo" / "examples"
+
+Example = Annotated[
+    str | None, Option("--example", help="Which built-in image (default: the first).", rich_help_panel=JOB)
+]
+DemoOut = Annotated[
+    Path,
+    Option(
+        "--out",
+        "-o",
+        help=f"The MP4 to write; {DEFAULT_OUT} may exist and is replaced.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
+
+def demo(
+    example: Example = None,
+    seconds: options.Seconds = DEFAULTS.seconds,
+    order: options.Order = DEFAULTS.order,
+    seed: options.Seed = DEFAULTS.seed,
+    out: DemoOut = DEFAULT_OUT,
+    overwrite: options.Overwrite = False,
+    json_progress: options.JsonProgress = False,
+    quiet: options.Quiet = False,
+    device: options.Device = "auto",
+    debug: options.Debug = False,
+) -> None:
+    """Make a video with the model that is built in: no download, no graphics card."""
+    with readable_errors(debug=debug):
+        image, prompt = find_example(example)
+        Rendering(
+            request=Request(image=str(image), prompt=prompt, seconds=seconds, order=order, seed=seed),
+            model="demo",
+            config=EngineConfig(device=device, local_files_only=True),
+            out=out,
+            is_overwriting=overwrite or out == DEFAULT_OUT,
+            is_json=json_progress,
+            is_quiet=quiet,
+        ).run()
+
+
+def find_example(name: str | None) -> tuple[Path, str]:
+    """Image and prompt of a built-in example; None is the first."""
+    prompts: dict[str, str] = json.loads((EXAMPLES / "prompts.json").read_text(encoding="utf-8"))
+    by_stem = {Path(file).stem: file for file in prompts}
+    if name is None:
+        name = next(iter(by_stem))
+    check_choice("--example", name, by_stem)
+    file = by_stem[name]
+    return EXAMPLES / file, prompts[file]
