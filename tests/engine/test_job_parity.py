@@ -209,6 +209,27 @@ def test_teacache_cases_skip_and_compute(subject: Subject) -> None:
             assert 9 <= sum(section) <= 22
 
 
+def tipping_threshold(subject: Subject, sampling: SamplingConfig) -> float:
+    """The distance that TeaCache sees at the second step: above this threshold it skips the step."""
+    job = subject.job(sampling)
+    computes, skips = 0.05, 0.8
+    while skips - computes > 2e-5:
+        middle = (computes + skips) / 2
+        _, decisions = run_job(subject.model, dataclasses.replace(job, teacache_threshold=middle))
+        computes, skips = (middle, skips) if decisions[1] else (computes, middle)
+    return computes
+
+
+@pytest.mark.parametrize("num_steps", [6, 8, 14])
+def test_teacache_measures_the_same_distance(subject: Subject, num_steps: int) -> None:
+    """A thousandth below the distance the step is computed, a thousandth above it is skipped."""
+    sampling = SamplingConfig(num_sections=1, num_steps=num_steps, **TEACACHE)
+    distance = tipping_threshold(subject, sampling)
+    for threshold, is_computed in ((0.999 * distance, True), (1.001 * distance, False)):
+        _, steps = subject.run(dataclasses.replace(sampling, step_cache_threshold=threshold))
+        assert steps[1].is_computed is is_computed
+
+
 @pytest.mark.parametrize(("order", "first_frames"), [("inverted", (19, 10, 1)), ("forward", (1, 10, 19))])
 def test_sections_come_in_generation_order_and_join_to_the_video(
     subject: Subject, order: str, first_frames: tuple[int, ...]
