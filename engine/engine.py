@@ -1,27 +1,49 @@
 """The engine: one model, any number of jobs."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from .checkpoint import open_transformer
+from .checkpoint import Checkpoint, open_transformer
+from .components import Components, find_components
 from .conditioning import Conditioning
-from .config import EngineConfig, SamplingConfig
+from .config import EngineConfig, Request, SamplingConfig
 from .denoiser import Denoiser, EventHandler, LatentSection, assemble
-from .errors import DeviceError
+from .encoders import Encoders
+from .errors import DeviceError, InputError
+from .events import Event, FileEvent, PhaseEvent, SectionEvent, StepEvent
+from .generation import Generation, Section
+from .metadata import video_metadata
+from .png_writer import PngWriter
+from .previews import LatentPreviews, cached_latent_rgb
 from .transformer import PackedTransformer
+from .vae import VideoVAE
+from .video import Video, VideoWriter
 
+_logger = logging.getLogger(__name__)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Engine:
-    """Generates videos with one FramePack checkpoint."""
+    """Generates videos with one FramePack checkpoint; several engines may live in one process."""
 
-    def __init__(self, transformer: PackedTransformer, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        *,
+        config: EngineConfig,
+        components: Components,
+        checkpoint: Checkpoint,
+        transformer: PackedTransformer,
+    ) -> None:
         """Use :meth:`load`."""
         self.config = config
+        self.components = components
+        self._checkpoint = checkpoint
         self._denoiser = Denoiser(transformer)
 
     @classmethod
@@ -31,25 +53,41 @@ class Engine:
         *,
         config: EngineConfig | None = None,
         components: Mapping[str, str] | None = None,
-    ) -> "Engine":
-        """Load a transformer.
+    ) -> Self:
+        """Load a transformer. Its companions (VAE, encoders) are opened when a job first needs them.
 
         Args:
-            source: "demo", a Hub id, a folder or a single .safetensors file.
+            source: "demo" (built in), a Hub id, a folder or a single .safetensors file.
             config: what the engine may use.
-            components: other sources for the companions, by name.
+            components: other sources for companions, by name: vae, text_encoder, tokenizer, text_encoder_2,
+                tokenizer_2, image_encoder, feature_extractor.
+
+        Raises:
+            CheckpointError: the checkpoint is missing, damaged or of another model.
+            DeviceError: the device does not exist.
         """
         config = config or EngineConfig()
-        device = resolve_device(config.device)
-        dtype = resolve_dtype(config.precision, device)
-        checkpoint = open_transformer(source, local_files_only=config.local_files_only)
+        device = _resolve_device(config.device)
+        found = find_components(source, overrides=components, local_files_only=config.local_files_only)
+        checkpoint = open_transformer(found.transformer, local_files_only=config.local_files_only)
+        dtype = _DTYPES[config.precision or ("fp32" if device.type == "cpu" else "bf16")]
         transformer = PackedTransformer.load(checkpoint, dtype, device, has_fp32_head=dtype == torch.bfloat16)
-        return cls(transformer, config)
+        return cls(config=config, components=found, checkpoint=checkpoint, transformer=transformer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer computes."""
+        return self._denoiser.transformer.device
 
     def sample(
         self, conditioning: Conditioning, sampling: SamplingConfig, *, on_event: EventHandler | None = None
     ) -> Iterator[LatentSection]:
-        """Latents in, latents out: yield every section in generation order. Needs no encoder and no VAE."""
+        """Latents in, latents out: yield every section in generation order. Needs no encoder and no VAE.
+
+        Raises:
+            InputError: a tensor does not fit the checkpoint; raised at once.
+            NumericalError: latents became NaN or infinite.
+        """
         return self._denoiser.sample(conditioning, sampling, on_event)
 
     def sample_video(
@@ -59,14 +97,123 @@ class Engine:
         sections = list(self.sample(conditioning, sampling, on_event=on_event))
         return assemble(sections, conditioning.start_latent)
 
+    def generate(self, request: Request, *, on_event: EventHandler | None = None) -> Iterator[Section]:
+        """Yield the sections of a video in generation order; closing the iterator cancels the job.
 
-def resolve_device(name: str) -> torch.device:
-    """The torch device for ``EngineConfig.device``."""
+        The request is checked and its image read at once, before any section is asked for.
+        """
+        job = Generation(request, self.components, self._denoiser)
+        return job.sections(self._encoders, self._vae, on_event)
+
+    def render(
+        self,
+        request: Request,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        on_event: EventHandler | None = None,
+        preview_dir: str | os.PathLike[str] | None = None,
+        png_dir: str | os.PathLike[str] | None = None,
+    ) -> Video:
+        """Generate a whole video into an MP4, in bounded memory.
+
+        If the job stops early, by an error or Ctrl-C, what is finished stays playable in
+        ``<name>.partial.mp4`` beside ``path``.
+
+        Args:
+            request: the video.
+            path: the MP4; its folder is created.
+            overwrite: replace an existing file.
+            on_event: called with every event.
+            preview_dir: folder for pictures of the latents, one a section, renewed after every step.
+            png_dir: folder for every frame as PNG, beside the MP4.
+        """
+        job = Generation(request, self.components, self._denoiser)
+        writer = VideoWriter(
+            path,
+            height=job.image.height,
+            width=job.image.width,
+            fps=request.fps,
+            crf=request.crf,
+            num_frames=job.num_frames,
+            metadata=self._metadata(request, job),
+            overwrite=overwrite,
+        )
+        png_writer = (
+            None if png_dir is None else PngWriter(png_dir, num_frames=job.num_frames, overwrite=overwrite)
+        )
+        previews = None if preview_dir is None else LatentPreviews(preview_dir, self._latent_rgb())
+
+        def report(event: Event) -> None:
+            if previews is not None and isinstance(event, StepEvent):
+                previews.write(event)
+            if on_event is not None:
+                on_event(event)
+
+        with writer:
+            section: Section | None = None
+            try:
+                for section in job.sections(self._encoders, self._vae, report):
+                    writer.write(section.frames, section.first_frame)
+                    if png_writer is not None:
+                        png_writer.write(section.frames, section.first_frame)
+                    report(_section_event(section, job, writer.num_final_frames))
+                report(PhaseEvent(phase="write"))
+                video = writer.finish()
+            except BaseException:
+                _keep_what_is_finished(writer, section)
+                raise
+        report(FileEvent(path=video.path))
+        return video
+
+    @cached_property
+    def _encoders(self) -> Encoders:
+        return Encoders(
+            self.components,
+            device=self.device,
+            dtype=self._denoiser.transformer.dtype,
+            cache_dir=self.config.cache_path(),
+            local_files_only=self.config.local_files_only,
+        )
+
+    @cached_property
+    def _vae(self) -> VideoVAE:
+        return VideoVAE.load(
+            self.components.vae,
+            device=self.device,
+            # As published; half precision is slow or missing on CPUs.
+            dtype=torch.float32 if self.device.type == "cpu" else torch.float16,
+            local_files_only=self.config.local_files_only,
+        )
+
+    def _latent_rgb(self) -> Tensor:
+        """The model's own latent-to-RGB map, or one fitted to its VAE."""
+        if self.components.profile.latent_rgb is not None:
+            return torch.tensor(self.components.profile.latent_rgb)
+        return cached_latent_rgb(self._vae, self.config.cache_path())
+
+    def _metadata(self, request: Request, job: Generation) -> dict[str, object]:
+        is_cuda = self.device.type == "cuda"
+        return video_metadata(
+            request,
+            job.sampling,
+            job.image,
+            model=self.components.name,
+            model_hash=self._checkpoint.source_hash,
+            device=torch.cuda.get_device_name(self.device) if is_cuda else "cpu",
+            precision=str(self._denoiser.transformer.dtype).removeprefix("torch."),
+        )
+
+
+def _resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(f"device {name!r} was asked for, but torch {torch.__version__} sees no CUDA device")
+        raise DeviceError(
+            f"device {name!r} needs CUDA, and torch {torch.__version__} sees none; check the driver, install a CUDA "
+            "build of torch, or use device='cpu'"
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(
             f"device {name!r} does not exist: torch sees {torch.cuda.device_count()} CUDA devices"
@@ -74,8 +221,22 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_dtype(precision: str | None, device: torch.device) -> torch.dtype:
-    """The dtype of weights and activations: by default fp32 on the CPU and bf16 on CUDA."""
-    if precision is None:
-        precision = "fp32" if device.type == "cpu" else "bf16"
-    return _DTYPES[precision]
+def _section_event(section: Section, job: Generation, num_final_frames: int) -> SectionEvent:
+    return SectionEvent(
+        section=section.index,
+        num_sections=job.sampling.num_sections,
+        num_final_frames=num_final_frames,
+        num_frames=job.num_frames,
+    )
+
+
+def _keep_what_is_finished(writer: VideoWriter, section: Section | None) -> None:
+    """Leave a playable file of a job that stops early."""
+    if section is None:
+        return
+    try:
+        path = writer.write_partial(preview=(section.preview_frames, section.preview_first_frame))
+    except InputError as error:
+        _logger.warning("the finished part cannot be kept: %s", error)
+    else:
+        _logger.info("the finished part is in %s", path)

@@ -1,0 +1,207 @@
+"""One denoising step of our transformer against diffusers' class: same weights, same process, alternating."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine.checkpoint import TransformerConfig
+from ..engine.history import CleanLatents
+from ..engine.transformer import FrameIndices, PackedTransformer
+
+_WINDOW = 9
+_TIMESTEP, _GUIDANCE = 612.0, 9984.0
+_INDICES = FrameIndices(latent=range(1, 10), clean=(0, 10), clean_2x=range(11, 13), clean_4x=range(13, 29))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardCase:
+    """What one comparison runs.
+
+    Attributes:
+        name: of the case.
+        dtype: of weights and activations.
+        config: transformer; weights are random.
+        size: Y and X of the latents; 9 latent frames and full history.
+        num_text_tokens: valid text tokens.
+        num_image_tokens: image tokens.
+        max_ratio: largest accepted ratio of the medians, ours over diffusers'.
+        max_error: largest accepted relative error between both results, as a gate before any timing.
+    """
+
+    name: str
+    dtype: torch.dtype
+    config: TransformerConfig
+    size: tuple[int, int]
+    num_text_tokens: int
+    num_image_tokens: int
+    max_ratio: float
+    max_error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardResult:
+    """Seconds of one step, medians, and their ratio."""
+
+    name: str
+    num_latent_tokens: int
+    num_condition_tokens: int
+    diffusers_seconds: float
+    isoframe_seconds: float
+    ratio: float
+    max_ratio: float
+    error: float
+    repeats: int
+
+    @property
+    def is_reached(self) -> bool:
+        return self.ratio <= self.max_ratio
+
+
+def _config(
+    num_heads: int, head_dim: int, num_single: int, num_refiner: int, widths: tuple[int, int, int]
+) -> TransformerConfig:
+    text, pooled, image = widths
+    return TransformerConfig(
+        in_channels=16,
+        out_channels=16,
+        num_attention_heads=num_heads,
+        attention_head_dim=head_dim,
+        num_layers=2,
+        num_single_layers=num_single,
+        num_refiner_layers=num_refiner,
+        mlp_ratio=4.0,
+        patch_size=2,
+        patch_size_t=1,
+        qk_norm="rms_norm",
+        guidance_embeds=True,
+        rope_theta=256.0,
+        text_embed_dim=text,
+        pooled_projection_dim=pooled,
+        image_proj_dim=image,
+        rope_axes_dim=(16, 56, 56) if head_dim == 128 else (16, 24, 24),
+        has_image_proj=True,
+        has_clean_x_embedder=True,
+    )
+
+
+_DEMO = _config(3, 64, 4, 1, (96, 64, 64))
+# Two blocks of each kind at the width of the 13B model.
+_SLICE = _config(24, 128, 2, 2, (4096, 768, 1152))
+
+CASES = {
+    case.name: case
+    for case in (
+        ForwardCase(
+            name="demo-fp32", dtype=torch.float32, config=_DEMO, size=(8, 8),
+            num_text_tokens=9, num_image_tokens=16, max_ratio=0.85, max_error=1e-5,
+        ),
+        ForwardCase(
+            name="13b-slice-bf16", dtype=torch.bfloat16, config=_SLICE, size=(16, 20),
+            num_text_tokens=32, num_image_tokens=60, max_ratio=0.85, max_error=0.05,
+        ),
+        ForwardCase(
+            name="13b-slice-fp32", dtype=torch.float32, config=_SLICE, size=(16, 20),
+            num_text_tokens=32, num_image_tokens=60, max_ratio=0.95, max_error=1e-5,
+        ),
+    )
+}  # fmt: skip
+
+
+def compare_forward(case: ForwardCase, repeats: int) -> ForwardResult:
+    """Time ``repeats`` steps of both, one of each in turn, after checking that they agree.
+
+    Ours runs what a step runs: the job's and the section's invariants are computed before, as in a real job.
+    diffusers' class has no such split and computes them in every call.
+
+    Raises:
+        AssertionError: the two results differ by more than ``case.max_error``.
+    """
+    diffusers_step, isoframe_step, num_latent_tokens = _build(case)
+    with torch.inference_mode():
+        expected, actual = diffusers_step(), isoframe_step()
+        error = float((actual - expected).abs().max() / expected.abs().max())
+        if not error <= case.max_error:
+            raise AssertionError(f"{case.name}: relative error {error:.2e} is above {case.max_error:.0e}")
+        times = [(_seconds(diffusers_step), _seconds(isoframe_step)) for _ in range(repeats)]
+    diffusers_seconds, isoframe_seconds = (statistics.median(column) for column in zip(*times, strict=True))
+    return ForwardResult(
+        name=case.name,
+        num_latent_tokens=num_latent_tokens,
+        num_condition_tokens=case.num_text_tokens + case.num_image_tokens,
+        diffusers_seconds=diffusers_seconds,
+        isoframe_seconds=isoframe_seconds,
+        ratio=isoframe_seconds / diffusers_seconds,
+        max_ratio=case.max_ratio,
+        error=error,
+        repeats=repeats,
+    )
+
+
+def _build(case: ForwardCase) -> tuple[Callable[[], Tensor], Callable[[], Tensor], int]:
+    """One step of diffusers' class, one of ours, and the number of latent tokens."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(case.dtype)
+
+    config, (height, width) = case.config, case.size
+    peer = _diffusers_model(case)
+    ours = PackedTransformer(config, case.dtype, torch.device("cpu"))
+    for name, tensor in peer.state_dict().items():
+        ours.destinations[name].copy_(tensor)
+    latents = draw(1, config.in_channels, _WINDOW, height, width)
+    history = CleanLatents(*(draw(1, config.in_channels, frames, height, width) for frames in (2, 2, 16)))
+    text = draw(1, case.num_text_tokens, config.text_embed_dim)
+    pooled = draw(1, config.pooled_projection_dim)
+    image = draw(1, case.num_image_tokens, config.image_proj_dim)
+    timestep = torch.tensor([_TIMESTEP])
+    arguments: dict[str, Any] = {
+        "hidden_states": latents,
+        "timestep": timestep,
+        "encoder_hidden_states": text,
+        "encoder_attention_mask": torch.ones(1, case.num_text_tokens, dtype=torch.bool),
+        "pooled_projections": pooled,
+        "image_embeds": image,
+        "guidance": torch.tensor([_GUIDANCE]),
+        "latents_clean": history.clean,
+        "latents_history_2x": history.clean_2x,
+        "latents_history_4x": history.clean_4x,
+        "indices_latents": torch.tensor(_INDICES.latent),
+        "indices_latents_clean": torch.tensor(_INDICES.clean),
+        "indices_latents_history_2x": torch.tensor(_INDICES.clean_2x),
+        "indices_latents_history_4x": torch.tensor(_INDICES.clean_4x),
+        "return_dict": False,
+    }
+    with torch.inference_mode():
+        job = ours.prepare_job(timestep, _GUIDANCE, text, None, pooled, ours.project_image(image))
+        section = ours.pack_section(history, _INDICES, (_WINDOW, height, width))
+    return (
+        lambda: peer(**arguments)[0],
+        lambda: ours.step(latents, 0, job, section).compute(),
+        section.num_latent_tokens,
+    )
+
+
+def _diffusers_model(case: ForwardCase) -> Any:
+    from diffusers import HunyuanVideoFramepackTransformer3DModel
+
+    default = torch.get_default_dtype()
+    torch.manual_seed(0)
+    # Made in its dtype: a second copy of the slice in fp32 would not fit small machines.
+    torch.set_default_dtype(case.dtype)
+    try:
+        model = HunyuanVideoFramepackTransformer3DModel(**asdict(case.config))
+    finally:
+        torch.set_default_dtype(default)
+    return model.eval().requires_grad_(False)
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start

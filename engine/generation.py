@@ -1,0 +1,154 @@
+"""One job from request to frames: encode, sample section by section, decode."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+from torch import Tensor
+
+from .components import Components, default_order
+from .conditioning import Conditioning
+from .config import Request, SamplingConfig
+from .denoiser import Denoiser, EventHandler, LatentSection
+from .encoders import Encoders, PromptEmbeds
+from .events import PhaseEvent
+from .images import choose_bucket, fit_to_bucket, image_to_tensor, load_image
+from .vae import SectionDecoder, VideoVAE
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Section:
+    """One finished section and the frames that became final with it.
+
+    Joined by ``first_frame``, the frames of all sections are the video: 4 * window * n + 1 frames.
+
+    Attributes:
+        index: position in generation order, from 0.
+        frames: uint8 [T, H, W, 3] in video order; may be none, for the frames at an open edge stay provisional
+            until the next section is blended in.
+        first_frame: place of the first of them in the video.
+        start_seconds: the same in seconds.
+        preview_frames: uint8 [P, H, W, 3], the provisional ones.
+        preview_first_frame: place of the first of them.
+        latents: [1, C, window, Y, X] fp32.
+        timings: seconds of "denoise" and "decode".
+        memory: bytes: "rss" of the process and, on CUDA, "device_peak" so far.
+    """
+
+    index: int
+    frames: Tensor
+    first_frame: int
+    start_seconds: float
+    preview_frames: Tensor
+    preview_first_frame: int
+    latents: Tensor
+    timings: Mapping[str, float]
+    memory: Mapping[str, int]
+
+
+class Generation:
+    """One job. Making it checks the request and reads the image; :meth:`sections` does the work.
+
+    Attributes:
+        image: start image, cropped to the size of the video.
+        sampling: how the latents are sampled.
+        num_frames: frames of the whole video.
+    """
+
+    def __init__(self, request: Request, components: Components, denoiser: Denoiser) -> None:
+        self._request = request
+        self._components = components
+        self._denoiser = denoiser
+        profile = components.profile
+        self.sampling: SamplingConfig = request.sampling(default_order(components.name, profile))
+        self.num_frames = 4 * self.sampling.latent_window_size * self.sampling.num_sections + 1
+        image = load_image(request.image, force=request.force)
+        bucket = request.size or choose_bucket((image.height, image.width), profile.buckets)
+        self.image: Image = fit_to_bucket(image, bucket)
+
+    def sections(
+        self, encoders: Encoders, vae: VideoVAE, on_event: EventHandler | None = None
+    ) -> Iterator[Section]:
+        """Yield the sections in generation order; closing the iterator cancels the job."""
+        report = on_event or _ignore
+        conditioning = self._condition(encoders, vae, report)
+        decoder = SectionDecoder(
+            vae,
+            order=self.sampling.order,
+            window=self.sampling.latent_window_size,
+            num_sections=self.sampling.num_sections,
+            start_latent=conditioning.start_latent,
+        )
+        latent_sections = self._denoiser.sample(conditioning, self.sampling, on_event)
+        for _ in range(self.sampling.num_sections):
+            report(PhaseEvent(phase="denoise"))
+            start = time.perf_counter()
+            latent_section = next(latent_sections)
+            denoised = time.perf_counter()
+            report(PhaseEvent(phase="decode"))
+            yield self._decode(decoder, latent_section, start, denoised)
+
+    def _condition(self, encoders: Encoders, vae: VideoVAE, report: EventHandler) -> Conditioning:
+        request = self._request
+        report(PhaseEvent(phase="text"))
+        has_negative = request.cfg_scale != 1.0
+        prompts = [request.prompt, *([request.negative_prompt] if has_negative else [])]
+        positive, *negatives = encoders.encode_prompts(prompts)
+        report(PhaseEvent(phase="image"))
+        pixels = image_to_tensor(self.image)
+        start_latent = vae.encode_image(pixels, posterior=request.posterior, seed=request.seed)
+        negative: PromptEmbeds | None = negatives[0] if negatives else None
+        return Conditioning(
+            text_embeds=positive.text_embeds,
+            text_mask=positive.text_mask,
+            pooled_embeds=positive.pooled_embeds,
+            image_embeds=encoders.encode_image(self.image),
+            start_latent=start_latent.cpu(),
+            negative_text_embeds=None if negative is None else negative.text_embeds,
+            negative_text_mask=None if negative is None else negative.text_mask,
+            negative_pooled_embeds=None if negative is None else negative.pooled_embeds,
+        )
+
+    def _decode(
+        self, decoder: SectionDecoder, latent_section: LatentSection, start: float, denoised: float
+    ) -> Section:
+        decoded = decoder.push(latent_section.latents)
+        timings = {"denoise": denoised - start, "decode": time.perf_counter() - denoised}
+        _logger.info(
+            "section %d of %d: denoise %.2f s, decode %.2f s",
+            latent_section.index + 1,
+            self.sampling.num_sections,
+            timings["denoise"],
+            timings["decode"],
+        )
+        return Section(
+            index=latent_section.index,
+            frames=decoded.frames,
+            first_frame=decoded.first_frame,
+            start_seconds=decoded.first_frame / self._request.fps,
+            preview_frames=decoded.preview_frames,
+            preview_first_frame=decoded.preview_first_frame,
+            latents=latent_section.latents,
+            timings=timings,
+            memory=_memory(self._denoiser.transformer.device),
+        )
+
+
+def _memory(device: torch.device) -> dict[str, int]:
+    memory = {"rss": psutil.Process().memory_info().rss}
+    if device.type == "cuda":
+        memory["device_peak"] = torch.cuda.max_memory_allocated(device)
+    return memory
+
+
+def _ignore(event: object) -> None:
+    """Nobody listens."""

@@ -1,0 +1,64 @@
+"""What a video file says about its making."""
+
+import dataclasses
+import hashlib
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .config import Request, SamplingConfig
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_PACKAGES = ("isoframe", "torch", "diffusers", "transformers", "av")
+
+
+def video_metadata(
+    request: Request,
+    sampling: SamplingConfig,
+    image: "Image",
+    *,
+    model: str,
+    model_hash: str,
+    device: str,
+    precision: str,
+) -> dict[str, Any]:
+    """JSON-ready description of a job.
+
+    Args:
+        request: what was asked for.
+        sampling: what it resolved to.
+        image: start image as the model sees it; its pixels enter as a hash.
+        model: name of the model.
+        model_hash: source hash of its transformer.
+        device: "cpu", or the GPU's name.
+        precision: of weights and activations.
+    """
+    asked = {f.name: getattr(request, f.name) for f in dataclasses.fields(request) if f.name != "image"}
+    asked["image"] = os.fspath(request.image) if isinstance(request.image, str | os.PathLike) else None
+    return {
+        "request": asked,
+        "sampling": dataclasses.asdict(sampling),
+        "seed": sampling.seed,
+        "image_sha256": hashlib.sha256(np.asarray(image).tobytes()).hexdigest(),
+        "size": [image.height, image.width],
+        "model": model,
+        "model_hash": model_hash,
+        "device": device,
+        "precision": precision,
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

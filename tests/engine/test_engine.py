@@ -1,0 +1,234 @@
+"""Whole jobs with the built-in model: frames, files, failures."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import saved_model
+
+from isoframe.engine import (
+    CheckpointError,
+    ConfigError,
+    Engine,
+    EngineConfig,
+    Event,
+    FileEvent,
+    InputError,
+    NumericalError,
+    PhaseEvent,
+    Request,
+    SectionEvent,
+    StepEvent,
+)
+from isoframe.engine.config import ORDERS
+from isoframe.engine.video import read_video_info
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return Engine.load("demo", config=EngineConfig(cache_dir=tmp_path_factory.mktemp("cache"), device="cpu"))
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "start.png"
+    Image.new("RGB", (64, 64), (200, 60, 40)).save(path)
+    return path
+
+
+@pytest.fixture
+def make_request(image: Path) -> Callable[..., Request]:
+    """A job of 3 short sections: 25 frames."""
+
+    def make(**changes: object) -> Request:
+        fields = {"image": image, "seconds": 0.8, "num_steps": 2, "latent_window_size": 2, "seed": 5}
+        return Request(prompt="a red circle moves right", **{**fields, **changes})
+
+    return make
+
+
+def decode(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_sections_join_to_the_whole_video(
+    engine: Engine, make_request: Callable[..., Request], order: str
+) -> None:
+    sections = list(engine.generate(make_request(order=order)))
+    assert [section.index for section in sections] == [0, 1, 2]
+    covered = sorted(
+        place
+        for section in sections
+        for place in range(section.first_frame, section.first_frame + len(section.frames))
+    )
+    assert covered == list(range(25))
+    for section in sections:
+        assert section.frames.dtype == torch.uint8
+        assert section.start_seconds == pytest.approx(section.first_frame / 30)
+        assert section.latents.shape == (1, 16, 2, 8, 8)
+        assert len(section.preview_frames) == (5 if section.index < 2 else 0)
+        assert section.timings.keys() == {"denoise", "decode"}
+        assert section.memory["rss"] > 0
+
+
+def test_rendered_file_holds_the_frames_and_says_how_it_was_made(
+    engine: Engine, make_request: Callable[..., Request], tmp_path: Path
+) -> None:
+    request = make_request(crf=0)
+    frames = torch.cat(
+        [section.frames for section in sorted(engine.generate(request), key=lambda s: s.first_frame)]
+    )
+    video = engine.render(request, tmp_path / "new folder" / "out.mp4")
+    assert (video.num_frames, video.fps, video.width, video.height) == (25, 30, 64, 64)
+    decoded = decode(video.path)
+    # Lossless for H.264, but chroma is stored at half resolution.
+    assert np.abs(decoded.astype(int) - frames.numpy().astype(int)).mean() < 3
+    metadata = json.loads(json.dumps(read_video_info(video.path).metadata))
+    assert metadata["seed"] == 5
+    assert metadata["model"] == "demo"
+    assert len(str(metadata["model_hash"])) == 64
+    assert metadata["request"]["prompt"] == "a red circle moves right"
+    assert metadata["versions"]["torch"] == torch.__version__
+
+
+def test_same_seed_same_video_other_seed_other_video(
+    engine: Engine, make_request: Callable[..., Request]
+) -> None:
+    def latents(seed: int, source: Engine) -> torch.Tensor:
+        return torch.cat([section.latents for section in source.generate(make_request(seed=seed))])
+
+    once = latents(5, engine)
+    other_engine = Engine.load("demo", config=engine.config)
+    assert torch.equal(once, latents(5, other_engine))
+    assert not torch.equal(once, latents(6, engine))
+
+
+def test_two_jobs_of_one_engine_do_not_disturb_each_other(
+    engine: Engine, make_request: Callable[..., Request]
+) -> None:
+    alone = [section.latents for section in engine.generate(make_request(seed=1))]
+    jobs = [engine.generate(make_request(seed=seed)) for seed in (1, 2)]
+    together = [section.latents for section, _ in zip(*jobs, strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_events_tell_the_course_of_a_job(
+    engine: Engine, make_request: Callable[..., Request], tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    video = engine.render(make_request(), tmp_path / "out.mp4", on_event=events.append)
+    phases = [event.phase for event in events if isinstance(event, PhaseEvent)]
+    assert phases == ["text", "image", *["denoise", "decode"] * 3, "write"]
+    steps = [event for event in events if isinstance(event, StepEvent)]
+    assert [(event.section, event.step) for event in steps] == [(n, s) for n in range(3) for s in range(2)]
+    # The end of the video comes first.
+    assert [event.first_latent_frame for event in steps[::2]] == [5, 3, 1]
+    finals = [event.num_final_frames for event in events if isinstance(event, SectionEvent)]
+    assert finals == [0, 8, 25]
+    assert events[-1] == FileEvent(path=video.path)
+
+
+def test_step_cache_reports_what_it_skips(engine: Engine, make_request: Callable[..., Request]) -> None:
+    events: list[Event] = []
+    for _ in engine.generate(make_request(num_steps=12, step_cache="teacache"), on_event=events.append):
+        pass
+    computed = [event.is_computed for event in events if isinstance(event, StepEvent)]
+    assert computed[0]
+    assert computed[11]
+    assert not all(computed)
+
+
+def interrupt_in_last_section(error: BaseException) -> Callable[[Event], None]:
+    def on_event(event: Event) -> None:
+        if isinstance(event, StepEvent) and event.section == 2 and event.step == 1:
+            raise error
+
+    return on_event
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of luck")], ids=["ctrl-c", "error"])
+def test_what_is_finished_stays_playable(
+    engine: Engine, make_request: Callable[..., Request], tmp_path: Path, error: BaseException
+) -> None:
+    folder = tmp_path / "out"
+    with pytest.raises(type(error)):
+        engine.render(make_request(), folder / "video.mp4", on_event=interrupt_in_last_section(error))
+    assert [path.name for path in folder.iterdir()] == ["video.partial.mp4"]
+    # 8 final frames and the 5 that the next section would have changed.
+    assert len(decode(folder / "video.partial.mp4")) == 13
+
+
+def test_nothing_is_left_when_no_section_was_finished(
+    engine: Engine, make_request: Callable[..., Request], tmp_path: Path
+) -> None:
+    def stop(event: Event) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.render(make_request(), tmp_path / "out" / "video.mp4", on_event=stop)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.fixture
+def broken_engine(tmp_path: Path) -> Engine:
+    engine = Engine.load("demo", config=EngineConfig(cache_dir=tmp_path / "cache", device="cpu"))
+    engine._denoiser.transformer.proj_out.bias.fill_(float("nan"))
+    return engine
+
+
+def test_non_finite_latents_stop_the_job_and_name_section_and_step(
+    broken_engine: Engine, make_request: Callable[..., Request]
+) -> None:
+    with pytest.raises(NumericalError, match="section 1 became NaN or infinite at step 1") as caught:
+        list(broken_engine.generate(make_request()))
+    assert (caught.value.section, caught.value.step) == (0, 0)
+
+
+def test_bad_output_and_bad_image_are_refused_before_any_work(
+    engine: Engine, make_request: Callable[..., Request], tmp_path: Path
+) -> None:
+    taken = tmp_path / "taken.mp4"
+    taken.write_bytes(b"mine")
+    events: list[Event] = []
+    with pytest.raises(InputError, match="overwrite"):
+        engine.render(make_request(), taken, on_event=events.append)
+    with pytest.raises(InputError, match="does not exist"):
+        engine.generate(make_request(image=tmp_path / "missing.png"))
+    assert taken.read_bytes() == b"mine"
+    assert events == []
+
+
+def test_a_transformer_alone_samples_latents_and_names_what_a_video_needs(
+    tmp_path: Path, make_request: Callable[..., Request]
+) -> None:
+    saved_model(tmp_path / "transformer")
+    engine = Engine.load(tmp_path / "transformer", config=EngineConfig(device="cpu"))
+    with pytest.raises(CheckpointError, match="has no"):
+        list(engine.generate(make_request(size=(64, 64))))
+
+
+def test_precision_bf16_computes_close_to_fp32(engine: Engine, make_request: Callable[..., Request]) -> None:
+    rounded = Engine.load("demo", config=EngineConfig(precision="bf16", device="cpu"))
+    assert rounded._denoiser.transformer.dtype == torch.bfloat16
+    a = next(engine.generate(make_request())).latents
+    b = next(rounded.generate(make_request())).latents
+    assert 1e-4 < float((a - b).square().mean().sqrt() / a.square().mean().sqrt()) < 5e-2
+
+
+def test_missing_device_is_named() -> None:
+    from isoframe.engine import DeviceError
+
+    with pytest.raises(DeviceError, match="device 'cuda:7'"):
+        Engine.load("demo", config=EngineConfig(device="cuda:7"))
+
+
+def test_unknown_component_name_suggests_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'vae'"):
+        Engine.load("demo", components={"vea": "x"})
