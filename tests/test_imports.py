@@ -58,3 +58,39 @@ def test_benchmark_commands_are_listed_without_torch() -> None:
 def test_kernels_refuse_to_be_imported_by_their_bare_name() -> None:
     result = run_python(f"import sys; sys.path.insert(0, {str(ROOT)!r}); import kernels")
     assert "ImportError: imported from the working directory; use isoframe.kernels" in result.stderr
+
+
+# The sizes are those of the built-in model's configuration, so that the step is a real one.
+DEMO_STEP = """
+import sys, warnings
+sys.modules["triton"] = None
+# torch asks for Triton on its own account.
+warnings.simplefilter("ignore")
+import torch
+from isoframe.engine import Conditioning, Engine, SamplingConfig
+from isoframe.engine.components import find_components
+from isoframe.engine.checkpoint import open_transformer
+from isoframe.kernels import KERNELS
+
+config = open_transformer(find_components("demo").transformer).config
+conditioning = Conditioning(
+    text_embeds=torch.randn(1, 5, config.text_embed_dim),
+    text_mask=torch.ones(1, 5, dtype=torch.bool),
+    pooled_embeds=torch.randn(1, config.pooled_projection_dim),
+    image_embeds=torch.randn(1, 4, config.image_proj_dim),
+    start_latent=torch.randn(1, config.in_channels, 1, 6, 10),
+)
+latents = Engine.load("demo").sample_video(conditioning, SamplingConfig(num_sections=1, num_steps=1))
+assert latents.shape == (1, config.in_channels, 10, 6, 10) and latents.isfinite().all()
+spec = KERNELS["modulated_layer_norm"]
+try:
+    spec.launch(*spec.make_inputs(spec.test_shapes[0], torch.float32, torch.device("cpu")))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_demo_step_runs_without_triton_and_a_kernel_says_what_to_install() -> None:
+    result = run_python(DEMO_STEP)
+    assert result.returncode == 0, result.stderr
+    assert "pip install triton" in result.stdout
