@@ -264,8 +264,8 @@ def _find_on_hub(source: str, local_files_only: bool, has_tokenizer: bool) -> Co
     known = table["models"].get(source)
     repository, own, profile_path = source, [], None
     if known is None and is_hub_id(source):
-        own = _read_pipeline(source, local_files_only)
-        profile_path = _optional_file(source, PROFILE_NAME, local_files_only)
+        index, profile_path = _optional_files(source, ("model_index.json", PROFILE_NAME), local_files_only)
+        own = _list_companions(index) if index else []
     elif known is None and not (is_hub_id(source.rpartition("/")[0]) and source.endswith(".safetensors")):
         raise CheckpointError(missing_source("model", source))
     profile = _read_profile(
@@ -310,20 +310,23 @@ def _default_refs(config: TransformerConfig) -> dict[str, ComponentRef]:
     return {name: _ref(name, *place) for name, place in companions["components"].items()}
 
 
-def _read_pipeline(repository: str, local_files_only: bool) -> list[str]:
-    """Companions that a Hub repository in diffusers' pipeline layout brings."""
-    index = _optional_file(repository, "model_index.json", local_files_only)
-    if index is None:
-        return []
-    listed = json.loads(index.read_text(encoding="utf-8"))
+def _list_companions(index: Path) -> list[str]:
+    """Companions that a pipeline's ``model_index.json`` lists."""
+    listed = read_json(index)
     return [name for name in COMPANIONS if listed.get(name, [None])[0] is not None]
 
 
-def _optional_file(repository: str, filename: str, local_files_only: bool) -> Path | None:
-    try:
-        return hub_file(repository, filename, local_files_only=local_files_only)
-    except NotCachedError:
-        return None
+def _optional_files(repository: str, filenames: tuple[str, ...], local_files_only: bool) -> list[Path | None]:
+    """Local paths of the files that the repository has; the others' are None."""
+    paths: list[Path | None] = []
+    for filename in filenames:
+        try:
+            paths.append(hub_file(repository, filename, local_files_only=local_files_only))
+        except NotCachedError:
+            paths.append(None)
+            # The Hub cannot be reached, and finding that out again takes another half a minute.
+            local_files_only = True
+    return paths
 
 
 def _read_profile(path: Path | None, *, has_tokenizer: bool, order: str | None = None) -> ModelProfile:

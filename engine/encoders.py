@@ -266,8 +266,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     import transformers
 
     with _quiet_transformers():
-        # The class that tokenizer_config.json names may rebuild the tokenizer from its vocabulary: LlamaTokenizer
-        # replaces Llama 3's byte-level splitting by that of SentencePiece.
+        # The class that tokenizer_config.json names must not matter: LlamaTokenizer of transformers 5 splits text as
+        # SentencePiece does even where tokenizer.json asks for the byte-level splitting of Llama 3.
         if (folder / "tokenizer.json").is_file():
             tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
         else:

@@ -182,6 +182,18 @@ def test_hub_pipeline_brings_the_companions_of_its_index(hub_cache: Path, tmp_pa
     assert (found.profile.order, found.profile.crop_start) == ("forward", None)
 
 
+def test_unreachable_hub_is_asked_once(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(repository: str, filename: str, *, local_files_only: bool) -> str:
+        asked.append(local_files_only)
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert find_components("someone/FramePack-finetune").vae.source == HUNYUAN
+    assert asked == [False, True]
+
+
 def test_overrides_take_folders_pipelines_and_hub_ids(tmp_path: Path) -> None:
     pipeline = make_pipeline(tmp_path / "mine")
     overrides = {
