@@ -33,11 +33,13 @@ class VideoVAE:
 
     Attributes:
         scaling_factor: latents here are the VAE's times this.
+        num_channels: latent channels.
     """
 
     def __init__(self, model: "AutoencoderKLHunyuanVideo") -> None:
         self.model: Any = model.eval().requires_grad_(False)
         self.scaling_factor = float(model.config.scaling_factor)
+        self.num_channels = int(model.config.latent_channels)
         _check_chunks(model)
         if model.device.type == "cpu" and torch.backends.mkldnn.is_available():
             _convolve_with_onednn(model)

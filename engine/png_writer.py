@@ -1,0 +1,55 @@
+"""Frames as a numbered PNG sequence."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .errors import InputError
+from .previews import save_png
+
+
+class PngWriter:
+    """Writes every frame to ``frame_00000.png`` and so on, in video order; sections come in any order.
+
+    Args:
+        folder: created.
+        num_frames: frames of the whole video.
+        overwrite: replace the sequence that is in the folder.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, num_frames: int, overwrite: bool = False) -> None:
+        self.folder = Path(folder)
+        self.num_frames = num_frames
+        self._num_digits = max(len(str(num_frames - 1)), 5)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()
+        except OSError as error:
+            raise InputError(
+                f"PNG folder {folder} cannot be written: {error.strerror or error}; choose another folder"
+            ) from error
+        old_frames = sorted(self.folder.glob("frame_*.png"))
+        if old_frames and not overwrite:
+            raise InputError(
+                f"PNG folder {folder} holds {old_frames[0].name}; pass --overwrite (overwrite=True) or another folder"
+            )
+        for path in old_frames:
+            path.unlink()
+
+    def write(self, frames: Tensor | NDArray[np.uint8], first_frame: int) -> None:
+        """Save frames, uint8 [T, H, W, 3]; the first of them is frame ``first_frame`` of the video."""
+        pixels = torch.as_tensor(frames)
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+            raise ValueError(f"frames must be uint8 [T, H, W, 3], got {pixels.dtype} {tuple(pixels.shape)}")
+        if first_frame < 0 or first_frame + len(pixels) > self.num_frames:
+            raise ValueError(
+                f"frames must lie in 0 to {self.num_frames - 1}, "
+                f"got {first_frame} to {first_frame + len(pixels) - 1}"
+            )
+        for index, frame in enumerate(pixels, start=first_frame):
+            save_png(frame, self.folder / f"frame_{index:0{self._num_digits}d}.png")
