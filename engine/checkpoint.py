@@ -246,6 +246,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return raw
 
 
+def read_index(path: Path) -> dict[str, str]:
+    """The map from tensor names to files in a ``*.safetensors.index.json``."""
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path} must have a weight_map from tensor names to files")
+    outside = [str(name) for name in weight_map.values() if Path(str(name)).name != name]
+    if outside:
+        raise CheckpointError(f"{path} must name files of its own folder, got {_listing(outside)}")
+    return weight_map
+
+
 def folder_name(folder: Path) -> str:
     """Name of a model folder: a Hub snapshot's repository id, else the folder's name less ``transformer/``."""
     folder = Path(os.path.abspath(folder))
@@ -313,7 +324,7 @@ def _find_hub_index(repository: str, prefix: str, local_files_only: bool) -> dic
     if is_cached(repository, prefix + WEIGHTS_NAME) and not is_cached(repository, index_name):
         return {}
     index = hub_file(repository, index_name, local_files_only=local_files_only)
-    return _read_index(index) if index is not None else {}
+    return read_index(index) if index is not None else {}
 
 
 def _require_hub_file(repository: str, filename: str, local_files_only: bool) -> Path:
@@ -327,7 +338,7 @@ def _find_files(folder: Path) -> tuple[list[TensorFile], dict[str, str]]:
     """The folder's weight files, and the index's map from tensor name to file (empty for a single file)."""
     index = folder / INDEX_NAME
     if index.is_file():
-        weight_map = _read_index(index)
+        weight_map = read_index(index)
         _check_shards(folder, index, weight_map)
         return [open_tensor_file(folder / name) for name in sorted(set(weight_map.values()))], weight_map
     found = sorted(folder.glob("*.safetensors"))
@@ -349,16 +360,6 @@ def _find_files(folder: Path) -> tuple[list[TensorFile], dict[str, str]]:
             "convert them to safetensors"
         )
     raise CheckpointError(f"{folder} has no .safetensors file and no transformer/ folder with one")
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    weight_map = read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path} must have a weight_map from tensor names to files")
-    outside = [str(name) for name in weight_map.values() if Path(str(name)).name != name]
-    if outside:
-        raise CheckpointError(f"{path} must name files of its own folder, got {_listing(outside)}")
-    return weight_map
 
 
 def _check_shards(folder: Path, index: Path, weight_map: Mapping[str, str]) -> None:

@@ -1,6 +1,5 @@
 """Which model, with which companions: VAE, text encoders, image encoder, and the profile of the whole."""
 
-import json
 import logging
 import os
 import re
@@ -9,7 +8,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import TransformerConfig, folder_name, missing_source, open_transformer, read_json
+from .checkpoint import (
+    TransformerConfig,
+    folder_name,
+    missing_source,
+    open_transformer,
+    read_index,
+    read_json,
+)
 from .config import ORDERS, check_choice
 from .errors import CheckpointError
 from .hub import NotCachedError, hub_file, hub_folder, is_hub_id, not_cached
@@ -82,7 +88,7 @@ class ComponentRef:
 
     def _check_shards(self, folder: Path) -> None:
         for index in folder.glob("*.safetensors.index.json"):
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            shards = set(read_index(index).values())
             missing = [name for name in sorted(shards) if not (folder / name).is_file()]
             if missing and not Path(self.source).is_dir():
                 raise not_cached(

@@ -308,6 +308,13 @@ def test_fetch_names_missing_shards(tmp_path: Path) -> None:
         ComponentRef(str(tmp_path)).fetch()
 
 
+def test_fetch_refuses_an_unusable_index(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="must have a weight_map"):
+        ComponentRef(str(tmp_path)).fetch()
+
+
 def test_fetch_finds_a_cached_component_offline(hub_cache: Path, tmp_path: Path) -> None:
     make_pipeline(tmp_path / "repo")
     put_in_cache(hub_cache, "someone/pipeline", tmp_path / "repo")
