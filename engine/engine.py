@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint, open_transformer
-from .components import Components, find_components
+from .components import ComponentRef, Components, find_components
 from .conditioning import Conditioning
 from .config import EngineConfig, Request, SamplingConfig
 from .denoiser import Denoiser, EventHandler, LatentSection, assemble
@@ -178,13 +178,10 @@ class Engine:
 
     @cached_property
     def _vae(self) -> VideoVAE:
-        return VideoVAE.load(
-            self.components.vae,
-            device=self.device,
-            # As published; half precision is slow or missing on CPUs.
-            dtype=torch.float32 if self.device.type == "cpu" else torch.float16,
-            local_files_only=self.config.local_files_only,
-        )
+        folder = self.components.vae.fetch(local_files_only=self.config.local_files_only)
+        # As published on CUDA; half precision is slow or missing on CPUs.
+        dtype = torch.float32 if self.device.type == "cpu" else torch.float16
+        return VideoVAE.load(ComponentRef(str(folder)), device=self.device, dtype=dtype)
 
     def _latent_rgb(self) -> Tensor:
         """The model's own latent-to-RGB map, or one fitted to its VAE."""
