@@ -40,12 +40,14 @@ class EngineConfig:
         precision: "fp32" or "bf16"; None means fp32 on the CPU and bf16 on CUDA.
         cache_dir: folder of cached embeddings; None means $ISOFRAME_CACHE, else the platform's cache folder.
         local_files_only: never ask the Hub; a file that is not cached is an error.
+        vae_tiles: run the VAE in tiles of 256 px: less memory, slightly different pixels (approximate).
     """
 
     device: str = "auto"
     precision: str | None = None
     cache_dir: str | os.PathLike[str] | None = None
     local_files_only: bool = False
+    vae_tiles: bool = False
 
     def __post_init__(self) -> None:
         if re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is None:

@@ -181,7 +181,10 @@ class Engine:
         folder = self.components.vae.fetch(local_files_only=self.config.local_files_only)
         # As published on CUDA; half precision is slow or missing on CPUs.
         dtype = torch.float32 if self.device.type == "cpu" else torch.float16
-        return VideoVAE.load(ComponentRef(str(folder)), device=self.device, dtype=dtype)
+        vae = VideoVAE.load(ComponentRef(str(folder)), device=self.device, dtype=dtype)
+        if self.config.vae_tiles:
+            vae.enable_spatial_tiles()
+        return vae
 
     def _latent_rgb(self) -> Tensor:
         """The model's own latent-to-RGB map, or one fitted to its VAE."""

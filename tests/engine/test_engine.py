@@ -222,6 +222,13 @@ def test_precision_bf16_computes_close_to_fp32(engine: Engine, make_request: Cal
     assert 1e-4 < float((a - b).square().mean().sqrt() / a.square().mean().sqrt()) < 5e-2
 
 
+def test_vae_tiles_are_used_when_asked_for(make_request: Callable[..., Request], tmp_path: Path) -> None:
+    config = EngineConfig(vae_tiles=True, cache_dir=tmp_path, device="cpu")
+    engine = Engine.load("demo", config=config)
+    next(engine.generate(make_request()))
+    assert engine._vae.model.use_tiling
+
+
 def test_missing_device_is_named() -> None:
     from isoframe.engine import DeviceError
 
