@@ -1,7 +1,7 @@
 """One job from options to file: what ``generate`` and ``demo`` share."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ import typer
 
 from ..config import EngineConfig, Request
 from ..errors import ConfigError, InputError
+from .interrupt import lasting_interrupt
 
 if TYPE_CHECKING:
     from ..video import Video
@@ -57,10 +58,11 @@ class Rendering:
         load_image(self.request.image, force=self.request.force)
         partial, before = partial_path(self.out), _modified(partial_path(self.out))
         try:
-            with make_reporter(
-                fps=self.request.fps, is_json=self.is_json, is_quiet=self.is_quiet
-            ) as reporter:
-                video = self._render(reporter)
+            with (
+                lasting_interrupt() as raise_if_interrupted,
+                make_reporter(fps=self.request.fps, is_json=self.is_json, is_quiet=self.is_quiet) as reporter,
+            ):
+                video = self._render(reporter, raise_if_interrupted)
         except BaseException as error:
             if _modified(partial) != before:
                 error.add_note(f"what was finished is in {partial}")
@@ -69,17 +71,21 @@ class Rendering:
             size = f"{video.width}x{video.height}"
             typer.echo(f"{video.path}: {video.num_frames} frames, {video.seconds:.1f} s, {size}")
 
-    def _render(self, reporter: "Reporter") -> "Video":
+    def _render(self, reporter: "Reporter", raise_if_interrupted: Callable[[], None]) -> "Video":
         from .. import Engine
-        from ..events import PhaseEvent
+        from ..events import Event, PhaseEvent
 
-        reporter.on_event(PhaseEvent(phase="load"))
+        def on_event(event: Event) -> None:
+            raise_if_interrupted()
+            reporter.on_event(event)
+
+        on_event(PhaseEvent(phase="load"))
         engine = Engine.load(self.model, config=self.config, components=self.components)
         return engine.render(
             self.request,
             self.out,
             overwrite=self.is_overwriting,
-            on_event=reporter.on_event,
+            on_event=on_event,
             preview_dir=self.preview_dir,
             png_dir=self.png_dir,
         )

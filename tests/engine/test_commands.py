@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,28 @@ def test_interrupt_names_the_partial_file(engine: type[FakeEngine], image: Path)
     result = generate(image)
     assert result.exit_code == 130
     assert result.stderr.endswith(f"cancelled\nwhat was finished is in {image.parent / 'out.partial.mp4'}\n")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_interrupt_in_a_destructor_still_stops_the_job(
+    engine: type[FakeEngine], image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Destructor:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    class Interrupted(FakeEngine):
+        @classmethod
+        def load(cls, source: str, **options: Any) -> FakeEngine:
+            # Python reports the exception and goes on.
+            Destructor()
+            return super().load(source, **options)
+
+    monkeypatch.setitem(vars(isoframe.engine), "Engine", Interrupted)
+    result = generate(image)
+    assert result.exit_code == 130
+    assert not (image.parent / "out.mp4").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_interrupt_does_not_claim_an_old_partial_file(engine: type[FakeEngine], image: Path) -> None:

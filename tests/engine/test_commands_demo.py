@@ -1,0 +1,121 @@
+"""``isoframe demo`` and ``isoframe info`` on what ships with the package."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from isoframe.engine.commands.app import build_app
+from isoframe.engine.commands.demo import EXAMPLES, find_example
+from isoframe.engine.video import read_video_info
+
+SOURCES = Path(__file__).resolve().parents[2] / ".src"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(build_app(), [str(argument) for argument in arguments])
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, and a cache of its own."""
+    monkeypatch.setenv("ISOFRAME_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def test_every_example_has_an_image_and_a_prompt() -> None:
+    prompts = json.loads((EXAMPLES / "prompts.json").read_text(encoding="utf-8"))
+    assert prompts
+    assert {path.name for path in EXAMPLES.glob("*.png")} == set(prompts)
+    for file in prompts:
+        image, prompt = find_example(Path(file).stem)
+        assert image.is_file()
+        assert prompt.strip()
+
+
+def test_demo_writes_its_file_here_and_again(folder: Path) -> None:
+    (folder / "isoframe-demo.mp4").write_bytes(b"of an earlier run")
+    result = run("demo", "--seconds", 1)
+    assert result.exit_code == 0, result.output
+    assert os.listdir(folder) == ["isoframe-demo.mp4"]
+    video = read_video_info(folder / "isoframe-demo.mp4")
+    assert video.num_frames == 37
+    assert result.stdout.startswith("isoframe-demo.mp4: 37 frames, 1.2 s")
+
+
+def test_info_shows_what_the_video_was_made_from(folder: Path) -> None:
+    assert run("demo", "--seconds", 1, "--seed", 7, "--quiet").exit_code == 0
+    shown = run("info", "isoframe-demo.mp4")
+    assert shown.exit_code == 0
+    assert "37" in shown.stdout
+    facts = json.loads(run("info", "isoframe-demo.mp4", "--json").stdout)
+    assert facts["num_frames"] == 37
+    assert facts["metadata"]["request"]["seed"] == 7
+
+
+def test_other_existing_file_is_not_replaced(folder: Path) -> None:
+    (folder / "mine.mp4").write_bytes(b"precious")
+    result = run("demo", "--out", "mine.mp4")
+    assert result.exit_code == 2
+    assert "error: --out mine.mp4 exists; pass --overwrite" in result.stderr
+    assert (folder / "mine.mp4").read_bytes() == b"precious"
+
+
+def test_interrupt_leaves_a_playable_part_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "temp").mkdir()
+    image, prompt = find_example(None)
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "isoframe.engine.commands", "generate", str(image), "--prompt", prompt,
+         "--seconds", "30", "--steps", "1", "--out", "out.mp4", "--json-progress"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(SOURCES), "TMPDIR": str(tmp_path / "temp")},
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["event"] == "section":
+            process.send_signal(signal.SIGINT)
+            break
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.endswith("cancelled\nwhat was finished is in out.partial.mp4\n")
+    assert os.listdir(folder) == ["out.partial.mp4"]
+    assert os.listdir(tmp_path / "temp") == []
+    part = read_video_info(folder / "out.partial.mp4")
+    assert 0 < part.num_frames < 901
+
+
+def test_unknown_example_suggests_the_nearest() -> None:
+    name = find_example(None)[0].stem
+    result = run("demo", "--example", name + "x")
+    assert result.exit_code == 2
+    assert f"did you mean {name!r}?" in result.stderr
+
+
+def test_info_describes_the_built_in_model() -> None:
+    facts = json.loads(run("info", "demo", "--json").stdout)
+    assert facts["name"] == "demo"
+    assert facts["num_parameters"] > 10**6
+    assert facts["config"]["attention_head_dim"] == 64
+
+
+@pytest.mark.parametrize(("name", "message"), [("no.mp4", "missing"), ("no.safetensors", "no.safetensors")])
+def test_info_on_a_missing_file_is_one_line(name: str, message: str) -> None:
+    result = run("info", name)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_info_on_a_damaged_video_is_one_line(folder: Path) -> None:
+    (folder / "bad.mp4").write_bytes(b"\0" * 100)
+    result = run("info", "bad.mp4")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: video must be readable, bad.mp4 is not")
