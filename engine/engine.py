@@ -151,17 +151,18 @@ class Engine:
                 on_event(event)
 
         with writer:
-            section: Section | None = None
             try:
                 for section in job.sections(self._encoders, self._vae, report):
                     writer.write(section.frames, section.first_frame)
                     if png_writer is not None:
                         png_writer.write(section.frames, section.first_frame)
                     report(_section_event(section, job, writer.num_final_frames))
+                    # The next section is decoded before the loop would let go of this one's frames.
+                    del section
                 report(PhaseEvent(phase="write"))
                 video = writer.finish()
             except BaseException:
-                _keep_what_is_finished(writer, section)
+                _keep_what_is_finished(writer, job)
                 raise
         report(FileEvent(path=video.path))
         return video
@@ -230,12 +231,13 @@ def _section_event(section: Section, job: Generation, num_final_frames: int) -> 
     )
 
 
-def _keep_what_is_finished(writer: VideoWriter, section: Section | None) -> None:
+def _keep_what_is_finished(writer: VideoWriter, job: Generation) -> None:
     """Leave a playable file of a job that stops early."""
-    if section is None:
+    provisional = None if job.decoder is None else job.decoder.provisional()
+    if provisional is None:
         return
     try:
-        path = writer.write_partial(preview=(section.preview_frames, section.preview_first_frame))
+        path = writer.write_partial(preview=(provisional.frames, provisional.first_frame))
     except InputError as error:
         _logger.warning("the finished part cannot be kept: %s", error)
     else:

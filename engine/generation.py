@@ -62,6 +62,7 @@ class Generation:
         image: start image, cropped to the size of the video.
         sampling: how the latents are sampled.
         num_frames: frames of the whole video.
+        decoder: joins the sections; None until :meth:`sections` has encoded the request.
     """
 
     def __init__(self, request: Request, components: Components, denoiser: Denoiser) -> None:
@@ -74,6 +75,7 @@ class Generation:
         image = load_image(request.image, force=request.force)
         bucket = request.size or choose_bucket((image.height, image.width), profile.buckets)
         self.image: Image = fit_to_bucket(image, bucket)
+        self.decoder: SectionDecoder | None = None
 
     def sections(
         self, encoders: Encoders, vae: VideoVAE, on_event: EventHandler | None = None
@@ -81,7 +83,7 @@ class Generation:
         """Yield the sections in generation order; closing the iterator cancels the job."""
         report = on_event or _ignore
         conditioning = self._condition(encoders, vae, report)
-        decoder = SectionDecoder(
+        self.decoder = decoder = SectionDecoder(
             vae,
             order=self.sampling.order,
             window=self.sampling.latent_window_size,
@@ -122,6 +124,8 @@ class Generation:
         self, decoder: SectionDecoder, latent_section: LatentSection, start: float, denoised: float
     ) -> Section:
         decoded = decoder.push(latent_section.latents)
+        provisional = decoder.provisional()
+        assert provisional is not None, "a section was pushed"
         timings = {"denoise": denoised - start, "decode": time.perf_counter() - denoised}
         _logger.info(
             "section %d of %d: denoise %.2f s, decode %.2f s",
@@ -135,8 +139,8 @@ class Generation:
             frames=decoded.frames,
             first_frame=decoded.first_frame,
             start_seconds=decoded.first_frame / self._request.fps,
-            preview_frames=decoded.preview_frames,
-            preview_first_frame=decoded.preview_first_frame,
+            preview_frames=provisional.frames,
+            preview_first_frame=provisional.first_frame,
             latents=latent_section.latents,
             timings=timings,
             memory=_memory(self._denoiser.transformer.device),

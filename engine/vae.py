@@ -114,20 +114,16 @@ class VideoVAE:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecodedSection:
-    """What a section adds to the video.
+class DecodedFrames:
+    """A stretch of the video.
 
     Attributes:
-        frames: uint8 [T, H, W, 3] on the CPU, the frames that became final, in video order.
+        frames: uint8 [T, H, W, 3] on the CPU, in video order.
         first_frame: place of the first of them in the video.
-        preview_frames: uint8 [P, H, W, 3], the frames at the open edge that the next section changes.
-        preview_first_frame: place of the first of them.
     """
 
     frames: Tensor
     first_frame: int
-    preview_frames: Tensor
-    preview_first_frame: int
 
 
 class SectionDecoder:
@@ -162,9 +158,10 @@ class SectionDecoder:
         self._num_pushed = 0
         self._previous: Tensor | None = None
         self._edge: Tensor | None = None
+        self._edge_start = 0
 
-    def push(self, latents: Tensor) -> DecodedSection:
-        """Decode the next section [1, 16, w, h, w] in generation order."""
+    def push(self, latents: Tensor) -> DecodedFrames:
+        """Decode the next section [1, 16, w, h, w] in generation order; the frames that became final with it."""
         if self._num_pushed == self._num_sections:
             raise ValueError(f"the job has {self._num_sections} sections, all of them are decoded")
         if latents.shape[2] != self._window:
@@ -174,6 +171,12 @@ class SectionDecoder:
         self._previous = latents
         self._num_pushed += 1
         return self._release(frames)
+
+    def provisional(self) -> DecodedFrames | None:
+        """The frames at the open edge, which the next section changes; None before the first push."""
+        if self._edge is None:
+            return None
+        return DecodedFrames(frames=_to_uint8(self._edge), first_frame=self._edge_start)
 
     def _with_neighbours(self, latents: Tensor) -> Tensor:
         """The section, the one before it, and the start latent if it lies beside them, in video order."""
@@ -194,25 +197,20 @@ class SectionDecoder:
             shared[:, index] = before[:, index] * weight + after[:, index] * (1 - weight)
         return frames
 
-    def _release(self, frames: Tensor) -> DecodedSection:
+    def _release(self, frames: Tensor) -> DecodedFrames:
         """Split off the open edge; the rest is final."""
         num_open = 0 if self._num_pushed == self._num_sections else 4 * self._window - 3
         num_final = frames.shape[1] - num_open
         if self._is_inverted:
             self._edge, final = frames[:, :num_open].clone(), frames[:, num_open:]
-            edge_start = 4 * self._window * (self._num_sections - self._num_pushed)
-            edge_start += 4 if num_open else 0
-            final_start = edge_start + num_open
+            self._edge_start = 4 * self._window * (self._num_sections - self._num_pushed)
+            self._edge_start += 4 if num_open else 0
+            final_start = self._edge_start + num_open
         else:
             final, self._edge = frames[:, :num_final], frames[:, num_final:].clone()
-            edge_start = 4 * self._window * self._num_pushed + 1 - num_open
-            final_start = edge_start - num_final
-        return DecodedSection(
-            frames=_to_uint8(final),
-            first_frame=final_start,
-            preview_frames=_to_uint8(self._edge),
-            preview_first_frame=edge_start,
-        )
+            self._edge_start = 4 * self._window * self._num_pushed + 1 - num_open
+            final_start = self._edge_start - num_final
+        return DecodedFrames(frames=_to_uint8(final), first_frame=final_start)
 
     def _ordered(self, new: Tensor, old: Tensor) -> list[Tensor]:
         """In video order: the inverted order adds in front, the forward order at the end."""

@@ -1,5 +1,6 @@
 """Whole jobs with the built-in model: frames, files, failures."""
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from isoframe.engine import (
     StepEvent,
 )
 from isoframe.engine.config import ORDERS
+from isoframe.engine.vae import VideoVAE
 from isoframe.engine.video import read_video_info
 
 
@@ -143,6 +145,41 @@ def test_step_cache_reports_what_it_skips(engine: Engine, make_request: Callable
     assert computed[0]
     assert computed[11]
     assert not all(computed)
+
+
+def num_frames_alive() -> int:
+    """Frames of 64 x 64 pixels in all tensors of the process; views of one storage count once."""
+    storages: dict[int, int] = {}
+    for thing in gc.get_objects():
+        # By type: asking some objects for their class warns.
+        if not issubclass(type(thing), torch.Tensor) or 3 not in thing.shape:
+            continue
+        if (64, 64) in (thing.shape[-2:], thing.shape[-3:-1]):
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes() // (3 * 64 * 64 * thing.element_size())
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_at_most_twelve_windows_of_frames_are_in_memory(
+    engine: Engine,
+    make_request: Callable[..., Request],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    order: str,
+) -> None:
+    decode, before, counts = VideoVAE.decode, num_frames_alive(), []
+
+    def counting(self: VideoVAE, latents: torch.Tensor) -> torch.Tensor:
+        frames = decode(self, latents)
+        counts.append(num_frames_alive() - before)
+        return frames
+
+    monkeypatch.setattr(VideoVAE, "decode", counting)
+    engine.render(make_request(seconds=1.6, num_steps=1, order=order), tmp_path / "out.mp4")
+    assert len(counts) == 6
+    # 8w + 1 just decoded at most, and the 4w - 3 held for the cross-fade.
+    assert max(counts) <= 12 * 2
 
 
 def interrupt_in_last_section(error: BaseException) -> Callable[[Event], None]:

@@ -76,14 +76,15 @@ def to_uint8(video):
 
 
 def decode_job(vae, order, window, num_sections):
-    """The sections of a random job in generation order, the published video and what the decoder returns."""
+    """The published video of a random job, the decoder, and its final and provisional frames after each push."""
     start_latent = random_latents(1, seed=99)
     sections = [random_latents(window, seed) for seed in range(num_sections)]
     decoder = SectionDecoder(
         vae, order=order, window=window, num_sections=num_sections, start_latent=start_latent
     )
     expected = to_uint8(PUBLISHED[order](vae, sections, start_latent, window))
-    return expected, decoder, [decoder.push(section) for section in sections]
+    pushes = [(decoder.push(section), decoder.provisional()) for section in sections]
+    return expected, decoder, *zip(*pushes, strict=True)
 
 
 @pytest.mark.parametrize("order", ["inverted", "forward"])
@@ -91,7 +92,7 @@ def decode_job(vae, order, window, num_sections):
     ("window", "num_sections"), [(9, 1), (9, 2), (9, 3), (3, 1), (3, 5), (2, 2), (2, 5), (1, 3)]
 )
 def test_joined_sections_equal_the_published_soft_append(vae, order, window, num_sections):
-    expected, decoder, parts = decode_job(vae, order, window, num_sections)
+    expected, decoder, parts, _ = decode_job(vae, order, window, num_sections)
     assert len(expected) == decoder.num_frames == 4 * window * num_sections + 1
     joined = torch.zeros_like(expected)
     num_writes = torch.zeros(len(expected))
@@ -105,9 +106,10 @@ def test_joined_sections_equal_the_published_soft_append(vae, order, window, num
 
 @pytest.mark.parametrize("order", ["inverted", "forward"])
 def test_frames_that_each_push_makes_final(vae, order):
-    *_, parts = decode_job(vae, order, 3, 4)
-    spans = [(part.first_frame, len(part.frames)) for part in parts]
-    edges = [(part.preview_first_frame, len(part.preview_frames)) for part in parts]
+    *_, parts, provisional = decode_job(vae, order, 3, 4)
+    spans, edges = (
+        [(part.first_frame, len(part.frames)) for part in column] for column in (parts, provisional)
+    )
     if order == "inverted":
         assert spans == [(49, 0), (37, 12), (25, 12), (0, 25)]
         assert edges == [(40, 9), (28, 9), (16, 9), (0, 0)]
@@ -117,14 +119,12 @@ def test_frames_that_each_push_makes_final(vae, order):
 
 
 @pytest.mark.parametrize("order", ["inverted", "forward"])
-def test_preview_frames_are_the_video_before_the_next_blend(vae, order):
-    """Stopping after two sections, the published program would show final and preview frames together."""
+def test_provisional_frames_are_the_video_before_the_next_blend(vae, order):
+    """Stopping after two sections, the published program would show final and provisional frames together."""
     start_latent, sections = random_latents(1, 99), [random_latents(3, seed) for seed in range(3)]
     decoder = SectionDecoder(vae, order=order, window=3, num_sections=3, start_latent=start_latent)
     parts = [decoder.push(section) for section in sections[:2]]
-    shown = [(p.first_frame, p.frames) for p in parts] + [
-        (parts[1].preview_first_frame, parts[1].preview_frames)
-    ]
+    shown = [(part.first_frame, part.frames) for part in (*parts, decoder.provisional())]
     frames = torch.cat([frames for _, frames in sorted(shown, key=lambda item: item[0])])
     if order == "inverted":
         newest = vae.decode(torch.cat(sections[1::-1], dim=2))
