@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .quality_command import quality
+
 if TYPE_CHECKING:
     from .environment import Environment
     from .forward import ForwardResult
@@ -26,6 +28,9 @@ app = typer.Typer(
 @app.callback()
 def _root() -> None:
     """Keep the sub-command's name needed while there is only one."""
+
+
+app.command()(quality)
 
 
 @app.command()

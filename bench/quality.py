@@ -1,16 +1,17 @@
 """How true the demo model's videos are, measured against the formulas of its world."""
 
 import colorsys
-import math
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from functools import partial
 from statistics import fmean, median
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..engine.components import find_components
 from ..engine.config import Request
 from ..engine.demo.world import MOTIONS, Scene, Truth, center_of_mass, render, sample_scene, truth
 from ..engine.engine import Engine
@@ -29,7 +30,7 @@ class ClipScore:
     Attributes:
         num_frames: frames of the video.
         share_on_path: share of frames whose mask centre is within 1/16 of the width of the true centre.
-        center_error: median distance of the centres in pixels; infinite where no shape is found.
+        center_error: median distance of the centres in pixels; the width where no shape is found.
         hue_error: mean hue error in degrees in the last second; None for white and black shapes.
         aligned_iou: mean intersection over union of the masks in the last second, centres aligned.
         area_ratio: mean area of the mask in the last second, relative to the truth.
@@ -113,6 +114,18 @@ def measure_baseline(generate: Generate, *, name: str, num_pairs: int, num_frame
     return _mean_row(scores, order=name, num_steps=0)
 
 
+def measure_baselines(*, num_pairs: int, num_frames: int) -> list[QualityRow]:
+    """The start image standing still, and the truth after one trip through the demo's VAE."""
+    from diffusers import AutoencoderKLHunyuanVideo
+
+    components = find_components("demo")
+    vae = AutoencoderKLHunyuanVideo.from_pretrained(components.ref("vae").fetch(), torch_dtype=torch.float32)
+    return [
+        measure_baseline(static_frames, name="static", num_pairs=num_pairs, num_frames=num_frames),
+        measure_baseline(partial(vae_frames, vae), name="vae", num_pairs=num_pairs, num_frames=num_frames),
+    ]
+
+
 def generate_frames(
     engine: Engine, scene: Scene, *, seconds: float, order: str, num_steps: int = 25, seed: int = 31337
 ) -> Tensor:
@@ -160,7 +173,7 @@ def score_clip(frames: Tensor, scene: Scene) -> ClipScore:
     images = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
     masks = segment(images, expected)
     distances = (center_of_mass(masks) - expected.centers).norm(dim=1)
-    distances[masks.sum((1, 2)) == 0] = math.inf
+    distances[masks.sum((1, 2)) == 0] = size
     drawn = to_uint8(render(scene, torch.arange(num_frames), size=size))
     squared = (frames.float() - drawn.float()).square().mean().clamp(min=1e-9)
     last = slice(-min(FPS, num_frames), None)

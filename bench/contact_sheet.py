@@ -1,0 +1,47 @@
+"""Pictures to judge the demo model by eye."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..engine.engine import Engine
+from .quality import draw_frames, generate_frames, held_out_scene
+
+_EVERY = 9
+_SCALE = 2
+_GAP = 1
+
+
+def save_contact_sheet(
+    engine: Engine, path: Path, *, order: str, seconds: float, num_pairs: int = 8, num_steps: int = 25
+) -> None:
+    """Every ninth frame of some held-out videos: a row of truth above a row of the model's result."""
+    rows = []
+    for index in range(num_pairs):
+        scene = held_out_scene(index)
+        result = generate_frames(engine, scene, seconds=seconds, order=order, num_steps=num_steps)
+        rows += [draw_frames(scene, len(result)), result]
+    save_rows(rows, path)
+
+
+def save_rows(rows: Sequence[Tensor], path: Path) -> None:
+    """Write videos, uint8 [T, H, W, 3] of one length, as rows of small pictures."""
+    from PIL import Image
+
+    strips = [torch.cat([_framed(frame) for frame in row[::_EVERY]], dim=1) for row in rows]
+    sheet = torch.cat(strips)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(sheet.numpy())
+    image.resize((image.width * _SCALE, image.height * _SCALE), Image.Resampling.NEAREST).save(
+        path, optimize=True
+    )
+
+
+def _framed(frame: Tensor) -> Tensor:
+    """A frame [H, W, 3] with a grey border."""
+    height, width, _ = frame.shape
+    framed = torch.full((height + 2 * _GAP, width + 2 * _GAP, 3), 128, dtype=torch.uint8)
+    framed[_GAP:-_GAP, _GAP:-_GAP] = frame
+    return framed

@@ -1,0 +1,96 @@
+"""``isoframe bench quality``: the demo model against the truth of its world."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from .quality import QualityRow
+
+_HEADER = f"{'':10}{'videos':>7}{'frames':>7}{'on path':>9}{'centre px':>10}{'hue deg':>9}{'IoU':>7}{'area':>7}{'PSNR':>7}"
+
+
+def quality(
+    order: Annotated[
+        list[str] | None, typer.Option("--order", help="inverted or forward; repeatable, default both.")
+    ] = None,
+    pairs: Annotated[int, typer.Option("--pairs", min=1, help="Held-out (image, prompt) pairs.")] = 32,
+    seconds: Annotated[float, typer.Option("--seconds", help="Length of each video.")] = 5.0,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 25,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="Folder for contact sheets, truth above result.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
+    ] = None,
+) -> None:
+    """Compare the demo model's videos with the formulas of its world; exit 1 where a target is missed."""
+    from ..engine.commands.failures import readable_errors
+    from ..engine.config import ORDERS, check_choice
+    from ..engine.engine import Engine
+    from .contact_sheet import save_contact_sheet
+    from .quality import measure_baselines, measure_quality
+
+    with readable_errors(debug=False):
+        for name in order or ():
+            check_choice("--order", name, ORDERS)
+        engine = Engine.load("demo")
+        typer.echo(_HEADER)
+        rows = []
+        for name in order or ORDERS:
+            rows.append(
+                measure_quality(engine, num_pairs=pairs, seconds=seconds, order=name, num_steps=steps)
+            )
+            typer.echo(_line(rows[-1]))
+            if sheet is not None:
+                save_contact_sheet(engine, sheet / f"demo_{name}.png", order=name, seconds=seconds)
+        for baseline in measure_baselines(num_pairs=pairs, num_frames=rows[0].num_frames):
+            typer.echo(_line(baseline))
+            rows.append(baseline)
+        if json_file is not None:
+            _append(json_file, rows)
+    if not all(row.is_reached for row in rows if row.num_steps):
+        raise typer.Exit(1)
+
+
+def _line(row: "QualityRow") -> str:
+    verdict = "" if not row.num_steps else "  reached" if row.is_reached else "  MISSED"
+    return (
+        f"{row.order:10}{row.num_pairs:7d}{row.num_frames:7d}{row.share_on_path:9.1%}{row.center_error:10.2f}"
+        f"{row.hue_error:9.1f}{row.aligned_iou:7.3f}{row.area_ratio:7.2f}{row.psnr:7.1f}{verdict}"
+    )
+
+
+def _append(path: Path, rows: "list[QualityRow]") -> None:
+    from .environment import read_environment
+    from .rows import BenchRow, append_rows, now, this_command
+
+    environment = read_environment()
+    units = {
+        "share_on_path": "ratio",
+        "center_error": "px",
+        "hue_error": "degrees",
+        "aligned_iou": "ratio",
+        "area_ratio": "ratio",
+        "psnr": "dB",
+    }
+    append_rows(
+        path,
+        [
+            BenchRow(
+                case=f"quality-{name}",
+                variant=row.order,
+                shape=(row.num_pairs, row.num_frames, row.num_steps),
+                dtype="float32",
+                unit=unit,
+                values=(getattr(row, name),),
+                gate="reached" if row.is_reached else "missed",
+                environment=environment,
+                command=this_command(),
+                date=now(),
+            )
+            for row in rows
+            for name, unit in units.items()
+        ],
+    )
