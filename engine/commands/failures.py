@@ -42,6 +42,7 @@ def _message(error: Exception) -> str:
 
 
 def _configure_logging(debug: bool) -> None:
-    """Warnings of the engine go to stderr, with ``debug`` everything does."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    """Warnings of the engine and the licences of downloads go to stderr; with ``debug`` everything does."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s" if debug else "%(message)s")
     logging.getLogger("isoframe").setLevel(logging.DEBUG if debug else logging.WARNING)
+    logging.getLogger("isoframe.engine.hub").setLevel(logging.DEBUG if debug else logging.INFO)

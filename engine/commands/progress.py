@@ -9,6 +9,7 @@ from typing import Protocol, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from ..events import Event, PhaseEvent, SectionEvent, StepEvent
 from .pace import Pace, Reading, video_span
@@ -83,16 +84,19 @@ class LineReporter(_Plain):
             self._last = event, reading
         elif isinstance(event, SectionEvent) and self._last is not None:
             self._console.print(describe(*self._last, self._fps), soft_wrap=True)
-        elif isinstance(event, PhaseEvent) and self._last is None and event.phase != "denoise":
+        elif isinstance(event, PhaseEvent) and self._last is None:
             self._console.print(_PHASES.get(event.phase, event.phase))
 
 
 class BarReporter:
-    """A live bar: section, step, pace and the place in the video."""
+    """A line per phase, then a live bar: section, step, pace and the place in the video."""
 
     def __init__(self, console: Console, fps: float) -> None:
         self._progress = Progress(
-            BarColumn(bar_width=20), TextColumn("{task.description}"), console=console, transient=True
+            BarColumn(bar_width=12),
+            TextColumn("{task.description}", table_column=Column(no_wrap=False)),
+            console=console,
+            transient=True,
         )
         self._fps = fps
         self._pace = Pace()
@@ -102,25 +106,28 @@ class BarReporter:
         reading = self._pace.on_event(event)
         if isinstance(event, StepEvent) and reading is not None:
             self._show_step(event, reading)
-        elif isinstance(event, PhaseEvent) and self._task is not None:
-            self._progress.update(self._task, description=_PHASES.get(event.phase, event.phase))
+        elif isinstance(event, PhaseEvent):
+            self._show_phase(_PHASES.get(event.phase, event.phase))
+
+    def _show_phase(self, name: str) -> None:
+        # The bar would overwrite what is shown while models are downloaded, so it comes after that.
+        if self._task is None:
+            self._progress.console.print(name)
+        else:
+            self._progress.update(self._task, description=name)
 
     def _show_step(self, event: StepEvent, reading: Reading) -> None:
-        if event.section == 0 and event.step == 0:
+        if self._task is None:
             self._progress.console.print(direction(event))
-        num_done = event.section * event.num_steps + event.step + 1
-        num_steps = event.num_sections * event.num_steps
-        if self._task is not None:
-            self._progress.update(
-                self._task,
-                completed=num_done,
-                total=num_steps,
-                description=describe(event, reading, self._fps),
-            )
+            self._progress.start()
+            self._task = self._progress.add_task("", total=event.num_sections * event.num_steps)
+        self._progress.update(
+            self._task,
+            completed=event.section * event.num_steps + event.step + 1,
+            description=describe(event, reading, self._fps),
+        )
 
     def __enter__(self) -> Self:
-        self._progress.start()
-        self._task = self._progress.add_task("starting", total=None)
         return self
 
     def __exit__(

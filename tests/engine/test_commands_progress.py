@@ -100,6 +100,7 @@ def report_lines(*, is_inverted: bool) -> list[str]:
 def test_lines_are_one_per_section() -> None:
     assert report_lines(is_inverted=True) == [
         "loading the model",
+        "denoising",
         "2 sections, inverted order: the end of the video comes first",
         "section 1/2 (video 1.2-2.4 s) step 4/4  2 s/it  0.222 s/frame  ETA 0:08",
         "section 2/2 (video 0.0-1.2 s) step 4/4  2 s/it  0.611 s/frame  ETA 0:00",
@@ -108,13 +109,14 @@ def test_lines_are_one_per_section() -> None:
 
 def test_forward_order_says_so() -> None:
     lines = report_lines(is_inverted=False)
-    assert lines[1] == "2 sections, forward order: the start of the video comes first"
-    assert lines[2].startswith("section 1/2 (video 0.0-1.2 s)")
+    assert lines[2] == "2 sections, forward order: the start of the video comes first"
+    assert lines[3].startswith("section 1/2 (video 0.0-1.2 s)")
 
 
-def test_bar_shows_section_step_and_pace() -> None:
+@pytest.mark.parametrize("width", [60, 160])
+def test_bar_shows_section_pace_and_remaining_time(width: int) -> None:
     stream = io.StringIO()
-    with BarReporter(Console(file=stream, force_terminal=True, width=160), 30) as reporter:
+    with BarReporter(Console(file=stream, force_terminal=True, width=width), 30) as reporter:
         for _, event in job():
             reporter.on_event(event)
         reporter.on_event(step_event(1, 3))
@@ -122,6 +124,7 @@ def test_bar_shows_section_step_and_pace() -> None:
     assert "the end of the video comes first" in shown
     assert "section 2/2" in shown
     assert "s/frame" in shown
+    assert "ETA" in shown
 
 
 def test_json_leaves_tensors_out() -> None:
