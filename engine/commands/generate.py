@@ -36,6 +36,7 @@ def generate(
     quiet: options.Quiet = False,
     device: options.Device = "auto",
     precision: options.Precision = None,
+    vae_tiles: options.VaeTiles = False,
     component: options.ComponentOverrides = None,
     cache_dir: options.CacheDir = None,
     local_files_only: options.LocalFilesOnly = False,
@@ -51,8 +52,9 @@ def generate(
             fps=fps, crf=crf,
         )  # fmt: skip
         config = EngineConfig(
-            device=device, precision=precision, cache_dir=cache_dir, local_files_only=local_files_only
-        )
+            device=device, precision=precision, vae_tiles=vae_tiles, cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )  # fmt: skip
         Rendering(
             request=request, model=model, config=config, components=options.parse_components(component),
             out=out, is_overwriting=overwrite, preview_dir=preview, png_dir=png,

@@ -113,6 +113,14 @@ Precision = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+VaeTiles = Annotated[
+    bool,
+    Option(
+        "--vae-tiles",
+        help="Run the VAE in tiles: less memory, slightly different pixels.",
+        rich_help_panel=MACHINE,
+    ),
+]
 ComponentOverrides = Annotated[
     list[str] | None,
     Option(

@@ -1,6 +1,7 @@
 """One job from options to file: what ``generate`` and ``demo`` share."""
 
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ class Rendering:
 
     def run(self) -> None:
         """Check the paths, load the engine, render, and say where the video is."""
+        start = time.perf_counter()
         check_output(self.out, self.is_overwriting)
         for folder in (self.preview_dir, self.png_dir):
             if folder is not None:
@@ -68,8 +70,9 @@ class Rendering:
                 error.add_note(f"what was finished is in {partial}")
             raise
         if not (self.is_json or self.is_quiet):
-            size = f"{video.width}x{video.height}"
-            typer.echo(f"{video.path}: {video.num_frames} frames, {video.seconds:.1f} s, {size}")
+            size, seconds = f"{video.width}x{video.height}", time.perf_counter() - start
+            length = f"{video.num_frames} frames, {video.seconds:.1f} s"
+            typer.echo(f"{video.path}: {length}, {size}, made in {seconds:.1f} s")
 
     def _render(self, reporter: "Reporter", raise_if_interrupted: Callable[[], None]) -> "Video":
         from .. import Engine
