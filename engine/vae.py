@@ -2,27 +2,19 @@
 
 import functools
 import hashlib
-import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
+from .components import ComponentRef
 from .config import ORDERS, POSTERIORS, check_choice
 from .errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo
-
-
-class _Reference(Protocol):
-    """Where a component is: a Hub id or a folder, and a folder in it."""
-
-    @property
-    def source(self) -> str: ...
-    @property
-    def subfolder(self) -> str | None: ...
 
 
 class VideoVAE:
@@ -47,26 +39,15 @@ class VideoVAE:
     @classmethod
     def load(
         cls,
-        ref: _Reference,
+        ref: ComponentRef,
         *,
         device: torch.device | str,
         dtype: torch.dtype,
         local_files_only: bool = False,
     ) -> Self:
         """Load diffusers' AutoencoderKLHunyuanVideo from a Hub id or a folder."""
-        from diffusers import AutoencoderKLHunyuanVideo
-
-        try:
-            model = AutoencoderKLHunyuanVideo.from_pretrained(
-                ref.source,
-                subfolder=ref.subfolder,
-                torch_dtype=dtype,
-                local_files_only=local_files_only,
-            )
-        except (OSError, ValueError) as error:
-            where = ref.source if ref.subfolder is None else os.path.join(ref.source, ref.subfolder)
-            raise CheckpointError(f"the VAE cannot be loaded from {where}: {error}") from error
-        return cls(model.to(device))
+        folder = ref.fetch(local_files_only=local_files_only)
+        return cls(_from_pretrained(folder, dtype).to(device))
 
     def enable_spatial_tiles(self) -> None:
         """Work in tiles of 256 px every 192 px: less memory, slightly different pixels and latents."""
@@ -224,6 +205,30 @@ def _to_uint8(frames: Tensor) -> Tensor:
     for index in range(num_frames):
         pixels[index] = (frames[:, index].float().clamp(-1, 1) * 127.5 + 127.5).permute(1, 2, 0)
     return pixels
+
+
+def _from_pretrained(folder: Path, dtype: torch.dtype) -> Any:
+    from diffusers import AutoencoderKLHunyuanVideo
+    from diffusers.utils import logging as diffusers_logging
+
+    verbosity = diffusers_logging.get_verbosity()
+    # What it would warn of is an error below.
+    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)
+    try:
+        model, report = AutoencoderKLHunyuanVideo.from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"the VAE cannot be loaded from {folder}: {error}") from error
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+    for kind, names in (("lacks", report["missing_keys"]), ("has unknown", report["unexpected_keys"])):
+        if names:
+            raise CheckpointError(
+                f"the VAE in {folder} {kind} {len(names)} tensors: {', '.join(sorted(names)[:10])}; "
+                "download it again, or correct its config.json"
+            )
+    return model
 
 
 def _check_chunks(model: "AutoencoderKLHunyuanVideo") -> None:

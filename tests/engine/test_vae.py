@@ -1,21 +1,17 @@
 """Section-wise decoding equals the published soft append that keeps every frame in memory."""
 
 import itertools
-from dataclasses import dataclass
+import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from isoframe.engine.components import ComponentRef
 from isoframe.engine.errors import CheckpointError, ConfigError, InputError
 from isoframe.engine.vae import SectionDecoder, VideoVAE
 
 SIDE = 2
-
-
-@dataclass(frozen=True)
-class Reference:
-    source: str
-    subfolder: str | None = None
 
 
 def tiny_model(seed=0):
@@ -254,11 +250,15 @@ def test_spatial_tiles_are_off_until_asked_for():
     assert (vae.model.use_tiling, tiles) == (True, (256, 192))
 
 
+def load(folder, **where):
+    ref = ComponentRef(source=str(folder), **where)
+    return VideoVAE.load(ref, device="cpu", dtype=torch.float32, local_files_only=True)
+
+
 def test_load_reads_a_folder(tmp_path):
     model = tiny_model(seed=3)
     model.save_pretrained(tmp_path / "vae")
-    for ref in (Reference(str(tmp_path), "vae"), Reference(str(tmp_path / "vae"))):
-        vae = VideoVAE.load(ref, device="cpu", dtype=torch.float32, local_files_only=True)
+    for vae in (load(tmp_path, subfolder="vae"), load(tmp_path / "vae")):
         assert (
             vae.content_hash()
             == VideoVAE(model).content_hash()
@@ -267,8 +267,42 @@ def test_load_reads_a_folder(tmp_path):
         assert (vae.scaling_factor, vae.num_channels) == (0.476986, 16)
 
 
-def test_load_names_what_is_missing(tmp_path):
-    with pytest.raises(CheckpointError, match=f"the VAE cannot be loaded from {tmp_path}/vae"):
-        VideoVAE.load(
-            Reference(str(tmp_path), "vae"), device="cpu", dtype=torch.float32, local_files_only=True
+def damage(folder, kind):
+    weights, config = folder / "diffusion_pytorch_model.safetensors", folder / "config.json"
+    tensors = load_file(weights)
+    if kind == "lacks":
+        save_file(
+            {name: tensor for name, tensor in tensors.items() if "quant_conv.bias" not in name}, weights
         )
+    elif kind == "extra":
+        save_file({**tensors, "other": torch.zeros(2)}, weights)
+    elif kind == "shape":
+        save_file({**tensors, "quant_conv.bias": torch.zeros(2)}, weights)
+    elif kind == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif kind == "no weights":
+        weights.unlink()
+    elif kind == "no config":
+        config.unlink()
+    elif kind == "config":
+        config.write_text(json.dumps({**json.loads(config.read_text()), "latent_channels": "many"}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("lacks", "lacks 2 tensors: post_quant_conv.bias, quant_conv.bias; download it again"),
+        ("extra", "has unknown 1 tensors: other; "),
+        ("shape", "quant_conv.bias expected shape"),
+        ("truncated", "the VAE cannot be loaded from .*vae"),
+        ("no weights", "diffusion_pytorch_model"),
+        ("no config", r"has no config\.json"),
+        ("config", "the VAE cannot be loaded from .*vae"),
+    ],
+)
+def test_a_damaged_vae_is_refused(kind, message, tmp_path, capfd):
+    tiny_model().save_pretrained(tmp_path / "vae")
+    damage(tmp_path / "vae", kind)
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path, subfolder="vae")
+    assert capfd.readouterr() == ("", "")
