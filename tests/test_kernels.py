@@ -70,8 +70,9 @@ def test_operator_contract(spec: KernelSpec) -> None:
     torch.library.opcheck(operator, args)
 
 
-def test_shape_error_names_the_argument() -> None:
-    x, bad = torch.empty(1, 2, 8, device="meta"), torch.empty(1, 4, device="meta")
+@pytest.mark.parametrize("device", ["meta", DEVICE.type])
+def test_shape_error_names_the_argument(device: str) -> None:
+    x, bad = torch.zeros(1, 2, 8, device=device), torch.zeros(1, 4, device=device)
     with pytest.raises(ValueError, match=r"scale must be \[B, D\] = \(1, 8\), got \(1, 4\)"):
         KERNELS["modulated_layer_norm"].op(x, bad, bad)
 
