@@ -45,7 +45,10 @@ class Conditioning:
         embeds, mask, pooled = negative
         if cfg_scale == 1.0:
             if any(tensor is not None for tensor in negative):
-                raise InputError("negative_text_embeds, _mask and pooled must be None at cfg_scale = 1")
+                raise InputError(
+                    "negative_text_embeds, negative_text_mask and negative_pooled_embeds must be None at "
+                    "cfg_scale = 1, where no second pass runs; leave them out, or set another cfg_scale"
+                )
         elif embeds is None or mask is None or pooled is None:
             raise InputError(
                 "negative_text_embeds, negative_text_mask and negative_pooled_embeds must be given "

@@ -76,7 +76,8 @@ class Denoiser:
     ) -> Iterator[LatentSection]:
         # One stream of noise for the whole job: a section's noise depends on how many came before it.
         generator = torch.Generator("cpu").manual_seed(sampling.seed)
-        start_latent = conditioning.start_latent.float()
+        # History and results are kept on the CPU, wherever the conditioning was computed.
+        start_latent = conditioning.start_latent.float().cpu()
         channels, height, width = start_latent.shape[1], *start_latent.shape[3:]
         shape = (1, channels, sampling.latent_window_size, height, width)
         sigmas = sigma_schedule(sampling.num_steps, shape[2] * height * width // 4)
@@ -181,9 +182,9 @@ class Denoiser:
 
 
 def assemble(sections: list[LatentSection], start_latent: Tensor) -> Tensor:
-    """All latents of a job in video order, the start latent first: [1, C, 1 + n * window, Y, X]."""
+    """All latents of a job in video order, the start latent first: [1, C, 1 + n * window, Y, X] on the CPU."""
     ordered = sorted(sections, key=lambda section: section.first_latent_frame)
-    return torch.cat([start_latent.float(), *(section.latents for section in ordered)], dim=2)
+    return torch.cat([start_latent.float().cpu(), *(section.latents for section in ordered)], dim=2)
 
 
 def _step_event(
