@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..kernels import modulated_layer_norm, num_patches, patchify_pack
 from .checkpoint import Checkpoint, TransformerConfig, load_into
-from .errors import ConfigError
+from .errors import CheckpointError
 from .history import CleanLatents
 from .invariants import (
     ImageProjection,
@@ -71,7 +71,7 @@ class PackedTransformer:
             has_fp32_head: run the output projection in fp32, as the published program does in bf16.
 
         Raises:
-            ConfigError: the checkpoint has a feature outside FramePack.
+            CheckpointError: the checkpoint has a feature outside FramePack.
         """
         _check_supported(config)
         self.config = config
@@ -276,21 +276,18 @@ def _check_supported(config: TransformerConfig) -> None:
     required = (
         ("patch_size", config.patch_size, 2),
         ("patch_size_t", config.patch_size_t, 1),
-        ("qk_norm", config.qk_norm, "rms_norm"),
         ("has_image_proj", config.has_image_proj, True),
         ("has_clean_x_embedder", config.has_clean_x_embedder, True),
     )
     for key, value, wanted in required:
         if value != wanted:
-            raise ConfigError(f"{key} must be {wanted!r} for a FramePack checkpoint, got {value!r}")
+            raise CheckpointError(
+                f"{key} must be {wanted!r} in a FramePack transformer's config, got {value!r}; "
+                "give a FramePack checkpoint"
+            )
     for key, count in (("num_layers", config.num_layers), ("num_single_layers", config.num_single_layers)):
         if count < 1:
-            raise ConfigError(f"{key} must be at least 1, got {count}")
-    if sum(config.rope_axes_dim) != config.attention_head_dim:
-        raise ConfigError(
-            f"rope_axes_dim must sum to attention_head_dim = {config.attention_head_dim}, "
-            f"got {config.rope_axes_dim}"
-        )
+            raise CheckpointError(f"{key} must be at least 1, got {count}; give a FramePack checkpoint")
 
 
 def _patch_embedding(
