@@ -129,33 +129,15 @@ class Engine:
             png_dir: folder for every frame as PNG, beside the MP4.
         """
         job = Generation(request, self.components, self._denoiser)
-        writer = VideoWriter(
-            path,
-            height=job.image.height,
-            width=job.image.width,
-            fps=request.fps,
-            crf=request.crf,
-            num_frames=job.num_frames,
-            metadata=self._metadata(request, job),
-            overwrite=overwrite,
-        )
-        png_writer = (
-            None if png_dir is None else PngWriter(png_dir, num_frames=job.num_frames, overwrite=overwrite)
-        )
-        previews = None if preview_dir is None else LatentPreviews(preview_dir, self._latent_rgb())
-
-        def report(event: Event) -> None:
-            if previews is not None and isinstance(event, StepEvent):
-                previews.write(event)
-            if on_event is not None:
-                on_event(event)
-
-        with writer:
+        with self._open_writer(request, job, path, overwrite) as writer:
+            sinks = [writer.write]
+            if png_dir is not None:
+                sinks.append(PngWriter(png_dir, num_frames=job.num_frames, overwrite=overwrite).write)
+            report = self._reporter(on_event, preview_dir)
             try:
                 for section in job.sections(self._encoders, self._vae, report):
-                    writer.write(section.frames, section.first_frame)
-                    if png_writer is not None:
-                        png_writer.write(section.frames, section.first_frame)
+                    for write in sinks:
+                        write(section.frames, section.first_frame)
                     report(_section_event(section, job, writer.num_final_frames))
                     # The next section is decoded before the loop would let go of this one's frames.
                     del section
@@ -166,6 +148,34 @@ class Engine:
                 raise
         report(FileEvent(path=video.path))
         return video
+
+    def _open_writer(
+        self, request: Request, job: Generation, path: str | os.PathLike[str], overwrite: bool
+    ) -> VideoWriter:
+        return VideoWriter(
+            path,
+            height=job.image.height,
+            width=job.image.width,
+            fps=request.fps,
+            crf=request.crf,
+            num_frames=job.num_frames,
+            metadata=self._metadata(request, job),
+            overwrite=overwrite,
+        )
+
+    def _reporter(
+        self, on_event: EventHandler | None, preview_dir: str | os.PathLike[str] | None
+    ) -> EventHandler:
+        """Passes events on; with a ``preview_dir`` it draws each step first."""
+        previews = None if preview_dir is None else LatentPreviews(preview_dir, self._latent_rgb())
+
+        def report(event: Event) -> None:
+            if previews is not None and isinstance(event, StepEvent):
+                previews.write(event)
+            if on_event is not None:
+                on_event(event)
+
+        return report
 
     @cached_property
     def _encoders(self) -> Encoders:
