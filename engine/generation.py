@@ -70,7 +70,9 @@ class Generation:
         self._components = components
         self._denoiser = denoiser
         profile = components.profile
-        self.sampling: SamplingConfig = request.sampling(default_order(components.name, profile))
+        # Only "auto" asks what the checkpoint is; the answer may be logged.
+        order = default_order(components.name, profile) if request.order == "auto" else request.order
+        self.sampling: SamplingConfig = request.sampling(order)
         self.num_frames = 4 * self.sampling.latent_window_size * self.sampling.num_sections + 1
         image = load_image(request.image, force=request.force)
         bucket = request.size or choose_bucket((image.height, image.width), profile.buckets)
