@@ -115,11 +115,6 @@ class SamplingConfig:
         if min(self.latent_paddings) < 0 or self.latent_paddings[-1] != 0:
             raise ConfigError(f"latent_paddings must be >= 0 and end with 0, got {self.latent_paddings}")
 
-    @property
-    def frames_per_section(self) -> int:
-        """Pixel frames decoded from one section alone; the VAE maps n latent frames to 4n - 3."""
-        return 4 * self.latent_window_size - 3
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:

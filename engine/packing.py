@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels import num_patches
-
 PATCH_2X, PATCH_4X = (2, 4, 4), (4, 8, 8)
 
 
@@ -83,12 +81,6 @@ def rope_tables(
     ]
     cos, sin = (_outer_rows([table[part] for table in tables]) for part in (0, 1))
     return cos, sin
-
-
-def num_clean_tokens(size: tuple[int, int], num_1x: int, num_2x: int, num_4x: int, patch: int) -> int:
-    """Tokens of the history for latents of ``size`` (Y, X); a group of 0 frames is absent."""
-    groups = ((num_1x, (1, patch, patch)), (num_2x, PATCH_2X), (num_4x, PATCH_4X))
-    return sum(num_patches((frames, *size), kernel) for frames, kernel in groups if frames)
 
 
 def _pool(table: Tensor, pool: int) -> Tensor:

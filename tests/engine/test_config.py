@@ -87,7 +87,3 @@ def test_bad_engine_config_is_refused(change: dict[str, Any], message: str) -> N
 def test_unknown_options_raise() -> None:
     with pytest.raises(TypeError, match="step_count"):
         SamplingConfig(num_sections=1, step_count=3)  # type: ignore[call-arg]  # the point of the test
-
-
-def test_frames_per_section() -> None:
-    assert SamplingConfig(num_sections=1, latent_window_size=9).frames_per_section == 33
