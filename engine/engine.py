@@ -14,8 +14,9 @@ from .components import ComponentRef, Components, find_components
 from .conditioning import Conditioning
 from .config import EngineConfig, Request, SamplingConfig
 from .denoiser import Denoiser, EventHandler, LatentSection, assemble
+from .device import check_fits, memory_errors, resolve_device
 from .encoders import Encoders
-from .errors import DeviceError, InputError
+from .errors import InputError
 from .events import Event, FileEvent, PhaseEvent, SectionEvent, StepEvent
 from .generation import Generation, Section
 from .metadata import video_metadata
@@ -64,14 +65,18 @@ class Engine:
 
         Raises:
             CheckpointError: the checkpoint is missing, damaged or of another model.
-            DeviceError: the device does not exist.
+            DeviceError: the device does not exist, or the weights are more than it holds.
         """
         config = config or EngineConfig()
-        device = _resolve_device(config.device)
+        device = resolve_device(config.device)
         found = find_components(source, overrides=components, local_files_only=config.local_files_only)
         checkpoint = open_transformer(found.transformer, local_files_only=config.local_files_only)
         dtype = _DTYPES[config.precision or ("fp32" if device.type == "cpu" else "bf16")]
-        transformer = PackedTransformer.load(checkpoint, dtype, device, has_fp32_head=dtype == torch.bfloat16)
+        check_fits(checkpoint, dtype, device)
+        with memory_errors("load"):
+            transformer = PackedTransformer.load(
+                checkpoint, dtype, device, has_fp32_head=dtype == torch.bfloat16
+            )
         return cls(config=config, components=found, checkpoint=checkpoint, transformer=transformer)
 
     @property
@@ -192,7 +197,8 @@ class Engine:
         folder = self.components.vae.fetch(local_files_only=self.config.local_files_only)
         # As published on CUDA; half precision is slow or missing on CPUs.
         dtype = torch.float32 if self.device.type == "cpu" else torch.float16
-        vae = VideoVAE.load(ComponentRef(str(folder)), device=self.device, dtype=dtype)
+        with memory_errors("load"):
+            vae = VideoVAE.load(ComponentRef(str(folder)), device=self.device, dtype=dtype)
         if self.config.vae_tiles:
             vae.enable_spatial_tiles()
         return vae
@@ -214,22 +220,6 @@ class Engine:
             device=torch.cuda.get_device_name(self.device) if is_cuda else "cpu",
             precision=str(self._denoiser.transformer.dtype).removeprefix("torch."),
         )
-
-
-def _resolve_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(
-            f"device {name!r} needs CUDA, and torch {torch.__version__} sees none; check the driver, install a CUDA "
-            "build of torch, or use device='cpu'"
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(
-            f"device {name!r} does not exist: torch sees {torch.cuda.device_count()} CUDA devices"
-        )
-    return device
 
 
 def _section_event(section: Section, job: Generation, num_final_frames: int) -> SectionEvent:

@@ -14,6 +14,7 @@ from .components import Components, default_order
 from .conditioning import Conditioning
 from .config import Request, SamplingConfig
 from .denoiser import Denoiser, EventHandler, LatentSection
+from .device import memory_errors
 from .encoders import Encoders, PromptEmbeds
 from .events import PhaseEvent
 from .images import choose_bucket, fit_to_bucket, image_to_tensor, load_image
@@ -96,7 +97,8 @@ class Generation:
         for _ in range(self.sampling.num_sections):
             report(PhaseEvent(phase="denoise"))
             start = time.perf_counter()
-            latent_section = next(latent_sections)
+            with memory_errors("denoise"):
+                latent_section = next(latent_sections)
             denoised = time.perf_counter()
             report(PhaseEvent(phase="decode"))
             yield self._decode(decoder, latent_section, start, denoised)
@@ -106,16 +108,19 @@ class Generation:
         report(PhaseEvent(phase="text"))
         has_negative = request.cfg_scale != 1.0
         prompts = [request.prompt, *([request.negative_prompt] if has_negative else [])]
-        positive, *negatives = encoders.encode_prompts(prompts)
+        with memory_errors("text"):
+            positive, *negatives = encoders.encode_prompts(prompts)
         report(PhaseEvent(phase="image"))
         pixels = image_to_tensor(self.image)
-        start_latent = vae.encode_image(pixels, posterior=request.posterior, seed=request.seed)
+        with memory_errors("image"):
+            start_latent = vae.encode_image(pixels, posterior=request.posterior, seed=request.seed)
+            image_embeds = encoders.encode_image(self.image)
         negative: PromptEmbeds | None = negatives[0] if negatives else None
         return Conditioning(
             text_embeds=positive.text_embeds,
             text_mask=positive.text_mask,
             pooled_embeds=positive.pooled_embeds,
-            image_embeds=encoders.encode_image(self.image),
+            image_embeds=image_embeds,
             start_latent=start_latent.cpu(),
             negative_text_embeds=None if negative is None else negative.text_embeds,
             negative_text_mask=None if negative is None else negative.text_mask,
@@ -125,7 +130,8 @@ class Generation:
     def _decode(
         self, decoder: SectionDecoder, latent_section: LatentSection, start: float, denoised: float
     ) -> Section:
-        decoded = decoder.push(latent_section.latents)
+        with memory_errors("decode"):
+            decoded = decoder.push(latent_section.latents)
         provisional = decoder.provisional()
         assert provisional is not None, "a section was pushed"
         timings = {"denoise": denoised - start, "decode": time.perf_counter() - denoised}

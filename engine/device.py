@@ -1,0 +1,78 @@
+"""The device: which one, whether a model fits it, and what to do where its memory does not suffice."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import psutil
+import torch
+
+from .checkpoint import Checkpoint
+from .errors import DeviceError
+
+_OTHER_DEVICE = "use device='cpu' (--device cpu) or a card with more memory"
+_SMALLER = "take a smaller size (--size)"
+_REMEDIES = {
+    "load": _OTHER_DEVICE,
+    "text": _OTHER_DEVICE,
+    "image": _OTHER_DEVICE,
+    "denoise": _SMALLER,
+    "decode": f"set vae_tiles=True (--vae-tiles) or {_SMALLER}",
+}
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called ``name``: "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        DeviceError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            f"device {name!r} needs CUDA, and torch {torch.__version__} sees none; check the driver, install a CUDA "
+            "build of torch, or use device='cpu' (--device cpu)"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"device {name!r} does not exist: torch sees {torch.cuda.device_count()} CUDA devices"
+        )
+    return device
+
+
+def check_fits(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise :class:`DeviceError` where the weights alone are more than the device can hold."""
+    needed = dtype.itemsize * sum(math.prod(shape) for shape in checkpoint.shapes.values())
+    available = memory_bytes(device)
+    if needed <= available:
+        return
+    remedy, kind = _OTHER_DEVICE, "free"
+    if device.type == "cpu":
+        half = "precision='bf16' (--precision bf16) or " if dtype == torch.float32 else ""
+        remedy, kind = f"use {half}a machine with more memory", "of RAM and swap"
+    raise DeviceError(
+        f"the transformer of {checkpoint.name} needs {needed / 2**30:.1f} GiB in "
+        f"{str(dtype).removeprefix('torch.')}, {device} has {available / 2**30:.1f} GiB {kind}; {remedy}"
+    )
+
+
+def memory_bytes(device: torch.device) -> int:
+    """What is free on a CUDA device; all memory and swap of the machine for the CPU, where files can make room."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    return int(psutil.virtual_memory().total + psutil.swap_memory().total)
+
+
+@contextlib.contextmanager
+def memory_errors(phase: str) -> Iterator[None]:
+    """Turn torch's lack of memory in ``phase`` (see :class:`PhaseEvent`) into a :class:`DeviceError` with a remedy."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition("\n")[0].partition(" GPU ")[0]
+        raise DeviceError(
+            f"the device has too little memory for phase {phase!r} ({reason}); {_REMEDIES[phase]}"
+        ) from error
