@@ -8,6 +8,7 @@ import pytest
 import torch
 import unipc
 from diffusers import HunyuanVideoFramepackTransformer3DModel
+from published_schedule import TIMESTEPS_25
 from straight_job import Job, Prompt, published_paddings, run_job
 from tiny_models import IMAGE_WIDTH, POOLED_WIDTH, TEXT_WIDTH, relative_error, saved_model
 from torch import Tensor
@@ -50,33 +51,6 @@ CASES = {
     "seed-and-guidance": {"num_sections": 2, "num_steps": 6, "seed": 7, "guidance_scale": 6.0},
     "eager-teacache": {"num_sections": 2, **TEACACHE, "step_cache_threshold": 0.3},
 }
-BF16_TIMESTEPS = (
-    *(
-        1000,
-        996,
-        988,
-        980,
-        972,
-        964,
-        956,
-        948,
-        936,
-        924,
-        912,
-        900,
-        884,
-        864,
-        848,
-        824,
-        796,
-        768,
-        732,
-        688,
-        636,
-        572,
-    ),
-    *(488, 378, 226),
-)
 
 
 class Subject:
@@ -311,7 +285,7 @@ def test_scalars_are_rounded_in_bf16_only(
         next(iter(engine.sample(conditioning, sampling)))
     timesteps, guidance = caught.value.args
     if precision == "bf16":
-        assert tuple(timesteps.tolist()) == BF16_TIMESTEPS
+        assert tuple(timesteps.tolist()) == TIMESTEPS_25
         assert guidance == 9984
     else:
         assert torch.equal(timesteps, 1000 * unipc.schedule(25, 9000)[:-1])

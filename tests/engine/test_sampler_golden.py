@@ -6,69 +6,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import unipc
+from published_schedule import SIGMAS_25, TIMESTEPS_25
 from torch import Tensor
 
 from isoframe.engine.sampler import make_sampler, sigma_schedule
 
 TOLERANCE = 1e-5
 
-SIGMAS_25 = (
-    *(
-        1,
-        0.994083,
-        0.98773,
-        0.980892,
-        0.97351,
-        0.965517,
-        0.956835,
-        0.947368,
-        0.937008,
-        0.92562,
-        0.913043,
-        0.899083,
-    ),
-    *(
-        0.883495,
-        0.865979,
-        0.846154,
-        0.823529,
-        0.797468,
-        0.767123,
-        0.731343,
-        0.688525,
-        0.636364,
-        0.571429,
-        0.488372,
-    ),
-    *(0.378378, 0.225806, 0),
-)
-TIMESTEPS_25 = (
-    *(
-        1000,
-        996,
-        988,
-        980,
-        972,
-        964,
-        956,
-        948,
-        936,
-        924,
-        912,
-        900,
-        884,
-        864,
-        848,
-        824,
-        796,
-        768,
-        732,
-        688,
-        636,
-        572,
-    ),
-    *(488, 378, 226),
-)
 # Last x0 of the toy model below, from linspace(-1.5, 1.5, 4) at shift 7.
 GOLDEN = {
     ("unipc", 1): (-0.6560375, 0.4369881, 0.4869882, -0.5060375),
