@@ -19,9 +19,9 @@ def readable_errors(*, debug: bool) -> Iterator[None]:
 
     Notes of the exception follow on lines of their own.
     """
-    _configure_logging(debug)
     try:
-        yield
+        with _logging(debug):
+            yield
     except BrokenPipeError:
         raise
     except (IsoframeError, OSError) as error:
@@ -41,8 +41,17 @@ def _message(error: Exception) -> str:
     return "\n".join([message, *getattr(error, "__notes__", [])])
 
 
-def _configure_logging(debug: bool) -> None:
+@contextmanager
+def _logging(debug: bool) -> Iterator[None]:
     """Warnings of the engine and the licences of downloads go to stderr; with ``debug`` everything does."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s" if debug else "%(message)s")
-    logging.getLogger("isoframe").setLevel(logging.DEBUG if debug else logging.WARNING)
-    logging.getLogger("isoframe.engine.hub").setLevel(logging.DEBUG if debug else logging.INFO)
+    levels = {"isoframe": logging.WARNING, "isoframe.engine.hub": logging.INFO}
+    loggers = {logging.getLogger(name): level for name, level in levels.items()}
+    before = {logger: logger.level for logger in loggers}
+    for logger, level in loggers.items():
+        logger.setLevel(logging.DEBUG if debug else level)
+    try:
+        yield
+    finally:
+        for logger, level in before.items():
+            logger.setLevel(level)

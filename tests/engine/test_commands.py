@@ -1,6 +1,7 @@
 """The command line: options, errors, exit codes. The engine is a fake; what it is asked for is checked."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -276,6 +277,28 @@ def test_failure_names_the_partial_file(engine: type[FakeEngine], image: Path) -
 def test_debug_keeps_the_traceback(engine: type[FakeEngine], image: Path) -> None:
     engine.failure = CheckpointError("checkpoint lacks 3 tensors")
     assert generate(image, "--debug").exception is engine.failure
+
+
+def test_logging_is_left_as_it_was(engine: type[FakeEngine], image: Path) -> None:
+    loggers = [logging.getLogger(name) for name in ("isoframe", "isoframe.engine.hub")]
+    before = [logger.level for logger in loggers]
+    assert generate(image).exit_code == 0
+    assert [logger.level for logger in loggers] == before
+
+
+def test_licence_of_a_download_is_shown(engine: type[FakeEngine], image: Path) -> None:
+    levels = {}
+
+    class Downloading(FakeEngine):
+        def render(self, request: Request, path: Path, **options: Any) -> Video:
+            for name in ("isoframe.engine.hub", "isoframe.engine.denoiser"):
+                levels[name] = logging.getLogger(name).getEffectiveLevel()
+            return super().render(request, path, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vars(isoframe.engine), "Engine", Downloading)
+        assert generate(image).exit_code == 0
+    assert levels == {"isoframe.engine.hub": logging.INFO, "isoframe.engine.denoiser": logging.WARNING}
 
 
 def test_programming_error_is_not_hidden(engine: type[FakeEngine], image: Path) -> None:
