@@ -92,7 +92,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[TrainingPlan, t
     parser.add_argument("--folder", type=Path, default=Path("demo-model"), help="pipeline folder to write")
     parser.add_argument("--vae-steps", type=int, default=VaeSchedule().num_steps)
     parser.add_argument("--transformer-steps", type=int, default=TransformerSchedule().num_steps)
-    parser.add_argument("--clips", type=int, default=900, help="clips that the transformer sees")
+    parser.add_argument("--clips", type=int, default=600, help="clips that the transformer sees")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoints in the folder")
     parser.add_argument("--stop-after", type=int, help="end a training early, after that step")

@@ -36,9 +36,9 @@ class TransformerSchedule:
         seed: seed of the weights and of every batch.
     """
 
-    num_steps: int = 3000
+    num_steps: int = 2800
     learning_rate: float = 2e-3
-    share_size: int = 16
+    share_size: int = 12
     num_shares: int = 2
     inverted_share: float = 0.6
     shift: float = 1.6
