@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from .segments import H264Format, Segment
 
@@ -35,10 +35,8 @@ def write_mp4(
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        # Everything PyAV calls here must be C: an interrupt raised inside its write callback would be lost.
-        with open_output(temporary) as file:
-            _mux(file, video_format, segments, json.dumps(metadata))
-            file.flush()
+        _mux(temporary, video_format, segments, json.dumps(metadata))
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         num_bytes = temporary.stat().st_size
         os.replace(temporary, path)
@@ -49,12 +47,12 @@ def write_mp4(
     return num_bytes
 
 
-def open_output(path: Path) -> BinaryIO:
-    """The only place that opens a video file for writing."""
-    return path.open("xb")
+def ffmpeg_url(path: Path) -> str:
+    """What FFmpeg opens as ``path``, even if its name looks like a protocol."""
+    return f"file:{path}"
 
 
-def _mux(file: BinaryIO, video_format: H264Format, segments: Sequence[Segment], comment: str) -> None:
+def _mux(path: Path, video_format: H264Format, segments: Sequence[Segment], comment: str) -> None:
     import av
 
     num_frames = sum(segment.num_frames for segment in segments)
@@ -62,8 +60,8 @@ def _mux(file: BinaryIO, video_format: H264Format, segments: Sequence[Segment], 
     num_bytes = sum(segment.num_bytes for segment in segments)
     # The index goes to the front, where a browser wants it, without the second copy that faststart makes.
     options = {"moov_size": str(index_bytes(num_frames, num_keys, num_bytes, comment))}
-    container = av.open(file, "w", format="mp4", options=options)
-    try:
+    # FFmpeg writes the file itself: an interrupt that arrives inside a Python file's write would be lost.
+    with av.open(ffmpeg_url(path), "w", format="mp4", options=options) as container:
         container.metadata["comment"] = comment
         stream = container.add_stream("libx264", rate=video_format.fps)
         video_format.configure(stream.codec_context)
@@ -72,11 +70,6 @@ def _mux(file: BinaryIO, video_format: H264Format, segments: Sequence[Segment], 
         for packet in _timed_packets(video_format, segments):
             packet.stream = stream
             container.mux(packet)
-        container.close()
-    except BaseException:
-        # A closed file keeps PyAV from writing a trailer when it collects the container.
-        file.close()
-        raise
 
 
 def _check_parameters(extradata: bytes, segments: Sequence[Segment]) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import InputError
-from .mp4 import index_bytes, write_mp4
+from .mp4 import ffmpeg_url, index_bytes, write_mp4
 from .segments import H264Format, Segment, SegmentSpool
 
 _logger = logging.getLogger(__name__)
@@ -219,7 +219,7 @@ def read_video_info(path: str | os.PathLike[str]) -> Video:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with av.open(ffmpeg_url(path)) as container:
             if not container.streams.video:
                 raise InputError(f"video must hold a video stream, {path} has none")
             stream = container.streams.video[0]

@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -21,6 +22,13 @@ from isoframe.engine.video import VideoWriter, read_video_info
 
 HEIGHT, WIDTH = 64, 96
 METADATA = {"request": {"prompt": 'a "red" circle\nmoves', "seed": 7}, "model": "0123abcd"}
+
+
+def start_process(script, *arguments, **options):
+    """Run ``script`` in a Python of its own."""
+    command = [sys.executable, "-P", "-c", textwrap.dedent(script), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(video.__file__).parents[2])}
+    return subprocess.Popen(command, env=environment, text=True, **options)
 
 
 def moving_clip(num_frames, height=HEIGHT, width=WIDTH):
@@ -269,6 +277,46 @@ def test_nothing_is_left_when_the_job_ends_early(error, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process on Windows")
+def test_ctrl_c_while_joining(tmp_path):
+    """A real signal, in a process that does nothing but join; lost if it hits a Python callback of the muxer."""
+    script = """
+        import os, sys
+        import numpy as np
+        from isoframe.engine.video import VideoWriter
+
+        clip = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), np.uint8)
+        with VideoWriter(sys.argv[1], height=64, width=64, num_frames=400) as writer:
+            for first_frame in range(0, 400, 20):
+                writer.write(clip, first_frame)
+            for _ in range(8):
+                try:
+                    while True:
+                        writer.write_partial()
+                        os.write(1, b"joined\\n")
+                except KeyboardInterrupt:
+                    names = os.listdir(os.path.dirname(sys.argv[1]))
+                    os.write(1, f"interrupted {sorted(names)}\\n".encode())
+    """
+    with start_process(script, tmp_path / "a.mp4", stdout=subprocess.PIPE) as process:
+        for trial in range(8):
+            for _ in range(trial + 1):
+                assert process.stdout.readline() == "joined\n"
+            process.send_signal(signal.SIGINT)
+            lines = itertools.islice(iter(process.stdout.readline, ""), 100)
+            answer = next((line for line in lines if line != "joined\n"), "the interrupt was lost")
+            assert answer == "interrupted ['a.partial.mp4']\n"
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["a:b.mp4", "http:x.mp4", "100%d é.mp4"])
+def test_names_that_ffmpeg_could_misread(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = write_video(Path(name), moving_clip(5), [(0, 5)])
+    assert (tmp_path / name).exists()
+    assert read_video_info(Path(name)) == result
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.EIO, "Input/output error")])
 def test_nothing_is_left_when_the_join_ends_early(error, tmp_path, monkeypatch):
     def packets(*args):
@@ -313,12 +361,10 @@ class SmallDisk:
     def __init__(self, monkeypatch, capacity):
         self.capacity = capacity
         self.spool_bytes = 0
+        self.mux, self.close = mp4._mux, segments.SegmentSpool.close
         monkeypatch.setattr(segments, "_allocate", self.allocate)
-        monkeypatch.setattr(mp4, "open_output", self.open_output)
-        close = segments.SegmentSpool.close
-        monkeypatch.setattr(
-            segments.SegmentSpool, "close", lambda spool: (setattr(self, "spool_bytes", 0), close(spool))
-        )
+        monkeypatch.setattr(segments.SegmentSpool, "close", lambda spool: self.delete(spool))
+        monkeypatch.setattr(mp4, "_mux", self.write)
 
     def check(self, num_bytes):
         if num_bytes > self.capacity:
@@ -328,32 +374,13 @@ class SmallDisk:
         self.check(num_bytes)
         self.spool_bytes = num_bytes
 
-    def open_output(self, path):
-        disk = self
+    def delete(self, spool):
+        self.spool_bytes = 0
+        self.close(spool)
 
-        class File:
-            """What PyAV and the writer use of a file."""
-
-            def __init__(self):
-                self._file = path.open("xb")
-                self.seek, self.tell, self.fileno = self._file.seek, self._file.tell, self._file.fileno
-                self.flush, self.close = self._file.flush, self._file.close
-
-            @property
-            def closed(self):
-                return self._file.closed
-
-            def write(self, data):
-                disk.check(disk.spool_bytes + self._file.tell() + len(data))
-                return self._file.write(data)
-
-            def __enter__(self):
-                return self
-
-            def __exit__(self, *_):
-                self.close()
-
-        return File()
+    def write(self, path, *args):
+        self.mux(path, *args)
+        self.check(self.spool_bytes + path.stat().st_size)
 
 
 # Room for about two of the four segments of 40 frames of noise.
@@ -426,17 +453,21 @@ def test_a_real_limit_of_the_file_size(tmp_path):
                     writer.write(clip[start : start + 10], start)
             except InputError as error:
                 print(error)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+            try:
+                writer.write_partial()
+            except InputError as error:
+                print(error)
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
             print(read_video_info(writer.write_partial()).num_frames, writer.num_final_frames)
     """
     assert resource.RLIMIT_FSIZE
-    command = [sys.executable, "-P", "-c", textwrap.dedent(script), str(tmp_path / "a.mp4"), str(CAPACITY)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(video.__file__).parents[2])}
-    lines = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+    with start_process(script, tmp_path / "a.mp4", CAPACITY, stdout=subprocess.PIPE) as process:
+        lines = process.stdout.read().splitlines()
+    assert process.returncode == 0
     assert lines[0].startswith(f"cannot write {tmp_path / 'a.mp4'}: File too large")
-    num_frames, num_final_frames = lines[1].split()
+    assert lines[1].startswith(f"cannot write {tmp_path / 'a.partial.mp4'}: File too large")
+    num_frames, num_final_frames = lines[2].split()
     assert 0 < int(num_frames) == int(num_final_frames) < 40
 
 
