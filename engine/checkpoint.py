@@ -1,5 +1,6 @@
 """The transformer's checkpoint: where its tensors lie, what its config says, and copying them into a model."""
 
+import difflib
 import hashlib
 import json
 import logging
@@ -19,6 +20,7 @@ from .tensor_files import FLOAT_DTYPES, TensorEntry, TensorFile, map_tensor, ope
 
 _logger = logging.getLogger(__name__)
 
+KNOWN_MODELS = ("demo", "lllyasviel/FramePackI2V_HY", "lllyasviel/FramePack_F1_I2V_HY_20250503")
 TRANSFORMER_CLASSES = ("HunyuanVideoTransformer3DModelPacked", "HunyuanVideoFramepackTransformer3DModel")
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
@@ -225,8 +227,9 @@ def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]
 
 
 def missing_source(argument: str, source: str) -> str:
-    """Message for a ``source`` that is neither a local path nor a Hub id, with the nearest local name."""
-    nearest = nearest_path(source)
+    """Message for a ``source`` that is neither a local path nor a Hub id, with the nearest name known."""
+    known = difflib.get_close_matches(source, KNOWN_MODELS, n=1, cutoff=0.6)
+    nearest = nearest_path(source) or (known[0] if known else None)
     hint = f"; did you mean {nearest!r}?" if nearest else ""
     return (
         f"{argument} must be demo, a folder, a .safetensors file or a Hub id 'owner/name', got {source!r}: as a "

@@ -105,6 +105,8 @@ class SamplingConfig:
         _check_sampling(self)
         if self.latent_paddings is None:
             return
+        for padding in self.latent_paddings:
+            _check_at_least("latent_paddings", padding, 0)
         if self.order != "inverted":
             raise ConfigError(f"latent_paddings need order='inverted', got order={self.order!r}")
         if len(self.latent_paddings) != self.num_sections:
@@ -112,8 +114,8 @@ class SamplingConfig:
                 f"latent_paddings must have num_sections = {self.num_sections} entries, "
                 f"got {len(self.latent_paddings)}"
             )
-        if min(self.latent_paddings) < 0 or self.latent_paddings[-1] != 0:
-            raise ConfigError(f"latent_paddings must be >= 0 and end with 0, got {self.latent_paddings}")
+        if self.latent_paddings[-1] != 0:
+            raise ConfigError(f"latent_paddings must end with 0, got {self.latent_paddings}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,14 +159,17 @@ class Request:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.seconds) or self.seconds <= 0:
-            raise ConfigError(f"seconds must be a positive number, got {self.seconds}")
+        if not _is_finite(self.seconds) or self.seconds <= 0:
+            raise ConfigError(f"seconds must be a positive number, got {self.seconds!r}")
         if self.seconds > 3600 and not self.force:
-            raise ConfigError(f"seconds must be at most 3600 unless force is set, got {self.seconds}")
+            raise ConfigError(
+                f"seconds must be at most 3600, got {self.seconds}; force=True (--force) accepts more"
+            )
         check_choice("order", self.order, ("auto", *ORDERS))
         check_choice("posterior", self.posterior, POSTERIORS)
         _check_at_least("fps", self.fps, 1)
-        if not 0 <= self.crf <= 51:
+        _check_at_least("crf", self.crf, 0)
+        if self.crf > 51:
             raise ConfigError(f"crf must be from 0 (lossless) to 51, got {self.crf}")
         if self.size is not None and (len(self.size) != 2 or any(n < 16 or n % 16 for n in self.size)):
             raise ConfigError(f"size must be (height, width), multiples of 16, got {self.size}")
@@ -190,6 +195,10 @@ def _check_at_least(argument: str, value: int, least: int) -> None:
         raise ConfigError(f"{argument} must be an integer of at least {least}, got {value!r}")
 
 
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _check_sampling(config: SamplingConfig | Request) -> None:
     _check_at_least("num_steps", config.num_steps, 1)
     _check_at_least("latent_window_size", config.latent_window_size, 1)
@@ -200,7 +209,7 @@ def _check_sampling(config: SamplingConfig | Request) -> None:
     check_choice("step_cache", config.step_cache, STEP_CACHES)
     for name in ("guidance_scale", "cfg_scale", "cfg_rescale", "step_cache_threshold"):
         value = getattr(config, name)
-        if not math.isfinite(value) or value < 0:
-            raise ConfigError(f"{name} must be a finite number >= 0, got {value}")
+        if not _is_finite(value) or value < 0:
+            raise ConfigError(f"{name} must be a finite number >= 0, got {value!r}")
     if config.cfg_rescale > 1:
         raise ConfigError(f"cfg_rescale must be from 0 to 1, got {config.cfg_rescale}")

@@ -140,15 +140,17 @@ class Denoiser:
         """Latents of one section on the CPU, fp32."""
         sampler: Sampler = make_sampler(sampling.sampler, sigmas)
         latents = noise.to(self.transformer.device)
-        is_finite = []
+        was_finite: Tensor | None = None
         for step, sigma in enumerate(sigmas[:-1].tolist()):
             model_input = self._round(latents)
             x0 = model_input - sigma * self._velocity(model_input, step, packed, branches, sampling)
             latents = sampler.update(latents, x0, step)
-            is_finite.append(x0.isfinite().all())
+            # One step late: the device has this step queued while the host waits for the answer.
+            _check_finite(was_finite, section.index, step - 1)
+            was_finite = x0.isfinite().all()
             if on_event is not None:
                 on_event(_step_event(section, step, branches[0], sampling, x0))
-        _check_finite(torch.stack(is_finite), section.index)
+        _check_finite(was_finite, section.index, sampling.num_steps - 1)
         return latents.cpu()
 
     def _velocity(
@@ -201,13 +203,12 @@ def _step_event(
     )
 
 
-def _check_finite(is_finite: Tensor, section: int) -> None:
-    if bool(is_finite.all()):
+def _check_finite(is_finite: Tensor | None, section: int, step: int) -> None:
+    if is_finite is None or bool(is_finite):
         return
-    step = int((~is_finite).nonzero()[0])
     raise NumericalError(
         f"latents of section {section + 1} became NaN or infinite at step {step + 1} (attention: {BACKEND}); "
-        "try precision='fp32', and check the model's files",
+        "check the model's files, and in bf16 try precision='fp32' (--precision fp32)",
         section=section,
         step=step,
         backend=BACKEND,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import psutil
 import torch
 
+from ..kernels import HAS_TRITON
 from .checkpoint import Checkpoint
 from .errors import DeviceError
 
@@ -40,6 +41,15 @@ def resolve_device(name: str) -> torch.device:
             f"device {name!r} does not exist: torch sees {torch.cuda.device_count()} CUDA devices"
         )
     return device
+
+
+def check_triton(device: torch.device) -> None:
+    """Raise :class:`DeviceError` where a CUDA device lacks Triton, which its kernels are written in."""
+    if device.type == "cuda" and not HAS_TRITON:
+        raise DeviceError(
+            "a CUDA device needs Triton: pip install triton (Linux) or pip install triton-windows (Windows), "
+            "or use device='cpu' (--device cpu)"
+        )
 
 
 def check_fits(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:

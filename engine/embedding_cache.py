@@ -74,7 +74,8 @@ def _write_atomically(path: Path, content: bytes) -> None:
         temporary = Path(file.name)
         try:
             file.write(content)
-        except OSError:
+        except BaseException:
+            # Ctrl-C too must leave nothing behind.
             temporary.unlink()
             raise
     os.replace(temporary, path)

@@ -14,7 +14,7 @@ from .components import ComponentRef, Components, find_components
 from .conditioning import Conditioning
 from .config import EngineConfig, Request, SamplingConfig
 from .denoiser import Denoiser, EventHandler, LatentSection, assemble
-from .device import check_fits, memory_errors, resolve_device
+from .device import check_fits, check_triton, memory_errors, resolve_device
 from .encoders import Encoders
 from .errors import InputError
 from .events import Event, FileEvent, PhaseEvent, SectionEvent, StepEvent
@@ -69,6 +69,7 @@ class Engine:
         """
         config = config or EngineConfig()
         device = resolve_device(config.device)
+        check_triton(device)
         found = find_components(source, overrides=components, local_files_only=config.local_files_only)
         checkpoint = open_transformer(found.transformer, local_files_only=config.local_files_only)
         dtype = _DTYPES[config.precision or ("fp32" if device.type == "cpu" else "bf16")]
@@ -108,7 +109,7 @@ class Engine:
         The request is checked and its image read at once, before any section is asked for.
         """
         job = Generation(request, self.components, self._denoiser)
-        return job.sections(self._encoders, self._vae, on_event)
+        return job.sections(self._encoders, lambda: self._vae, on_event)
 
     def render(
         self,
@@ -140,7 +141,7 @@ class Engine:
                 sinks.append(PngWriter(png_dir, num_frames=job.num_frames, overwrite=overwrite).write)
             report = self._reporter(on_event, preview_dir)
             try:
-                for section in job.sections(self._encoders, self._vae, report):
+                for section in job.sections(self._encoders, lambda: self._vae, report):
                     for write in sinks:
                         write(section.frames, section.first_frame)
                     report(_section_event(section, job, writer.num_final_frames))

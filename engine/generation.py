@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from .config import Request, SamplingConfig
 from .denoiser import Denoiser, EventHandler, LatentSection
 from .device import memory_errors
 from .encoders import Encoders, PromptEmbeds
+from .errors import CheckpointError
 from .events import PhaseEvent
 from .images import choose_bucket, fit_to_bucket, image_to_tensor, load_image
 from .vae import SectionDecoder, VideoVAE
@@ -81,11 +82,18 @@ class Generation:
         self.decoder: SectionDecoder | None = None
 
     def sections(
-        self, encoders: Encoders, vae: VideoVAE, on_event: EventHandler | None = None
+        self, encoders: Encoders, load_vae: Callable[[], VideoVAE], on_event: EventHandler | None = None
     ) -> Iterator[Section]:
-        """Yield the sections in generation order; closing the iterator cancels the job."""
+        """Yield the sections in generation order; closing the iterator cancels the job.
+
+        ``load_vae`` is called in the image phase, after the text encoders have left.
+        """
         report = on_event or _ignore
-        conditioning = self._condition(encoders, vae, report)
+        prompts = self._encode_text(encoders, report)
+        report(PhaseEvent(phase="image"))
+        with memory_errors("image"):
+            vae = load_vae()
+            conditioning = self._condition(prompts, encoders, vae)
         self.decoder = decoder = SectionDecoder(
             vae,
             order=self.sampling.order,
@@ -103,24 +111,29 @@ class Generation:
             report(PhaseEvent(phase="decode"))
             yield self._decode(decoder, latent_section, start, denoised)
 
-    def _condition(self, encoders: Encoders, vae: VideoVAE, report: EventHandler) -> Conditioning:
-        request = self._request
+    def _encode_text(self, encoders: Encoders, report: EventHandler) -> list[PromptEmbeds]:
+        """The prompt and, with true guidance, the negative prompt."""
         report(PhaseEvent(phase="text"))
-        has_negative = request.cfg_scale != 1.0
-        prompts = [request.prompt, *([request.negative_prompt] if has_negative else [])]
+        request = self._request
+        negatives = [] if request.cfg_scale == 1.0 else [request.negative_prompt]
         with memory_errors("text"):
-            positive, *negatives = encoders.encode_prompts(prompts)
-        report(PhaseEvent(phase="image"))
+            return encoders.encode_prompts([request.prompt, *negatives])
+
+    def _condition(self, prompts: list[PromptEmbeds], encoders: Encoders, vae: VideoVAE) -> Conditioning:
+        request = self._request
         pixels = image_to_tensor(self.image)
-        with memory_errors("image"):
-            start_latent = vae.encode_image(pixels, posterior=request.posterior, seed=request.seed)
-            image_embeds = encoders.encode_image(self.image)
+        start_latent = vae.encode_image(pixels, posterior=request.posterior, seed=request.seed)
+        if not start_latent.isfinite().all():
+            raise CheckpointError(
+                f"the VAE of {self._components.name} encodes the image to NaN or infinity; check its files"
+            )
+        positive, *negatives = prompts
         negative: PromptEmbeds | None = negatives[0] if negatives else None
         return Conditioning(
             text_embeds=positive.text_embeds,
             text_mask=positive.text_mask,
             pooled_embeds=positive.pooled_embeds,
-            image_embeds=image_embeds,
+            image_embeds=encoders.encode_image(self.image),
             start_latent=start_latent.cpu(),
             negative_text_embeds=None if negative is None else negative.text_embeds,
             negative_text_mask=None if negative is None else negative.text_mask,

@@ -39,7 +39,9 @@ def video_metadata(
         precision: of weights and activations.
     """
     asked = {f.name: getattr(request, f.name) for f in dataclasses.fields(request) if f.name != "image"}
-    asked["image"] = os.fspath(request.image) if isinstance(request.image, str | os.PathLike) else None
+    # The name alone: a video is passed on, its maker's folders are not.
+    path = request.image if isinstance(request.image, str | os.PathLike) else None
+    asked["image"] = None if path is None else os.path.basename(os.fspath(path))
     return {
         "request": asked,
         "sampling": dataclasses.asdict(sampling),

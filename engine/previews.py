@@ -94,8 +94,9 @@ def save_png(pixels: Tensor, path: Path) -> None:
         Image.fromarray(pixels.numpy()).save(temporary, format="PNG")
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class LatentPreviews:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .errors import ConfigError
+from .config import SAMPLERS, check_choice
 
 _MAX_ORDER = 3
 # Straight line through (256 tokens, 0.5) and (4096 tokens, 1.15); the shift itself is capped at 7.
@@ -58,11 +58,10 @@ class Sampler(Protocol):
 
 def make_sampler(name: str, sigmas: Tensor) -> Sampler:
     """Sampler ``name`` ("unipc", "unipc-bh2" or "euler") for the schedule ``sigmas`` [num_steps + 1]."""
+    check_choice("sampler", name, SAMPLERS)
     if name == "euler":
         return Euler(sigmas)
-    if name in ("unipc", "unipc-bh2"):
-        return UniPC(sigmas, "bh2" if name == "unipc-bh2" else "bh1")
-    raise ConfigError(f"sampler must be unipc, unipc-bh2 or euler, got {name!r}")
+    return UniPC(sigmas, "bh2" if name == "unipc-bh2" else "bh1")
 
 
 class Euler:

@@ -151,7 +151,7 @@ class FramepackTransformer:
             )
             return self.transformer.pack_section(groups, frames, (size[0], size[1], size[2]))
 
-        return _cached(self._sections, (sample, size), history, pack)
+        return _cached(self._sections, sample, size, history, pack)
 
     def _job(
         self,
@@ -164,6 +164,7 @@ class FramepackTransformer:
         vision = _cached(
             self._vision,
             sample,
+            None,
             (image_embeds,),
             lambda: self.transformer.project_image(_sample(image_embeds, sample)),
         )
@@ -174,7 +175,7 @@ class FramepackTransformer:
             embeds, mask, pooled = (_sample(x, sample) for x in text)
             return self.transformer.prepare_job(time, scale, embeds, mask, pooled, vision)
 
-        return _cached(self._jobs, (sample, float(time), scale), (*text, image_embeds), prepare)
+        return _cached(self._jobs, sample, (float(time), scale), (*text, image_embeds), prepare)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,29 +187,37 @@ class _Entry(Generic[T]):
 
 
 class _TensorCache(Generic[T]):
-    """Values computed from tensors, found again by identity and version; the oldest goes first."""
+    """Values computed from tensors, found again by identity and version; of each sample the oldest goes first."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._entries: list[_Entry[T]] = []
+        self._entries: dict[int, list[_Entry[T]]] = {}
 
-    def get(self, key: object, tensors: tuple[Tensor | None, ...], compute: Callable[[], T]) -> T:
+    def get(
+        self, sample: int, key: object, tensors: tuple[Tensor | None, ...], compute: Callable[[], T]
+    ) -> T:
         if any(tensor is not None and tensor.is_inference() for tensor in tensors):
             return compute()
         versions = tuple(0 if tensor is None else tensor._version for tensor in tensors)
-        for entry in self._entries:
+        entries = self._entries.setdefault(sample, [])
+        for entry in entries:
             same = all(a is b for a, b in zip(entry.tensors, tensors, strict=True))
             if same and entry.key == key and entry.versions == versions:
                 return entry.value
         entry = _Entry(key, tensors, versions, compute())
-        self._entries = [*self._entries[-self.capacity + 1 :], entry] if self.capacity > 1 else [entry]
+        entries.append(entry)
+        del entries[: -self.capacity]
         return entry.value
 
 
 def _cached(
-    cache: _TensorCache[T] | None, key: object, tensors: tuple[Tensor | None, ...], compute: Callable[[], T]
+    cache: _TensorCache[T] | None,
+    sample: int,
+    key: object,
+    tensors: tuple[Tensor | None, ...],
+    compute: Callable[[], T],
 ) -> T:
-    return compute() if cache is None else cache.get(key, tensors, compute)
+    return compute() if cache is None else cache.get(sample, key, tensors, compute)
 
 
 def _sample(tensor: Tensor, index: int) -> Tensor:

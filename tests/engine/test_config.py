@@ -29,7 +29,9 @@ def test_order_auto_takes_the_default_of_the_checkpoint() -> None:
         ({"seconds": 0}, "seconds must be a positive number, got 0"),
         ({"seconds": -1.5}, "seconds must be a positive number, got -1.5"),
         ({"seconds": math.nan}, "seconds must be a positive number, got nan"),
-        ({"seconds": 3601}, "seconds must be at most 3600 unless force is set, got 3601"),
+        ({"seconds": 3601}, r"seconds must be at most 3600, got 3601; force=True \(--force\) accepts more"),
+        ({"seconds": "five"}, "seconds must be a positive number, got 'five'"),
+        ({"guidance_scale": "10"}, "guidance_scale must be a finite number >= 0, got '10'"),
         ({"num_steps": 0}, "num_steps must be an integer of at least 1, got 0"),
         ({"num_steps": 2.5}, "num_steps must be an integer of at least 1, got 2.5"),
         (
@@ -63,7 +65,8 @@ def test_force_accepts_more_than_an_hour() -> None:
     [
         ({"num_sections": 0}, "num_sections must be an integer of at least 1, got 0"),
         ({"latent_paddings": (1, 0)}, "latent_paddings must have num_sections = 3 entries, got 2"),
-        ({"latent_paddings": (2, 1, 1)}, "latent_paddings must be >= 0 and end with 0"),
+        ({"latent_paddings": (2, 1, 1)}, "latent_paddings must end with 0"),
+        ({"latent_paddings": (2, -1, 0)}, "latent_paddings must be an integer of at least 0, got -1"),
         ({"latent_paddings": (2, 1, 0), "order": "forward"}, "latent_paddings need order='inverted'"),
     ],
 )

@@ -56,3 +56,11 @@ def test_lack_of_memory_names_the_phase_and_what_helps(
     )
     with pytest.raises(DeviceError, match=message):
         next(engine.generate(request))
+
+
+def test_cuda_without_triton_is_refused_with_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    device.check_triton(torch.device("cuda"))
+    monkeypatch.setattr(device, "HAS_TRITON", False)
+    device.check_triton(torch.device("cpu"))
+    with pytest.raises(DeviceError, match="pip install triton"):
+        device.check_triton(torch.device("cuda"))

@@ -1,9 +1,11 @@
 """Whole jobs with the built-in model: frames, files, failures."""
 
+import errno
 import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -27,6 +29,7 @@ from isoframe.engine import (
     StepEvent,
 )
 from isoframe.engine.config import ORDERS
+from isoframe.engine.segments import Segment, SegmentSpool
 from isoframe.engine.vae import VideoVAE
 from isoframe.engine.video import read_video_info
 
@@ -97,6 +100,8 @@ def test_rendered_file_holds_the_frames_and_says_how_it_was_made(
     assert metadata["model"] == "demo"
     assert len(str(metadata["model_hash"])) == 64
     assert metadata["request"]["prompt"] == "a red circle moves right"
+    # A video is passed on: it does not tell where its maker keeps images.
+    assert metadata["request"]["image"] == "start.png"
     assert metadata["versions"]["torch"] == torch.__version__
 
 
@@ -228,6 +233,33 @@ def test_non_finite_latents_stop_the_job_and_name_section_and_step(
     assert (caught.value.section, caught.value.step) == (0, 0)
 
 
+def test_a_vae_that_overflows_is_blamed_before_any_step(
+    engine: Engine, make_request: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(VideoVAE, "encode_image", lambda *_, **__: torch.full((1, 16, 1, 8, 8), torch.inf))
+    with pytest.raises(CheckpointError, match="the VAE of demo encodes the image to NaN or infinity"):
+        next(engine.generate(make_request()))
+
+
+def test_a_full_disk_in_the_last_section_keeps_the_others(
+    engine: Engine, make_request: Callable[..., Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, num_segments = SegmentSpool.append, 0
+
+    def fail_at_the_second(self: SegmentSpool, *args: Any) -> Segment:
+        nonlocal num_segments
+        num_segments += 1
+        if num_segments == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return append(self, *args)
+
+    monkeypatch.setattr(SegmentSpool, "append", fail_at_the_second)
+    with pytest.raises(InputError, match="No space left on device; 8 of 25 frames are finished"):
+        engine.render(make_request(), tmp_path / "out" / "video.mp4")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["video.partial.mp4"]
+    assert len(decode(tmp_path / "out" / "video.partial.mp4")) >= 8
+
+
 def test_bad_output_and_bad_image_are_refused_before_any_work(
     engine: Engine, make_request: Callable[..., Request], tmp_path: Path
 ) -> None:
@@ -271,6 +303,12 @@ def test_missing_device_is_named() -> None:
 
     with pytest.raises(DeviceError, match="device 'cuda:7'"):
         Engine.load("demo", config=EngineConfig(device="cuda:7"))
+
+
+def test_unknown_model_suggests_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="did you mean 'demo'"):
+        Engine.load("dmeo")
 
 
 def test_unknown_component_name_suggests_the_nearest() -> None:

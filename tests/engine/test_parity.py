@@ -320,6 +320,22 @@ def test_section_computes_conditioning_once(pair: Pair, monkeypatch: pytest.Monk
     assert {name: calls() for name, calls in counts.items()} == {"pack_section": 4, "prepare_job": 4}
 
 
+def test_a_batch_with_two_branches_keeps_every_sample_in_the_cache(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = load_transformer(pair.folder)
+    counts = {
+        name: count_calls(monkeypatch, ours.transformer, name) for name in ("pack_section", "prepare_job")
+    }
+    branches = [forward_inputs((2, 3), num_valid_text=(4, 2, 5), seed=seed) for seed in (1, 2)]
+    ours.begin_section(2)
+    for timestep in (1000.0, 500.0, 500.0, 1000.0):
+        for branch in branches:
+            ours(**branch | {"timestep": torch.full((3,), timestep)})
+    # Two branches of three samples; two timesteps.
+    assert {name: calls() for name, calls in counts.items()} == {"pack_section": 6, "prepare_job": 12}
+
+
 def count_calls(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> Callable[[], int]:
     """Wrap a method; the returned function tells how often it ran."""
     original = getattr(owner, name)
