@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.checkpoint import TransformerConfig
 from ..engine.errors import IsoframeError
 from ..engine.history import CleanLatents
 from ..engine.transformer import FrameIndices, PackedTransformer
+from ..engine.transformer_config import TransformerConfig
 
 _WINDOW = 9
 _TIMESTEP, _GUIDANCE = 612.0, 9984.0

@@ -1,13 +1,12 @@
-"""The transformer's checkpoint: where its tensors lie, what its config says, and copying them into a model."""
+"""The transformer's checkpoint: where its tensors lie, and copying them into a model."""
 
 import difflib
 import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,115 +16,20 @@ from torch import Tensor
 from .errors import CheckpointError
 from .hub import hub_file, is_cached, is_hub_id, nearest_path
 from .tensor_files import FLOAT_DTYPES, TensorEntry, TensorFile, map_tensor, open_tensor_file
+from .transformer_config import TransformerConfig, first_names
 
 _logger = logging.getLogger(__name__)
 
 KNOWN_MODELS = ("demo", "lllyasviel/FramePackI2V_HY", "lllyasviel/FramePack_F1_I2V_HY_20250503")
-TRANSFORMER_CLASSES = ("HunyuanVideoTransformer3DModelPacked", "HunyuanVideoFramepackTransformer3DModel")
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
 
 _SINGLE_FILE_PREFIX = "model.diffusion_model."
-_ROPE_AXES = {128: (16, 56, 56), 64: (16, 24, 24)}
 # Written by ComfyUI beside fp8 weights: the weight is multiplied by its scale. Activation scales only matter to
 # arithmetic in fp8, which upcast weights do not use.
 _WEIGHT_SCALES = (".scale_weight", ".weight_scale")
 _ACTIVATION_SCALES = (".scale_input", ".input_scale")
 _FP8_MARKER = "scaled_fp8"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransformerConfig:
-    """Sizes of the packed transformer; the keys of its ``config.json``.
-
-    Attributes:
-        in_channels: latent channels going in.
-        out_channels: latent channels coming out.
-        num_attention_heads: heads of every attention.
-        attention_head_dim: channels of a head.
-        num_layers: double-stream blocks.
-        num_single_layers: single-stream blocks.
-        num_refiner_layers: blocks of the text refiner.
-        mlp_ratio: hidden width of the MLPs over ``inner_dim``.
-        patch_size: latent pixels of a token along y and x.
-        patch_size_t: latent frames of a token.
-        qk_norm: "rms_norm".
-        guidance_embeds: whether the distilled guidance is embedded.
-        text_embed_dim: width of the LLaMA embeddings.
-        pooled_projection_dim: width of the pooled CLIP embedding.
-        rope_theta: base of the rotary frequencies.
-        rope_axes_dim: channels rotated by (t, y, x); they add up to ``attention_head_dim``.
-        has_image_proj: whether image tokens are projected into the text stream.
-        image_proj_dim: width of the SigLIP tokens.
-        has_clean_x_embedder: whether the history has its own patch embeddings.
-    """
-
-    in_channels: int
-    out_channels: int
-    num_attention_heads: int
-    attention_head_dim: int
-    num_layers: int
-    num_single_layers: int
-    num_refiner_layers: int
-    mlp_ratio: float
-    patch_size: int
-    patch_size_t: int
-    qk_norm: str
-    guidance_embeds: bool
-    text_embed_dim: int
-    pooled_projection_dim: int
-    rope_theta: float
-    rope_axes_dim: tuple[int, int, int]
-    has_image_proj: bool
-    image_proj_dim: int
-    has_clean_x_embedder: bool
-
-    @property
-    def inner_dim(self) -> int:
-        """Channels of a token."""
-        return self.num_attention_heads * self.attention_head_dim
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, object], *, source: str) -> "TransformerConfig":
-        """The config in ``raw``; ``source`` names it in errors.
-
-        Raises:
-            CheckpointError: another model's config, or keys that are unknown, missing or out of range.
-        """
-        class_name = raw.get("_class_name", TRANSFORMER_CLASSES[0])
-        if class_name not in TRANSFORMER_CLASSES:
-            raise CheckpointError(
-                f"{source}: _class_name must be {' or '.join(TRANSFORMER_CLASSES)}, got {class_name!r}; "
-                "give the FramePack transformer"
-            )
-        given = {name: value for name, value in raw.items() if not name.startswith("_")}
-        if given.get("image_condition_type") is None:
-            given.pop("image_condition_type", None)
-        _check_keys(given, source)
-        return cls(**{key.name: _convert(key.name, key.type, given, source) for key in fields(cls)})
-
-    @classmethod
-    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], *, source: str) -> "TransformerConfig":
-        """The config that tensors of these ``shapes`` have, for a file without a ``config.json``.
-
-        The rotary base and axes leave no trace in the shapes; they are the published ones for the head width.
-        """
-        try:
-            return _derive_config(shapes)
-        except KeyError as error:
-            raise CheckpointError(
-                f"{source} is not a FramePack transformer: it has no tensor {error.args[0]!r} "
-                f"(its first: {_listing(shapes)}); give a FramePack transformer in diffusers' names"
-            ) from error
-
-    def __post_init__(self) -> None:
-        if self.qk_norm != "rms_norm":
-            raise CheckpointError(f"qk_norm must be 'rms_norm', got {self.qk_norm!r}")
-        if sum(self.rope_axes_dim) != self.attention_head_dim:
-            raise CheckpointError(
-                f"rope_axes_dim must add up to attention_head_dim = {self.attention_head_dim}, "
-                f"got {self.rope_axes_dim}"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +125,7 @@ def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]
     }
     if any(problems.values()):
         found = "; ".join(
-            f"{len(names)} {kind}: {_listing(names)}" for kind, names in problems.items() if names
+            f"{len(names)} {kind}: {first_names(names)}" for kind, names in problems.items() if names
         )
         raise CheckpointError(f"the tensors of {checkpoint.name} do not fit its config: {found}")
 
@@ -256,7 +160,7 @@ def read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path} must have a weight_map from tensor names to files")
     outside = [str(name) for name in weight_map.values() if Path(str(name)).name != name]
     if outside:
-        raise CheckpointError(f"{path} must name files of its own folder, got {_listing(outside)}")
+        raise CheckpointError(f"{path} must name files of its own folder, got {first_names(outside)}")
     return weight_map
 
 
@@ -359,7 +263,7 @@ def _find_files(folder: Path) -> tuple[list[TensorFile], dict[str, str]]:
     ]
     if pickles:
         raise CheckpointError(
-            f"{folder} has only pickled weights ({_listing(pickles)}), which can run code when they are loaded; "
+            f"{folder} has only pickled weights ({first_names(pickles)}), which can run code when they are loaded; "
             "convert them to safetensors"
         )
     raise CheckpointError(f"{folder} has no .safetensors file and no transformer/ folder with one")
@@ -370,7 +274,7 @@ def _check_shards(folder: Path, index: Path, weight_map: Mapping[str, str]) -> N
     if missing:
         raise CheckpointError(
             f"{folder} lacks {len(missing)} of the {len(set(weight_map.values()))} shards that {index.name} names: "
-            f"{_listing(missing)}; copy or download them again"
+            f"{first_names(missing)}; copy or download them again"
         )
 
 
@@ -404,7 +308,7 @@ def _collect(files: list[TensorFile], weight_map: Mapping[str, str]) -> dict[str
     absent = [f"{name} ({weight_map[name]})" for name in weight_map if name not in entries]
     if absent:
         raise CheckpointError(
-            f"the index names {len(absent)} tensors that are absent from their shard: {_listing(absent)}; "
+            f"the index names {len(absent)} tensors that are absent from their shard: {first_names(absent)}; "
             "index and shards are of different versions: copy or download both again"
         )
     return entries
@@ -430,105 +334,27 @@ def _check_scales(
     fp8 = {name for name, entry in entries.items() if entry.dtype.startswith("F8")}
     lone = sorted(scales.keys() - fp8)
     if lone:
-        raise CheckpointError(f"{source} has {len(lone)} scales without an fp8 weight: {_listing(lone)}")
+        raise CheckpointError(f"{source} has {len(lone)} scales without an fp8 weight: {first_names(lone)}")
     unscaled = sorted(fp8 - scales.keys())
     if unscaled and (has_marker or scales):
         raise CheckpointError(
-            f"{source} is scaled fp8, but {len(unscaled)} weights lack a scale: {_listing(unscaled)}"
+            f"{source} is scaled fp8, but {len(unscaled)} weights lack a scale: {first_names(unscaled)}"
         )
     wide = [f"{name} {list(entry.shape)}" for name, entry in scales.items() if entry.shape not in ((), (1,))]
     if wide:
-        raise CheckpointError(f"{source}: an fp8 scale must be one number per tensor, got {_listing(wide)}")
+        raise CheckpointError(
+            f"{source}: an fp8 scale must be one number per tensor, got {first_names(wide)}"
+        )
 
 
 def _check_dtypes(entries: Mapping[str, TensorEntry], source: str) -> None:
     others = [f"{name} {entry.dtype}" for name, entry in entries.items() if entry.dtype not in FLOAT_DTYPES]
     if others:
         raise CheckpointError(
-            f"{source} has {len(others)} tensors that are not {', '.join(FLOAT_DTYPES)}: {_listing(others)}; "
+            f"{source} has {len(others)} tensors that are not {', '.join(FLOAT_DTYPES)}: {first_names(others)}; "
             "give the bf16, fp16 or fp8_e4m3 version of the model"
         )
 
 
 def _read_config(path: Path) -> TransformerConfig:
     return TransformerConfig.from_dict(read_json(path), source=str(path))
-
-
-def _check_keys(given: Mapping[str, object], source: str) -> None:
-    known = {key.name for key in fields(TransformerConfig)}
-    problems = {"unknown": sorted(given.keys() - known), "missing": sorted(known - given.keys())}
-    if any(problems.values()):
-        found = "; ".join(f"{kind} {', '.join(names)}" for kind, names in problems.items() if names)
-        raise CheckpointError(f"{source} must have the keys of a FramePack transformer: {found}")
-
-
-def _convert(name: str, kind: object, given: Mapping[str, object], source: str) -> Any:
-    value = given[name]
-    if kind is bool and value in (True, False):
-        return bool(value)
-    if kind is str and isinstance(value, str):
-        return value
-    if (
-        kind is int
-        and isinstance(value, int)
-        and not isinstance(value, bool)
-        and value >= (name not in _MAY_BE_0)
-    ):
-        return value
-    if kind is float and isinstance(value, int | float) and value > 0:
-        return float(value)
-    if name == "rope_axes_dim" and isinstance(value, list | tuple) and len(value) == 3:
-        return tuple(int(size) for size in value)
-    raise CheckpointError(f"{source}: {name} has the wrong type or is out of range: {value!r}")
-
-
-_MAY_BE_0 = ("num_layers", "num_single_layers", "num_refiner_layers")
-
-
-def _derive_config(shapes: Mapping[str, tuple[int, ...]]) -> TransformerConfig:
-    inner_dim, in_channels, patch_size_t, patch_size, _ = shapes["x_embedder.proj.weight"]
-    block = (
-        "transformer_blocks.0"
-        if "transformer_blocks.0.attn.norm_q.weight" in shapes
-        else "single_transformer_blocks.0"
-    )
-    mlp = f"{block}.ff.net.0.proj.weight" if block == "transformer_blocks.0" else f"{block}.proj_mlp.weight"
-    head_dim = shapes[f"{block}.attn.norm_q.weight"][0]
-    if head_dim not in _ROPE_AXES:
-        raise CheckpointError(
-            f"heads of {head_dim} channels need a config.json beside the file: their rotary axes are not known "
-            f"(known: {', '.join(map(str, _ROPE_AXES))})"
-        )
-    has_image_proj = "image_projection.up.weight" in shapes
-    return TransformerConfig(
-        in_channels=in_channels,
-        out_channels=shapes["proj_out.weight"][0] // (patch_size_t * patch_size * patch_size),
-        num_attention_heads=inner_dim // head_dim,
-        attention_head_dim=head_dim,
-        num_layers=_count_layers(shapes, "transformer_blocks"),
-        num_single_layers=_count_layers(shapes, "single_transformer_blocks"),
-        num_refiner_layers=_count_layers(shapes, "context_embedder.token_refiner.refiner_blocks"),
-        mlp_ratio=shapes[mlp][0] / inner_dim,
-        patch_size=patch_size,
-        patch_size_t=patch_size_t,
-        qk_norm="rms_norm",
-        guidance_embeds="time_text_embed.guidance_embedder.linear_1.weight" in shapes,
-        text_embed_dim=shapes["context_embedder.proj_in.weight"][1],
-        pooled_projection_dim=shapes["time_text_embed.text_embedder.linear_1.weight"][1],
-        rope_theta=256.0,
-        rope_axes_dim=_ROPE_AXES[head_dim],
-        has_image_proj=has_image_proj,
-        image_proj_dim=shapes["image_projection.up.weight"][1] if has_image_proj else 1152,
-        has_clean_x_embedder="clean_x_embedder.proj.weight" in shapes,
-    )
-
-
-def _count_layers(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
-    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-    return len({match[1] for name in shapes if (match := pattern.match(name))})
-
-
-def _listing(names: Iterable[str]) -> str:
-    """The first ten names."""
-    names = list(names)
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

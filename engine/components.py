@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import (
-    TransformerConfig,
     folder_name,
     missing_source,
     open_transformer,
@@ -19,6 +18,7 @@ from .checkpoint import (
 from .config import ORDERS, check_choice
 from .errors import CheckpointError
 from .hub import NotCachedError, hub_file, hub_folder, is_hub_id, not_cached
+from .transformer_config import TransformerConfig
 
 _logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .checkpoint import TransformerConfig
 from .errors import InputError
+from .transformer_config import TransformerConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import modulated_layer_norm, num_patches, patchify_pack
-from .checkpoint import Checkpoint, TransformerConfig, load_into
+from .checkpoint import Checkpoint, load_into
 from .errors import CheckpointError
 from .history import CleanLatents
 from .invariants import (
@@ -25,6 +25,7 @@ from .invariants import (
 from .layers import DualBlock, Linear, Rotary, SingleBlock, StreamWeights
 from .packing import PATCH_2X, PATCH_4X, PackedSection, rope_tables
 from .parameters import ParameterBook
+from .transformer_config import TransformerConfig
 
 Indices = tuple[int, ...] | range
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ..checkpoint import TransformerConfig, open_transformer
+from ..checkpoint import open_transformer
 from ..history import CleanLatents
 from ..invariants import JobInvariants
 from ..packing import PackedSection
 from ..transformer import FrameIndices, PackedTransformer
+from ..transformer_config import TransformerConfig
 
 if TYPE_CHECKING:
     from diffusers.models.modeling_outputs import Transformer2DModelOutput

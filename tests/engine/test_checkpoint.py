@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from isoframe.engine import checkpoint as checkpoints
-from isoframe.engine.checkpoint import TransformerConfig, load_into, open_transformer
+from isoframe.engine.checkpoint import load_into, open_transformer
 from isoframe.engine.errors import CheckpointError
+from isoframe.engine.transformer_config import TransformerConfig
 
 SIZES = {
     "num_attention_heads": 2,
