@@ -403,7 +403,7 @@ def test_config_value_out_of_range_is_refused(folder: Path, key: str, value: obj
 
 
 def test_both_published_class_names_are_accepted_and_others_refused(folder: Path) -> None:
-    for class_name in checkpoints.TRANSFORMER_CLASSES:
+    for class_name in TRANSFORMER_CLASSES:
         edit_json(folder / "config.json", lambda raw, name=class_name: raw.update(_class_name=name))
         open_transformer(folder)
     edit_json(folder / "config.json", lambda raw: raw.update(_class_name="WanTransformer3DModel"))
