@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from isoframe.engine import checkpoint as checkpoints
 from isoframe.engine.checkpoint import load_into, open_transformer
 from isoframe.engine.errors import CheckpointError
-from isoframe.engine.transformer_config import TransformerConfig
+from isoframe.engine.transformer_config import TRANSFORMER_CLASSES, TransformerConfig
 
 SIZES = {
     "num_attention_heads": 2,
