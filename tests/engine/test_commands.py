@@ -157,7 +157,7 @@ def test_json_progress_is_one_object_per_line_and_nothing_else(engine: type[Fake
         (("--sampler", "unipcc"), "did you mean 'unipc'?"),
         (("--seconds", "0"), "seconds must be a positive number, got 0.0"),
         (("--seconds", "nan"), "seconds must be a positive number, got nan"),
-        (("--seconds", "3601"), "seconds must be at most 3600 unless force is set, got 3601.0"),
+        (("--seconds", "3601"), "seconds must be at most 3600, got 3601.0; force=True (--force) accepts more"),
         (("--steps", "0"), "num_steps must be an integer of at least 1, got 0"),
         (("--size", "64"), "--size must be HEIGHTxWIDTH such as 640x608, got '64'"),
         (("--size", "64x100"), "multiples of 16, got (64, 100)"),
