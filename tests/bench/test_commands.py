@@ -19,9 +19,12 @@ def ratios(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     def compare(case: ForwardCase, repeats: int) -> ForwardResult:
         ratio = ratios.get(case.name, 0.5)
         return ForwardResult(
-            name=case.name, num_latent_tokens=100, num_condition_tokens=25, diffusers_seconds=0.2,
-            isoframe_seconds=0.2 * ratio, ratio=ratio, max_ratio=case.max_ratio, error=1e-7, repeats=repeats,
-        )  # fmt: skip
+            case=case,
+            num_latent_tokens=100,
+            error=1e-7,
+            diffusers_times=(0.2,) * repeats,
+            isoframe_times=(0.2 * ratio,) * repeats,
+        )
 
     monkeypatch.setattr(forward, "compare_forward", compare)
     return ratios
@@ -56,5 +59,7 @@ def test_json_rows_carry_gate_and_environment(tmp_path: Path) -> None:
     assert [(row["variant"], row["unit"], row["median"]) for row in rows] == [
         ("diffusers", "s", 0.2), ("isoframe", "s", 0.1), ("isoframe/diffusers", "ratio", 0.5),
     ]  # fmt: skip
+    assert rows[0]["values"] == [0.2] * 20
+    assert rows[0]["shape"] == [100, 25]
     assert rows[0]["gate"] == "relative error 1.00e-07 <= 1e-05"
     assert rows[0]["environment"]["num_cores"] >= 1
