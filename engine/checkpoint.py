@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,12 @@ class Checkpoint:
         return (tensor.float() * map_tensor(self.scales[name]).float()).to(torch.bfloat16)
 
 
-def open_transformer(source: "str | os.PathLike[str]", *, local_files_only: bool = False) -> Checkpoint:
+def open_transformer(
+    source: "str | os.PathLike[str]",
+    *,
+    local_files_only: bool = False,
+    admit: Callable[[str, TransformerConfig], None] | None = None,
+) -> Checkpoint:
     """Find a transformer and check its files; no weights are read.
 
     Args:
@@ -80,15 +85,24 @@ def open_transformer(source: "str | os.PathLike[str]", *, local_files_only: bool
             id "owner/name", or one file of a Hub repository, "owner/name/file.safetensors". A path that exists
             wins over a Hub id.
         local_files_only: never ask the Hub; what is not cached is an error.
+        admit: called with name and config, and raises to refuse the model; of a Hub repository before its
+            weights are downloaded.
     """
     text = os.fspath(source)
+    if is_hub_id(text) and not Path(text).expanduser().exists():
+        return _open_repository(text, local_files_only, admit)
+    checkpoint = _open_path_or_file(text, local_files_only)
+    if admit is not None:
+        admit(checkpoint.name, checkpoint.config)
+    return checkpoint
+
+
+def _open_path_or_file(text: str, local_files_only: bool) -> Checkpoint:
     path = Path(text).expanduser()
     if path.is_dir():
         return _open_folder(path)
     if path.exists():
         return _open_file(path, name=path.stem)
-    if is_hub_id(text):
-        return _open_repository(text, local_files_only)
     repository, _, filename = text.rpartition("/")
     if is_hub_id(repository) and filename.endswith(".safetensors"):
         return _open_file(_require_hub_file(repository, filename, local_files_only), name=Path(filename).stem)
@@ -203,10 +217,14 @@ def _open_file(path: Path, *, name: str) -> Checkpoint:
     return _build([open_tensor_file(path)], {}, config, name, str(path))
 
 
-def _open_repository(repository: str, local_files_only: bool) -> Checkpoint:
-    """Fetch the config first, so that another model is refused before its weights are downloaded."""
+def _open_repository(
+    repository: str, local_files_only: bool, admit: Callable[[str, TransformerConfig], None] | None
+) -> Checkpoint:
+    """Fetch the config first, so that a model is refused before its weights are downloaded."""
     prefix, config_path = _find_hub_config(repository, local_files_only)
     config = _read_config(config_path)
+    if admit is not None:
+        admit(repository, config)
     weight_map = _find_hub_index(repository, prefix, local_files_only)
     names = sorted(set(weight_map.values())) or [WEIGHTS_NAME]
     files = [

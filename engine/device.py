@@ -1,15 +1,15 @@
 """The device: which one, whether a model fits it, and what to do where its memory does not suffice."""
 
 import contextlib
-import math
 from collections.abc import Iterator
 
 import psutil
 import torch
 
 from ..kernels import HAS_TRITON
-from .checkpoint import Checkpoint
 from .errors import DeviceError
+from .transformer import PackedTransformer
+from .transformer_config import TransformerConfig
 
 _OTHER_DEVICE = "use device='cpu' (--device cpu) or a card with more memory"
 _SMALLER = "take a smaller size (--size)"
@@ -52,9 +52,10 @@ def check_triton(device: torch.device) -> None:
         )
 
 
-def check_fits(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
-    """Raise :class:`DeviceError` where the weights alone are more than the device can hold."""
-    needed = dtype.itemsize * sum(math.prod(shape) for shape in checkpoint.shapes.values())
+def check_fits(name: str, config: TransformerConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise :class:`DeviceError` where the weights of model ``name`` alone are more than the device can hold."""
+    weights = PackedTransformer(config, dtype, torch.device("meta")).destinations.values()
+    needed = sum(weight.nbytes for weight in weights)
     available = memory_bytes(device)
     if needed <= available:
         return
@@ -63,7 +64,7 @@ def check_fits(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device)
         half = "precision='bf16' (--precision bf16) or " if dtype == torch.float32 else ""
         remedy, kind = f"use {half}a machine with more memory", "of RAM and swap"
     raise DeviceError(
-        f"the transformer of {checkpoint.name} needs {needed / 2**30:.1f} GiB in "
+        f"the transformer of {name} needs {needed / 2**30:.1f} GiB in "
         f"{str(dtype).removeprefix('torch.')}, {device} has {available / 2**30:.1f} GiB {kind}; {remedy}"
     )
 

@@ -71,9 +71,12 @@ class Engine:
         device = resolve_device(config.device)
         check_triton(device)
         found = find_components(source, overrides=components, local_files_only=config.local_files_only)
-        checkpoint = open_transformer(found.transformer, local_files_only=config.local_files_only)
         dtype = _DTYPES[config.precision or ("fp32" if device.type == "cpu" else "bf16")]
-        check_fits(checkpoint, dtype, device)
+        checkpoint = open_transformer(
+            found.transformer,
+            local_files_only=config.local_files_only,
+            admit=lambda name, shape: check_fits(name, shape, dtype, device),
+        )
         with memory_errors("load"):
             transformer = PackedTransformer.load(
                 checkpoint, dtype, device, has_fp32_head=dtype == torch.bfloat16

@@ -577,6 +577,26 @@ def test_another_models_config_is_refused_before_its_weights_are_asked_for(
     assert asked == ["config.json"]
 
 
+def test_a_model_that_is_not_admitted_is_not_downloaded(
+    monkeypatch: pytest.MonkeyPatch, hub_cache: Path, folder: Path
+) -> None:
+    asked = []
+
+    def download(repository: str, filename: str, *, local_files_only: bool) -> str:
+        asked.append(filename)
+        return str(folder / "config.json")
+
+    def refuse(name: str, config: TransformerConfig) -> None:
+        raise CheckpointError(f"{name} with {config.num_layers} blocks is too large")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(CheckpointError, match="someone/model with 1 blocks is too large"):
+        open_transformer("someone/model", admit=refuse)
+    assert asked == ["config.json"]
+    with pytest.raises(CheckpointError, match="is too large"):
+        open_transformer(folder, admit=refuse)
+
+
 def test_failed_lookup_sets_no_environment_variable(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
