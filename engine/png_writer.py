@@ -1,7 +1,6 @@
 """Frames as a numbered PNG sequence."""
 
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import InputError
+from .outputs import check_folder
 from .previews import save_png
 
 
@@ -26,13 +26,7 @@ class PngWriter:
         self.folder = Path(folder)
         self.num_frames = num_frames
         self._num_digits = max(len(str(num_frames - 1)), 5)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.folder).close()
-        except OSError as error:
-            raise InputError(
-                f"PNG folder {folder} cannot be written: {error.strerror or error}; choose another folder"
-            ) from error
+        check_folder("PNG", self.folder)
         old_frames = sorted(self.folder.glob("frame_*.png"))
         if old_frames and not overwrite:
             raise InputError(

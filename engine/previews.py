@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from .errors import InputError
 from .events import StepEvent
+from .outputs import check_folder
 from .vae import VideoVAE
 
 _logger = logging.getLogger(__name__)
@@ -110,12 +111,7 @@ class LatentPreviews:
     def __init__(self, folder: str | os.PathLike[str], matrix: Tensor) -> None:
         self.folder = Path(folder)
         self._matrix = matrix
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"preview folder {folder} cannot be made: {error.strerror or error}; choose another folder"
-            ) from error
+        check_folder("preview", self.folder)
 
     def write(self, event: StepEvent) -> Path:
         """Draw the step's prediction of the clean latents."""

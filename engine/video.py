@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .mp4 import ffmpeg_url, index_bytes, write_mp4
+from .outputs import check_video_path, folder_error, partial_path
 from .segments import H264Format, Segment, SegmentSpool
 
 _logger = logging.getLogger(__name__)
@@ -81,10 +82,13 @@ class VideoWriter:
         self._metadata = dict(metadata or {})
         self._segments: list[Segment] = []
         self._num_joined_bytes = 0
-        self._partial_path = self.path.with_name(f"{self.path.stem}.partial.mp4")
-        _check_output(self.path, overwrite)
+        self._partial_path = partial_path(self.path)
+        check_video_path(self.path, overwrite=overwrite)
         reserved_bytes = index_bytes(num_frames, num_frames, 0, json.dumps(self._metadata))
-        self._spool = _open_spool(self.path.parent, reserved_bytes)
+        try:
+            self._spool = SegmentSpool.in_folder(self.path.parent, reserved_bytes=reserved_bytes)
+        except OSError as error:
+            raise folder_error("output", self.path.parent, error) from error
 
     @property
     def num_final_frames(self) -> int:
@@ -255,25 +259,3 @@ def _longest_run(segments: Sequence[Segment]) -> list[Segment]:
         else:
             runs.append([segment])
     return max(runs, key=lambda run: run[-1].end_frame - run[0].first_frame)
-
-
-def _check_output(path: Path, overwrite: bool) -> None:
-    """Refuse a path that the finished video could not take, before any work is done."""
-    if path.is_dir():
-        raise InputError(
-            f"output must be a file, {path} is a folder; add a file name such as {path / 'video.mp4'}"
-        )
-    if path.suffix.lower() != ".mp4":
-        raise InputError(f"output must end in .mp4, got {path}; use {path.with_suffix('.mp4')}")
-    if path.exists() and not overwrite:
-        raise InputError(f"output {path} exists; pass --overwrite (overwrite=True) or another name")
-
-
-def _open_spool(folder: Path, reserved_bytes: int) -> SegmentSpool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return SegmentSpool.in_folder(folder, reserved_bytes=reserved_bytes)
-    except OSError as error:
-        raise InputError(
-            f"output folder {folder} cannot be written: {error.strerror or error}; choose another folder"
-        ) from error

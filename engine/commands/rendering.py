@@ -1,6 +1,5 @@
 """One job from options to file: what ``generate`` and ``demo`` share."""
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..config import EngineConfig, Request
-from ..errors import ConfigError, InputError
+from ..outputs import check_folder, check_video_path, partial_path
 from .interrupt import lasting_interrupt
 
 if TYPE_CHECKING:
@@ -49,10 +48,10 @@ class Rendering:
     def run(self) -> None:
         """Check the paths, load the engine, render, and say where the video is."""
         start = time.perf_counter()
-        check_output(self.out, self.is_overwriting)
-        for folder in (self.preview_dir, self.png_dir):
+        check_video_path(self.out, overwrite=self.is_overwriting)
+        for purpose, folder in (("preview", self.preview_dir), ("PNG", self.png_dir)):
             if folder is not None:
-                check_folder(folder)
+                check_folder(purpose, folder)
         from ..images import load_image
         from .progress import make_reporter
 
@@ -92,33 +91,6 @@ class Rendering:
             preview_dir=self.preview_dir,
             png_dir=self.png_dir,
         )
-
-
-def partial_path(out: Path) -> Path:
-    """Where an interrupted job leaves what it finished."""
-    return out.with_name(f"{out.stem}.partial.mp4")
-
-
-def check_output(out: Path, is_overwriting: bool) -> None:
-    """Raise unless the video can be written to ``out``."""
-    if out.is_dir():
-        raise ConfigError(f"--out must be a file, {out} is a folder; add a name such as {out / 'video.mp4'}")
-    if out.suffix.lower() != ".mp4":
-        raise ConfigError(f"--out must end in .mp4, got {out}")
-    if out.exists() and not is_overwriting:
-        raise ConfigError(f"--out {out} exists; pass --overwrite to replace it, or another name")
-    check_folder(out.parent)
-
-
-def check_folder(folder: Path) -> None:
-    """Create ``folder`` if it is missing; raise unless files can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise InputError(
-            f"cannot write to folder {folder}: {error.strerror}; choose another folder or change its permissions"
-        ) from error
 
 
 def _modified(path: Path) -> int | None:

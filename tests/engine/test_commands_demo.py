@@ -63,8 +63,8 @@ def test_info_shows_what_the_video_was_made_from(folder: Path) -> None:
 def test_other_existing_file_is_not_replaced(folder: Path) -> None:
     (folder / "mine.mp4").write_bytes(b"precious")
     result = run("demo", "--out", "mine.mp4")
-    assert result.exit_code == 2
-    assert "error: --out mine.mp4 exists; pass --overwrite" in result.stderr
+    assert result.exit_code == 1
+    assert "error: output mine.mp4 exists; pass --overwrite" in result.stderr
     assert (folder / "mine.mp4").read_bytes() == b"precious"
 
 

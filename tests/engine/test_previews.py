@@ -105,7 +105,7 @@ def test_one_picture_a_section_renewed_each_step(tmp_path):
 
 def test_preview_folder_that_is_a_file(tmp_path):
     (tmp_path / "a").write_text("")
-    with pytest.raises(InputError, match=r"preview folder .* cannot be made: .*; choose another folder"):
+    with pytest.raises(InputError, match=r"preview folder .* cannot be written: .*; choose another folder"):
         LatentPreviews(tmp_path / "a", torch.zeros(17, 3))
 
 
