@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from .config import Request, SamplingConfig
 
@@ -63,4 +64,5 @@ def _versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    return found
+    # The distribution's version does not tell a CUDA build from a CPU one.
+    return found | {"torch": torch.__version__}
