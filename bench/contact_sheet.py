@@ -34,9 +34,8 @@ def save_rows(rows: Sequence[Tensor], path: Path) -> None:
     sheet = torch.cat(strips)
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(sheet.numpy())
-    image.resize((image.width * _SCALE, image.height * _SCALE), Image.Resampling.NEAREST).save(
-        path, optimize=True
-    )
+    image = image.resize((image.width * _SCALE, image.height * _SCALE), Image.Resampling.NEAREST)
+    image.save(path, optimize=True)
 
 
 def _framed(frame: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ..engine.components import find_components
 from ..engine.config import Request
 from ..engine.demo.world import MOTIONS, Scene, Truth, center_of_mass, render, sample_scene, truth
 from ..engine.engine import Engine
+from ..engine.vae import VideoVAE
 
 FPS = 30
 # Part of the width that the centre may be off.
@@ -116,10 +117,7 @@ def measure_baseline(generate: Generate, *, name: str, num_pairs: int, num_frame
 
 def measure_baselines(*, num_pairs: int, num_frames: int) -> list[QualityRow]:
     """The start image standing still, and the truth after one trip through the demo's VAE."""
-    from diffusers import AutoencoderKLHunyuanVideo
-
-    components = find_components("demo")
-    vae = AutoencoderKLHunyuanVideo.from_pretrained(components.ref("vae").fetch(), torch_dtype=torch.float32)
+    vae = VideoVAE.load(find_components("demo").ref("vae"), device="cpu", dtype=torch.float32).model
     return [
         measure_baseline(static_frames, name="static", num_pairs=num_pairs, num_frames=num_frames),
         measure_baseline(partial(vae_frames, vae), name="vae", num_pairs=num_pairs, num_frames=num_frames),

@@ -18,6 +18,9 @@ def quality(
     pairs: Annotated[int, typer.Option("--pairs", min=1, help="Held-out (image, prompt) pairs.")] = 32,
     seconds: Annotated[float, typer.Option("--seconds", help="Length of each video.")] = 5.0,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 25,
+    baselines: Annotated[
+        bool, typer.Option(help="Also measure the start image standing still, and the VAE alone.")
+    ] = True,
     sheet: Annotated[
         Path | None, typer.Option("--sheet", help="Folder for contact sheets, truth above result.")
     ] = None,
@@ -45,9 +48,10 @@ def quality(
             typer.echo(_line(rows[-1]))
             if sheet is not None:
                 save_contact_sheet(engine, sheet / f"demo_{name}.png", order=name, seconds=seconds)
-        for baseline in measure_baselines(num_pairs=pairs, num_frames=rows[0].num_frames):
-            typer.echo(_line(baseline))
-            rows.append(baseline)
+        if baselines:
+            rows += measure_baselines(num_pairs=pairs, num_frames=rows[0].num_frames)
+            for baseline in rows[-2:]:
+                typer.echo(_line(baseline))
         if json_file is not None:
             _append(json_file, rows)
     if not all(row.is_reached for row in rows if row.num_steps):

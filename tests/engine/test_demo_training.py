@@ -181,14 +181,15 @@ def test_padding_by_concatenation_changes_nothing():
 @torch.no_grad()
 def test_folding_normalizes_latents_and_keeps_the_picture():
     vae = build_vae(0)
+    pad_by_concatenation(vae)
     latents = torch.randn(1, 16, 2, 8, 8)
     clip = torch.rand(1, 3, 5, 64, 64) * 2 - 1
     before = vae.decode(vae.encode(clip).latent_dist.mean).sample
-    fold_latent_statistics(vae, seed=0, num_clips=4)
+    fold_latent_statistics(vae, seed=0, num_clips=2)
     after = vae.decode(vae.encode(clip).latent_dist.mean).sample
     assert (after - before).abs().max() < 1e-3 * before.abs().max()
     fold_again = vae.quant_conv.weight.clone()
-    fold_latent_statistics(vae, seed=0, num_clips=4)
+    fold_latent_statistics(vae, seed=0, num_clips=2)
     assert torch.allclose(fold_again, vae.quant_conv.weight, rtol=1e-3)
     assert vae.decode(latents).sample.shape == (1, 3, 5, 64, 64)
 
