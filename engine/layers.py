@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 
 from ..kernels import gated_residual, modulated_layer_norm, qk_norm_rope
 from .attention import attention
+from .workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ class StreamWeights:
 
 # shift, scale and gate of the attention, then of the MLP; each [1, D].
 StreamModulation = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+# shift, scale and gate; each [1, D].
+SingleModulation = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class DualBlock:
         tokens: Tensor,
         rotary: Rotary,
         modulations: tuple[StreamModulation, StreamModulation],
+        workspace: Workspace,
         latent_input: Tensor | None = None,
     ) -> None:
         """Update ``tokens`` in place; ``latent_input`` is the modulated norm of the latent tokens if known."""
@@ -83,7 +87,7 @@ class DualBlock:
             (self.latent, tokens[:, :split], modulations[0]),
             (self.condition, tokens[:, split:], modulations[1]),
         )
-        qkv = tokens.new_empty((1, tokens.shape[1], self.latent.qkv.weight.shape[0]))
+        qkv = workspace.take("qkv", (1, tokens.shape[1], self.latent.qkv.weight.shape[0]), tokens)
         if latent_input is None:
             latent_input = modulated_layer_norm(tokens[:, :split], modulations[0][1], modulations[0][0])
         self.latent.qkv.into(latent_input, qkv[:, :split])
@@ -95,7 +99,8 @@ class DualBlock:
             streams, outputs, strict=True
         ):
             gated_residual(x, weights.out(output), gate)
-            hidden = weights.mlp_in(modulated_layer_norm(x, mlp_scale, mlp_shift))
+            hidden = workspace.take("hidden", (1, x.shape[1], weights.mlp_in.weight.shape[0]), tokens)
+            weights.mlp_in.into(modulated_layer_norm(x, mlp_scale, mlp_shift), hidden)
             gated_residual(x, weights.mlp_out(gelu_(hidden)), mlp_gate)
 
 
@@ -111,39 +116,50 @@ class SingleBlock:
     q_norm: Tensor
     k_norm: Tensor
 
-    def __call__(self, tokens: Tensor, rotary: Rotary, modulation: tuple[Tensor, Tensor, Tensor]) -> None:
+    def __call__(
+        self, tokens: Tensor, rotary: Rotary, modulation: SingleModulation, workspace: Workspace
+    ) -> None:
         """Update ``tokens`` in place."""
-        shift, scale, gate = modulation
-        dim = tokens.shape[-1]
-        x = modulated_layer_norm(tokens, scale, shift)
-        hidden = tokens.new_empty((1, tokens.shape[1], self.out.weight.shape[1]))
-        mlp = hidden[:, :, dim:]
-        self.qkv_mlp.rows(3 * dim).into(x, mlp)
-        gelu_(mlp)
-        qkv = self.qkv_mlp.rows(0, 3 * dim)(x)
-        hidden[:, :, :dim] = _self_attention(qkv, self.q_norm, self.k_norm, rotary)
-        gated_residual(tokens, self.out(hidden), gate)
+        branch = self._branch(tokens, rotary, modulation, workspace, slice(0, tokens.shape[1]))
+        gated_residual(tokens, branch, modulation[2])
 
     def last(
-        self, tokens: Tensor, rotary: Rotary, modulation: tuple[Tensor, Tensor, Tensor], num_noisy: int
+        self,
+        tokens: Tensor,
+        rotary: Rotary,
+        modulation: SingleModulation,
+        workspace: Workspace,
+        num_noisy: int,
     ) -> Tensor:
         """The block's result for the noisy tokens alone [1, num_noisy, D]; ``tokens`` stay as they are.
 
         Keys and values are taken from all tokens. Valid for the last block: nothing reads the other rows.
         """
-        shift, scale, gate = modulation
-        dim = tokens.shape[-1]
         noisy = slice(rotary.num_tokens - num_noisy, rotary.num_tokens)
-        x = modulated_layer_norm(tokens, scale, shift)
-        hidden = tokens.new_empty((1, num_noisy, self.out.weight.shape[1]))
-        mlp = hidden[:, :, dim:]
-        self.qkv_mlp.rows(3 * dim).into(x[:, noisy], mlp)
-        gelu_(mlp)
-        qkv = self.qkv_mlp.rows(0, 3 * dim)(x)
-        hidden[:, :, :dim] = _self_attention(qkv, self.q_norm, self.k_norm, rotary, queries=noisy)
         result = tokens[:, noisy].clone()
-        gated_residual(result, self.out(hidden), gate)
+        gated_residual(result, self._branch(tokens, rotary, modulation, workspace, noisy), modulation[2])
         return result
+
+    def _branch(
+        self, tokens: Tensor, rotary: Rotary, modulation: SingleModulation, workspace: Workspace, rows: slice
+    ) -> Tensor:
+        """Attention and MLP of the tokens ``rows``, before the gate."""
+        shift, scale, _ = modulation
+        num_tokens, dim = tokens.shape[1:]
+        x = modulated_layer_norm(tokens, scale, shift)
+        hidden = workspace.take("hidden", (1, rows.stop - rows.start, self.out.weight.shape[1]), tokens)
+        mlp = hidden[:, :, dim:]
+        self.qkv_mlp.rows(3 * dim).into(x[:, rows], mlp)
+        gelu_(mlp)
+        qkv = workspace.take("qkv", (1, num_tokens, 3 * dim), tokens)
+        if mlp.shape[1] == num_tokens:
+            self.qkv_mlp.rows(0, 3 * dim).into(x, qkv)
+        else:
+            # Queries of the other rows keep what the buffer held; every row is normed and rotated alone.
+            self.qkv_mlp.rows(0, dim).into(x[:, rows], qkv[:, rows, :dim])
+            self.qkv_mlp.rows(dim, 3 * dim).into(x, qkv[:, :, dim:])
+        hidden[:, :, :dim] = _self_attention(qkv, self.q_norm, self.k_norm, rotary, rows)
+        return self.out(hidden)
 
 
 def gelu_(x: Tensor) -> Tensor:

@@ -4,10 +4,12 @@ Latent tokens stand in the order [4x | 2x | 1x | noisy]; condition tokens follow
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from .workspace import Workspace
 
 PATCH_2X, PATCH_4X = (2, 4, 4), (4, 8, 8)
 
@@ -21,12 +23,14 @@ class PackedSection:
         cos: rotary table of all latent tokens [N_clean + N_noisy, head_dim / 2], fp32.
         sin: the same for sin.
         num_noisy_tokens: tokens of the latents that are denoised, the last of the sequence.
+        workspace: scratch memory of the section's steps, which run one after the other.
     """
 
     clean_tokens: Tensor
     cos: Tensor
     sin: Tensor
     num_noisy_tokens: int
+    workspace: Workspace = field(default_factory=Workspace)
 
     @property
     def num_latent_tokens(self) -> int:

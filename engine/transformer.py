@@ -254,15 +254,15 @@ class StepPass:
 
     def hidden(self) -> Tensor:
         """Run all blocks; the noisy tokens [1, num_noisy, D]. Call once: ``tokens`` are consumed."""
-        rotary = Rotary(self.section.cos, self.section.sin)
+        rotary, workspace = Rotary(self.section.cos, self.section.sin), self.section.workspace
         for i, dual_block in enumerate(self.transformer.dual_blocks):
-            dual_block(self.tokens, rotary, self.modulation.dual(i), self.first_input if i == 0 else None)
+            latent_input = self.first_input if i == 0 else None
+            dual_block(self.tokens, rotary, self.modulation.dual(i), workspace, latent_input)
         *blocks, last = self.transformer.single_blocks
         for i, block in enumerate(blocks):
-            block(self.tokens, rotary, self.modulation.single(i))
-        return last.last(
-            self.tokens, rotary, self.modulation.single(len(blocks)), self.section.num_noisy_tokens
-        )
+            block(self.tokens, rotary, self.modulation.single(i), workspace)
+        modulation = self.modulation.single(len(blocks))
+        return last.last(self.tokens, rotary, modulation, workspace, self.section.num_noisy_tokens)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Velocity [1, C, T, Y, X] from ``hidden``."""

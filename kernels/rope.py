@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ._registry import KernelSpec, Shape, register
 
+_CHUNK_BYTES = 2**20
+
 
 def qk_norm_rope_reference(
     qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float = 1e-6
@@ -46,18 +48,28 @@ def qk_norm_rope(
         ``[2, B, N, H, K]`` in ``qkv.dtype``, q then k; computed in fp32 and rounded once.
     """
     _check(qkv, q_weight, k_weight, cos, sin)
-    num_latent_tokens = cos.shape[0]
-    qk = qkv[:, :, :2].permute(2, 0, 1, 3, 4)
-    rstd = torch.linalg.vector_norm(qk, dim=-1, keepdim=True, dtype=torch.float32)
-    rstd = rstd.square_().div_(qkv.shape[-1]).add_(eps).rsqrt_()
-    # [2 (q, k), 1, 1, 1, K] for the latent tokens, then for the condition tokens.
-    weights = torch.stack((q_weight, k_weight), dim=1).float()[:, :, None, None, None]
-    out = torch.empty(qk.shape, dtype=torch.float32, device=qkv.device)
-    torch.mul(qk, rstd, out=out)
-    latent = out[:, :, :num_latent_tokens].mul_(weights[0])
-    out[:, :, num_latent_tokens:].mul_(weights[1])
-    torch.view_as_complex(latent.unflatten(-1, (-1, 2))).mul_(torch.complex(cos, sin).unsqueeze(1))
-    return out.to(qkv.dtype)
+    num_tokens, num_latent_tokens = qkv.shape[1], cos.shape[0]
+    rotation = torch.complex(cos, sin).unsqueeze(1)
+    out = qkv.new_empty((2, *qkv.shape[:2], *qkv.shape[3:]))
+    for part, weight in enumerate((q_weight.float(), k_weight.float())):
+        for rows in _row_chunks(qkv, num_latent_tokens, num_tokens):
+            x = qkv[:, rows, part].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+            rstd = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            rstd = rstd.square_().div_(qkv.shape[-1]).add_(eps).rsqrt_()
+            is_latent = rows.start < num_latent_tokens
+            x.mul_(rstd).mul_(weight[0 if is_latent else 1])
+            if is_latent:
+                torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(rotation[rows])
+            out[part, :, rows] = x
+    return out
+
+
+def _row_chunks(qkv: Tensor, num_latent_tokens: int, num_tokens: int) -> list[slice]:
+    """Rows in groups whose fp32 copy stays in the CPU's cache; none holds both kinds of tokens."""
+    row_bytes = 4 * qkv.shape[0] * qkv.shape[3] * qkv.shape[4]
+    step = max(_CHUNK_BYTES // row_bytes, 1) if qkv.device.type == "cpu" else num_tokens
+    latent = [slice(i, min(i + step, num_latent_tokens)) for i in range(0, num_latent_tokens, step)]
+    return latent + [slice(i, min(i + step, num_tokens)) for i in range(num_latent_tokens, num_tokens, step)]
 
 
 @qk_norm_rope.register_fake
@@ -97,7 +109,8 @@ register(
         reference=qk_norm_rope_reference,
         make_inputs=_make_inputs,
         # batch, tokens, latent tokens, heads, head dim
-        test_shapes=((1, 3, 3, 1, 8), (2, 7, 5, 3, 64), (1, 9, 0, 2, 128)),
+        # The last one takes more than one chunk of rows on the CPU.
+        test_shapes=((1, 3, 3, 1, 8), (2, 7, 5, 3, 64), (1, 9, 0, 2, 128), (1, 203, 150, 12, 128)),
         bench_shapes=((1, 18255, 17226, 24, 128),),
         max_error={torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 3e-3},
     )

@@ -13,6 +13,7 @@ from isoframe.engine import Conditioning, Engine, SamplingConfig, invariants, pa
 from isoframe.engine.invariants import ImageProjection, JobInvariants, TextRefiner
 from isoframe.engine.packing import PackedSection
 from isoframe.engine.transformer import PackedTransformer, StepPass
+from isoframe.engine.workspace import Workspace
 
 SAMPLING = SamplingConfig(num_sections=3, num_steps=6)
 
@@ -150,8 +151,8 @@ def test_the_last_single_block_drops_only_rows_that_nothing_reads(engine: Engine
     rotary = transformer.Rotary(cos, sin)
     modulation = tuple(torch.randn(1, dim) for _ in range(3))
     tokens = torch.randn(1, 17, dim)
-    noisy_only = block.last(tokens, rotary, modulation, num_noisy=5)  # type: ignore[arg-type]  # three vectors
-    block(tokens, rotary, modulation)  # type: ignore[arg-type]  # three vectors
+    noisy_only = block.last(tokens, rotary, modulation, Workspace(), num_noisy=5)  # type: ignore[arg-type]  # three vectors
+    block(tokens, rotary, modulation, Workspace())  # type: ignore[arg-type]  # three vectors
     assert relative_error(noisy_only, tokens[:, 7:12]) <= 1e-6
 
 
