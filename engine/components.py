@@ -153,41 +153,6 @@ class Components:
     profile: ModelProfile
     refs: Mapping[str, ComponentRef]
 
-    @property
-    def vae(self) -> ComponentRef:
-        """AutoencoderKLHunyuanVideo."""
-        return self.ref("vae")
-
-    @property
-    def text_encoder(self) -> ComponentRef:
-        """LLaMA."""
-        return self.ref("text_encoder")
-
-    @property
-    def tokenizer(self) -> ComponentRef:
-        """The tokenizer of the LLaMA."""
-        return self.ref("tokenizer")
-
-    @property
-    def text_encoder_2(self) -> ComponentRef:
-        """The CLIP text model."""
-        return self.ref("text_encoder_2")
-
-    @property
-    def tokenizer_2(self) -> ComponentRef:
-        """The tokenizer of the CLIP text model."""
-        return self.ref("tokenizer_2")
-
-    @property
-    def image_encoder(self) -> ComponentRef:
-        """The SigLIP vision model."""
-        return self.ref("image_encoder")
-
-    @property
-    def feature_extractor(self) -> ComponentRef:
-        """How an image is prepared for the SigLIP model."""
-        return self.ref("feature_extractor")
-
     def ref(self, name: str) -> ComponentRef:
         """The companion called ``name``."""
         if name in self.refs:

@@ -198,7 +198,7 @@ class Engine:
 
     @cached_property
     def _vae(self) -> VideoVAE:
-        folder = self.components.vae.fetch(local_files_only=self.config.local_files_only)
+        folder = self.components.ref("vae").fetch(local_files_only=self.config.local_files_only)
         # As published on CUDA; half precision is slow or missing on CPUs.
         dtype = torch.float32 if self.device.type == "cpu" else torch.float16
         with memory_errors("load"):

@@ -10,6 +10,7 @@ import huggingface_hub.constants
 import huggingface_hub.errors
 import pytest
 import torch
+from published_config import PUBLISHED
 from safetensors.torch import save_file
 
 from isoframe.engine import components as components_module
@@ -25,28 +26,6 @@ from isoframe.engine.errors import CheckpointError, ConfigError
 
 HUNYUAN = "hunyuanvideo-community/HunyuanVideo"
 REDUX = "lllyasviel/flux_redux_bfl"
-PUBLISHED_CONFIG = {
-    "_class_name": "HunyuanVideoTransformer3DModelPacked",
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_attention_heads": 24,
-    "attention_head_dim": 128,
-    "num_layers": 20,
-    "num_single_layers": 40,
-    "num_refiner_layers": 2,
-    "mlp_ratio": 4.0,
-    "patch_size": 2,
-    "patch_size_t": 1,
-    "qk_norm": "rms_norm",
-    "guidance_embeds": True,
-    "text_embed_dim": 4096,
-    "pooled_projection_dim": 768,
-    "rope_theta": 256.0,
-    "rope_axes_dim": [16, 56, 56],
-    "has_image_proj": True,
-    "image_proj_dim": 1152,
-    "has_clean_x_embedder": True,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +39,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def make_transformer(folder: Path, **changes: object) -> Path:
     """A folder that opens as a transformer; no weights are read when components are looked for."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(PUBLISHED_CONFIG | changes))
+    (folder / "config.json").write_text(json.dumps(PUBLISHED | changes))
     save_file({"proj_out.bias": torch.zeros(64)}, folder / "diffusion_pytorch_model.safetensors")
     return folder
 
@@ -120,11 +99,6 @@ def test_every_repository_of_the_table_has_a_licence_note() -> None:
     assert {*table["models"], *(source for source, _ in places)} == licenses.keys()
 
 
-def test_named_properties_are_the_companions() -> None:
-    found = find_components("lllyasviel/FramePackI2V_HY")
-    assert [getattr(found, name) for name in COMPANIONS] == [found.ref(name) for name in COMPANIONS]
-
-
 def test_pipeline_folder_brings_its_own_companions(tmp_path: Path) -> None:
     folder = make_pipeline(tmp_path / "mine", order="both", buckets=[[64, 96]])
     found = find_components(folder)
@@ -137,15 +111,15 @@ def test_pipeline_folder_brings_its_own_companions(tmp_path: Path) -> None:
 def test_gaps_of_a_published_width_folder_are_filled_from_the_table(tmp_path: Path) -> None:
     folder = make_pipeline(tmp_path / "mine", ("vae",))
     found = find_components(folder)
-    assert found.vae.source == str(folder)
-    assert found.text_encoder.source == HUNYUAN
+    assert found.ref("vae").source == str(folder)
+    assert found.ref("text_encoder").source == HUNYUAN
     assert found.profile.crop_start == 95
 
 
 def test_flat_folder_of_other_widths_has_no_companions_until_one_is_asked_for(tmp_path: Path) -> None:
     found = find_components(make_transformer(tmp_path / "small", text_embed_dim=96))
     with pytest.raises(CheckpointError, match=r"small has no text_encoder: .*components=\{'text_encoder'"):
-        _ = found.text_encoder
+        _ = found.ref("text_encoder")
 
 
 def test_single_file_takes_the_published_companions(tmp_path: Path) -> None:
@@ -153,15 +127,19 @@ def test_single_file_takes_the_published_companions(tmp_path: Path) -> None:
     path = folder / "FramePack_F1_fp8.safetensors"
     (folder / "diffusion_pytorch_model.safetensors").rename(path)
     found = find_components(path)
-    assert (found.name, found.transformer, found.vae.source) == ("FramePack_F1_fp8", str(path), HUNYUAN)
+    assert (found.name, found.transformer, found.ref("vae").source) == (
+        "FramePack_F1_fp8",
+        str(path),
+        HUNYUAN,
+    )
     assert default_order(found.name, found.profile) == "forward"
 
 
 def test_unknown_hub_transformer_takes_the_published_companions(hub_cache: Path) -> None:
     found = find_components("someone/FramePack-finetune", local_files_only=True)
-    assert (found.name, found.image_encoder.source) == ("someone/FramePack-finetune", REDUX)
+    assert (found.name, found.ref("image_encoder").source) == ("someone/FramePack-finetune", REDUX)
     file = find_components("someone/comfy/FramePack_F1.safetensors", local_files_only=True)
-    assert (file.name, file.vae.source) == ("FramePack_F1", HUNYUAN)
+    assert (file.name, file.ref("vae").source) == ("FramePack_F1", HUNYUAN)
 
 
 def test_hub_pipeline_brings_the_companions_of_its_index(hub_cache: Path, tmp_path: Path) -> None:
@@ -176,9 +154,9 @@ def test_hub_pipeline_brings_the_companions_of_its_index(hub_cache: Path, tmp_pa
     (tmp_path / "repo" / "isoframe.json").write_text('{"order": "forward"}')
     put_in_cache(hub_cache, "someone/pipeline", tmp_path / "repo")
     found = find_components("someone/pipeline", local_files_only=True)
-    assert (found.vae.source, found.vae.subfolder) == ("someone/pipeline", "vae")
-    assert found.tokenizer.source == "someone/pipeline"
-    assert found.image_encoder.source == REDUX
+    assert (found.ref("vae").source, found.ref("vae").subfolder) == ("someone/pipeline", "vae")
+    assert found.ref("tokenizer").source == "someone/pipeline"
+    assert found.ref("image_encoder").source == REDUX
     assert (found.profile.order, found.profile.crop_start) == ("forward", None)
 
 
@@ -190,7 +168,7 @@ def test_unreachable_hub_is_asked_once(hub_cache: Path, monkeypatch: pytest.Monk
         raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert find_components("someone/FramePack-finetune").vae.source == HUNYUAN
+    assert find_components("someone/FramePack-finetune").ref("vae").source == HUNYUAN
     assert asked == [False, True]
 
 
@@ -203,11 +181,17 @@ def test_overrides_take_folders_pipelines_and_hub_ids(tmp_path: Path) -> None:
         "tokenizer": "someone/else/deep/er",
     }
     found = find_components("lllyasviel/FramePackI2V_HY", overrides=overrides)
-    assert (found.vae.source, found.vae.subfolder) == (str(pipeline), "vae")
-    assert (found.text_encoder.source, found.text_encoder.subfolder) == (str(pipeline / "text_encoder"), None)
-    assert (found.image_encoder.source, found.image_encoder.subfolder) == (overrides["image_encoder"], None)
-    assert (found.tokenizer.source, found.tokenizer.subfolder) == ("someone/else", "deep/er")
-    assert found.tokenizer_2.source == HUNYUAN
+    assert (found.ref("vae").source, found.ref("vae").subfolder) == (str(pipeline), "vae")
+    assert (found.ref("text_encoder").source, found.ref("text_encoder").subfolder) == (
+        str(pipeline / "text_encoder"),
+        None,
+    )
+    assert (found.ref("image_encoder").source, found.ref("image_encoder").subfolder) == (
+        overrides["image_encoder"],
+        None,
+    )
+    assert (found.ref("tokenizer").source, found.ref("tokenizer").subfolder) == ("someone/else", "deep/er")
+    assert found.ref("tokenizer_2").source == HUNYUAN
     assert found.profile.crop_start is None  # another tokenizer: the published count may not be its own
 
 
@@ -231,7 +215,7 @@ def test_demo_is_the_built_in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     folder = make_pipeline(tmp_path / "weights", order="both")
     monkeypatch.setattr(components_module, "DEMO_FOLDER", folder)
     found = find_components("demo")
-    assert (found.name, found.transformer, found.vae.source) == ("demo", str(folder), str(folder))
+    assert (found.name, found.transformer, found.ref("vae").source) == ("demo", str(folder), str(folder))
     assert default_order(found.name, found.profile) == "inverted"
 
 
@@ -325,7 +309,7 @@ def test_fetch_finds_a_cached_component_offline(hub_cache: Path, tmp_path: Path)
 
 def test_fetch_offline_says_what_to_download_and_where_it_looked(hub_cache: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
-        find_components("lllyasviel/FramePackI2V_HY").vae.fetch(local_files_only=True)
+        find_components("lllyasviel/FramePackI2V_HY").ref("vae").fetch(local_files_only=True)
     assert f'hf download {HUNYUAN} --include "vae/*"' in str(caught.value)
     assert str(hub_cache) in str(caught.value)
 
@@ -348,7 +332,7 @@ def test_licence_is_logged_once_before_a_download(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    vae = find_components("lllyasviel/FramePackI2V_HY").vae
+    vae = find_components("lllyasviel/FramePackI2V_HY").ref("vae")
     assert vae.fetch() == vae.fetch() == tmp_path / "repo" / "vae"
     assert asked == ["vae/config.json"] * 2
     assert [record.message.count("licence") for record in caplog.records] == [1]
@@ -360,5 +344,5 @@ def test_no_licence_is_logged_for_what_is_cached(
     caplog.set_level(logging.INFO)
     make_pipeline(tmp_path / "repo")
     put_in_cache(hub_cache, HUNYUAN, tmp_path / "repo")
-    find_components("lllyasviel/FramePackI2V_HY").vae.fetch(local_files_only=True)
+    find_components("lllyasviel/FramePackI2V_HY").ref("vae").fetch(local_files_only=True)
     assert not caplog.records
