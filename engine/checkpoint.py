@@ -39,7 +39,7 @@ class Checkpoint:
     Attributes:
         config: sizes of the model.
         name: Hub id, folder name or file stem; tells an F1 checkpoint from an inverted one.
-        source_hash: SHA-256 over the files' names, sizes and headers; names the model in caches and metadata.
+        source_hash: SHA-256 over the files' names, sizes and fingerprints; names the model in metadata.
         entries: the weights by model name.
         scales: the scalar that an fp8 weight of that name is multiplied by.
     """
@@ -190,11 +190,11 @@ def folder_name(folder: Path) -> str:
 
 
 def hash_files(files: Iterable[TensorFile]) -> str:
-    """SHA-256 over the sorted (file name, size, header): which weights these are, without reading them."""
+    """SHA-256 over the sorted (file name, size, fingerprint): which weights these are."""
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda file: file.path.name):
         digest.update(f"{file.path.name}\0{file.size_bytes}\0".encode())
-        digest.update(file.header)
+        digest.update(file.fingerprint())
     return digest.hexdigest()
 
 

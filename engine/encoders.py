@@ -306,12 +306,12 @@ def prepare_image(image: "Image", folder: Path) -> Tensor:
 
 
 def hash_folder(folder: Path) -> str:
-    """SHA-256 of a component: names, sizes and headers of its weights, and the content of everything else."""
+    """SHA-256 of a component: names, sizes and fingerprints of its weights, and the content of everything else."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
         is_weights = path.suffix == ".safetensors"
-        digest.update(open_tensor_file(path).header if is_weights else path.read_bytes())
+        digest.update(open_tensor_file(path).fingerprint() if is_weights else path.read_bytes())
     return digest.hexdigest()
 
 

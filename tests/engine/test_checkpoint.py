@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from isoframe.engine import checkpoint as checkpoints
 from isoframe.engine.checkpoint import load_into, open_transformer
 from isoframe.engine.errors import CheckpointError
+from isoframe.engine.tensor_files import open_tensor_file
 from isoframe.engine.transformer_config import TRANSFORMER_CLASSES, TransformerConfig
 
 SIZES = {
@@ -205,14 +206,25 @@ def test_integer_weights_are_refused(tmp_path: Path, state: dict[str, torch.Tens
         open_transformer(tmp_path / "a.safetensors")
 
 
-def test_source_hash_follows_content_layout_not_location(folder: Path, tmp_path: Path) -> None:
+def test_source_hash_follows_content_not_location(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "elsewhere")
     first = open_transformer(folder).source_hash
     assert open_transformer(copy).source_hash == first
     shard = sorted(copy.glob("*.safetensors"))[0]
     tensors = load_file(shard)
-    save_file({name: tensor.half() for name, tensor in tensors.items()}, shard)
+    # Same names, sizes and header, as the I2V and F1 checkpoints have: other weights are another model.
+    save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, shard)
     assert open_transformer(copy).source_hash != first
+
+
+def test_large_files_are_told_apart_by_samples(tmp_path: Path) -> None:
+    tensors = {f"t{i}": torch.zeros(2**20) for i in range(6)}
+    fingerprints = set()
+    for i in (None, 0, 3, 5):
+        changed = {} if i is None else {f"t{i}": torch.ones(2**20)}
+        save_file(tensors | changed, tmp_path / "large.safetensors")
+        fingerprints.add(open_tensor_file(tmp_path / "large.safetensors").fingerprint())
+    assert len(fingerprints) == 4
 
 
 def test_reading_keeps_one_tensor_mapped(folder: Path) -> None:
