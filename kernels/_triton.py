@@ -36,6 +36,10 @@ except ImportError:
         def next_power_of_2(value: int) -> int:
             return 1 << (value - 1).bit_length()
 
+        @staticmethod
+        def cdiv(value: int, divisor: int) -> int:
+            return -(-value // divisor)
+
     triton, tl = _MissingTriton(), _MissingLanguage()
 
 __all__ = ["HAS_TRITON", "tl", "triton"]

@@ -92,6 +92,9 @@ def _make_inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> tupl
 register(
     KernelSpec(
         name="patchify_pack",
+        formula="token = weight . cell + bias over (kt, ky, kx) cells of the latents",
+        fuses="replicate padding, patch embedding, flattening, concatenation into the packed sequence",
+        exactness="rounding",
         op=patchify_pack,
         reference=patchify_pack_reference,
         make_inputs=_make_inputs,

@@ -105,6 +105,9 @@ def _make_inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> tupl
 register(
     KernelSpec(
         name="qk_norm_rope",
+        formula="q, k: x / sqrt(mean(x^2) + eps) * weight, then (a, b) -> (a cos - b sin, b cos + a sin) for latent tokens",
+        fuses="RMSNorm of q and k, split into pairs, rotation, stacking, concatenation with the text rows, casts",
+        exactness="rounding",
         op=qk_norm_rope,
         reference=qk_norm_rope_reference,
         make_inputs=_make_inputs,

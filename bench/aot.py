@@ -1,0 +1,158 @@
+"""Ahead-of-time compilation of every kernel, as its launcher launches it at the real model's shapes.
+
+Needs no GPU: Triton brings the assembler and the disassembler of every architecture.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..kernels import KernelSpec
+from ..kernels._launch import Launch, record_launches
+
+# Largest shared memory of one program; GeForce cards expose 99 KB of their 100.
+_SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 120: 101_376}
+_REGISTERS = 65_536
+_WARP = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledKernel:
+    """One Triton function compiled for one architecture.
+
+    Attributes:
+        spec: operation that launches it.
+        function: name of the Triton function.
+        arch: compute capability, 10 * major + minor.
+        registers: of one thread.
+        num_warps: of one program.
+        shared_bytes: of one program.
+        loop_spills: local-memory instructions inside loops, of which none are allowed.
+        stack_bytes: of one thread; spills outside loops are harmless.
+        mma: operand types of the tensor-core instructions.
+    """
+
+    spec: str
+    function: str
+    arch: int
+    registers: int
+    num_warps: int
+    shared_bytes: int
+    loop_spills: int
+    stack_bytes: int
+    mma: tuple[str, ...]
+
+    def failures(self, expected_mma: str | None) -> list[str]:
+        """What breaks a limit, in words."""
+        found = []
+        if self.shared_bytes > _SHARED_LIMIT[self.arch]:
+            found.append(f"shared memory {self.shared_bytes} B > {_SHARED_LIMIT[self.arch]} B")
+        if self.loop_spills > 0:
+            found.append(f"{self.loop_spills} spill instructions inside a loop")
+        if self.registers * self.num_warps * _WARP > _REGISTERS:
+            found.append(f"{self.registers} registers x {self.num_warps * _WARP} threads > {_REGISTERS}")
+        if expected_mma is not None and expected_mma not in self.mma:
+            found.append(
+                f"no {expected_mma} tensor-core instruction (found: {', '.join(self.mma) or 'none'})"
+            )
+        return found
+
+
+def compile_spec(
+    spec: KernelSpec, arch: int, dtype: torch.dtype = torch.bfloat16
+) -> Iterator[CompiledKernel]:
+    """Compile every distinct launch of ``spec`` at its bench shapes for ``arch``."""
+    seen = set()
+    for launch in launches_of(spec, arch, dtype):
+        binary = _compile(launch, arch)
+        if binary.hash in seen:
+            continue
+        seen.add(binary.hash)
+        yield _inspect(spec.name, launch, binary, arch)
+
+
+def launches_of(spec: KernelSpec, arch: int, dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
+    """What the launcher of ``spec`` launches at its bench shapes on a device of ``arch``."""
+    assert spec.launch is not None
+    with record_launches(arch) as launches:
+        for shape in spec.bench_shapes:
+            spec.launch(*spec.make_inputs(shape, dtype, torch.device("meta")))
+    return launches
+
+
+def _compile(launch: Launch, arch: int):  # type: ignore[no-untyped-def]
+    """Triton's compiled kernel; arguments are specialized as at a real launch."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile, make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    target = GPUTarget("cuda", arch, _WARP)
+    backend = make_backend(target)
+    binder = create_function_from_signature(launch.kernel.signature, launch.kernel.params, backend)
+    bound, specialization, options = binder(*launch.args, **launch.meta)
+    options, signature, constants, attributes = launch.kernel._pack_args(
+        backend, dict(launch.meta), bound, specialization, options
+    )
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    return compile(source, target=target, options=options.__dict__)
+
+
+def _inspect(name: str, launch: Launch, binary, arch: int) -> CompiledKernel:  # type: ignore[no-untyped-def]
+    registers, stack = _resource_usage(binary.asm["cubin"])
+    return CompiledKernel(
+        spec=name,
+        function=launch.kernel.__name__,
+        arch=arch,
+        registers=registers,
+        num_warps=binary.metadata.num_warps,
+        shared_bytes=binary.metadata.shared,
+        loop_spills=_loop_spills(binary.asm["cubin"]),
+        stack_bytes=stack,
+        mma=mma_types(binary.asm["ptx"]),
+    )
+
+
+def mma_types(ptx: str) -> tuple[str, ...]:
+    """Operand types of the mma and wgmma instructions of a PTX text."""
+    pattern = re.compile(r"\b(?:wg)?mma\S*?\.(s8|f16|bf16|e4m3|e5m2|tf32)\.(?:s8|f16|bf16|e4m3|e5m2|tf32)\b")
+    return tuple(sorted({match.group(1) for match in pattern.finditer(ptx)}))
+
+
+def _resource_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers and stack bytes of one thread."""
+    text = _tool("cuobjdump", cubin, "-res-usage")
+    registers = re.search(r"REG:(\d+)", text)
+    stack = re.search(r"STACK:(\d+)", text)
+    if registers is None or stack is None:
+        raise RuntimeError(f"cuobjdump printed no resource usage: {text[:200]!r}")
+    return int(registers.group(1)), int(stack.group(1))
+
+
+def _loop_spills(cubin: bytes) -> int:
+    """Local-memory loads and stores between the target of a backward branch and the branch."""
+    lines = _tool("nvdisasm", cubin, "-c").splitlines()
+    labels = {
+        match.group(1): i for i, line in enumerate(lines) if (match := re.match(r"(\.L\S+):", line.strip()))
+    }
+    spilling: set[int] = set()
+    for i, line in enumerate(lines):
+        branch = re.search(r"\bBRA\S*\s.*?(\.L\w+)", line)
+        if branch is not None and (start := labels.get(branch.group(1), i)) < i:
+            spilling.update(j for j in range(start, i) if re.search(r"\b(?:LDL|STL)\b", lines[j]))
+    return len(spilling)
+
+
+def _tool(name: str, cubin: bytes, *options: str) -> str:
+    """Standard output of one of Triton's own binary tools."""
+    import triton
+
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([path, *options, file.name], capture_output=True, text=True, check=True).stdout

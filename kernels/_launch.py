@@ -1,0 +1,118 @@
+"""Launching Triton kernels with the settings of the device's compute capability."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ARCHS = (80, 86, 89, 90, 120)
+_TABLE = Path(__file__).with_name("launch_settings.json")
+
+Settings = Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One launch that was recorded instead of run.
+
+    Attributes:
+        kernel: the ``triton.jit`` function.
+        grid: programs along each axis.
+        args: positional arguments.
+        meta: keyword arguments: constexpr parameters and launch options.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    meta: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    arch: int
+    launches: list[Launch]
+    overrides: Mapping[str, Settings]
+
+
+_recording: ContextVar[_Recording | None] = ContextVar("recording", default=None)
+
+
+def _read_table(path: Path) -> dict[str, dict[str, dict[str, int]]]:
+    table: dict[str, dict[str, dict[str, int]]] = json.loads(path.read_text(encoding="utf-8"))
+    return table
+
+
+_settings = _read_table(_TABLE)
+
+
+def use_settings(path: Path) -> None:
+    """Take launch settings from ``path`` for the kernels and compute capabilities that it lists."""
+    for name, archs in _read_table(path).items():
+        _settings.setdefault(name, {}).update(archs)
+
+
+def settings(name: str, device: torch.device) -> Settings:
+    """Tile sizes and launch options of kernel ``name`` on ``device``.
+
+    A compute capability that the table lacks takes the entry of the next lower one that it has.
+    """
+    recording = _recording.get()
+    if recording is not None and name in recording.overrides:
+        return recording.overrides[name]
+    arch = recording.arch if recording is not None else _capability(device)
+    table = _settings[name]
+    known = sorted(int(key) for key in table)
+    return table[str(max((key for key in known if key <= arch), default=known[0]))]
+
+
+def _capability(device: torch.device) -> int:
+    if device.type != "cuda":
+        return ARCHS[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
+    """Run ``kernel[grid](*args, **meta)`` on the device of its first tensor.
+
+    Raises:
+        ValueError: the tensors are not on a CUDA device, and the interpreter is off.
+    """
+    recording = _recording.get()
+    if recording is not None:
+        recording.launches.append(Launch(kernel, grid, args, meta))
+        return
+    # Without Triton this line says what to install.
+    run = kernel[grid]
+    device = next(arg.device for arg in args if isinstance(arg, Tensor))
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            run(*args, **meta)
+    elif os.environ.get("TRITON_INTERPRET") == "1":
+        run(*args, **meta)
+    else:
+        raise ValueError(f"tensors must be on a CUDA device for a Triton kernel, got {device}")
+
+
+@contextlib.contextmanager
+def record_launches(arch: int, overrides: Mapping[str, Settings] | None = None) -> Iterator[list[Launch]]:
+    """Collect the launches of the block instead of running them, with the settings of ``arch``.
+
+    Args:
+        arch: compute capability, 10 * major + minor.
+        overrides: settings by kernel name that take precedence over the table.
+    """
+    launches: list[Launch] = []
+    token = _recording.set(_Recording(arch, launches, overrides or {}))
+    try:
+        yield launches
+    finally:
+        _recording.reset(token)
