@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 ARCHS = (80, 86, 89, 90, 120)
-_TABLE = Path(__file__).with_name("launch_settings.json")
+_TABLE = Path(__file__).parent / "data" / "launch_settings.json"
 
 Settings = Mapping[str, int]
 
