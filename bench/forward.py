@@ -161,7 +161,7 @@ def _build(case: ForwardCase) -> tuple[Callable[[], Tensor], Callable[[], Tensor
     peer = _diffusers_model(case)
     ours = PackedTransformer(config, case.dtype, torch.device("cpu"))
     for name, tensor in peer.state_dict().items():
-        ours.destinations[name].copy_(tensor)
+        ours.destinations[name].write(tensor)
     latents = draw(1, config.in_channels, _WINDOW, height, width)
     history = CleanLatents(*(draw(1, config.in_channels, frames, height, width) for frames in (2, 2, 16)))
     text = draw(1, case.num_text_tokens, config.text_embed_dim)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .destinations import Destination
 from .errors import CheckpointError
 from .hub import hub_file, is_cached, is_hub_id, nearest_path
 from .tensor_files import FLOAT_DTYPES, TensorEntry, TensorFile, map_tensor, open_tensor_file
@@ -109,20 +110,20 @@ def _open_path_or_file(text: str, local_files_only: bool) -> Checkpoint:
     raise CheckpointError(missing_source("model", text))
 
 
-def load_into(checkpoint: Checkpoint, destinations: Mapping[str, Tensor]) -> None:
-    """Copy every tensor of ``checkpoint`` into its destination, casting to the destination's dtype.
+def load_into(checkpoint: Checkpoint, destinations: Mapping[str, Destination]) -> None:
+    """Write every tensor of ``checkpoint`` to its destination, one in memory at a time.
 
     Args:
         checkpoint: the opened checkpoint.
-        destinations: parameter, or view of one, by model name; every tensor has exactly one.
+        destinations: by model name; every tensor has exactly one.
 
     Raises:
         CheckpointError: names or shapes differ; nothing has been copied then.
     """
-    check_shapes(checkpoint, {name: tuple(tensor.shape) for name, tensor in destinations.items()})
+    check_shapes(checkpoint, {name: destination.shape for name, destination in destinations.items()})
     with torch.no_grad():
         for name, tensor in checkpoint.tensors():
-            destinations[name].copy_(tensor)
+            destinations[name].write(tensor)
 
 
 def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:

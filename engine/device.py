@@ -55,7 +55,7 @@ def check_triton(device: torch.device) -> None:
 def check_fits(name: str, config: TransformerConfig, dtype: torch.dtype, device: torch.device) -> None:
     """Raise :class:`DeviceError` where the weights of model ``name`` alone are more than the device can hold."""
     weights = PackedTransformer(config, dtype, torch.device("meta")).destinations.values()
-    needed = sum(weight.nbytes for weight in weights)
+    needed = sum(weight.num_bytes for weight in weights)
     available = memory_bytes(device)
     if needed <= available:
         return

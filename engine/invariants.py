@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, silu
 
+from ..quant import Linear
 from .attention import attention
-from .layers import Linear, StreamModulation
+from .layers import StreamModulation
 from .parameters import ParameterBook
 
 _SINUSOID_DIM = 256

@@ -1,59 +1,18 @@
-"""Linears and blocks of the packed transformer, written for inference over isoframe.kernels.
+"""Blocks of the packed transformer, written for inference over isoframe.kernels.
 
-The residual streams of latent and condition tokens share one buffer [1, N, D], latent tokens first.
+The residual streams of latent and condition tokens share one buffer [1, N, D], latent tokens first. A block owns its
+norm weights only: its linear layers come as units, wherever these live.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-from ..kernels import gated_residual, modulated_layer_norm, qk_norm_rope
-from .attention import attention
+from ..quant import Activation, Projection
+from .self_attention import SelfAttention
+from .units import Unit
 from .workspace import Workspace
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """``y = x W^T + b`` with weight [N, K] and bias [N]; several layers may be stacked along N."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
-
-    def into(self, x: Tensor, out: Tensor) -> None:
-        """Write the product for x [1, M, K] to ``out`` [1, M, N], which may be a slice of a wider buffer."""
-        torch.addmm(self.bias, x[0], self.weight.t(), out=out[0])
-
-    def rows(self, start: int, end: int | None = None) -> "Linear":
-        """The layers stacked at rows ``start`` to ``end``, as views."""
-        return Linear(self.weight[start:end], self.bias[start:end])
-
-
-@dataclass(frozen=True, slots=True)
-class Rotary:
-    """Rotary tables of the latent tokens, [num_latent_tokens, head_dim / 2] fp32 each."""
-
-    cos: Tensor
-    sin: Tensor
-
-    @property
-    def num_tokens(self) -> int:
-        return self.cos.shape[0]
-
-
-@dataclass(frozen=True, slots=True)
-class StreamWeights:
-    """One stream of a dual-stream block; ``qkv`` stacks q, k and v."""
-
-    qkv: Linear
-    out: Linear
-    mlp_in: Linear
-    mlp_out: Linear
-
 
 # shift, scale and gate of the attention, then of the MLP; each [1, D].
 StreamModulation = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -62,116 +21,162 @@ SingleModulation = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class DualBlock:
-    """Dual-stream block: separate weights for latent and condition tokens, joint attention.
+class BlockContext:
+    """What all blocks of a step share.
 
-    ``q_norm`` and ``k_norm`` are [2, head_dim]: latent tokens, then condition tokens.
+    Attributes:
+        cos: rotary table of the latent tokens, [num_latent_tokens, head_dim / 2] fp32.
+        sin: the same for sin.
+        attention: joint self-attention.
+        workspace: scratch memory.
+        dtype: of activations between the residual stream and the products.
+        token_chunk: most tokens whose MLP activations exist at a time; None for all.
     """
 
-    latent: StreamWeights
-    condition: StreamWeights
-    q_norm: Tensor
-    k_norm: Tensor
+    cos: Tensor
+    sin: Tensor
+    attention: SelfAttention
+    workspace: Workspace
+    dtype: torch.dtype
+    token_chunk: int | None = None
+
+    @property
+    def num_latent_tokens(self) -> int:
+        return self.cos.shape[0]
+
+    def scratch(self, name: str, num_tokens: int, width: int) -> Tensor:
+        """Uninitialized [1, num_tokens, width]."""
+        return self.workspace.take(name, (1, num_tokens, width), self.dtype, self.cos.device)
+
+    def attend(self, qkv: Tensor, norms: "HeadNorms", out: Tensor, queries: slice) -> None:
+        """Attention over a fused projection [1, N, 3D] into ``out`` [1, M, D], for the rows ``queries``."""
+        qkv = qkv.unflatten(2, (3, -1, norms.q.shape[1]))
+        self.attention.attend(qkv, norms.q, norms.k, self.cos, self.sin, out, queries, norms.block)
+
+    def chunks(self, num_tokens: int) -> list[slice]:
+        step = self.token_chunk or num_tokens
+        return [slice(start, min(start + step, num_tokens)) for start in range(0, num_tokens, step)]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """RMSNorm weights of q and k, [2, head_dim] each: latent tokens, then condition tokens; and whose they are."""
+
+    q: Tensor
+    k: Tensor
+    block: int
+
+
+@dataclass(frozen=True, slots=True)
+class DualBlock:
+    """Dual-stream block: separate weights for latent and condition tokens, joint attention."""
+
+    norms: HeadNorms
 
     def __call__(
         self,
         tokens: Tensor,
-        rotary: Rotary,
+        units: tuple[Unit, Unit],
         modulations: tuple[StreamModulation, StreamModulation],
-        workspace: Workspace,
+        context: BlockContext,
         latent_input: Tensor | None = None,
     ) -> None:
         """Update ``tokens`` in place; ``latent_input`` is the modulated norm of the latent tokens if known."""
-        split = rotary.num_tokens
-        streams = (
-            (self.latent, tokens[:, :split], modulations[0]),
-            (self.condition, tokens[:, split:], modulations[1]),
-        )
-        qkv = workspace.take("qkv", (1, tokens.shape[1], self.latent.qkv.weight.shape[0]), tokens)
-        if latent_input is None:
-            latent_input = modulated_layer_norm(tokens[:, :split], modulations[0][1], modulations[0][0])
-        self.latent.qkv.into(latent_input, qkv[:, :split])
-        condition_input = modulated_layer_norm(tokens[:, split:], modulations[1][1], modulations[1][0])
-        self.condition.qkv.into(condition_input, qkv[:, split:])
-        attended = _self_attention(qkv, self.q_norm, self.k_norm, rotary)
-        outputs = (attended[:, :split], attended[:, split:])
-        for (weights, x, (_, _, gate, mlp_shift, mlp_scale, mlp_gate)), output in zip(
-            streams, outputs, strict=True
+        split, (num_tokens, dim) = context.num_latent_tokens, tokens.shape[1:]
+        streams = (slice(0, split), slice(split, num_tokens))
+        qkv = context.scratch("qkv", num_tokens, 3 * dim)
+        for unit, rows, (shift, scale, *_) in zip(units, streams, modulations, strict=True):
+            layer = unit.layer("qkv")
+            if latent_input is not None and rows.start == 0:
+                layer.into(layer.input(latent_input), qkv[:, rows])
+            else:
+                layer.into(layer.norm_input(tokens[:, rows], scale, shift), qkv[:, rows])
+        attended = context.scratch("attended", num_tokens, dim)
+        context.attend(qkv, self.norms, attended, slice(0, num_tokens))
+        for unit, rows, (_, _, gate, mlp_shift, mlp_scale, mlp_gate) in zip(
+            units, streams, modulations, strict=True
         ):
-            gated_residual(x, weights.out(output), gate)
-            hidden = workspace.take("hidden", (1, x.shape[1], weights.mlp_in.weight.shape[0]), tokens)
-            weights.mlp_in.into(modulated_layer_norm(x, mlp_scale, mlp_shift), hidden)
-            gated_residual(x, weights.mlp_out(gelu_(hidden)), mlp_gate)
+            stream, out = tokens[:, rows], unit.layer("out")
+            out.add_gated(out.input(attended[:, rows]), stream, gate)
+            _mlp(stream, unit, mlp_shift, mlp_scale, mlp_gate, context)
+
+
+def _mlp(
+    stream: Tensor, unit: Unit, shift: Tensor, scale: Tensor, gate: Tensor, context: BlockContext
+) -> None:
+    mlp_in, mlp_out = unit.layer("mlp_in"), unit.layer("mlp_out")
+    for rows in context.chunks(stream.shape[1]):
+        x = stream[:, rows]
+        hidden = context.scratch("hidden", x.shape[1], mlp_in.out_features)
+        mlp_in.into(mlp_in.norm_input(x, scale, shift), hidden, gelu=True)
+        mlp_out.add_gated(mlp_out.input(hidden), x, gate)
 
 
 @dataclass(frozen=True, slots=True)
 class SingleBlock:
     """Single-stream block: shared weights, attention and MLP in parallel.
 
-    ``qkv_mlp`` stacks q, k, v (D rows each) and the MLP input (4D rows); ``out`` takes [attention | MLP].
+    Layer ``qkv_mlp`` stacks q, k, v (D rows each) and the MLP input (4D rows); ``out`` takes [attention | MLP].
     """
 
-    qkv_mlp: Linear
-    out: Linear
-    q_norm: Tensor
-    k_norm: Tensor
+    norms: HeadNorms
 
     def __call__(
-        self, tokens: Tensor, rotary: Rotary, modulation: SingleModulation, workspace: Workspace
+        self, tokens: Tensor, unit: Unit, modulation: SingleModulation, context: BlockContext
     ) -> None:
         """Update ``tokens`` in place."""
-        branch = self._branch(tokens, rotary, modulation, workspace, slice(0, tokens.shape[1]))
-        gated_residual(tokens, branch, modulation[2])
+        self._add_branch(tokens, tokens, slice(0, tokens.shape[1]), unit, modulation, context)
 
     def last(
-        self,
-        tokens: Tensor,
-        rotary: Rotary,
-        modulation: SingleModulation,
-        workspace: Workspace,
-        num_noisy: int,
+        self, tokens: Tensor, unit: Unit, modulation: SingleModulation, context: BlockContext, num_noisy: int
     ) -> Tensor:
         """The block's result for the noisy tokens alone [1, num_noisy, D]; ``tokens`` stay as they are.
 
         Keys and values are taken from all tokens. Valid for the last block: nothing reads the other rows.
         """
-        noisy = slice(rotary.num_tokens - num_noisy, rotary.num_tokens)
+        noisy = slice(context.num_latent_tokens - num_noisy, context.num_latent_tokens)
         result = tokens[:, noisy].clone()
-        gated_residual(result, self._branch(tokens, rotary, modulation, workspace, noisy), modulation[2])
+        self._add_branch(tokens, result, noisy, unit, modulation, context)
         return result
 
-    def _branch(
-        self, tokens: Tensor, rotary: Rotary, modulation: SingleModulation, workspace: Workspace, rows: slice
-    ) -> Tensor:
-        """Attention and MLP of the tokens ``rows``, before the gate."""
-        shift, scale, _ = modulation
-        num_tokens, dim = tokens.shape[1:]
-        x = modulated_layer_norm(tokens, scale, shift)
-        hidden = workspace.take("hidden", (1, rows.stop - rows.start, self.out.weight.shape[1]), tokens)
-        mlp = hidden[:, :, dim:]
-        self.qkv_mlp.rows(3 * dim).into(x[:, rows], mlp)
-        gelu_(mlp)
-        qkv = workspace.take("qkv", (1, num_tokens, 3 * dim), tokens)
-        if mlp.shape[1] == num_tokens:
-            self.qkv_mlp.rows(0, 3 * dim).into(x, qkv)
-        else:
-            # Queries of the other rows keep what the buffer held; every row is normed and rotated alone.
-            self.qkv_mlp.rows(0, dim).into(x[:, rows], qkv[:, rows, :dim])
-            self.qkv_mlp.rows(dim, 3 * dim).into(x, qkv[:, :, dim:])
-        hidden[:, :, :dim] = _self_attention(qkv, self.q_norm, self.k_norm, rotary, rows)
-        return self.out(hidden)
+    def _add_branch(
+        self,
+        tokens: Tensor,
+        residual: Tensor,
+        rows: slice,
+        unit: Unit,
+        modulation: SingleModulation,
+        context: BlockContext,
+    ) -> None:
+        """Add attention and MLP of the tokens ``rows`` to ``residual``, which holds these rows."""
+        shift, scale, gate = modulation
+        num_rows, dim = residual.shape[1:]
+        qkv_mlp, out = unit.layer("qkv_mlp"), unit.layer("out")
+        mlp_in, chunks = qkv_mlp.rows(3 * dim), context.chunks(num_rows)
+        is_whole = len(chunks) == 1
+        x = qkv_mlp.norm_input(tokens, scale, shift)
+        qkv = context.scratch("qkv", tokens.shape[1], 3 * dim)
+        _project_qkv(x, qkv_mlp.rows(0, 3 * dim), rows, qkv)
+        # Several chunks are normed again: keeping x through the attention costs more memory than they save.
+        x = x[:, rows] if is_whole else None
+        hidden = context.scratch("hidden", chunks[0].stop, out.in_features)
+        # With all tokens at once the attention writes where the MLP's part is beside it.
+        attended = hidden[:, :, :dim] if is_whole else context.scratch("attended", num_rows, dim)
+        context.attend(qkv, self.norms, attended, rows)
+        for chunk in chunks:
+            target, part = residual[:, chunk], hidden[:, : chunk.stop - chunk.start]
+            if not is_whole:
+                x = qkv_mlp.norm_input(target, scale, shift)
+                part[:, :, :dim] = attended[:, chunk]
+            mlp_in.into(x, part[:, :, dim:], gelu=True)
+            out.add_gated(out.input(part), target, gate)
 
 
-def gelu_(x: Tensor) -> Tensor:
-    """GELU in its tanh form, in place."""
-    result: Tensor = torch.ops.aten.gelu_(x, approximate="tanh")
-    return result
-
-
-def _self_attention(
-    qkv: Tensor, q_norm: Tensor, k_norm: Tensor, rotary: Rotary, queries: slice = slice(None)
-) -> Tensor:
-    """Attention over a fused projection [1, N, 3D]; [1, M, D] for the rows ``queries``."""
-    qkv = qkv.unflatten(2, (3, -1, q_norm.shape[1]))
-    q, k = qk_norm_rope(qkv, q_norm, k_norm, rotary.cos, rotary.sin)
-    return attention(q[:, queries], k, qkv[:, :, 2])
+def _project_qkv(x: Activation, layer: Projection, rows: slice, qkv: Tensor) -> None:
+    """Write the fused projection [1, N, 3D]; the queries of other tokens than ``rows`` stay undefined."""
+    num_tokens, dim = qkv.shape[1], layer.in_features
+    if rows.stop - rows.start == num_tokens:
+        layer.into(x, qkv)
+    else:
+        layer.rows(0, dim).into(x[:, rows], qkv[:, rows, :dim])
+        layer.rows(dim, 3 * dim).into(x, qkv[:, :, dim:])

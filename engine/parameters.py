@@ -5,20 +5,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .layers import Linear
+from ..quant import Linear
+from .destinations import DenseTensor
 
 
 class ParameterBook:
     """Allocates parameters and remembers which view belongs to which checkpoint tensor.
 
     Attributes:
-        destinations: checkpoint name -> view to copy the tensor into; stacked layers are row slices.
+        destinations: checkpoint name -> where the tensor goes; stacked layers are row slices.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype = dtype
         self.device = device
-        self.destinations: dict[str, Tensor] = {}
+        self.destinations: dict[str, DenseTensor] = {}
 
     def linear(
         self, names: str | Sequence[str], in_features: int, out_features: int | Sequence[int]
@@ -53,4 +54,4 @@ class ParameterBook:
 
     def _add(self, name: str, view: Tensor) -> None:
         assert name not in self.destinations, name
-        self.destinations[name] = view
+        self.destinations[name] = DenseTensor(view)

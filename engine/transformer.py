@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from ..kernels import modulated_layer_norm, num_patches, patchify_pack
+from ..quant import DenseFormat, Linear, WeightFormat
+from .attention import attention
 from .checkpoint import Checkpoint, load_into
+from .destinations import Destination
 from .errors import CheckpointError
 from .history import CleanLatents
 from .invariants import (
@@ -22,10 +25,12 @@ from .invariants import (
     TimeTextEmbedding,
     modulation_table,
 )
-from .layers import DualBlock, Linear, Rotary, SingleBlock, StreamWeights
+from .layers import BlockContext, DualBlock, HeadNorms, SingleBlock
 from .packing import PATCH_2X, PATCH_4X, PackedSection, rope_tables
 from .parameters import ParameterBook
+from .self_attention import FloatAttention, SelfAttention
 from .transformer_config import TransformerConfig
+from .units import ResidentUnits, UnitLayout, UnitSource, unit_specs
 
 Indices = tuple[int, ...] | range
 
@@ -61,14 +66,16 @@ class PackedTransformer:
         dtype: torch.dtype,
         device: torch.device,
         *,
+        weight_format: WeightFormat | None = None,
         has_fp32_head: bool = False,
     ) -> None:
         """Allocate the weights; :meth:`load` fills them.
 
         Args:
             config: shapes of the checkpoint.
-            dtype: of weights and activations.
+            dtype: of activations, and of all weights outside the blocks.
             device: where both live.
+            weight_format: of the blocks' linear layers, for activations in ``dtype``; None stores them in ``dtype``.
             has_fp32_head: run the output projection in fp32, as the published program does in bf16.
 
         Raises:
@@ -77,10 +84,13 @@ class PackedTransformer:
         _check_supported(config)
         self.config = config
         self.dtype = dtype
+        # fp16 has too small a range for the residual stream of this model.
+        self.residual_dtype = torch.float32 if dtype == torch.float16 else dtype
         self.device = device
         self.has_fp32_head = has_fp32_head
-        book = ParameterBook(dtype, device)
-        self.destinations = book.destinations
+        self.self_attention: SelfAttention = FloatAttention(attention)
+        self.token_chunk: int | None = None
+        book = ParameterBook(self.residual_dtype, device)
         dim, mlp_dim = config.inner_dim, int(config.inner_dim * config.mlp_ratio)
         patch = (config.patch_size_t, config.patch_size, config.patch_size)
         self.x_embedder = _patch_embedding(book, "x_embedder.proj", config, patch)
@@ -106,19 +116,31 @@ class PackedTransformer:
         self.dual_blocks = [_dual_block(book, i, config) for i in range(config.num_layers)]
         self.single_blocks = [_single_block(book, i, config) for i in range(config.num_single_layers)]
         self.proj_out = book.linear("proj_out", dim, config.out_channels * config.patch_size**2)
+        layouts = [UnitLayout(spec, weight_format or DenseFormat(dtype)) for spec in unit_specs(config)]
+        resident = ResidentUnits(layouts, device)
+        self.units: UnitSource = resident
+        self.destinations: dict[str, Destination] = {**book.destinations, **resident.destinations()}
 
     @classmethod
     def load(
-        cls, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, has_fp32_head: bool = False
+        cls,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        weight_format: WeightFormat | None = None,
+        has_fp32_head: bool = False,
     ) -> "PackedTransformer":
         """Allocate and fill the weights, one checkpoint tensor in flight."""
-        transformer = cls(checkpoint.config, dtype, device, has_fp32_head=has_fp32_head)
+        transformer = cls(
+            checkpoint.config, dtype, device, weight_format=weight_format, has_fp32_head=has_fp32_head
+        )
         load_into(checkpoint, transformer.destinations)
         return transformer
 
     def project_image(self, image_embeds: Tensor) -> Tensor:
         """Vision tokens [1, I, D] from image embeddings [1, I, V]."""
-        return self.image_projection(image_embeds.to(self.device, self.dtype))
+        return self.image_projection(image_embeds.to(self.device, self.residual_dtype))
 
     def prepare_job(
         self,
@@ -143,8 +165,8 @@ class PackedTransformer:
         if num_valid == 0:
             raise ValueError("text_mask must mark at least one valid token, got none")
         timesteps = timesteps.to(self.device)
-        text = text_embeds[:, :num_valid].to(self.device, self.dtype)
-        pooled = pooled_embeds.to(self.device, self.dtype)
+        text = text_embeds[:, :num_valid].to(self.device, self.residual_dtype)
+        pooled = pooled_embeds.to(self.device, self.residual_dtype)
         scale = None if guidance is None else torch.tensor([guidance], device=self.device)
         embedding = self.time_text_embedding(timesteps, pooled, scale)
         return JobInvariants(
@@ -179,10 +201,12 @@ class PackedTransformer:
         ]
         tables.append(rope_tables(indices.latent, grid, axes, config.rope_theta, device=self.device))
         counts = [num_patches(latents.shape[2:], embedding.kernel) for embedding, latents, _, _ in groups]
-        clean_tokens = torch.empty((1, sum(counts), config.inner_dim), dtype=self.dtype, device=self.device)
+        clean_tokens = torch.empty(
+            (1, sum(counts), config.inner_dim), dtype=self.residual_dtype, device=self.device
+        )
         offset = 0
         for (embedding, latents, _, _), count in zip(groups, counts, strict=True):
-            latents = latents.to(self.device, self.dtype)
+            latents = latents.to(self.device, self.residual_dtype)
             patchify_pack(latents, embedding.weight, embedding.bias, clean_tokens, offset)
             offset += count
         cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
@@ -254,15 +278,36 @@ class StepPass:
 
     def hidden(self) -> Tensor:
         """Run all blocks; the noisy tokens [1, num_noisy, D]. Call once: ``tokens`` are consumed."""
-        rotary, workspace = Rotary(self.section.cos, self.section.sin), self.section.workspace
+        context, units = self._context(), self.transformer.units
+        index = 0
         for i, dual_block in enumerate(self.transformer.dual_blocks):
             latent_input = self.first_input if i == 0 else None
-            dual_block(self.tokens, rotary, self.modulation.dual(i), workspace, latent_input)
+            streams = (units.acquire(index), units.acquire(index + 1))
+            dual_block(self.tokens, streams, self.modulation.dual(i), context, latent_input)
+            units.release(index)
+            units.release(index + 1)
+            index += 2
         *blocks, last = self.transformer.single_blocks
         for i, block in enumerate(blocks):
-            block(self.tokens, rotary, self.modulation.single(i), workspace)
+            block(self.tokens, units.acquire(index), self.modulation.single(i), context)
+            units.release(index)
+            index += 1
         modulation = self.modulation.single(len(blocks))
-        return last.last(self.tokens, rotary, modulation, workspace, self.section.num_noisy_tokens)
+        hidden = last.last(
+            self.tokens, units.acquire(index), modulation, context, self.section.num_noisy_tokens
+        )
+        units.release(index)
+        return hidden
+
+    def _context(self) -> BlockContext:
+        return BlockContext(
+            cos=self.section.cos,
+            sin=self.section.sin,
+            attention=self.transformer.self_attention,
+            workspace=self.section.workspace,
+            dtype=self.transformer.dtype,
+            token_chunk=self.transformer.token_chunk,
+        )
 
     def head(self, hidden: Tensor) -> Tensor:
         """Velocity [1, C, T, Y, X] from ``hidden``."""
@@ -314,33 +359,15 @@ def _modulation_linears(book: ParameterBook, config: TransformerConfig) -> list[
 
 
 def _dual_block(book: ParameterBook, index: int, config: TransformerConfig) -> DualBlock:
-    name = f"transformer_blocks.{index}"
-    attn, head_dim = f"{name}.attn", config.attention_head_dim
-    dim, mlp_dim = config.inner_dim, int(config.inner_dim * config.mlp_ratio)
-
-    def stream(qkv: tuple[str, str, str], out: str, mlp: str) -> StreamWeights:
-        return StreamWeights(
-            qkv=book.linear([f"{attn}.{part}" for part in qkv], dim, dim),
-            out=book.linear(f"{attn}.{out}", dim, dim),
-            mlp_in=book.linear(f"{name}.{mlp}.net.0.proj", dim, mlp_dim),
-            mlp_out=book.linear(f"{name}.{mlp}.net.2", mlp_dim, dim),
-        )
-
-    return DualBlock(
-        latent=stream(("to_q", "to_k", "to_v"), "to_out.0", "ff"),
-        condition=stream(("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", "ff_context"),
-        q_norm=book.stacked([f"{attn}.norm_q.weight", f"{attn}.norm_added_q.weight"], head_dim),
-        k_norm=book.stacked([f"{attn}.norm_k.weight", f"{attn}.norm_added_k.weight"], head_dim),
+    attn, head_dim = f"transformer_blocks.{index}.attn", config.attention_head_dim
+    q, k = (
+        book.stacked([f"{attn}.norm_{part}.weight", f"{attn}.norm_added_{part}.weight"], head_dim)
+        for part in "qk"
     )
+    return DualBlock(HeadNorms(q, k, index))
 
 
 def _single_block(book: ParameterBook, index: int, config: TransformerConfig) -> SingleBlock:
-    name = f"single_transformer_blocks.{index}"
-    dim, mlp_dim = config.inner_dim, int(config.inner_dim * config.mlp_ratio)
-    inputs = [f"{name}.attn.to_q", f"{name}.attn.to_k", f"{name}.attn.to_v", f"{name}.proj_mlp"]
-    return SingleBlock(
-        qkv_mlp=book.linear(inputs, dim, (dim, dim, dim, mlp_dim)),
-        out=book.linear(f"{name}.proj_out", dim + mlp_dim, dim),
-        q_norm=book.stacked([f"{name}.attn.norm_q.weight"] * 2, config.attention_head_dim),
-        k_norm=book.stacked([f"{name}.attn.norm_k.weight"] * 2, config.attention_head_dim),
-    )
+    attn = f"single_transformer_blocks.{index}.attn"
+    q, k = (book.stacked([f"{attn}.norm_{part}.weight"] * 2, config.attention_head_dim) for part in "qk")
+    return SingleBlock(HeadNorms(q, k, config.num_layers + index))

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from isoframe.engine import checkpoint as checkpoints
 from isoframe.engine.checkpoint import load_into, open_transformer
+from isoframe.engine.destinations import DenseTensor
 from isoframe.engine.errors import CheckpointError
 from isoframe.engine.tensor_files import open_tensor_file
 from isoframe.engine.transformer_config import TRANSFORMER_CLASSES, TransformerConfig
@@ -63,10 +64,14 @@ def state(saved: tuple[Path, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor
     return saved[1]
 
 
+def wrapped(tensors: dict[str, torch.Tensor]) -> dict[str, DenseTensor]:
+    return {name: DenseTensor(tensor) for name, tensor in tensors.items()}
+
+
 def assert_loads(source: Path, state: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> None:
     opened = open_transformer(source)
     loaded = {name: torch.full_like(tensor, torch.nan, dtype=dtype) for name, tensor in state.items()}
-    load_into(opened, loaded)
+    load_into(opened, wrapped(loaded))
     for name, tensor in state.items():
         assert torch.equal(loaded[name], tensor.to(dtype)), name
 
@@ -94,7 +99,7 @@ def test_destinations_may_be_views_of_a_fused_parameter(folder: Path, state: dic
     names = [f"single_transformer_blocks.0.attn.to_{part}.weight" for part in "qkv"]
     fused = torch.zeros(3 * 128, 128)
     others = {name: torch.empty_like(tensor) for name, tensor in state.items()}
-    load_into(open_transformer(folder), others | dict(zip(names, fused.chunk(3), strict=True)))
+    load_into(open_transformer(folder), wrapped(others | dict(zip(names, fused.chunk(3), strict=True))))
     assert torch.equal(fused, torch.cat([state[name] for name in names]))
 
 
@@ -260,7 +265,7 @@ def test_wrong_tensors_are_counted_and_named_before_any_copy(
     destinations |= {f"surplus.{i:02}": torch.zeros(1) for i in range(12)}
     del destinations["x_embedder.proj.bias"]
     with pytest.raises(CheckpointError) as caught:
-        load_into(open_transformer(folder), destinations)
+        load_into(open_transformer(folder), wrapped(destinations))
     message = str(caught.value)
     assert "12 missing: surplus.00, surplus.01" in message
     assert "surplus.09, ..." in message

@@ -11,6 +11,7 @@ from tiny_models import IMAGE_WIDTH, POOLED_WIDTH, TEXT_WIDTH, relative_error, s
 
 from isoframe.engine import Conditioning, Engine, SamplingConfig, invariants, packing, transformer
 from isoframe.engine.invariants import ImageProjection, JobInvariants, TextRefiner
+from isoframe.engine.layers import BlockContext
 from isoframe.engine.packing import PackedSection
 from isoframe.engine.transformer import PackedTransformer, StepPass
 from isoframe.engine.workspace import Workspace
@@ -144,16 +145,31 @@ def test_true_guidance_prepares_two_branches_and_shares_the_image(
     assert calls["PackedTransformer.pack_section"] == 3
 
 
-def test_the_last_single_block_drops_only_rows_that_nothing_reads(engine: Engine) -> None:
-    block = engine._denoiser.transformer.single_blocks[-1]
-    dim = block.out.weight.shape[0]
+def block_context(model: PackedTransformer, token_chunk: int | None = None) -> BlockContext:
     cos, sin = packing.rope_tables(range(3), (2, 2), (16, 24, 24), 256.0)
-    rotary = transformer.Rotary(cos, sin)
+    return BlockContext(cos, sin, model.self_attention, Workspace(), torch.float32, token_chunk)
+
+
+@pytest.mark.parametrize("token_chunk", [None, 3])
+def test_the_last_single_block_drops_only_rows_that_nothing_reads(
+    engine: Engine, token_chunk: int | None
+) -> None:
+    model = engine._denoiser.transformer
+    block, dim = model.single_blocks[-1], model.config.inner_dim
+    unit = model.units.acquire(2 * model.config.num_layers + model.config.num_single_layers - 1)
     modulation = tuple(torch.randn(1, dim) for _ in range(3))
     tokens = torch.randn(1, 17, dim)
-    noisy_only = block.last(tokens, rotary, modulation, Workspace(), num_noisy=5)  # type: ignore[arg-type]  # three vectors
-    block(tokens, rotary, modulation, Workspace())  # type: ignore[arg-type]  # three vectors
+    context = block_context(model, token_chunk)
+    noisy_only = block.last(tokens, unit, modulation, context, num_noisy=5)  # type: ignore[arg-type]  # three vectors
+    block(tokens, unit, modulation, block_context(model))  # type: ignore[arg-type]  # three vectors
     assert relative_error(noisy_only, tokens[:, 7:12]) <= 1e-6
+
+
+def test_token_chunks_change_nothing(engine: Engine, conditioning: Conditioning) -> None:
+    sampling = SamplingConfig(num_sections=1, num_steps=2)
+    whole = engine.sample_video(conditioning, sampling)
+    engine._denoiser.transformer.token_chunk = 31
+    assert relative_error(engine.sample_video(conditioning, sampling), whole) <= 2e-6
 
 
 def test_sinusoid_puts_cosines_first() -> None:
