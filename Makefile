@@ -8,7 +8,7 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest --durations=10
-	TRITON_INTERPRET=1 $(BIN)/pytest tests/test_kernels.py
+	TRITON_INTERPRET=1 $(BIN)/pytest -k kernel --durations=10
 
 setup: .venv/.installed
 

@@ -122,5 +122,6 @@ register(
         bench_shapes=((1, 17226, 3072),),
         max_error={torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 3e-3},
         mutates=(0,),
+        strided=(0, 1),
     )
 )
