@@ -74,11 +74,12 @@ def _write_atomically(path: Path, content: bytes) -> None:
         temporary = Path(file.name)
         try:
             file.write(content)
+            file.close()
+            os.replace(temporary, path)
         except BaseException:
             # Ctrl-C too must leave nothing behind.
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
             raise
-    os.replace(temporary, path)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

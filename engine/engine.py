@@ -1,6 +1,5 @@
 """The engine: one model, any number of jobs."""
 
-import logging
 import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -17,7 +16,7 @@ from .denoiser import Denoiser, EventHandler, LatentSection, assemble
 from .device import check_fits, check_triton, memory_errors, resolve_device
 from .encoders import Encoders
 from .errors import InputError
-from .events import Event, FileEvent, PhaseEvent, SectionEvent, StepEvent
+from .events import Event, FileEvent, PartialEvent, PhaseEvent, SectionEvent, StepEvent
 from .generation import Generation, Section
 from .metadata import video_metadata
 from .png_writer import PngWriter
@@ -26,7 +25,6 @@ from .transformer import PackedTransformer
 from .vae import VideoVAE
 from .video import Video, VideoWriter
 
-_logger = logging.getLogger(__name__)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -127,7 +125,8 @@ class Engine:
         """Generate a whole video into an MP4, in bounded memory.
 
         If the job stops early, by an error or Ctrl-C, what is finished stays playable in
-        ``<name>.partial.mp4`` beside ``path``.
+        ``<name>.partial.mp4`` beside ``path`` (``<name>.partial-2.mp4`` and so on where earlier jobs left theirs);
+        a note of the exception says so.
 
         Args:
             request: the video.
@@ -152,8 +151,8 @@ class Engine:
                     del section
                 report(PhaseEvent(phase="write"))
                 video = writer.finish()
-            except BaseException:
-                _keep_what_is_finished(writer, job)
+            except BaseException as error:
+                _keep_what_is_finished(writer, job, error, report)
                 raise
         report(FileEvent(path=video.path))
         return video
@@ -235,14 +234,17 @@ def _section_event(section: Section, job: Generation, num_final_frames: int) -> 
     )
 
 
-def _keep_what_is_finished(writer: VideoWriter, job: Generation) -> None:
-    """Leave a playable file of a job that stops early."""
+def _keep_what_is_finished(
+    writer: VideoWriter, job: Generation, error: BaseException, report: EventHandler
+) -> None:
+    """Leave a playable file of a job that stops early, and say so in a note of ``error``."""
     provisional = None if job.decoder is None else job.decoder.provisional()
     if provisional is None:
         return
     try:
-        path = writer.write_partial(preview=(provisional.frames, provisional.first_frame))
-    except InputError as error:
-        _logger.warning("the finished part cannot be kept: %s", error)
-    else:
-        _logger.info("the finished part is in %s", path)
+        video = writer.write_partial(preview=(provisional.frames, provisional.first_frame))
+    except InputError as failure:
+        error.add_note(f"the finished part could not be kept: {failure}")
+        return
+    error.add_note(f"{video.num_frames} of {job.num_frames} frames are kept in {video.path}")
+    report(PartialEvent(path=video.path, num_frames=video.num_frames, num_video_frames=job.num_frames))

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +17,35 @@ class PhaseEvent:
     """
 
     phase: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEvent:
+    """The request is understood: what the video will be.
+
+    Attributes:
+        order: "inverted" or "forward".
+        num_sections: sections to generate.
+        num_frames: frames of the whole video.
+        fps: frames per second.
+        seconds: num_frames / fps.
+        requested_seconds: what was asked for; the video has whole sections.
+        height: pixels of the video.
+        width: pixels of the video.
+        image_height: pixels of the image, which is scaled and cropped to the video's size.
+        image_width: the same.
+    """
+
+    order: str
+    num_sections: int
+    num_frames: int
+    fps: int
+    seconds: float
+    requested_seconds: float
+    height: int
+    width: int
+    image_height: int
+    image_width: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +68,7 @@ class StepEvent:
     num_steps: int
     is_computed: bool
     first_latent_frame: int
-    x0: Tensor
+    x0: "Tensor"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,4 +95,60 @@ class FileEvent:
     path: Path
 
 
-Event = PhaseEvent | StepEvent | SectionEvent | FileEvent
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartialEvent:
+    """The job stops early, and a playable file holds what is finished.
+
+    Attributes:
+        path: the file; its metadata says which frames it holds.
+        num_frames: frames in it, those included that the next section would have changed.
+        num_video_frames: frames that the whole video would have had.
+    """
+
+    path: Path
+    num_frames: int
+    num_video_frames: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureEvent:
+    """The command failed.
+
+    Attributes:
+        error: name of the exception's class.
+        message: what went wrong, and the remedy.
+        notes: what became of the finished part.
+        exit_code: of the process.
+    """
+
+    error: str
+    message: str
+    notes: tuple[str, ...]
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelledEvent:
+    """The command was told to stop.
+
+    Attributes:
+        signal: "SIGINT" for Ctrl-C, "SIGTERM", or "SIGHUP" where the terminal closed.
+        notes: what became of the finished part.
+        exit_code: of the process.
+    """
+
+    signal: str
+    notes: tuple[str, ...]
+    exit_code: int
+
+
+Event = (
+    PhaseEvent
+    | JobEvent
+    | StepEvent
+    | SectionEvent
+    | FileEvent
+    | PartialEvent
+    | FailureEvent
+    | CancelledEvent
+)

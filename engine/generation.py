@@ -17,7 +17,7 @@ from .denoiser import Denoiser, EventHandler, LatentSection
 from .device import memory_errors
 from .encoders import Encoders, PromptEmbeds
 from .errors import CheckpointError
-from .events import PhaseEvent
+from .events import JobEvent, PhaseEvent
 from .images import choose_bucket, fit_to_bucket, image_to_tensor, load_image
 from .vae import SectionDecoder, VideoVAE
 
@@ -77,6 +77,7 @@ class Generation:
         self.sampling: SamplingConfig = request.sampling(order)
         self.num_frames = 4 * self.sampling.latent_window_size * self.sampling.num_sections + 1
         image = load_image(request.image, force=request.force)
+        self._image_size = image.height, image.width
         bucket = request.size or choose_bucket((image.height, image.width), profile.buckets)
         self.image: Image = fit_to_bucket(image, bucket)
         self.decoder: SectionDecoder | None = None
@@ -89,6 +90,7 @@ class Generation:
         ``load_vae`` is called in the image phase, after the text encoders have left.
         """
         report = on_event or _ignore
+        report(self._describe())
         prompts = self._encode_text(encoders, report)
         report(PhaseEvent(phase="image"))
         with memory_errors("image"):
@@ -110,6 +112,21 @@ class Generation:
             denoised = time.perf_counter()
             report(PhaseEvent(phase="decode"))
             yield self._decode(decoder, latent_section, start, denoised)
+
+    def _describe(self) -> JobEvent:
+        fps, (image_height, image_width) = self._request.fps, self._image_size
+        return JobEvent(
+            order=self.sampling.order,
+            num_sections=self.sampling.num_sections,
+            num_frames=self.num_frames,
+            fps=fps,
+            seconds=self.num_frames / fps,
+            requested_seconds=self._request.seconds,
+            height=self.image.height,
+            width=self.image.width,
+            image_height=image_height,
+            image_width=image_width,
+        )
 
     def _encode_text(self, encoders: Encoders, report: EventHandler) -> list[PromptEmbeds]:
         """The prompt and, with true guidance, the negative prompt."""

@@ -1,5 +1,7 @@
 """Where a video may be written, checked before any work is done."""
 
+import errno
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -7,10 +9,14 @@ from .errors import InputError
 
 
 def check_video_path(path: Path, *, overwrite: bool) -> None:
-    """Raise :class:`InputError` unless a video can be written to ``path``; its folder is created."""
+    """Raise :class:`InputError` unless a video can be written to ``path``; nothing is created."""
     if path.is_dir():
         raise InputError(
             f"output must be a file, {path} is a folder; add a file name such as {path / 'video.mp4'}"
+        )
+    if path.exists() and not path.is_file():
+        raise InputError(
+            f"output must be a file of its own, {path} is a device or a pipe; choose another path"
         )
     if path.suffix.lower() != ".mp4":
         raise InputError(f"output must end in .mp4, got {path}; use {path.with_suffix('.mp4')}")
@@ -19,22 +25,54 @@ def check_video_path(path: Path, *, overwrite: bool) -> None:
     check_folder("output", path.parent)
 
 
+def check_png_folder(folder: Path, *, overwrite: bool) -> list[Path]:
+    """Raise :class:`InputError` unless a PNG sequence can be written to ``folder``; nothing is created.
+
+    Returns:
+        The frames of an earlier sequence, which ``overwrite`` gives up.
+    """
+    check_folder("PNG", folder)
+    old_frames = sorted(folder.glob("frame_*.png"))
+    if old_frames and not overwrite:
+        raise InputError(
+            f"PNG folder {folder} holds {old_frames[0].name}; pass --overwrite (overwrite=True) or another folder"
+        )
+    return old_frames
+
+
 def check_folder(purpose: str, folder: Path) -> None:
-    """Create ``folder``; raise :class:`InputError` unless files can be written there."""
+    """Raise :class:`InputError` unless files can be written to ``folder``, which need not exist yet."""
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise folder_error(purpose, folder, error) from error
+
+
+def make_folder(purpose: str, folder: Path) -> None:
+    """Create ``folder`` if it is missing; raise :class:`InputError` if that cannot be done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise folder_error(purpose, folder, error) from error
 
 
 def folder_error(purpose: str, folder: Path, error: OSError) -> InputError:
     """What to tell about a ``folder`` that took no file."""
-    return InputError(
-        f"{purpose} folder {folder} cannot be written: {error.strerror or error}; choose another folder"
-    )
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        # The system's "File exists" and "Not a directory" do not say which of the names is meant.
+        blocking = (path for path in (folder, *folder.parents) if path.exists() and not path.is_dir())
+        reason = f"{next(blocking, folder)} is a file, not a folder"
+    return InputError(f"{purpose} folder {folder} cannot be written: {reason}; choose another folder")
 
 
-def partial_path(path: Path) -> Path:
-    """Where a job for ``path`` that stops early leaves what it finished."""
-    return path.with_name(f"{path.stem}.partial.mp4")
+def free_partial_path(path: Path) -> Path:
+    """Where a job for ``path`` that stops early leaves what it finished: a name that nothing has yet."""
+    names = (f"{path.stem}.partial{suffix}.mp4" for suffix in _suffixes())
+    return next(free for name in names if not (free := path.with_name(name)).exists())
+
+
+def _suffixes() -> "itertools.chain[str]":
+    """Nothing, then -2, -3, ..."""
+    return itertools.chain([""], (f"-{number}" for number in itertools.count(2)))

@@ -8,8 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import InputError
-from .outputs import check_folder
+from .outputs import check_png_folder, make_folder
 from .previews import save_png
 
 
@@ -17,23 +16,16 @@ class PngWriter:
     """Writes every frame to ``frame_00000.png`` and so on, in video order; sections come in any order.
 
     Args:
-        folder: created.
+        folder: created with the first frame.
         num_frames: frames of the whole video.
-        overwrite: replace the sequence that is in the folder.
+        overwrite: replace the sequence that is in the folder; it goes when the first frame comes.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, num_frames: int, overwrite: bool = False) -> None:
         self.folder = Path(folder)
         self.num_frames = num_frames
         self._num_digits = max(len(str(num_frames - 1)), 5)
-        check_folder("PNG", self.folder)
-        old_frames = sorted(self.folder.glob("frame_*.png"))
-        if old_frames and not overwrite:
-            raise InputError(
-                f"PNG folder {folder} holds {old_frames[0].name}; pass --overwrite (overwrite=True) or another folder"
-            )
-        for path in old_frames:
-            path.unlink()
+        self._old_frames = check_png_folder(self.folder, overwrite=overwrite)
 
     def write(self, frames: Tensor | NDArray[np.uint8], first_frame: int) -> None:
         """Save frames, uint8 [T, H, W, 3]; the first of them is frame ``first_frame`` of the video."""
@@ -45,5 +37,12 @@ class PngWriter:
                 f"frames must lie in 0 to {self.num_frames - 1}, "
                 f"got {first_frame} to {first_frame + len(pixels) - 1}"
             )
+        if len(pixels):
+            self._make_room()
         for index, frame in enumerate(pixels, start=first_frame):
             save_png(frame, self.folder / f"frame_{index:0{self._num_digits}d}.png")
+
+    def _make_room(self) -> None:
+        make_folder("PNG", self.folder)
+        while self._old_frames:
+            self._old_frames.pop().unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from .errors import InputError
 from .events import StepEvent
-from .outputs import check_folder
+from .outputs import check_folder, make_folder
 from .vae import VideoVAE
 
 _logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class LatentPreviews:
     """One strip of pictures a section, renewed at every step.
 
     Args:
-        folder: created; gets section_000.png and so on, in generation order.
+        folder: created with the first picture; gets section_000.png and so on, in generation order.
         matrix: latent-to-RGB map [C + 1, 3].
     """
 
@@ -115,6 +115,7 @@ class LatentPreviews:
 
     def write(self, event: StepEvent) -> Path:
         """Draw the step's prediction of the clean latents."""
+        make_folder("preview", self.folder)
         path = self.folder / f"section_{event.section:03d}.png"
         save_png(tile_frames(latents_to_rgb(event.x0, self._matrix)), path)
         return path

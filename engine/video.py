@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .mp4 import ffmpeg_url, index_bytes, write_mp4
-from .outputs import check_video_path, folder_error, partial_path
+from .outputs import check_video_path, folder_error, free_partial_path, make_folder
 from .segments import H264Format, Segment, SegmentSpool
 
 _logger = logging.getLogger(__name__)
@@ -82,8 +82,9 @@ class VideoWriter:
         self._metadata = dict(metadata or {})
         self._segments: list[Segment] = []
         self._num_joined_bytes = 0
-        self._partial_path = partial_path(self.path)
+        self._partial_path: Path | None = None
         check_video_path(self.path, overwrite=overwrite)
+        make_folder("output", self.path.parent)
         reserved_bytes = index_bytes(num_frames, num_frames, 0, json.dumps(self._metadata))
         try:
             self._spool = SegmentSpool.in_folder(self.path.parent, reserved_bytes=reserved_bytes)
@@ -116,21 +117,24 @@ class VideoWriter:
         try:
             self._segments.append(self._spool.append(self._format, pixels, first_frame))
         except OSError as error:
-            raise self._write_error(error, self.path) from error
+            raise _write_error(error, self.path) from error
 
     def write_partial(
         self,
         path: str | os.PathLike[str] | None = None,
         preview: tuple[Tensor | NDArray[np.uint8], int] | None = None,
-    ) -> Path:
+    ) -> Video:
         """Write a playable MP4 of what is there now: the longest run of frames without a gap.
 
         Args:
-            path: file to write or replace; None is ``<name>.partial.mp4`` beside the output, removed by
-                :meth:`finish`.
+            path: file to write or replace; None is ``<name>.partial.mp4`` beside the output, or
+                ``<name>.partial-2.mp4`` and so on where an earlier job left one; :meth:`finish` removes it.
             preview: provisional frames, uint8 [T, H, W, 3], and the place of the first one; not kept.
+
+        Returns:
+            The file; its metadata says under "partial" which frames it holds.
         """
-        target = self._partial_path if path is None else Path(path)
+        target = Path(path) if path is not None else self._partial_path or free_partial_path(self.path)
         segments = list(self._segments)
         if preview is not None and len(preview[0]):
             pixels = self._check_frames(*preview)
@@ -139,25 +143,21 @@ class VideoWriter:
             raise InputError(f"{target} cannot be written: no frame of the video is finished yet")
         run = _longest_run(segments)
         part = {"first_frame": run[0].first_frame, "num_frames": sum(segment.num_frames for segment in run)}
-        self._join(target, run, {**self._metadata, "partial": part})
-        return target
+        video = self._join(target, run, {**self._metadata, "partial": part})
+        if path is None:
+            self._partial_path = target
+        return video
 
     def finish(self) -> Video:
         """Join the segments into the video; the path holds the whole file or what it held before."""
         if self.num_final_frames != self.num_frames:
             raise ValueError(f"the video needs {self.num_frames} frames, {self.num_final_frames} are written")
-        self._join(self.path, sorted(self._segments, key=lambda segment: segment.first_frame), self._metadata)
-        self._partial_path.unlink(missing_ok=True)
+        segments = sorted(self._segments, key=lambda segment: segment.first_frame)
+        video = self._join(self.path, segments, self._metadata)
+        if self._partial_path is not None:
+            self._partial_path.unlink(missing_ok=True)
         self.close()
-        return Video(
-            path=self.path,
-            num_frames=self.num_frames,
-            fps=self._format.fps,
-            width=self._format.width,
-            height=self._format.height,
-            seconds=self.num_frames / self._format.fps,
-            metadata=self._metadata,
-        )
+        return video
 
     def close(self) -> None:
         """Free the segments. The partial file, if any, stays."""
@@ -185,12 +185,22 @@ class VideoWriter:
             )
         return pixels
 
-    def _join(self, path: Path, segments: Sequence[Segment], metadata: Mapping[str, object]) -> None:
+    def _join(self, path: Path, segments: Sequence[Segment], metadata: dict[str, object]) -> Video:
+        make_folder("output", path.parent)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._num_joined_bytes += self._write_with_room(path, segments, metadata)
         except OSError as error:
-            raise self._write_error(error, path) from error
+            raise _write_error(error, path) from error
+        num_frames = sum(segment.num_frames for segment in segments)
+        return Video(
+            path=path,
+            num_frames=num_frames,
+            fps=self._format.fps,
+            width=self._format.width,
+            height=self._format.height,
+            seconds=num_frames / self._format.fps,
+            metadata=metadata,
+        )
 
     def _write_with_room(
         self, path: Path, segments: Sequence[Segment], metadata: Mapping[str, object]
@@ -204,15 +214,6 @@ class VideoWriter:
             _logger.info("no room for %s beside its segments; moving the segments to memory", path)
             self._spool.move_to_memory()
             return write_mp4(path, self._format, segments, metadata)
-
-    def _write_error(self, error: OSError, path: Path) -> InputError:
-        remedy = "check the folder"
-        if error.errno in _DISK_FULL:
-            remedy = "free some space or choose another folder"
-        return InputError(
-            f"cannot write {path}: {error.strerror or error}; {self.num_final_frames} of {self.num_frames} frames "
-            f"are finished and can still be written to a partial file; {remedy}"
-        )
 
 
 def read_video_info(path: str | os.PathLike[str]) -> Video:
@@ -240,6 +241,16 @@ def read_video_info(path: str | os.PathLike[str]) -> Video:
             )
     except (av.error.FFmpegError, OSError) as error:
         raise InputError(f"video must be readable, {path} is not: {error}") from error
+
+
+def _write_error(error: OSError, path: Path) -> InputError:
+    reason, remedy = error.strerror or str(error), "check the folder"
+    if error.errno == errno.EFBIG:
+        reason = "the file would be larger than its file system, or a limit of this process, allows"
+        remedy = "choose a folder on another file system or raise the limit (ulimit -f)"
+    elif error.errno in _DISK_FULL:
+        remedy = "free some space or choose another folder"
+    return InputError(f"cannot write {path}: {reason}; {remedy}")
 
 
 def _parse_comment(comment: str) -> dict[str, object]:

@@ -1,5 +1,25 @@
 """The ``isoframe`` command; one file a sub-command."""
 
-from .app import main
+import signal
+import sys
+
+from .interrupt import lasting_interrupt
 
 __all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    try:
+        with lasting_interrupt() as interrupt:
+            try:
+                # Imported here, so that Ctrl-C is heard meanwhile.
+                from .app import build_app
+
+                build_app()(prog_name="isoframe")
+            except KeyboardInterrupt:
+                sys.stderr.write("cancelled\n")
+                sys.exit(interrupt.exit_code)
+    finally:
+        # Nothing is left to keep, and a traceback from the interpreter's own end would help nobody.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

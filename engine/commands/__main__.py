@@ -1,5 +1,5 @@
 """``python -P -m isoframe.engine.commands``, for shells that do not find the ``isoframe`` script."""
 
-from .app import main
+from . import main
 
 main()

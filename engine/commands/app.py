@@ -12,15 +12,11 @@ from .info import info
 PLUGIN_GROUP = "isoframe.commands"
 
 
-def main() -> None:
-    """Run the command line of this process."""
-    build_app()(prog_name="isoframe")
-
-
 def build_app() -> typer.Typer:
     """The whole program: built-in sub-commands, then the entry points of :data:`PLUGIN_GROUP`."""
     app = typer.Typer(
         help="FramePack on your own machine: one image in, a video of any length out.",
+        epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 inconclusive measurement, 130 Ctrl-C.",
         callback=_root,
         no_args_is_help=True,
         add_completion=False,

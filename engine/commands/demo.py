@@ -42,7 +42,7 @@ def demo(
     debug: options.Debug = False,
 ) -> None:
     """Make a video with the model that is built in: no download, no graphics card."""
-    with readable_errors(debug=debug):
+    with readable_errors(debug=debug, is_json=json_progress):
         image, prompt = find_example(example)
         Rendering(
             request=Request(image=str(image), prompt=prompt, seconds=seconds, order=order, seed=seed),

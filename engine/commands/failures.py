@@ -7,38 +7,58 @@ from contextlib import contextmanager
 import typer
 
 from ..errors import ConfigError, IsoframeError
+from ..events import CancelledEvent, FailureEvent
+from .interrupt import Interrupt, lasting_interrupt
+from .json_lines import json_line
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-EXIT_CANCELLED = 130
 
 
 @contextmanager
-def readable_errors(*, debug: bool) -> Iterator[None]:
-    """Turn expected errors into one line on stderr and an exit code; ``debug`` keeps the traceback.
+def readable_errors(*, debug: bool, is_json: bool = False) -> Iterator[None]:
+    """Turn expected errors and Ctrl-C into one line on stderr and an exit code.
 
     Notes of the exception follow on lines of their own.
+
+    Args:
+        debug: keep the traceback of an error.
+        is_json: also report the end as an event on stdout, that of an unexpected error too.
     """
-    try:
-        with _logging(debug):
+    with lasting_interrupt() as interrupt, _logging(debug):
+        try:
             yield
-    except BrokenPipeError:
-        raise
-    except (IsoframeError, OSError) as error:
-        if debug:
+        except (BrokenPipeError, typer.Exit):
             raise
-        typer.echo(f"error: {_message(error)}", err=True)
-        raise typer.Exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED) from error
-    except KeyboardInterrupt as interrupt:
-        typer.echo("\n".join(["cancelled", *getattr(interrupt, "__notes__", [])]), err=True)
-        raise typer.Exit(EXIT_CANCELLED) from interrupt
+        except (Exception, KeyboardInterrupt) as error:
+            event = _describe(error, interrupt)
+            if is_json:
+                typer.echo(json_line(event))
+            if isinstance(event, FailureEvent) and (debug or not isinstance(error, IsoframeError | OSError)):
+                raise
+            typer.echo("\n".join([_summary(event), *event.notes]), err=True)
+            raise typer.Exit(event.exit_code) from error
 
 
-def _message(error: Exception) -> str:
-    message = str(error)
+def _describe(error: BaseException, interrupt: Interrupt) -> FailureEvent | CancelledEvent:
+    notes = tuple(getattr(error, "__notes__", ()))
+    # An import that Ctrl-C breaks off may end in an exception of another kind.
+    if isinstance(error, KeyboardInterrupt) or interrupt.was_pressed():
+        return CancelledEvent(signal=interrupt.name, notes=notes, exit_code=interrupt.exit_code)
+    exit_code = EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
+    return FailureEvent(error=type(error).__name__, message=_message(error), notes=notes, exit_code=exit_code)
+
+
+def _summary(event: FailureEvent | CancelledEvent) -> str:
+    if isinstance(event, FailureEvent):
+        return f"error: {event.message}"
+    return "cancelled" if event.signal == "SIGINT" else f"stopped by {event.signal}"
+
+
+def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
-        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return "\n".join([message, *getattr(error, "__notes__", [])])
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def generate(
     debug: options.Debug = False,
 ) -> None:
     """Generate a video from an image and a prompt."""
-    with readable_errors(debug=debug):
+    with readable_errors(debug=debug, is_json=json_progress):
         request = Request(
             image=image, prompt=prompt, negative_prompt=negative_prompt, seconds=seconds, order=order,
             size=options.parse_size(size), posterior=posterior, force=force, num_steps=steps, seed=seed,

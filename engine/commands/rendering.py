@@ -1,7 +1,7 @@
 """One job from options to file: what ``generate`` and ``demo`` share."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..config import EngineConfig, Request
-from ..outputs import check_folder, check_video_path, partial_path
-from .interrupt import lasting_interrupt
+from ..outputs import check_folder, check_png_folder, check_video_path
+from .interrupt import Interrupt, lasting_interrupt
 
 if TYPE_CHECKING:
     from ..video import Video
@@ -48,37 +48,45 @@ class Rendering:
     def run(self) -> None:
         """Check the paths, load the engine, render, and say where the video is."""
         start = time.perf_counter()
-        check_video_path(self.out, overwrite=self.is_overwriting)
-        for purpose, folder in (("preview", self.preview_dir), ("PNG", self.png_dir)):
-            if folder is not None:
-                check_folder(purpose, folder)
+        try:
+            video = self._make()
+        except KeyboardInterrupt as interrupt:
+            if not getattr(interrupt, "__notes__", ()):
+                interrupt.add_note("no frame of the video was finished, and no video file was written")
+            raise
+        if not (self.is_json or self.is_quiet):
+            length = f"{video.num_frames} frames, {video.seconds:.1f} s"
+            size = f"{video.height}x{video.width} (height x width)"
+            typer.echo(f"{video.path}: {length}, {size}, made in {time.perf_counter() - start:.1f} s")
+
+    def _make(self) -> "Video":
+        self._check_paths()
         from ..images import load_image
         from .progress import make_reporter
 
         # The image is read again by the engine; a bad one must not cost the loading of a model.
         load_image(self.request.image, force=self.request.force)
-        partial, before = partial_path(self.out), _modified(partial_path(self.out))
-        try:
-            with (
-                lasting_interrupt() as raise_if_interrupted,
-                make_reporter(fps=self.request.fps, is_json=self.is_json, is_quiet=self.is_quiet) as reporter,
-            ):
-                video = self._render(reporter, raise_if_interrupted)
-        except BaseException as error:
-            if _modified(partial) != before:
-                error.add_note(f"what was finished is in {partial}")
-            raise
-        if not (self.is_json or self.is_quiet):
-            size, seconds = f"{video.width}x{video.height}", time.perf_counter() - start
-            length = f"{video.num_frames} frames, {video.seconds:.1f} s"
-            typer.echo(f"{video.path}: {length}, {size}, made in {seconds:.1f} s")
+        with (
+            lasting_interrupt() as interrupt,
+            make_reporter(fps=self.request.fps, is_json=self.is_json, is_quiet=self.is_quiet) as reporter,
+        ):
+            return self._render(reporter, interrupt)
 
-    def _render(self, reporter: "Reporter", raise_if_interrupted: Callable[[], None]) -> "Video":
+    def _check_paths(self) -> None:
+        check_video_path(self.out, overwrite=self.is_overwriting)
+        if self.preview_dir is not None:
+            check_folder("preview", self.preview_dir)
+        if self.png_dir is not None:
+            check_png_folder(self.png_dir, overwrite=self.is_overwriting)
+
+    def _render(self, reporter: "Reporter", interrupt: Interrupt) -> "Video":
         from .. import Engine
-        from ..events import Event, PhaseEvent
+        from ..events import Event, PartialEvent, PhaseEvent
 
         def on_event(event: Event) -> None:
-            raise_if_interrupted()
+            # That event comes because of an interrupt.
+            if not isinstance(event, PartialEvent):
+                interrupt.check()
             reporter.on_event(event)
 
         on_event(PhaseEvent(phase="load"))
@@ -91,7 +99,3 @@ class Rendering:
             preview_dir=self.preview_dir,
             png_dir=self.png_dir,
         )
-
-
-def _modified(path: Path) -> int | None:
-    return path.stat().st_mtime_ns if path.exists() else None

@@ -44,7 +44,9 @@ class FakeEngine:
             on_event(events.SectionEvent(section=section, num_sections=2, num_final_frames=36, num_frames=73))
             if self.failure is not None:
                 if self.has_partial:
-                    path.with_name(f"{path.stem}.partial.mp4").write_bytes(b"p")
+                    partial = path.with_name(f"{path.stem}.partial.mp4")
+                    self.failure.add_note(f"13 of 73 frames are kept in {partial}")
+                    on_event(events.PartialEvent(path=partial, num_frames=13, num_video_frames=73))
                 raise self.failure
         path.write_bytes(b"v")
         on_event(events.FileEvent(path=path))
@@ -127,7 +129,9 @@ def test_defaults_are_those_of_the_request(engine: type[FakeEngine], image: Path
 def test_result_is_the_only_line_on_stdout(engine: type[FakeEngine], image: Path) -> None:
     result = generate(image)
     path = re.escape(str(image.parent / "out.mp4"))
-    assert re.fullmatch(rf"{path}: 73 frames, 2\.4 s, 64x48, made in \d\.\d s\n", result.stdout)
+    assert re.fullmatch(
+        rf"{path}: 73 frames, 2\.4 s, 48x64 \(height x width\), made in \d\.\d s\n", result.stdout
+    )
     assert "inverted order: the end of the video comes first" in result.stderr
     assert "section 2/2 (video 0.0-1.2 s) step 3/3" in result.stderr
 
@@ -146,6 +150,30 @@ def test_json_progress_is_one_object_per_line_and_nothing_else(engine: type[Fake
     }  # fmt: skip
     assert objects[-1]["path"] == str(image.parent / "out.mp4")
     assert result.stderr == ""
+
+
+def test_json_progress_tells_a_failure_and_the_part_that_is_kept(
+    engine: type[FakeEngine], image: Path
+) -> None:
+    engine.failure, engine.has_partial = CheckpointError("no such tensor"), True
+    objects = [json.loads(line) for line in generate(image, "--json-progress").stdout.splitlines()]
+    partial = str(image.parent / "out.partial.mp4")
+    assert objects[-2] == {"event": "partial", "path": partial, "num_frames": 13, "num_video_frames": 73}
+    assert objects[-1] == {
+        "event": "failure", "error": "CheckpointError", "message": "no such tensor",
+        "notes": [f"13 of 73 frames are kept in {partial}"], "exit_code": 1,
+    }  # fmt: skip
+
+
+def test_json_progress_tells_a_bad_option_and_an_unexpected_error_too(
+    engine: type[FakeEngine], image: Path
+) -> None:
+    refused = json.loads(generate(image, "--json-progress", "--order", "x").stdout)
+    assert (refused["event"], refused["error"], refused["exit_code"]) == ("failure", "ConfigError", 2)
+    engine.failure = ZeroDivisionError("division by zero")
+    result = generate(image, "--json-progress")
+    assert result.exception is engine.failure
+    assert json.loads(result.stdout.splitlines()[-1])["error"] == "ZeroDivisionError"
 
 
 @pytest.mark.parametrize(
@@ -202,10 +230,13 @@ def test_overwrite_replaces_out(engine: type[FakeEngine], image: Path) -> None:
     assert (image.parent / "out.mp4").read_bytes() == b"v"
 
 
-def test_missing_output_folder_is_created(engine: type[FakeEngine], image: Path) -> None:
-    out = image.parent / "a/b/out.mp4"
-    assert generate(image, "--out", out).exit_code == 0
-    assert out.exists()
+def test_bad_request_makes_no_folder(engine: type[FakeEngine], image: Path) -> None:
+    folder = image.parent / "new"
+    result = generate(
+        image.parent / "missing.png", "--out", folder / "out.mp4", "--png", folder, "--preview", folder
+    )
+    assert result.exit_code == 1
+    assert not folder.exists()
 
 
 def test_folder_as_out_is_refused(engine: type[FakeEngine], image: Path) -> None:
@@ -223,8 +254,17 @@ def test_unwritable_folder_is_refused_before_any_work(
     path = image.parent / "blocked/below/x.mp4"
     result = generate(image, option, path)
     assert result.exit_code == 1
-    assert "cannot be written" in result.stderr
+    assert f"cannot be written: {image.parent / 'blocked'} is a file, not a folder" in result.stderr
     assert engine.loads == []
+
+
+def test_earlier_frames_are_refused_before_any_work(engine: type[FakeEngine], image: Path) -> None:
+    (image.parent / "frame_00000.png").write_bytes(b"old")
+    result = generate(image, "--png", image.parent)
+    assert result.exit_code == 1
+    assert "holds frame_00000.png; pass --overwrite" in result.stderr
+    assert engine.loads == []
+    assert generate(image, "--png", image.parent, "--overwrite").exit_code == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
@@ -269,8 +309,8 @@ def test_failure_names_the_partial_file(engine: type[FakeEngine], image: Path) -
     engine.failure, engine.has_partial = CheckpointError("no such tensor"), True
     result = generate(image)
     assert result.exit_code == 1
-    partial = image.parent / "out.partial.mp4"
-    assert result.stderr.endswith(f"error: no such tensor\nwhat was finished is in {partial}\n")
+    kept = f"13 of 73 frames are kept in {image.parent / 'out.partial.mp4'}"
+    assert result.stderr.endswith(f"error: no such tensor\n{kept}\n")
 
 
 def test_debug_keeps_the_traceback(engine: type[FakeEngine], image: Path) -> None:
@@ -309,7 +349,58 @@ def test_interrupt_names_the_partial_file(engine: type[FakeEngine], image: Path)
     engine.failure, engine.has_partial = KeyboardInterrupt(), True
     result = generate(image)
     assert result.exit_code == 130
-    assert result.stderr.endswith(f"cancelled\nwhat was finished is in {image.parent / 'out.partial.mp4'}\n")
+    kept = f"13 of 73 frames are kept in {image.parent / 'out.partial.mp4'}"
+    assert result.stderr.endswith(f"cancelled\n{kept}\n")
+
+
+def test_interrupt_with_nothing_finished_says_so(engine: type[FakeEngine], image: Path) -> None:
+    engine.failure = KeyboardInterrupt()
+    result = generate(image)
+    assert result.exit_code == 130
+    assert result.stderr.endswith(
+        "cancelled\nno frame of the video was finished, and no video file was written\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "exit_code", "summary"),
+    [
+        ("SIGINT", 130, "cancelled"),
+        ("SIGTERM", 143, "stopped by SIGTERM"),
+        ("SIGHUP", 129, "stopped by SIGHUP"),
+    ],
+)
+def test_every_signal_to_stop_reaches_the_engine_and_names_itself(
+    engine: type[FakeEngine],
+    image: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    exit_code: int,
+    summary: str,
+) -> None:
+    if not hasattr(signal, name):
+        pytest.skip(f"this platform has no {name}")
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+
+    class Stopped(FakeEngine):
+        @classmethod
+        def load(cls, source: str, **options: Any) -> FakeEngine:
+            try:
+                signal.raise_signal(number)
+            except KeyboardInterrupt:
+                # The second time, while the first is being dealt with, only tells what is going on.
+                signal.raise_signal(number)
+                raise
+            raise AssertionError("the signal was lost")
+
+    monkeypatch.setitem(vars(isoframe.engine), "Engine", Stopped)
+    result = generate(image, "--json-progress")
+    assert result.exit_code == exit_code
+    assert result.stderr.splitlines()[0] == summary
+    last = json.loads(result.stdout.splitlines()[-1])
+    assert (last["event"], last["signal"], last["exit_code"]) == ("cancelled", name, exit_code)
+    assert signal.getsignal(number) is before
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -332,14 +423,6 @@ def test_interrupt_in_a_destructor_still_stops_the_job(
     assert result.exit_code == 130
     assert not (image.parent / "out.mp4").exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_interrupt_does_not_claim_an_old_partial_file(engine: type[FakeEngine], image: Path) -> None:
-    (image.parent / "out.partial.mp4").write_bytes(b"of an earlier job")
-    engine.failure = KeyboardInterrupt()
-    result = generate(image)
-    assert result.exit_code == 130
-    assert result.stderr.endswith("cancelled\n")
 
 
 def test_help_names_every_command() -> None:

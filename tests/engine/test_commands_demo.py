@@ -68,27 +68,62 @@ def test_other_existing_file_is_not_replaced(folder: Path) -> None:
     assert (folder / "mine.mp4").read_bytes() == b"precious"
 
 
-def test_interrupt_leaves_a_playable_part_and_nothing_else(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "temp").mkdir()
+def start(folder: Path, *arguments: str, libraries: str = "") -> "subprocess.Popen[str]":
+    """The command in a process of its own, with an empty folder for temporary files beside ``folder``;
+    ``libraries`` hide installed ones."""
+    temporary = folder.parent / "temp"
+    temporary.mkdir()
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "isoframe.engine.commands", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{SOURCES}{os.pathsep}{libraries}", "TMPDIR": str(temporary)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code", "summary"),
+    [(signal.SIGINT, 130, "cancelled"), (signal.SIGTERM, 143, "stopped by SIGTERM")],
+)
+def test_a_stopped_job_leaves_a_playable_part_and_nothing_else(
+    folder: Path, number: int, exit_code: int, summary: str
+) -> None:
     image, prompt = find_example(None)
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "isoframe.engine.commands", "generate", str(image), "--prompt", prompt,
-         "--seconds", "30", "--steps", "1", "--out", "out.mp4", "--json-progress"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(SOURCES), "TMPDIR": str(tmp_path / "temp")},
+    process = start(
+        folder, "generate", str(image), "--prompt", prompt, "--seconds", "30", "--steps", "1", "--out", "out.mp4",
+        "--json-progress",
     )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:
         if json.loads(line)["event"] == "section":
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             break
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors.endswith("cancelled\nwhat was finished is in out.partial.mp4\n")
-    assert os.listdir(folder) == ["out.partial.mp4"]
-    assert os.listdir(tmp_path / "temp") == []
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == exit_code
     part = read_video_info(folder / "out.partial.mp4")
     assert 0 < part.num_frames < 901
+    kept = f"{part.num_frames} of 901 frames are kept in out.partial.mp4"
+    assert errors.endswith(f"{summary}\n{kept}\n")
+    partial, cancelled = (json.loads(line) for line in output.splitlines()[-2:])
+    assert (partial["event"], partial["num_frames"]) == ("partial", part.num_frames)
+    assert (cancelled["event"], cancelled["notes"]) == ("cancelled", [kept])
+    assert os.listdir(folder) == ["out.partial.mp4"]
+    assert os.listdir(folder.parent / "temp") == []
+
+
+def test_interrupt_while_libraries_are_imported_is_no_traceback(folder: Path) -> None:
+    (folder.parent / "slow").mkdir()
+    # A library of ours that is imported first, and takes its time.
+    (folder.parent / "slow" / "typer.py").write_text(
+        "print('importing', flush=True)\nimport time\ntime.sleep(60)\n"
+    )
+    process = start(folder, "demo", libraries=str(folder.parent / "slow"))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "cancelled\n")
 
 
 def test_unknown_example_suggests_the_nearest() -> None:

@@ -22,11 +22,14 @@ from isoframe.engine import (
     Event,
     FileEvent,
     InputError,
+    JobEvent,
     NumericalError,
+    PartialEvent,
     PhaseEvent,
     Request,
     SectionEvent,
     StepEvent,
+    video,
 )
 from isoframe.engine.config import ORDERS
 from isoframe.engine.segments import Segment, SegmentSpool
@@ -90,12 +93,12 @@ def test_rendered_file_holds_the_frames_and_says_how_it_was_made(
     frames = torch.cat(
         [section.frames for section in sorted(engine.generate(request), key=lambda s: s.first_frame)]
     )
-    video = engine.render(request, tmp_path / "new folder" / "out.mp4")
-    assert (video.num_frames, video.fps, video.width, video.height) == (25, 30, 64, 64)
-    decoded = decode(video.path)
+    result = engine.render(request, tmp_path / "new folder" / "out.mp4")
+    assert (result.num_frames, result.fps, result.width, result.height) == (25, 30, 64, 64)
+    decoded = decode(result.path)
     # Lossless for H.264, but chroma is stored at half resolution.
     assert np.abs(decoded.astype(int) - frames.numpy().astype(int)).mean() < 3
-    metadata = json.loads(json.dumps(read_video_info(video.path).metadata))
+    metadata = json.loads(json.dumps(read_video_info(result.path).metadata))
     assert metadata["seed"] == 5
     assert metadata["model"] == "demo"
     assert len(str(metadata["model_hash"])) == 64
@@ -130,16 +133,21 @@ def test_events_tell_the_course_of_a_job(
     engine: Engine, make_request: Callable[..., Request], tmp_path: Path
 ) -> None:
     events: list[Event] = []
-    video = engine.render(make_request(), tmp_path / "out.mp4", on_event=events.append)
+    result = engine.render(make_request(), tmp_path / "out.mp4", on_event=events.append)
     phases = [event.phase for event in events if isinstance(event, PhaseEvent)]
     assert phases == ["text", "image", *["denoise", "decode"] * 3, "write"]
+    # 0.8 s at 30 frames a second are 3 sections of 8 frames; the image is 64 x 64.
+    assert events[0] == JobEvent(
+        order="inverted", num_sections=3, num_frames=25, fps=30, seconds=25 / 30, requested_seconds=0.8,
+        height=64, width=64, image_height=64, image_width=64,
+    )  # fmt: skip
     steps = [event for event in events if isinstance(event, StepEvent)]
     assert [(event.section, event.step) for event in steps] == [(n, s) for n in range(3) for s in range(2)]
     # The end of the video comes first.
     assert [event.first_latent_frame for event in steps[::2]] == [5, 3, 1]
     finals = [event.num_final_frames for event in events if isinstance(event, SectionEvent)]
     assert finals == [0, 8, 25]
-    assert events[-1] == FileEvent(path=video.path)
+    assert events[-1] == FileEvent(path=result.path)
 
 
 def test_step_cache_reports_what_it_skips(engine: Engine, make_request: Callable[..., Request]) -> None:
@@ -200,11 +208,68 @@ def test_what_is_finished_stays_playable(
     engine: Engine, make_request: Callable[..., Request], tmp_path: Path, error: BaseException
 ) -> None:
     folder = tmp_path / "out"
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error)) as caught:
         engine.render(make_request(), folder / "video.mp4", on_event=interrupt_in_last_section(error))
     assert [path.name for path in folder.iterdir()] == ["video.partial.mp4"]
     # 8 final frames and the 5 that the next section would have changed.
     assert len(decode(folder / "video.partial.mp4")) == 13
+    assert caught.value.__notes__ == [f"13 of 25 frames are kept in {folder / 'video.partial.mp4'}"]
+
+
+def test_every_job_that_stops_early_leaves_a_file_of_its_own(
+    engine: Engine, make_request: Callable[..., Request], tmp_path: Path
+) -> None:
+    (tmp_path / "video.partial.mp4").write_bytes(b"of an earlier job")
+    for number in (2, 3):
+        events: list[Event] = []
+
+        def stop(event: Event, events: list[Event] = events) -> None:
+            events.append(event)
+            interrupt_in_last_section(KeyboardInterrupt())(event)
+
+        with pytest.raises(KeyboardInterrupt):
+            engine.render(make_request(), tmp_path / "video.mp4", on_event=stop)
+        path = tmp_path / f"video.partial-{number}.mp4"
+        assert events[-1] == PartialEvent(path=path, num_frames=13, num_video_frames=25)
+        assert len(decode(path)) == 13
+    assert (tmp_path / "video.partial.mp4").read_bytes() == b"of an earlier job"
+    engine.render(make_request(), tmp_path / "video.mp4")
+    assert len(list(tmp_path.glob("*.partial*.mp4"))) == 3
+
+
+def test_frames_of_an_earlier_job_stay_until_new_ones_come(
+    engine: Engine, make_request: Callable[..., Request], tmp_path: Path
+) -> None:
+    old = tmp_path / "png" / "frame_00000.png"
+    old.parent.mkdir()
+    old.write_bytes(b"old")
+
+    def stop(event: Event) -> None:
+        raise KeyboardInterrupt
+
+    options = {"overwrite": True, "png_dir": old.parent}
+    with pytest.raises(KeyboardInterrupt):
+        engine.render(make_request(), tmp_path / "video.mp4", on_event=stop, **options)
+    assert old.read_bytes() == b"old"
+    engine.render(make_request(), tmp_path / "video.mp4", **options)
+    assert len(list(old.parent.iterdir())) == 25
+    assert old.read_bytes() != b"old"
+
+
+def test_a_part_that_cannot_be_kept_is_told_in_a_note(
+    engine: Engine, make_request: Callable[..., Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(video, "write_mp4", full)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        engine.render(
+            make_request(),
+            tmp_path / "video.mp4",
+            on_event=interrupt_in_last_section(KeyboardInterrupt()),
+        )
+    assert caught.value.__notes__[0].startswith("the finished part could not be kept: cannot write")
 
 
 def test_nothing_is_left_when_no_section_was_finished(
@@ -213,9 +278,11 @@ def test_nothing_is_left_when_no_section_was_finished(
     def stop(event: Event) -> None:
         raise KeyboardInterrupt
 
+    folders = {"png_dir": tmp_path / "png", "preview_dir": tmp_path / "preview"}
     with pytest.raises(KeyboardInterrupt):
-        engine.render(make_request(), tmp_path / "out" / "video.mp4", on_event=stop)
+        engine.render(make_request(), tmp_path / "out" / "video.mp4", on_event=stop, **folders)
     assert list((tmp_path / "out").iterdir()) == []
+    assert [folder for folder in folders.values() if folder.exists()] == []
 
 
 @pytest.fixture
@@ -254,7 +321,9 @@ def test_a_full_disk_in_the_last_section_keeps_the_others(
         return append(self, *args)
 
     monkeypatch.setattr(SegmentSpool, "append", fail_at_the_second)
-    with pytest.raises(InputError, match="No space left on device; 8 of 25 frames are finished"):
+    with pytest.raises(
+        InputError, match=r"No space left on device; free some space[^\n]*\n8 of 25 frames are kept in"
+    ):
         engine.render(make_request(), tmp_path / "out" / "video.mp4")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["video.partial.mp4"]
     assert len(decode(tmp_path / "out" / "video.partial.mp4")) >= 8

@@ -224,7 +224,7 @@ def test_partial_file_of_the_end_with_a_preview_in_front(tmp_path):
     with make_writer(tmp_path / "a.mp4", 145) as writer:
         writer.write(clip[:0], 145)
         writer.write(clip[109:], 109)
-        path = writer.write_partial(preview=(clip[76:109], 76))
+        path = writer.write_partial(preview=(clip[76:109], 76)).path
         assert path == tmp_path / "a.partial.mp4"
         decoded, times = decode(path)
         assert times == list(range(69))
@@ -235,7 +235,7 @@ def test_partial_file_of_the_end_with_a_preview_in_front(tmp_path):
         }
         # The preview is not kept, and its frames come again as final ones.
         writer.write(clip[73:109], 73)
-        assert len(decode(writer.write_partial(tmp_path / "sub" / "b.mp4"))[0]) == 72
+        assert len(decode(writer.write_partial(tmp_path / "sub" / "b.mp4").path)[0]) == 72
         writer.write(clip[:73], 0)
         writer.finish()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "sub"]
@@ -246,7 +246,7 @@ def test_partial_file_is_the_longest_run(tmp_path):
     with make_writer(tmp_path / "a.mp4", 40) as writer:
         for start, stop in ((0, 4), (20, 25), (25, 31)):
             writer.write(clip[start:stop], start)
-        decoded, _ = decode(writer.write_partial(preview=(clip[5:10], 5)))
+        decoded, _ = decode(writer.write_partial(preview=(clip[5:10], 5)).path)
     assert psnr(decoded, clip[20:31]).min() >= 34
     assert (tmp_path / "a.partial.mp4").exists()
 
@@ -254,7 +254,21 @@ def test_partial_file_is_the_longest_run(tmp_path):
 def test_preview_alone_makes_a_partial_file(tmp_path):
     clip = moving_clip(37)
     with make_writer(tmp_path / "a.mp4", 37) as writer:
-        assert len(decode(writer.write_partial(preview=(clip[4:37], 4)))[0]) == 33
+        assert len(decode(writer.write_partial(preview=(clip[4:37], 4)).path)[0]) == 33
+
+
+def test_partial_file_never_takes_the_place_of_an_earlier_job_s(tmp_path):
+    for name in ("a.partial.mp4", "a.partial-2.mp4"):
+        (tmp_path / name).write_text("precious")
+    clip = moving_clip(10)
+    with make_writer(tmp_path / "a.mp4", 10) as writer:
+        writer.write(clip[:5], 0)
+        for _ in range(2):
+            assert writer.write_partial().path == tmp_path / "a.partial-3.mp4"
+        writer.write(clip[5:], 5)
+        writer.finish()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "a.partial-2.mp4", "a.partial.mp4"]
+    assert (tmp_path / "a.partial.mp4").read_text() == "precious"
 
 
 def test_partial_file_of_nothing(tmp_path):
@@ -349,7 +363,7 @@ def test_an_interrupted_write_leaves_the_segments_as_they_were(tmp_path, monkeyp
             patch.setattr(segments, "_write_all", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 writer.write(clip[:36], 0)
-        assert len(decode(writer.write_partial())[0]) == 36
+        assert len(decode(writer.write_partial().path)[0]) == 36
         writer.write(clip[:36], 0)
         writer.finish()
     assert psnr(decode(tmp_path / "a.mp4")[0], clip).min() >= 34
@@ -406,9 +420,9 @@ def test_disk_full_while_writing_keeps_the_finished_segments(tmp_path, monkeypat
         num_finished = writer.num_final_frames
         assert 0 < num_finished < 40
         assert str(tmp_path / "a.mp4") in str(raised.value)
-        assert f"{num_finished} of 40 frames" in str(raised.value)
-        assert "free some space or choose another folder" in str(raised.value)
-        assert len(decode(writer.write_partial())[0]) == num_finished
+        # What becomes of the finished frames is told by whoever writes the partial file.
+        assert str(raised.value).endswith("No space left on device; free some space or choose another folder")
+        assert len(decode(writer.write_partial().path)[0]) == num_finished
     assert [path.name for path in tmp_path.iterdir()] == ["a.partial.mp4"]
 
 
@@ -428,11 +442,11 @@ def test_disk_full_while_joining(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             SmallDisk(patch, size // 2)
             with pytest.raises(
-                InputError, match=r"cannot write .*a\.mp4: No space left on device; 20 of 20 frames"
+                InputError, match=r"cannot write .*a\.mp4: No space left on device; free some space"
             ):
                 writer.finish()
         assert [path.name for path in tmp_path.iterdir()] == ["reference.mp4"]
-        assert len(decode(writer.write_partial())[0]) == 20
+        assert len(decode(writer.write_partial().path)[0]) == 20
 
 
 def test_a_real_limit_of_the_file_size(tmp_path):
@@ -459,14 +473,16 @@ def test_a_real_limit_of_the_file_size(tmp_path):
             except InputError as error:
                 print(error)
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-            print(read_video_info(writer.write_partial()).num_frames, writer.num_final_frames)
+            print(read_video_info(writer.write_partial().path).num_frames, writer.num_final_frames)
     """
     assert resource.RLIMIT_FSIZE
     with start_process(script, tmp_path / "a.mp4", CAPACITY, stdout=subprocess.PIPE) as process:
         lines = process.stdout.read().splitlines()
     assert process.returncode == 0
-    assert lines[0].startswith(f"cannot write {tmp_path / 'a.mp4'}: File too large")
-    assert lines[1].startswith(f"cannot write {tmp_path / 'a.partial.mp4'}: File too large")
+    reason = "the file would be larger than its file system, or a limit of this process, allows"
+    assert lines[0].startswith(f"cannot write {tmp_path / 'a.mp4'}: {reason}")
+    assert lines[1].startswith(f"cannot write {tmp_path / 'a.partial.mp4'}: {reason}")
+    assert "ulimit -f" in lines[1]
     num_frames, num_final_frames = lines[2].split()
     assert 0 < int(num_frames) == int(num_final_frames) < 40
 
@@ -510,8 +526,15 @@ def test_folder_that_cannot_be_written_is_refused_before_any_work(error, tmp_pat
 
 def test_output_below_a_file(tmp_path):
     (tmp_path / "a").write_text("")
-    with pytest.raises(InputError, match=r"output folder .* cannot be written: .*; choose another folder"):
-        make_writer(tmp_path / "a" / "b.mp4", 5)
+    with pytest.raises(InputError) as raised:
+        make_writer(tmp_path / "a" / "b" / "c.mp4", 5)
+    assert f"{tmp_path / 'a'} is a file, not a folder; choose another folder" in str(raised.value)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device")
+def test_a_device_is_no_output():
+    with pytest.raises(InputError, match="output must be a file of its own, /dev/full is a device or a pipe"):
+        make_writer("/dev/full", 5, overwrite=True)
 
 
 @pytest.mark.parametrize(
