@@ -17,7 +17,15 @@ Prompt = Annotated[str, Option("--prompt", "-p", help="What happens in the video
 NegativePrompt = Annotated[
     str, Option("--negative-prompt", help="What to avoid; used when --cfg is not 1.", rich_help_panel=JOB)
 ]
-Seconds = Annotated[float, Option("--seconds", "-s", help="Length of the video.", rich_help_panel=JOB)]
+Seconds = Annotated[
+    float,
+    Option(
+        "--seconds",
+        "-s",
+        help="Length of the video, rounded to whole sections: 1.2 s each at 30 fps and window 9.",
+        rich_help_panel=JOB,
+    ),
+]
 Model = Annotated[
     str,
     Option(
@@ -83,7 +91,9 @@ StepCache = Annotated[
 StepCacheThreshold = Annotated[
     float, Option("--step-cache-threshold", help="Higher skips more steps.", rich_help_panel=SAMPLING)
 ]
-Window = Annotated[int, Option("--window", help="Latent frames per section.", rich_help_panel=SAMPLING)]
+Window = Annotated[
+    int, Option("--window", help="Latent frames per section (4 frames each).", rich_help_panel=SAMPLING)
+]
 Out = Annotated[Path, Option("--out", "-o", help="The MP4 to write.", rich_help_panel=OUTPUT)]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace --out if it exists.", rich_help_panel=OUTPUT)]
 Fps = Annotated[int, Option("--fps", help="Frames per second of the file.", rich_help_panel=OUTPUT)]
@@ -99,7 +109,7 @@ JsonProgress = Annotated[
     bool,
     Option(
         "--json-progress",
-        help="One JSON object per event on stdout, nothing else there.",
+        help="One JSON object per event on stdout, nothing else there; failure and Ctrl-C included.",
         rich_help_panel=OUTPUT,
     ),
 ]

@@ -9,46 +9,61 @@ from ..events import Event, PhaseEvent, SectionEvent, StepEvent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """The pace after one step.
+    """The pace so far.
 
     Attributes:
         seconds_per_step: mean over the steps of this section so far.
-        seconds_per_frame: all time since denoising began (decoding included) per frame of video.
-        seconds_left: expected until the last step.
+        seconds_per_frame: denoising and decoding of a whole section, per frame of video; None until a section was
+            decoded. The first section has no neighbour to decode again, so later figures are a little higher.
+        seconds_left: expected until the end; without the decoding until a section was decoded.
     """
 
     seconds_per_step: float
-    seconds_per_frame: float
+    seconds_per_frame: float | None
     seconds_left: float
 
 
 class Pace:
-    """Measures a job by its events."""
+    """Measures a job by its events.
+
+    All steps are averaged. Of the decodes the last one counts: all but the first take the same time.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._start = self._section_start = clock()
-        self._has_steps = False
+        self._section_start = self._last_step_end = clock()
+        self._denoise_seconds = self._decode_seconds = 0.0
+        self._num_steps = self._num_sections = 0
+        self._last_step: StepEvent | None = None
 
     def on_event(self, event: Event) -> Reading | None:
-        """Take an event in; a step gives a reading."""
+        """Take an event in; a step and the end of a section give a reading."""
+        now = self._clock()
         if isinstance(event, StepEvent):
-            self._has_steps = True
+            started = self._section_start if event.step == 0 else self._last_step_end
+            self._denoise_seconds += now - started
+            self._num_steps += 1
+            self._last_step, self._last_step_end = event, now
             return self._read(event)
-        if isinstance(event, PhaseEvent | SectionEvent):
-            self._section_start = self._clock()
-            if not self._has_steps:
-                self._start = self._section_start
+        if isinstance(event, PhaseEvent) and event.phase == "denoise":
+            self._section_start = now
+        if isinstance(event, SectionEvent) and self._last_step is not None:
+            self._decode_seconds = now - self._last_step_end
+            self._num_sections += 1
+            reading = self._read(self._last_step)
+            self._section_start = now
+            return reading
         return None
 
     def _read(self, event: StepEvent) -> Reading:
-        now = self._clock()
-        num_done = event.section + (event.step + 1) / event.num_steps
-        elapsed = now - self._start
+        step = self._denoise_seconds / self._num_steps
+        num_steps_left = event.num_sections * event.num_steps - self._num_steps
+        num_decodes_left = event.num_sections - self._num_sections
+        section = event.num_steps * step + self._decode_seconds
         return Reading(
-            seconds_per_step=(now - self._section_start) / (event.step + 1),
-            seconds_per_frame=elapsed / (num_done * section_frames(event)),
-            seconds_left=elapsed / num_done * (event.num_sections - num_done),
+            seconds_per_step=(self._last_step_end - self._section_start) / (event.step + 1),
+            seconds_per_frame=section / section_frames(event) if self._num_sections else None,
+            seconds_left=num_steps_left * step + num_decodes_left * self._decode_seconds,
         )
 
 

@@ -1,9 +1,7 @@
 """Progress of a job on the terminal, as plain lines, or as JSON."""
 
-import json
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from types import TracebackType
 from typing import Protocol, Self, TextIO
 
@@ -11,9 +9,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from ..events import Event, PhaseEvent, SectionEvent, StepEvent
+from ..events import Event, JobEvent, PhaseEvent, SectionEvent, StepEvent
+from .json_lines import json_line
 from .pace import Pace, Reading, video_span
 
+# A progress line fits 80 columns; the bar before it takes the rest.
+_MIN_WIDTH_FOR_BAR = 96
 _PHASES = {
     "load": "loading the model",
     "text": "reading the prompt",
@@ -55,15 +56,13 @@ class _Plain:
 
 
 class JsonReporter(_Plain):
-    """One JSON object per event and line; tensors are left out."""
+    """One JSON object per event and line."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def on_event(self, event: Event) -> None:
-        kind = type(event).__name__.removesuffix("Event").lower()
-        values = {field.name: getattr(event, field.name) for field in fields(event) if field.name != "x0"}
-        self._stream.write(json.dumps({"event": kind, **values}, default=str) + "\n")
+        self._stream.write(json_line(event) + "\n")
         self._stream.flush()
 
 
@@ -74,16 +73,18 @@ class LineReporter(_Plain):
         self._console = console
         self._fps = fps
         self._pace = make_pace()
-        self._last: tuple[StepEvent, Reading] | None = None
+        self._last: StepEvent | None = None
 
     def on_event(self, event: Event) -> None:
         reading = self._pace.on_event(event)
-        if isinstance(event, StepEvent) and reading is not None:
+        if isinstance(event, StepEvent):
             if self._last is None:
                 self._console.print(direction(event))
-            self._last = event, reading
-        elif isinstance(event, SectionEvent) and self._last is not None:
-            self._console.print(describe(*self._last, self._fps), soft_wrap=True)
+            self._last = event
+        elif isinstance(event, SectionEvent) and self._last is not None and reading is not None:
+            self._console.print(describe(self._last, reading, self._fps), soft_wrap=True)
+        elif isinstance(event, JobEvent):
+            print_differences(self._console, event)
         elif isinstance(event, PhaseEvent) and self._last is None:
             self._console.print(_PHASES.get(event.phase, event.phase))
 
@@ -92,8 +93,9 @@ class BarReporter:
     """A line per phase, then a live bar: section, step, pace and the place in the video."""
 
     def __init__(self, console: Console, fps: float) -> None:
+        bar = [BarColumn(bar_width=12)] if console.width >= _MIN_WIDTH_FOR_BAR else []
         self._progress = Progress(
-            BarColumn(bar_width=12),
+            *bar,
             TextColumn("{task.description}", table_column=Column(no_wrap=False)),
             console=console,
             transient=True,
@@ -106,6 +108,8 @@ class BarReporter:
         reading = self._pace.on_event(event)
         if isinstance(event, StepEvent) and reading is not None:
             self._show_step(event, reading)
+        elif isinstance(event, JobEvent):
+            print_differences(self._progress.console, event)
         elif isinstance(event, PhaseEvent):
             self._show_phase(_PHASES.get(event.phase, event.phase))
 
@@ -145,14 +149,51 @@ def direction(event: StepEvent) -> str:
     return f"{event.num_sections} sections, forward order: the start of the video comes first"
 
 
+def print_differences(console: Console, event: JobEvent) -> None:
+    """One line each for what the video does not take over as it was given: its length, the image's size."""
+    for line in (length_difference(event), size_difference(event)):
+        if line is not None:
+            console.print(line, soft_wrap=True)
+
+
+def length_difference(event: JobEvent) -> str | None:
+    """What was asked for and what comes, where that differs by a tenth of a second or more."""
+    asked, made = f"{event.requested_seconds:.1f}", f"{event.seconds:.1f}"
+    if asked == made:
+        return None
+    section = (event.num_frames - 1) / event.num_sections / event.fps
+    return f"{asked} s asked for, {made} s are made: a video has whole sections of {section:.1f} s"
+
+
+def size_difference(event: JobEvent) -> str | None:
+    """How the image is fitted to the video, if it is."""
+    image, video = (event.image_height, event.image_width), (event.height, event.width)
+    if image == video:
+        return None
+    change = "scaled" if image[0] * video[1] == image[1] * video[0] else "scaled and cropped"
+    return f"the image ({image[0]}x{image[1]}, height x width) is {change} to {video[0]}x{video[1]}"
+
+
 def describe(event: StepEvent, reading: Reading, fps: float) -> str:
-    """Section, step, place in the video and pace in one line."""
+    """Section, place in the video, step and pace in one line of at most 80 columns."""
     start, end = video_span(event, fps)
-    return (
-        f"section {event.section + 1}/{event.num_sections} (video {start:.1f}-{end:.1f} s) "
-        f"step {event.step + 1}/{event.num_steps}  {reading.seconds_per_step:.3g} s/it  "
-        f"{reading.seconds_per_frame:.3g} s/frame  ETA {format_duration(reading.seconds_left)}"
-    )
+    parts = [
+        f"section {event.section + 1}/{event.num_sections} ({start:.1f}-{end:.1f} s) "
+        f"step {event.step + 1}/{event.num_steps}",
+        f"{format_pace(reading.seconds_per_step)} s/it",
+    ]
+    if reading.seconds_per_frame is None:
+        # What decoding takes is not known yet.
+        parts.append(f"ETA >{format_duration(reading.seconds_left)}")
+    else:
+        parts.append(f"{format_pace(reading.seconds_per_frame)} s/frame")
+        parts.append(f"ETA {format_duration(reading.seconds_left)}")
+    return "  ".join(parts)
+
+
+def format_pace(seconds: float) -> str:
+    """Three digits; no exponent for long times."""
+    return f"{seconds:.3g}" if seconds < 100 else f"{seconds:.0f}"
 
 
 def format_duration(seconds: float) -> str:

@@ -133,7 +133,7 @@ def test_result_is_the_only_line_on_stdout(engine: type[FakeEngine], image: Path
         rf"{path}: 73 frames, 2\.4 s, 48x64 \(height x width\), made in \d\.\d s\n", result.stdout
     )
     assert "inverted order: the end of the video comes first" in result.stderr
-    assert "section 2/2 (video 0.0-1.2 s) step 3/3" in result.stderr
+    assert "section 2/2 (0.0-1.2 s) step 3/3" in result.stderr
 
 
 def test_quiet_prints_nothing(engine: type[FakeEngine], image: Path) -> None:

@@ -1,5 +1,6 @@
 """What a user sees of a running job."""
 
+import dataclasses
 import io
 import json
 from collections.abc import Iterator
@@ -9,15 +10,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from isoframe.engine.commands.pace import Pace, video_span
+from isoframe.engine.commands.pace import Pace, Reading, video_span
 from isoframe.engine.commands.progress import (
     BarReporter,
     JsonReporter,
     LineReporter,
+    describe,
     format_duration,
     make_reporter,
 )
-from isoframe.engine.events import Event, FileEvent, PhaseEvent, SectionEvent, StepEvent
+from isoframe.engine.events import Event, FileEvent, JobEvent, PhaseEvent, SectionEvent, StepEvent
 
 NUM_SECTIONS, NUM_STEPS, WINDOW = 2, 4, 9
 
@@ -65,12 +67,13 @@ def test_pace_counts_decoding_per_frame_but_not_per_step_and_loading_never() -> 
     for clock.now, event in job():
         if (reading := pace.on_event(event)) is not None:
             readings.append(reading)
-    assert [reading.seconds_per_step for reading in readings] == pytest.approx([2.0] * 8)
-    # First section: 8 s of steps for 36 frames. Last step: 36 s + 8 s for 72 frames.
-    assert readings[3].seconds_per_frame == pytest.approx(8 / 36)
-    assert readings[3].seconds_left == pytest.approx(8)
-    assert readings[-1].seconds_per_frame == pytest.approx(44 / 72)
-    assert readings[-1].seconds_left == 0
+    assert [reading.seconds_per_step for reading in readings] == pytest.approx([2.0] * 10)
+    # Until a section was decoded there is no figure; from then on 8 s of steps and 28 s of decoding, at every step.
+    assert [reading.seconds_per_frame for reading in readings] == [None] * 4 + [pytest.approx(1.0)] * 6
+    # The steps alone at first; then what really comes.
+    assert [reading.seconds_left for reading in readings] == pytest.approx(
+        [14, 12, 10, 8, 36, 34, 32, 30, 28, 0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,15 +105,69 @@ def test_lines_are_one_per_section() -> None:
         "loading the model",
         "denoising",
         "2 sections, inverted order: the end of the video comes first",
-        "section 1/2 (video 1.2-2.4 s) step 4/4  2 s/it  0.222 s/frame  ETA 0:08",
-        "section 2/2 (video 0.0-1.2 s) step 4/4  2 s/it  0.611 s/frame  ETA 0:00",
+        "section 1/2 (1.2-2.4 s) step 4/4  2 s/it  1 s/frame  ETA 0:36",
+        "section 2/2 (0.0-1.2 s) step 4/4  2 s/it  1 s/frame  ETA 0:00",
     ]
 
 
 def test_forward_order_says_so() -> None:
     lines = report_lines(is_inverted=False)
     assert lines[2] == "2 sections, forward order: the start of the video comes first"
-    assert lines[3].startswith("section 1/2 (video 0.0-1.2 s)")
+    assert lines[3].startswith("section 1/2 (0.0-1.2 s)")
+
+
+def test_progress_of_a_long_video_fits_80_columns() -> None:
+    event = StepEvent(
+        section=98, num_sections=100, step=24, num_steps=25, is_computed=True,
+        first_latent_frame=10, x0=torch.zeros(1, 16, WINDOW, 2, 2),
+    )  # fmt: skip
+    for seconds_per_frame in (None, 12.34):
+        reading = Reading(
+            seconds_per_step=1234.5, seconds_per_frame=seconds_per_frame, seconds_left=3600 * 11
+        )
+        assert len(describe(event, reading, 30)) <= 80
+
+
+def test_eta_without_a_decode_is_a_lower_bound() -> None:
+    event = step_event(0, 0)
+    early = Reading(seconds_per_step=2, seconds_per_frame=None, seconds_left=14)
+    assert describe(event, early, 30).endswith("2 s/it  ETA >0:14")
+
+
+def job_event(**changes: object) -> JobEvent:
+    as_asked = JobEvent(
+        order="inverted", num_sections=2, num_frames=73, fps=30, seconds=73 / 30, requested_seconds=2.4,
+        height=64, width=64, image_height=64, image_width=64,
+    )  # fmt: skip
+    return dataclasses.replace(as_asked, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({}, []),
+        (
+            {"requested_seconds": 3.0},
+            ["3.0 s asked for, 2.4 s are made: a video has whole sections of 1.2 s"],
+        ),
+        (
+            {"image_height": 128, "image_width": 128},
+            ["the image (128x128, height x width) is scaled to 64x64"],
+        ),
+        (
+            {"image_height": 480, "image_width": 640},
+            ["the image (480x640, height x width) is scaled and cropped to 64x64"],
+        ),
+    ],
+)
+def test_only_what_differs_from_the_request_is_said(changes: dict[str, object], lines: list[str]) -> None:
+    stream = io.StringIO()
+    for reporter in (LineReporter, BarReporter):
+        with reporter(Console(file=stream, width=200), 30) as running:
+            running.on_event(job_event(**changes))
+        assert [line for line in stream.getvalue().splitlines() if line] == lines
+        stream.truncate(0)
+        stream.seek(0)
 
 
 @pytest.mark.parametrize("width", [60, 160])
