@@ -1,13 +1,98 @@
-"""Attention over the joint sequence of latent and condition tokens."""
+"""Self-attention over the joint sequence of latent and condition tokens, from projection to heads."""
+
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-BACKEND = "torch SDPA"
+from ..kernels import qk_norm_rope
+from .attention_backends import BACKENDS, AttentionBackend, Exactness
+
+BACKEND = "sdpa"
+
+
+class SelfAttention(Protocol):
+    """The attention step of every block: norm of q and k, rotation, attention.
+
+    Attributes:
+        name: of the backend, as in ``EngineConfig.attention``.
+        exactness: "exact", "rounding" or "approximate".
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def exactness(self) -> Exactness: ...
+
+    def reset(self) -> None:
+        """Forget what earlier steps left; call it when a section begins."""
+        ...
+
+    def attend(
+        self,
+        qkv: Tensor,
+        q_norm: Tensor,
+        k_norm: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        out: Tensor,
+        queries: slice,
+        block: int,
+    ) -> None:
+        """Write the attention of the rows ``queries`` over all rows to ``out``.
+
+        Args:
+            qkv: fused projection ``[1, N, 3, H, K]``, latent tokens first; q of other rows may hold anything finite.
+            q_norm: norm weights ``[2, K]`` of q: latent, then condition tokens.
+            k_norm: the same for k.
+            cos: rotary table of the latent tokens ``[num_latent_tokens, K / 2]``, fp32.
+            sin: the same for sin.
+            out: ``[1, M, H * K]``, strided rows with contiguous channels; must not overlap ``qkv``.
+            queries: M consecutive rows.
+            block: index of the block among all blocks, dual then single.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FloatAttention:
+    """Norm and rotation in one operation, then a backend that takes q, k and v in floating point."""
+
+    backend: AttentionBackend
+
+    @property
+    def name(self) -> str:
+        return self.backend.name
+
+    @property
+    def exactness(self) -> Exactness:
+        return self.backend.exactness
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+    def attend(
+        self,
+        qkv: Tensor,
+        q_norm: Tensor,
+        k_norm: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        out: Tensor,
+        queries: slice,
+        block: int,
+    ) -> None:
+        q, k = qk_norm_rope(qkv, q_norm, k_norm, cos, sin)
+        out.copy_(self.backend(q[:, queries], k, qkv[:, :, 2]))
+
+
+SDPA_ATTENTION = FloatAttention(BACKENDS["sdpa"])
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention with scale 1/sqrt(head_dim).
+    """Softmax attention with scale 1/sqrt(head_dim) by torch, for the short sequences outside the blocks.
 
     Args:
         q: ``[B, M, H, K]``.

@@ -18,6 +18,7 @@ ORDERS = ("inverted", "forward")
 SAMPLERS = ("unipc", "unipc-bh2", "euler")
 STEP_CACHES = ("none", "teacache")
 PRECISIONS = ("fp32", "bf16")
+ATTENTIONS = ("auto", "sdpa", "flash-attn", "flash-attn-3", "sageattention", "xformers")
 POSTERIORS = ("sample", "mode")
 
 
@@ -38,13 +39,17 @@ class EngineConfig:
     Attributes:
         device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
         precision: "fp32" or "bf16"; None means fp32 on the CPU and bf16 on CUDA.
-        cache_dir: folder of cached embeddings; None means $ISOFRAME_CACHE, else the platform's cache folder.
+        attention: "auto" (torch's on the CPU; on CUDA the fastest of what is installed, measured once), or one by
+            name: "sdpa" (torch), "flash-attn", "flash-attn-3", "xformers", or approximate "sageattention".
+        cache_dir: folder of cached embeddings and measured choices; None means $ISOFRAME_CACHE, else the
+            platform's cache folder.
         local_files_only: never ask the Hub; a file that is not cached is an error.
         vae_tiles: run the VAE in tiles of 256 px: less memory, slightly different pixels (approximate).
     """
 
     device: str = "auto"
     precision: str | None = None
+    attention: str = "auto"
     cache_dir: str | os.PathLike[str] | None = None
     local_files_only: bool = False
     vae_tiles: bool = False
@@ -54,6 +59,7 @@ class EngineConfig:
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if self.precision is not None:
             check_choice("precision", self.precision, PRECISIONS)
+        check_choice("attention", self.attention, ATTENTIONS)
 
     def cache_path(self) -> Path:
         """Folder of cached files; not created."""

@@ -50,7 +50,7 @@ class EmbeddingCache:
         content = save(stored, metadata={"digest": _digest(stored)})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write_atomically(self._path(key), content)
+            write_atomically(self._path(key), content)
         except OSError as error:
             if self._is_writable:
                 _logger.warning("embeddings are not cached: %s cannot be written: %s", self.folder, error)
@@ -69,7 +69,8 @@ def _warn_of_damage(path: Path, reason: str) -> None:
     _logger.warning("the cached embedding %s is damaged (%s): computing it again", path, reason)
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``path`` whole or not at all; its folder exists."""
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
         temporary = Path(file.name)
         try:

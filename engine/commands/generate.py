@@ -36,6 +36,7 @@ def generate(
     quiet: options.Quiet = False,
     device: options.Device = "auto",
     precision: options.Precision = None,
+    attention: options.Attention = "auto",
     vae_tiles: options.VaeTiles = False,
     component: options.ComponentOverrides = None,
     cache_dir: options.CacheDir = None,
@@ -52,8 +53,8 @@ def generate(
             fps=fps, crf=crf,
         )  # fmt: skip
         config = EngineConfig(
-            device=device, precision=precision, vae_tiles=vae_tiles, cache_dir=cache_dir,
-            local_files_only=local_files_only,
+            device=device, precision=precision, attention=attention, vae_tiles=vae_tiles,
+            cache_dir=cache_dir, local_files_only=local_files_only,
         )  # fmt: skip
         Rendering(
             request=request, model=model, config=config, components=options.parse_components(component),

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from ..config import ORDERS, PRECISIONS, SAMPLERS, STEP_CACHES, Request
+from ..config import ATTENTIONS, ORDERS, PRECISIONS, SAMPLERS, STEP_CACHES, Request
 from ..errors import ConfigError
 
 DEFAULTS = Request(image="", prompt="")
@@ -120,6 +120,14 @@ Precision = Annotated[
     Option(
         "--precision",
         help=f"{', '.join(PRECISIONS)} (default: fp32 on the CPU, bf16 on CUDA).",
+        rich_help_panel=MACHINE,
+    ),
+]
+Attention = Annotated[
+    str,
+    Option(
+        "--attention",
+        help=f"{', '.join(ATTENTIONS)}; auto measures once which is fastest.",
         rich_help_panel=MACHINE,
     ),
 ]
