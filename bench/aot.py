@@ -3,17 +3,19 @@
 Needs no GPU: Triton brings the assembler and the disassembler of every architecture.
 """
 
+import multiprocessing
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ..kernels import KernelSpec
-from ..kernels._launch import Launch, record_launches
+from ..kernels import KERNELS, KernelSpec
+from ..kernels._launch import ARCHS, Launch, Settings, record_launches
 
 # Largest shared memory of one program; GeForce cards expose 99 KB of their 100.
 _SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 120: 101_376}
@@ -47,7 +49,7 @@ class CompiledKernel:
     stack_bytes: int
     mma: tuple[str, ...]
 
-    def failures(self, expected_mma: str | None) -> list[str]:
+    def find_failures(self, expected_mma: str | None) -> list[str]:
         """What breaks a limit, in words."""
         found = []
         if self.shared_bytes > _SHARED_LIMIT[self.arch]:
@@ -63,12 +65,86 @@ class CompiledKernel:
         return found
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledPair:
+    """One operation compiled for one architecture.
+
+    Attributes:
+        spec: operation.
+        arch: compute capability, 10 * major + minor.
+        kernels: its Triton functions; a function with several variants appears several times.
+        failures: what breaks a limit or did not compile, in words.
+    """
+
+    spec: str
+    arch: int
+    kernels: tuple[CompiledKernel, ...]
+    failures: tuple[str, ...]
+
+
+def compile_pairs(
+    names: Sequence[str], archs: Sequence[int] = ARCHS, *, num_processes: int = 1
+) -> Iterator[CompiledPair]:
+    """Compile and check the registered operations ``names`` for those of ``archs`` that each supports.
+
+    Args:
+        names: of operations with a Triton kernel.
+        archs: compute capabilities.
+        num_processes: compilations at a time; 1 stays in this process.
+    """
+    pairs = [(name, arch) for name in names for arch in archs if arch in KERNELS[name].archs]
+    if num_processes == 1:
+        yield from map(_compile_registered, pairs)
+        return
+    # Spawned: a fork would copy the locks of torch's and pytest's threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+        yield from pool.map(_compile_registered, pairs)
+
+
+def _compile_registered(pair: tuple[str, int]) -> CompiledPair:
+    return compile_pair(KERNELS[pair[0]], pair[1])
+
+
+def compile_pair(
+    spec: KernelSpec, arch: int, overrides: Mapping[str, Settings] | None = None
+) -> CompiledPair:
+    """Compile ``spec`` for ``arch`` in bf16 and check the limits.
+
+    Args:
+        spec: operation with a Triton kernel.
+        arch: compute capability.
+        overrides: launch settings by kernel name in place of the shipped ones.
+    """
+    from triton.errors import TritonError
+
+    try:
+        kernels = tuple(compile_spec(spec, arch, overrides=overrides))
+    # Triton's passes raise RuntimeError where they find no lowering.
+    except (TritonError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        return CompiledPair(spec=spec.name, arch=arch, kernels=(), failures=(f"does not compile: {reason}",))
+    failures = [
+        f"{kernel.function}: {failure}"
+        for kernel in kernels
+        for failure in kernel.find_failures(spec.mma.get(kernel.function))
+    ]
+    absent = spec.mma.keys() - {kernel.function for kernel in kernels}
+    failures += [
+        f"{function}: not launched, though its tensor-core type is given" for function in sorted(absent)
+    ]
+    return CompiledPair(spec=spec.name, arch=arch, kernels=kernels, failures=tuple(failures))
+
+
 def compile_spec(
-    spec: KernelSpec, arch: int, dtype: torch.dtype = torch.bfloat16
+    spec: KernelSpec,
+    arch: int,
+    dtype: torch.dtype = torch.bfloat16,
+    overrides: Mapping[str, Settings] | None = None,
 ) -> Iterator[CompiledKernel]:
     """Compile every distinct launch of ``spec`` at its bench shapes for ``arch``."""
     seen = set()
-    for launch in launches_of(spec, arch, dtype):
+    for launch in launches_of(spec, arch, dtype, overrides):
         binary = _compile(launch, arch)
         if binary.hash in seen:
             continue
@@ -76,10 +152,15 @@ def compile_spec(
         yield _inspect(spec.name, launch, binary, arch)
 
 
-def launches_of(spec: KernelSpec, arch: int, dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
+def launches_of(
+    spec: KernelSpec,
+    arch: int,
+    dtype: torch.dtype = torch.bfloat16,
+    overrides: Mapping[str, Settings] | None = None,
+) -> list[Launch]:
     """What the launcher of ``spec`` launches at its bench shapes on a device of ``arch``."""
     assert spec.launch is not None
-    with record_launches(arch) as launches:
+    with record_launches(arch, overrides) as launches:
         for shape in spec.bench_shapes:
             spec.launch(*spec.make_inputs(shape, dtype, torch.device("meta")))
     return launches

@@ -2,6 +2,7 @@
 
 import typer
 
+from .aot_command import aot
 from .forward_command import forward
 from .quality_command import quality
 
@@ -12,5 +13,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (forward, quality):
+for command in (aot, forward, quality):
     app.command()(command)

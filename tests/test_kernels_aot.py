@@ -1,0 +1,116 @@
+"""Every kernel compiles at the real model's shapes for every architecture, within the limits of each."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import pytest
+from bad_kernels import product_spec
+from typer.testing import CliRunner
+
+from isoframe.bench.aot import CompiledPair, compile_pair, compile_pairs, mma_types
+from isoframe.bench.commands import app
+from isoframe.kernels import KERNELS
+from isoframe.kernels._launch import ARCHS
+
+LAUNCHED = [name for name, spec in KERNELS.items() if spec.launch is not None]
+PAIRS = [(name, arch) for name in LAUNCHED for arch in KERNELS[name].archs]
+Pairs = Mapping[tuple[str, int], CompiledPair]
+
+GOOD = {"ROWS": 64, "COLS": 64, "DEPTH": 64, "num_warps": 4, "num_stages": 2}
+BF16 = {"_product_kernel": "bf16"}
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Pairs:
+    pairs = compile_pairs(LAUNCHED, num_processes=2)
+    return {(pair.spec, pair.arch): pair for pair in pairs}
+
+
+def test_every_supported_pair_is_compiled(compiled: Pairs) -> None:
+    assert list(compiled) == PAIRS
+    assert len(compiled) == sum(len(KERNELS[name].archs) for name in LAUNCHED)
+    assert all(pair.kernels for pair in compiled.values())
+
+
+@pytest.mark.parametrize(("name", "arch"), PAIRS, ids=[f"{name}-sm_{arch}" for name, arch in PAIRS])
+def test_kernel_stays_within_the_limits(compiled: Pairs, name: str, arch: int) -> None:
+    assert compiled[name, arch].failures == ()
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_only_fp8_kernels_leave_out_architectures(name: str) -> None:
+    archs = KERNELS[name].archs
+    assert set(archs) == set(ARCHS) - ({80, 86} if name.endswith("_fp8") else set())
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_good_tiles_pass(arch: int) -> None:
+    pair = compile_pair(product_spec(BF16, **GOOD), arch)
+    assert pair.failures == ()
+    assert [kernel.mma for kernel in pair.kernels] == [("bf16",)]
+
+
+BAD = {
+    "shared": (product_spec(BF16, **GOOD | {"ROWS": 128, "COLS": 256, "num_stages": 4, "num_warps": 8}), 86),
+    "spills": (product_spec(BF16, **GOOD | {"COLS": 128, "DEPTH": 32, "num_warps": 1}), 80),
+    "instruction": (product_spec({"_product_kernel": "s8"}, **GOOD), 89),
+    "name": (product_spec({"_produce_kernel": "bf16"}, **GOOD), 90),
+    "compiler": (product_spec({}, is_fp8=True, **GOOD), 86),
+}
+REPORTS = {
+    "shared": r"_product_kernel: shared memory \d{6} B > 101376 B",
+    "spills": r"_product_kernel: \d+ spill instructions inside a loop",
+    "instruction": r"_product_kernel: no s8 tensor-core instruction \(found: bf16\)",
+    "name": r"_produce_kernel: not launched, though its tensor-core type is given",
+    "compiler": r"does not compile: .*fp8e4nv",
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_fault_is_reported(fault: str) -> None:
+    spec, arch = BAD[fault]
+    report = "\n".join(compile_pair(spec, arch).failures)
+    assert re.search(REPORTS[fault], report), report
+
+
+def test_registers_of_all_threads_are_limited() -> None:
+    (kernel,) = compile_pair(product_spec(BF16, **GOOD), 80).kernels
+    many = dataclasses.replace(kernel, registers=255, num_warps=16)
+    assert many.find_failures(None) == ["255 registers x 512 threads > 65536"]
+
+
+@pytest.mark.parametrize(
+    ("instruction", "operand"),
+    [
+        ("mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32", "s8"),
+        ("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16", "f16"),
+        ("wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8", "s8"),
+        ("wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3", "e4m3"),
+    ],
+)
+def test_operand_type_is_read_from_the_instruction(instruction: str, operand: str) -> None:
+    assert mma_types(f"\t{instruction} {{%r1}}, {{%r2}};") == (operand,)
+
+
+def test_command_exits_1_and_repeats_the_failures_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = dataclasses.replace(
+        KERNELS["gated_residual"], mma={"_gated_residual_kernel": "s8"}, archs=(80, 90)
+    )
+    monkeypatch.setitem(KERNELS, "gated_residual", spec)
+    result = CliRunner().invoke(app, ["aot", "--kernel", "gated_residual", "--processes", "1"])
+    assert result.exit_code == 1
+    assert result.stdout.count("not supported") == 3
+    last = result.stdout.splitlines()[-3:]
+    assert last[0] == "2 pairs of kernel and architecture compiled, 2 failures"
+    assert last[2] == (
+        "FAILED gated_residual on sm_90: _gated_residual_kernel: no s8 tensor-core instruction (found: none)"
+    )
+
+
+def test_command_passes_where_nothing_fails() -> None:
+    result = CliRunner().invoke(
+        app, ["aot", "--kernel", "gated_residual", "--arch", "120", "--processes", "1"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "1 pairs of kernel and architecture compiled, 0 failures" in result.stdout
