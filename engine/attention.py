@@ -9,8 +9,6 @@ from torch import Tensor
 from ..kernels import qk_norm_rope
 from .attention_backends import BACKENDS, AttentionBackend, Exactness
 
-BACKEND = "sdpa"
-
 
 class SelfAttention(Protocol):
     """The attention step of every block: norm of q and k, rotation, attention.

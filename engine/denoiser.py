@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .attention import BACKEND
+from .attention import SDPA_ATTENTION, SelfAttention
+from .attention_backends import AttentionShape
 from .conditioning import Conditioning
 from .config import SamplingConfig
 from .errors import NumericalError
@@ -51,8 +52,14 @@ class _Branch:
 class Denoiser:
     """Samples the sections of a job with one transformer."""
 
-    def __init__(self, transformer: PackedTransformer) -> None:
+    def __init__(
+        self,
+        transformer: PackedTransformer,
+        choose_attention: Callable[[AttentionShape], SelfAttention] = lambda _: SDPA_ATTENTION,
+    ) -> None:
+        """Sample with ``transformer``; ``choose_attention`` is asked at the start of every job."""
         self.transformer = transformer
+        self._choose_attention = choose_attention
 
     def sample(
         self, conditioning: Conditioning, sampling: SamplingConfig, on_event: EventHandler | None = None
@@ -66,9 +73,13 @@ class Denoiser:
 
         Raises:
             InputError: a tensor does not fit the checkpoint.
+            DeviceError: the configured attention does not run at this size.
             NumericalError: latents became NaN or infinite.
         """
         conditioning.check(self.transformer.config, sampling.cfg_scale)
+        self.transformer.self_attention = self._choose_attention(
+            self._attention_shape(conditioning, sampling)
+        )
         return self._sections(conditioning, sampling, on_event)
 
     def _sections(
@@ -97,6 +108,20 @@ class Denoiser:
                 index=section.index, first_latent_frame=section.first_latent_frame, latents=latents
             )
 
+    def _attention_shape(self, conditioning: Conditioning, sampling: SamplingConfig) -> AttentionShape:
+        """The joint self-attention of every step of the job."""
+        height, width = conditioning.start_latent.shape[3:]
+        section = _frame_indices(plan_sections(sampling)[0])
+        num_latent = self.transformer.num_latent_tokens(section, (height, width))
+        num_text = int((conditioning.text_mask != 0).sum())
+        config = self.transformer.config
+        return AttentionShape(
+            num_tokens=num_latent + num_text + conditioning.image_embeds.shape[1],
+            num_heads=config.num_attention_heads,
+            head_dim=config.attention_head_dim,
+            dtype=self.transformer.dtype,
+        )
+
     def _prepare(
         self, conditioning: Conditioning, sampling: SamplingConfig, sigmas: Tensor
     ) -> list[JobInvariants]:
@@ -118,14 +143,10 @@ class Denoiser:
         return [self.transformer.prepare_job(timesteps, guidance, *text, vision) for text in texts]
 
     def _pack(self, history: History, section: SectionPlan, noise: Tensor) -> PackedSection:
-        indices = FrameIndices(
-            latent=section.latent_indices,
-            clean=section.clean_indices,
-            clean_2x=section.clean_2x_indices,
-            clean_4x=section.clean_4x_indices,
-        )
         _, _, frames, height, width = noise.shape
-        return self.transformer.pack_section(history.clean_latents(), indices, (frames, height, width))
+        return self.transformer.pack_section(
+            history.clean_latents(), _frame_indices(section), (frames, height, width)
+        )
 
     def _denoise(
         self,
@@ -146,11 +167,11 @@ class Denoiser:
             x0 = model_input - sigma * self._velocity(model_input, step, packed, branches, sampling)
             latents = sampler.update(latents, x0, step)
             # One step late: the device has this step queued while the host waits for the answer.
-            _check_finite(was_finite, section.index, step - 1)
+            self._check_finite(was_finite, section.index, step - 1)
             was_finite = x0.isfinite().all()
             if on_event is not None:
                 on_event(_step_event(section, step, branches[0], sampling, x0))
-        _check_finite(was_finite, section.index, sampling.num_steps - 1)
+        self._check_finite(was_finite, section.index, sampling.num_steps - 1)
         return latents.cpu()
 
     def _velocity(
@@ -176,6 +197,18 @@ class Denoiser:
         rescaled = guided * (conditional.std() / guided.std())
         return sampling.cfg_rescale * rescaled + (1 - sampling.cfg_rescale) * guided
 
+    def _check_finite(self, is_finite: Tensor | None, section: int, step: int) -> None:
+        if is_finite is None or bool(is_finite):
+            return
+        attention = self.transformer.self_attention.name
+        raise NumericalError(
+            f"latents of section {section + 1} became NaN or infinite at step {step + 1} (attention: {attention}); "
+            "check the model's files, and below fp32 try precision='fp32' (--precision fp32)",
+            section=section,
+            step=step,
+            backend=attention,
+        )
+
     def _round(self, values: Tensor) -> Tensor:
         """Round to what the transformer is given: bf16 values where it computes in 16 bit, else unchanged."""
         if self.transformer.dtype == torch.float32:
@@ -189,6 +222,15 @@ def assemble(sections: list[LatentSection], start_latent: Tensor) -> Tensor:
     return torch.cat([start_latent.float().cpu(), *(section.latents for section in ordered)], dim=2)
 
 
+def _frame_indices(section: SectionPlan) -> FrameIndices:
+    return FrameIndices(
+        latent=section.latent_indices,
+        clean=section.clean_indices,
+        clean_2x=section.clean_2x_indices,
+        clean_4x=section.clean_4x_indices,
+    )
+
+
 def _step_event(
     section: SectionPlan, step: int, branch: _Branch, sampling: SamplingConfig, x0: Tensor
 ) -> StepEvent:
@@ -200,16 +242,4 @@ def _step_event(
         is_computed=branch.cache.was_computed,
         first_latent_frame=section.first_latent_frame,
         x0=x0,
-    )
-
-
-def _check_finite(is_finite: Tensor | None, section: int, step: int) -> None:
-    if is_finite is None or bool(is_finite):
-        return
-    raise NumericalError(
-        f"latents of section {section + 1} became NaN or infinite at step {step + 1} (attention: {BACKEND}); "
-        "check the model's files, and in bf16 try precision='fp32' (--precision fp32)",
-        section=section,
-        step=step,
-        backend=BACKEND,
     )

@@ -8,6 +8,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from .attention import SelfAttention
+from .attention_backends import AttentionShape
+from .attention_choice import make_self_attention
 from .checkpoint import Checkpoint, open_transformer
 from .components import ComponentRef, Components, find_components
 from .conditioning import Conditioning
@@ -43,7 +46,7 @@ class Engine:
         self.config = config
         self.components = components
         self._checkpoint = checkpoint
-        self._denoiser = Denoiser(transformer)
+        self._denoiser = Denoiser(transformer, self._make_attention)
 
     @classmethod
     def load(
@@ -79,7 +82,11 @@ class Engine:
             transformer = PackedTransformer.load(
                 checkpoint, dtype, device, has_fp32_head=dtype == torch.bfloat16
             )
-        return cls(config=config, components=found, checkpoint=checkpoint, transformer=transformer)
+        engine = cls(config=config, components=found, checkpoint=checkpoint, transformer=transformer)
+        if config.attention != "auto":
+            # A library that is missing is not found out after the prompt has been encoded.
+            engine._make_attention(_smallest_attention(transformer))
+        return engine
 
     @property
     def device(self) -> torch.device:
@@ -185,6 +192,19 @@ class Engine:
 
         return report
 
+    def _make_attention(self, shape: AttentionShape) -> SelfAttention:
+        return make_self_attention(
+            self.config.attention,
+            precision=self._precision,
+            device=self.device,
+            cache_dir=self.config.cache_path(),
+            shape=shape,
+        )
+
+    @property
+    def _precision(self) -> str:
+        return self._denoiser.transformer.weight_format.name
+
     @cached_property
     def _encoders(self) -> Encoders:
         return Encoders(
@@ -221,8 +241,14 @@ class Engine:
             model=self.components.name,
             model_hash=self._checkpoint.source_hash,
             device=torch.cuda.get_device_name(self.device) if is_cuda else "cpu",
-            precision=str(self._denoiser.transformer.dtype).removeprefix("torch."),
+            precision=self._precision,
         )
+
+
+def _smallest_attention(transformer: PackedTransformer) -> AttentionShape:
+    """A shape that every attention accepts if it runs on the device at all."""
+    config = transformer.config
+    return AttentionShape(1, config.num_attention_heads, config.attention_head_dim, transformer.dtype)
 
 
 def _section_event(section: Section, job: Generation, num_final_frames: int) -> SectionEvent:

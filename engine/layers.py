@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..quant import Activation, Projection
-from .self_attention import SelfAttention
+from .attention import SelfAttention
 from .units import Unit
 from .workspace import Workspace
 

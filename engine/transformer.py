@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..kernels import modulated_layer_norm, num_patches, patchify_pack
 from ..quant import DenseFormat, Linear, WeightFormat
-from .attention import attention
+from .attention import SDPA_ATTENTION, SelfAttention
 from .checkpoint import Checkpoint, load_into
 from .destinations import Destination
 from .errors import CheckpointError
@@ -28,7 +28,6 @@ from .invariants import (
 from .layers import BlockContext, DualBlock, HeadNorms, SingleBlock
 from .packing import PATCH_2X, PATCH_4X, PackedSection, rope_tables
 from .parameters import ParameterBook
-from .self_attention import FloatAttention, SelfAttention
 from .transformer_config import TransformerConfig
 from .units import ResidentUnits, UnitLayout, UnitSource, unit_specs
 
@@ -88,7 +87,7 @@ class PackedTransformer:
         self.residual_dtype = torch.float32 if dtype == torch.float16 else dtype
         self.device = device
         self.has_fp32_head = has_fp32_head
-        self.self_attention: SelfAttention = FloatAttention(attention)
+        self.self_attention: SelfAttention = SDPA_ATTENTION
         self.token_chunk: int | None = None
         book = ParameterBook(self.residual_dtype, device)
         dim, mlp_dim = config.inner_dim, int(config.inner_dim * config.mlp_ratio)
@@ -116,7 +115,8 @@ class PackedTransformer:
         self.dual_blocks = [_dual_block(book, i, config) for i in range(config.num_layers)]
         self.single_blocks = [_single_block(book, i, config) for i in range(config.num_single_layers)]
         self.proj_out = book.linear("proj_out", dim, config.out_channels * config.patch_size**2)
-        layouts = [UnitLayout(spec, weight_format or DenseFormat(dtype)) for spec in unit_specs(config)]
+        self.weight_format = weight_format or DenseFormat(dtype)
+        layouts = [UnitLayout(spec, self.weight_format) for spec in unit_specs(config)]
         resident = ResidentUnits(layouts, device)
         self.units: UnitSource = resident
         self.destinations: dict[str, Destination] = {**book.destinations, **resident.destinations()}
@@ -176,6 +176,16 @@ class PackedTransformer:
             num_dual_blocks=self.config.num_layers,
         )
 
+    def num_latent_tokens(self, indices: FrameIndices, size: tuple[int, int]) -> int:
+        """Rows of the packed sequence for latents of ``size`` (Y, X), history included."""
+        groups = [(indices.latent, self.x_embedder)]
+        groups += [
+            (frames, embedding)
+            for name, embedding in self.clean_embedders.items()
+            if (frames := getattr(indices, name)) is not None
+        ]
+        return sum(num_patches((len(frames), *size), embedding.kernel) for frames, embedding in groups)
+
     def pack_section(
         self, clean_latents: CleanLatents, indices: FrameIndices, size: tuple[int, int, int]
     ) -> PackedSection:
@@ -186,6 +196,7 @@ class PackedTransformer:
             indices: frame positions of every group.
             size: T, Y, X of the noisy latents.
         """
+        self.self_attention.reset()
         config = self.config
         grid = (size[1] // config.patch_size, size[2] // config.patch_size)
         axes = config.rope_axes_dim

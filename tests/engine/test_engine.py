@@ -17,6 +17,7 @@ from tiny_models import saved_model
 from isoframe.engine import (
     CheckpointError,
     ConfigError,
+    DeviceError,
     Engine,
     EngineConfig,
     Event,
@@ -386,3 +387,8 @@ def test_unknown_model_suggests_the_nearest(tmp_path: Path, monkeypatch: pytest.
 def test_unknown_component_name_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'vae'"):
         Engine.load("demo", components={"vea": "x"})
+
+
+def test_a_missing_attention_library_is_named_before_any_work() -> None:
+    with pytest.raises(DeviceError, match="pip install"):
+        Engine.load("demo", config=EngineConfig(device="cpu", attention="flash-attn"))
