@@ -248,7 +248,12 @@ class Engine:
 def _smallest_attention(transformer: PackedTransformer) -> AttentionShape:
     """A shape that every attention accepts if it runs on the device at all."""
     config = transformer.config
-    return AttentionShape(1, config.num_attention_heads, config.attention_head_dim, transformer.dtype)
+    return AttentionShape(
+        num_tokens=1,
+        num_heads=config.num_attention_heads,
+        head_dim=config.attention_head_dim,
+        dtype=transformer.dtype,
+    )
 
 
 def _section_event(section: Section, job: Generation, num_final_frames: int) -> SectionEvent:
