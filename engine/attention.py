@@ -82,7 +82,7 @@ class FloatAttention:
         queries: slice,
         block: int,
     ) -> None:
-        q, k = qk_norm_rope(qkv, q_norm, k_norm, cos, sin)
+        q, k = qk_norm_rope(qkv[:, :, :2], q_norm, k_norm, cos, sin)
         out.copy_(self.backend(q[:, queries], k, qkv[:, :, 2]))
 
 
