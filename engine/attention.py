@@ -47,7 +47,7 @@ class SelfAttention(Protocol):
             k_norm: the same for k.
             cos: rotary table of the latent tokens ``[num_latent_tokens, K / 2]``, fp32.
             sin: the same for sin.
-            out: ``[1, M, H * K]``, strided rows with contiguous channels; must not overlap ``qkv``.
+            out: ``[1, M, H * K]``, strided rows with contiguous channels; may be those rows of q in ``qkv``.
             queries: M consecutive rows.
             block: index of the block among all blocks, dual then single.
         """

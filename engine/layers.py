@@ -49,7 +49,10 @@ class BlockContext:
         return self.workspace.take(name, (1, num_tokens, width), self.dtype, self.cos.device)
 
     def attend(self, qkv: Tensor, norms: "HeadNorms", out: Tensor, queries: slice) -> None:
-        """Attention over a fused projection [1, N, 3D] into ``out`` [1, M, D], for the rows ``queries``."""
+        """Attention over a fused projection [1, N, 3D] into ``out`` [1, M, D], for the rows ``queries``.
+
+        ``out`` may be those rows of the projected queries.
+        """
         qkv = qkv.unflatten(2, (3, -1, norms.q.shape[1]))
         self.attention.attend(qkv, norms.q, norms.k, self.cos, self.sin, out, queries, norms.block)
 
@@ -91,7 +94,8 @@ class DualBlock:
                 layer.into(layer.input(latent_input), qkv[:, rows])
             else:
                 layer.into(layer.norm_input(tokens[:, rows], scale, shift), qkv[:, rows])
-        attended = context.scratch("attended", num_tokens, dim)
+        # The projected queries are not read again, so the attention writes over them.
+        attended = qkv[:, :, :dim]
         context.attend(qkv, self.norms, attended, slice(0, num_tokens))
         for unit, rows, (_, _, gate, mlp_shift, mlp_scale, mlp_gate) in zip(
             units, streams, modulations, strict=True
@@ -130,14 +134,13 @@ class SingleBlock:
     def last(
         self, tokens: Tensor, unit: Unit, modulation: SingleModulation, context: BlockContext, num_noisy: int
     ) -> Tensor:
-        """The block's result for the noisy tokens alone [1, num_noisy, D]; ``tokens`` stay as they are.
+        """Update the noisy tokens alone and return their view [1, num_noisy, D].
 
         Keys and values are taken from all tokens. Valid for the last block: nothing reads the other rows.
         """
         noisy = slice(context.num_latent_tokens - num_noisy, context.num_latent_tokens)
-        result = tokens[:, noisy].clone()
-        self._add_branch(tokens, result, noisy, unit, modulation, context)
-        return result
+        self._add_branch(tokens, tokens[:, noisy], noisy, unit, modulation, context)
+        return tokens[:, noisy]
 
     def _add_branch(
         self,
@@ -160,8 +163,9 @@ class SingleBlock:
         # Several chunks are normed again: keeping x through the attention costs more memory than they save.
         x = x[:, rows] if is_whole else None
         hidden = context.scratch("hidden", chunks[0].stop, out.in_features)
-        # With all tokens at once the attention writes where the MLP's part is beside it.
-        attended = hidden[:, :, :dim] if is_whole else context.scratch("attended", num_rows, dim)
+        # With all tokens at once the attention writes where the MLP's part is beside it; else over the projected
+        # queries, which are not read again.
+        attended = hidden[:, :, :dim] if is_whole else qkv[:, rows, :dim]
         context.attend(qkv, self.norms, attended, rows)
         for chunk in chunks:
             target, part = residual[:, chunk], hidden[:, : chunk.stop - chunk.start]

@@ -290,11 +290,13 @@ class StepPass:
     def hidden(self) -> Tensor:
         """Run all blocks; the noisy tokens [1, num_noisy, D]. Call once: ``tokens`` are consumed."""
         context, units = self._context(), self.transformer.units
+        # A step cache may have asked for it; it is as large as the tokens, so it does not outlive its block.
+        latent_input = self.__dict__.pop("first_input", None)
         index = 0
         for i, dual_block in enumerate(self.transformer.dual_blocks):
-            latent_input = self.first_input if i == 0 else None
             streams = (units.acquire(index), units.acquire(index + 1))
             dual_block(self.tokens, streams, self.modulation.dual(i), context, latent_input)
+            latent_input = None
             units.release(index)
             units.release(index + 1)
             index += 2

@@ -160,7 +160,7 @@ def test_the_last_single_block_drops_only_rows_that_nothing_reads(
     modulation = tuple(torch.randn(1, dim) for _ in range(3))
     tokens = torch.randn(1, 17, dim)
     context = block_context(model, token_chunk)
-    noisy_only = block.last(tokens, unit, modulation, context, num_noisy=5)  # type: ignore[arg-type]  # three vectors
+    noisy_only = block.last(tokens.clone(), unit, modulation, context, num_noisy=5)  # type: ignore[arg-type]  # three vectors
     block(tokens, unit, modulation, block_context(model))  # type: ignore[arg-type]  # three vectors
     assert relative_error(noisy_only, tokens[:, 7:12]) <= 1e-6
 
