@@ -17,6 +17,7 @@ from .checkpoint import read_json
 from .components import Components
 from .embedding_cache import EmbeddingCache, cache_key
 from .errors import CheckpointError
+from .layerwise import load_llama_layerwise
 from .tensor_files import open_tensor_file
 
 if TYPE_CHECKING:
@@ -202,8 +203,7 @@ class Encoders:
     @contextlib.contextmanager
     def _loaded(self, name: str) -> Iterator[Any]:
         """One encoder in memory; its tensors are freed on the way out."""
-        model: Any = load_encoder(name, self._folder(name), self._compute_dtype)
-        model.to(self._device)
+        model: Any = load_encoder(name, self._folder(name), self._compute_dtype, self._device)
         try:
             with torch.no_grad():
                 yield model
@@ -236,14 +236,15 @@ def published_template() -> str:
     return template
 
 
-def load_encoder(name: str, folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
-    """Load one encoder without the parts whose output is not used.
+def load_encoder(name: str, folder: Path, dtype: torch.dtype, device: torch.device) -> "PreTrainedModel":
+    """Load one encoder without the parts whose output is not used; LLaMA's layers only while they compute.
 
     Args:
         name: "text_encoder" (LLaMA less its last two layers and final norm, so that its output is hidden state -3
             of the whole model), "text_encoder_2" (CLIP) or "image_encoder" (SigLIP less its pooling head).
         folder: local folder with config and weights.
         dtype: of the parameters.
+        device: where it computes.
     """
     import transformers
 
@@ -253,12 +254,12 @@ def load_encoder(name: str, folder: Path, dtype: torch.dtype) -> "PreTrainedMode
             f"{folder}: model_type must be {' or '.join(_MODEL_TYPES[name])}, got {model_type!r}"
         )
     if name == "text_encoder":
-        return _load_llama(folder, dtype)
+        return _load_llama(folder, dtype, device)
     if name == "text_encoder_2":
-        return _from_pretrained(transformers.CLIPTextModel, folder, dtype)
+        return _from_pretrained(transformers.CLIPTextModel, folder, dtype).to(device)
     config = transformers.SiglipVisionConfig.from_pretrained(folder)
     config.vision_use_head = False
-    return _from_pretrained(transformers.SiglipVisionModel, folder, dtype, config)
+    return _from_pretrained(transformers.SiglipVisionModel, folder, dtype, config).to(device)
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -315,7 +316,7 @@ def hash_folder(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _load_llama(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
+def _load_llama(folder: Path, dtype: torch.dtype, device: torch.device) -> "PreTrainedModel":
     import transformers
 
     config = transformers.LlamaConfig.from_pretrained(folder)
@@ -324,9 +325,7 @@ def _load_llama(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
             f"{folder}: num_hidden_layers must be more than {_UNUSED_LLAMA_LAYERS}, got {config.num_hidden_layers}"
         )
     config.num_hidden_layers -= _UNUSED_LLAMA_LAYERS
-    llama = _from_pretrained(transformers.LlamaModel, folder, dtype, config)
-    llama.norm = torch.nn.Identity()
-    return llama
+    return load_llama_layerwise(config, folder, dtype, device)
 
 
 def _from_pretrained(

@@ -28,6 +28,7 @@ from isoframe.engine.encoders import (
 )
 from isoframe.engine.errors import CheckpointError
 
+CPU = torch.device("cpu")
 WORDS = [
     "<unk>",
     "<bos>",
@@ -176,16 +177,28 @@ def test_llama_without_its_last_two_layers_gives_hidden_state_minus_three(
 ) -> None:
     ids = torch.randint(len(WORDS), (1, 11))
     whole = models["text_encoder"](input_ids=ids, output_hidden_states=True).hidden_states
-    shortened = load_encoder("text_encoder", folder / "text_encoder", torch.float32)
+    shortened = load_encoder("text_encoder", folder / "text_encoder", torch.float32, CPU)
     assert len(shortened.layers) == 3
     assert torch.equal(shortened(input_ids=ids).last_hidden_state, whole[-3])
+
+
+def test_weights_of_one_llama_layer_are_in_memory_at_a_time(folder: Path) -> None:
+    llama = load_encoder("text_encoder", folder / "text_encoder", torch.float32, CPU)
+    loaded = []
+    for layer in llama.layers:
+        layer.register_forward_pre_hook(
+            lambda *_: loaded.append([not next(other.parameters()).is_meta for other in llama.layers])
+        )
+    llama(input_ids=torch.randint(len(WORDS), (1, 5)))
+    assert loaded == [[True, False, False], [False, True, False], [False, False, True]]
+    assert all(parameter.is_meta for parameter in llama.parameters())
 
 
 @pytest.mark.parametrize("shards", [{}, {"max_shard_size": "40KB"}], ids=["one-file", "sharded"])
 def test_llama_stored_for_causal_lm_is_the_same_model(tmp_path: Path, shards: dict[str, str]) -> None:
     whole = make_llama(tmp_path / "lm", is_causal_lm=True, **shards)
     ids = torch.randint(len(WORDS), (1, 5))
-    shortened = load_encoder("text_encoder", tmp_path / "lm", torch.float32)
+    shortened = load_encoder("text_encoder", tmp_path / "lm", torch.float32, CPU)
     expected = whole(input_ids=ids, output_hidden_states=True).hidden_states[-3]
     assert torch.equal(shortened(input_ids=ids).last_hidden_state, expected)
 
