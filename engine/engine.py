@@ -80,7 +80,11 @@ class Engine:
         )
         with memory_errors("load"):
             transformer = PackedTransformer.load(
-                checkpoint, dtype, device, has_fp32_head=dtype == torch.bfloat16
+                checkpoint,
+                dtype,
+                device,
+                job_device=torch.device("cpu"),
+                has_fp32_head=dtype == torch.bfloat16,
             )
         engine = cls(config=config, components=found, checkpoint=checkpoint, transformer=transformer)
         if config.attention != "auto":

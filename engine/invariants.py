@@ -1,6 +1,7 @@
 """What a job computes once: modulation table, refined text, projected image tokens.
 
-None of it depends on the latents, so the weights behind it never enter the step loop.
+None of it depends on the latents, so the weights behind it never enter the step loop. They may stay in host
+memory: each is on the device while it computes.
 """
 
 import math
@@ -114,7 +115,8 @@ class AffineNorm:
         self.bias = book.tensor(f"{name}.bias", dim)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return layer_norm(x, x.shape[-1:], self.weight, self.bias, eps=1e-6)
+        weight, bias = self.weight.to(x.device), self.bias.to(x.device)
+        return layer_norm(x, x.shape[-1:], weight, bias, eps=1e-6)
 
 
 class RefinerBlock:

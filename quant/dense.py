@@ -26,7 +26,8 @@ class Linear:
         return self.weight.shape[1]
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.linear(x, self.weight, self.bias)
+        """The product; weights that live elsewhere are on the device of ``x`` for this call."""
+        return torch.nn.functional.linear(x, self.weight.to(x.device), self.bias.to(x.device))
 
     def rows(self, start: int, end: int | None = None) -> "Linear":
         return Linear(self.weight[start:end], self.bias[start:end])
