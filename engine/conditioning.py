@@ -40,6 +40,8 @@ class Conditioning:
         height, width = self.start_latent.shape[3:]
         if height % 2 or width % 2 or not height or not width:
             raise InputError(f"start_latent must have even height and width, got {(height, width)}")
+        _check_finite("image_embeds", self.image_embeds)
+        _check_finite("start_latent", self.start_latent)
         _check_text(config, "", self.text_embeds, self.text_mask, self.pooled_embeds)
         negative = (self.negative_text_embeds, self.negative_text_mask, self.negative_pooled_embeds)
         embeds, mask, pooled = negative
@@ -65,9 +67,19 @@ def _check_text(config: TransformerConfig, prefix: str, embeds: Tensor, mask: Te
     valid = mask[0] != 0
     if not valid[: int(valid.sum())].all() or not valid.any():
         raise InputError(f"{prefix}text_mask must mark valid tokens first, and at least one")
+    # What padding tokens hold does not matter.
+    _check_finite(f"{prefix}text_embeds", embeds[0, valid.to(embeds.device)])
+    _check_finite(f"{prefix}pooled_embeds", pooled)
 
 
-def _check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not tensor.isfinite().all():
+        raise InputError(f"{name} must be finite, got NaN or infinity; check the encoder that made it")
+
+
+def _check_shape(name: str, tensor: object, shape: tuple[int | None, ...]) -> None:
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"{name} must be a tensor, got {type(tensor).__name__}")
     fits = len(tensor.shape) == len(shape) and all(
         wanted is None or size == wanted for size, wanted in zip(tensor.shape, shape, strict=True)
     )

@@ -47,6 +47,13 @@ def conditioning(**changes: Any) -> Conditioning:
         ({"image_embeds": torch.zeros(5, IMAGE_WIDTH)}, "image_embeds must have the shape"),
         ({"start_latent": torch.zeros(1, 16, 2, 4, 6)}, r"start_latent must have the shape \[1, 16, 1, any, any\]"),
         ({"start_latent": torch.zeros(1, 16, 1, 4, 5)}, r"start_latent must have even height and width, got \(4, 5\)"),
+        ({"start_latent": torch.full((1, 16, 1, 4, 6), torch.nan)}, "start_latent must be finite, got NaN or infinity"),
+        ({"text_embeds": torch.full((1, 3, TEXT_WIDTH), torch.inf)}, "text_embeds must be finite"),
+        ({"text_embeds": None}, "text_embeds must be a tensor, got NoneType"),
+        ({"text_mask": None}, "text_mask must be a tensor, got NoneType"),
+        ({"pooled_embeds": [1.0]}, "pooled_embeds must be a tensor, got list"),
+        ({"image_embeds": None}, "image_embeds must be a tensor, got NoneType"),
+        ({"start_latent": None}, "start_latent must be a tensor, got NoneType"),
         (NEGATIVE, "negative_text_embeds, negative_text_mask and negative_pooled_embeds must be None at cfg_scale = 1"),
     ],
 )  # fmt: skip
@@ -55,6 +62,15 @@ def test_a_tensor_that_does_not_fit_is_named_before_any_section(
 ) -> None:
     with pytest.raises(InputError, match=message):
         engine.sample(conditioning(**changes), SamplingConfig(num_sections=1))
+
+
+def test_what_padding_tokens_hold_does_not_matter(engine: Engine) -> None:
+    embeds = torch.zeros(1, 3, TEXT_WIDTH)
+    sampling = SamplingConfig(num_sections=1, num_steps=1)
+    expected = engine.sample_video(conditioning(text_embeds=embeds), sampling)
+    embeds = embeds.clone()
+    embeds[:, 2] = torch.nan
+    assert torch.equal(engine.sample_video(conditioning(text_embeds=embeds), sampling), expected)
 
 
 @pytest.mark.parametrize("absent", list(NEGATIVE))
