@@ -1,14 +1,16 @@
 """Drop-in for diffusers' ``HunyuanVideoFramepackTransformer3DModel``."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..checkpoint import open_transformer
+from ..checkpoint import Checkpoint, open_transformer
+from ..components import find_components
+from ..destinations import DenseTensor, EncodedWeight
 from ..history import CleanLatents
 from ..invariants import JobInvariants
 from ..packing import PackedSection
@@ -34,7 +36,7 @@ def load_transformer(
     """Load a transformer that is called as diffusers' class is.
 
     Args:
-        folder_or_id: folder, single .safetensors file or Hub id.
+        folder_or_id: folder, single .safetensors file, Hub id, or "demo".
         dtype: of weights and activations; the output projection stays in it, as in diffusers.
         device: where the weights live and the forward runs.
         local_files_only: never ask the Hub.
@@ -42,8 +44,10 @@ def load_transformer(
     Raises:
         CheckpointError: the checkpoint is missing, damaged or of another model.
     """
-    checkpoint = open_transformer(folder_or_id, local_files_only=local_files_only)
-    return FramepackTransformer(PackedTransformer.load(checkpoint, dtype, torch.device(device)))
+    is_demo = os.fspath(folder_or_id) == "demo"
+    source = find_components("demo").transformer if is_demo else folder_or_id
+    checkpoint = open_transformer(source, local_files_only=local_files_only)
+    return FramepackTransformer(checkpoint, dtype, torch.device(device))
 
 
 class FramepackTransformer:
@@ -54,8 +58,10 @@ class FramepackTransformer:
     Tensors made under ``torch.inference_mode`` carry no version and are never cached.
     """
 
-    def __init__(self, transformer: PackedTransformer) -> None:
-        self.transformer = transformer
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+        """Load the weights; see :func:`load_transformer`."""
+        self._checkpoint = checkpoint
+        self.transformer = PackedTransformer.load(checkpoint, dtype, device)
         self._vision: _TensorCache[Tensor] | None = None
         self._jobs: _TensorCache[JobInvariants] | None = None
         self._sections: _TensorCache[PackedSection] | None = None
@@ -71,6 +77,44 @@ class FramepackTransformer:
     @property
     def device(self) -> torch.device:
         return self.transformer.device
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The weights, without gradients: to count them, and to ask for their dtype and device."""
+        for destination in self.transformer.destinations.values():
+            if isinstance(destination, DenseTensor):
+                yield destination.tensor
+            elif isinstance(destination, EncodedWeight):
+                yield from destination.views.values()
+
+    def to(
+        self,
+        *target: "torch.device | torch.dtype | str",
+        device: "torch.device | str | None" = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Move and cast as ``torch.nn.Module.to`` does; the weights are read from the checkpoint again."""
+        for value in target:
+            if isinstance(value, torch.dtype):
+                dtype = value
+            else:
+                device = value
+        wanted = dtype or self.dtype, torch.device(self.device if device is None else device)
+        if wanted != (self.dtype, self.device):
+            # Two copies of the weights at a time may not fit.
+            del self.transformer
+            self.transformer = PackedTransformer.load(self._checkpoint, *wanted)
+            self._vision = self._jobs = self._sections = None
+        return self
+
+    def eval(self) -> Self:
+        """Nothing to do: there is no training mode."""
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Accepts False, which always holds."""
+        if requires_grad:
+            raise ValueError("requires_grad must be False, got True: the weights are for inference only")
+        return self
 
     def begin_section(self, num_steps: int) -> None:
         """Cache from here on; history of an earlier section is dropped.
