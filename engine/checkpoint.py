@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .destinations import Destination
-from .errors import CheckpointError
+from .errors import CheckpointError, UnknownModelError
 from .hub import hub_file, is_cached, is_hub_id, nearest_path
 from .tensor_files import FLOAT_DTYPES, TensorEntry, TensorFile, map_tensor, open_tensor_file
 from .transformer_config import TransformerConfig, first_names
@@ -107,7 +107,7 @@ def _open_path_or_file(text: str, local_files_only: bool) -> Checkpoint:
     repository, _, filename = text.rpartition("/")
     if is_hub_id(repository) and filename.endswith(".safetensors"):
         return _open_file(_require_hub_file(repository, filename, local_files_only), name=Path(filename).stem)
-    raise CheckpointError(missing_source("model", text))
+    raise UnknownModelError(missing_source("model", text))
 
 
 def load_into(checkpoint: Checkpoint, destinations: Mapping[str, Destination]) -> None:

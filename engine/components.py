@@ -1,5 +1,6 @@
 """Which model, with which companions: VAE, text encoders, image encoder, and the profile of the whole."""
 
+import dataclasses
 import logging
 import os
 import re
@@ -16,7 +17,7 @@ from .checkpoint import (
     read_json,
 )
 from .config import ORDERS, check_choice
-from .errors import CheckpointError
+from .errors import CheckpointError, UnknownModelError
 from .hub import NotCachedError, hub_file, hub_folder, is_hub_id, not_cached
 from .transformer_config import TransformerConfig
 
@@ -146,12 +147,14 @@ class Components:
         transformer: what :func:`~isoframe.engine.checkpoint.open_transformer` opens.
         profile: buckets, order, prompt template.
         refs: the companions found, by name.
+        is_hub_silent: whether the Hub was asked for the profile and did not answer; asking again would take as long.
     """
 
     name: str
     transformer: str
     profile: ModelProfile
     refs: Mapping[str, ComponentRef]
+    is_hub_silent: bool = False
 
     def ref(self, name: str) -> ComponentRef:
         """The companion called ``name``."""
@@ -187,9 +190,7 @@ def find_components(
     else:
         found = _find_on_hub(text, local_files_only, has_tokenizer)
     given = {name: _parse_override(name, value) for name, value in (overrides or {}).items()}
-    return Components(
-        name=found.name, transformer=found.transformer, profile=found.profile, refs={**found.refs, **given}
-    )
+    return dataclasses.replace(found, refs={**found.refs, **given})
 
 
 def default_order(name: str, profile: ModelProfile) -> str:
@@ -233,12 +234,14 @@ def _find_on_hub(source: str, local_files_only: bool, has_tokenizer: bool) -> Co
     """A repository in the table, a pipeline with its own companions, or a transformer alone."""
     table = _read_data("companions.json")
     known = table["models"].get(source)
-    repository, own, profile_path = source, [], None
+    repository, own, profile_path, is_silent = source, [], None, False
     if known is None and is_hub_id(source):
-        index, profile_path = _optional_files(source, ("model_index.json", PROFILE_NAME), local_files_only)
+        (index, profile_path), is_silent = _optional_files(
+            source, ("model_index.json", PROFILE_NAME), local_files_only
+        )
         own = _list_companions(index) if index else []
     elif known is None and not (is_hub_id(source.rpartition("/")[0]) and source.endswith(".safetensors")):
-        raise CheckpointError(missing_source("model", source))
+        raise UnknownModelError(missing_source("model", source))
     profile = _read_profile(
         profile_path, has_tokenizer=has_tokenizer or "tokenizer" in own, order=known and known["order"]
     )
@@ -246,7 +249,7 @@ def _find_on_hub(source: str, local_files_only: bool, has_tokenizer: bool) -> Co
     refs = {name: _ref(name, *place) for name, place in defaults.items()}
     refs |= {name: _ref(name, repository, name) for name in own}
     name = Path(source).stem if source.endswith(".safetensors") else source
-    return Components(name=name, transformer=source, profile=profile, refs=refs)
+    return Components(name=name, transformer=source, profile=profile, refs=refs, is_hub_silent=is_silent)
 
 
 def _demo_folder() -> Path:
@@ -269,7 +272,7 @@ def _parse_override(name: str, value: str) -> ComponentRef:
     repository, _, subfolder = rest.partition("/")
     if is_hub_id(f"{owner}/{repository}"):
         return _ref(name, f"{owner}/{repository}", subfolder or None)
-    raise CheckpointError(missing_source(f"the component {name}", value))
+    raise UnknownModelError(missing_source(f"the component {name}", value))
 
 
 def _default_refs(config: TransformerConfig) -> dict[str, ComponentRef]:
@@ -287,17 +290,21 @@ def _list_companions(index: Path) -> list[str]:
     return [name for name in COMPANIONS if listed.get(name, [None])[0] is not None]
 
 
-def _optional_files(repository: str, filenames: tuple[str, ...], local_files_only: bool) -> list[Path | None]:
-    """Local paths of the files that the repository has; the others' are None."""
+def _optional_files(
+    repository: str, filenames: tuple[str, ...], local_files_only: bool
+) -> tuple[list[Path | None], bool]:
+    """Local paths of the files that the repository has, None for the others; and whether the Hub was silent."""
     paths: list[Path | None] = []
+    is_silent = False
     for filename in filenames:
         try:
             paths.append(hub_file(repository, filename, local_files_only=local_files_only))
         except NotCachedError:
             paths.append(None)
             # The Hub cannot be reached, and finding that out again takes another half a minute.
+            is_silent = is_silent or not local_files_only
             local_files_only = True
-    return paths
+    return paths, is_silent
 
 
 def _read_profile(path: Path | None, *, has_tokenizer: bool, order: str | None = None) -> ModelProfile:

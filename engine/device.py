@@ -7,7 +7,7 @@ import psutil
 import torch
 
 from ..kernels import HAS_TRITON
-from .errors import DeviceError
+from .errors import BudgetError, DeviceError
 from .transformer import PackedTransformer
 from .transformer_config import TransformerConfig
 
@@ -53,7 +53,7 @@ def check_triton(device: torch.device) -> None:
 
 
 def check_fits(name: str, config: TransformerConfig, dtype: torch.dtype, device: torch.device) -> None:
-    """Raise :class:`DeviceError` where the weights of model ``name`` alone are more than the device can hold."""
+    """Raise :class:`BudgetError` where the weights of model ``name`` alone are more than the device can hold."""
     weights = PackedTransformer(config, dtype, torch.device("meta")).destinations.values()
     needed = sum(weight.num_bytes for weight in weights)
     available = memory_bytes(device)
@@ -63,9 +63,12 @@ def check_fits(name: str, config: TransformerConfig, dtype: torch.dtype, device:
     if device.type == "cpu":
         half = "precision='bf16' (--precision bf16) or " if dtype == torch.float32 else ""
         remedy, kind = f"use {half}a machine with more memory", "of RAM and swap"
-    raise DeviceError(
+    raise BudgetError(
         f"the transformer of {name} needs {needed / 2**30:.1f} GiB in "
-        f"{str(dtype).removeprefix('torch.')}, {device} has {available / 2**30:.1f} GiB {kind}; {remedy}"
+        f"{str(dtype).removeprefix('torch.')}, {device} has {available / 2**30:.1f} GiB {kind}; {remedy}",
+        needed=needed,
+        available=available,
+        option="device",
     )
 
 

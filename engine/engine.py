@@ -66,7 +66,8 @@ class Engine:
 
         Raises:
             CheckpointError: the checkpoint is missing, damaged or of another model.
-            DeviceError: the device does not exist, or the weights are more than it holds.
+            DeviceError: the device does not exist.
+            BudgetError: the weights are more than it holds.
         """
         config = config or EngineConfig()
         device = resolve_device(config.device)
@@ -75,7 +76,7 @@ class Engine:
         dtype = _DTYPES[config.precision or ("fp32" if device.type == "cpu" else "bf16")]
         checkpoint = open_transformer(
             found.transformer,
-            local_files_only=config.local_files_only,
+            local_files_only=config.local_files_only or found.is_hub_silent,
             admit=lambda name, shape: check_fits(name, shape, dtype, device),
         )
         with memory_errors("load"):

@@ -4,7 +4,9 @@
   * ConfigError (also a ValueError)
   * InputError
   * CheckpointError
+    * UnknownModelError (also a ConfigError)
   * DeviceError
+  * BudgetError
   * NumericalError
 """
 
@@ -25,8 +27,28 @@ class CheckpointError(IsoframeError):
     """A checkpoint is missing or damaged, or a tensor is absent or has another shape than the model."""
 
 
+class UnknownModelError(CheckpointError, ConfigError):
+    """A name is neither a path that exists nor of the form of a Hub id."""
+
+
 class DeviceError(IsoframeError):
     """The device cannot run the requested kernel or dtype."""
+
+
+class BudgetError(IsoframeError):
+    """A plan needs more memory than there is.
+
+    Attributes:
+        needed: bytes.
+        available: bytes.
+        option: the configuration that decides, as in :class:`~isoframe.engine.EngineConfig`.
+    """
+
+    def __init__(self, message: str, *, needed: int, available: int, option: str) -> None:
+        super().__init__(message)
+        self.needed = needed
+        self.available = available
+        self.option = option
 
 
 class NumericalError(IsoframeError):

@@ -119,24 +119,25 @@ def _load_file(path: Path, force: bool) -> "Image":
 
 def _check_size(size: tuple[int, int], name: str, force: bool) -> None:
     width, height = size
+    dimensions = f"{height}x{width} (height x width)"
     if width * height > MAX_PIXELS:
         megapixels = width * height / 10**6
         raise InputError(
-            f"image must have at most {MAX_PIXELS // 10**6} megapixels, {name} is {width}x{height} "
-            f"({megapixels:.1f}); scale it down first"
+            f"image must have at most {MAX_PIXELS // 10**6} megapixels, {name} is {dimensions}, "
+            f"{megapixels:.1f} megapixels; scale it down first"
         )
     if min(size) < 1:
-        raise InputError(f"image must have pixels, {name} is {width}x{height}")
+        raise InputError(f"image must have pixels, {name} is {dimensions}")
     if force:
         return
     if min(size) < MIN_SIDE:
         raise InputError(
-            f"image must be at least {MIN_SIDE} px on each side, {name} is {width}x{height}; "
+            f"image must be at least {MIN_SIDE} px on each side, {name} is {dimensions}; "
             "use a larger image or --force-size (force=True)"
         )
     if max(size) > MAX_ASPECT * min(size):
         raise InputError(
-            f"image must be at most {MAX_ASPECT}:1, {name} is {width}x{height}; crop it or use --force-size "
+            f"image must be at most {MAX_ASPECT}:1, {name} is {dimensions}; crop it or use --force-size "
             "(force=True)"
         )
 

@@ -16,7 +16,7 @@ def build_app() -> typer.Typer:
     """The whole program: built-in sub-commands, then the entry points of :data:`PLUGIN_GROUP`."""
     app = typer.Typer(
         help="FramePack on your own machine: one image in, a video of any length out.",
-        epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 inconclusive measurement, 130 Ctrl-C.",
+        epilog="Exit codes: 0 done, 1 failed, 2 usage or a plan that does not fit, 3 inconclusive, 130 Ctrl-C.",
         callback=_root,
         no_args_is_help=True,
         add_completion=False,

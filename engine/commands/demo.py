@@ -15,8 +15,16 @@ from .rendering import Rendering
 DEFAULT_OUT = Path("isoframe-demo.mp4")
 EXAMPLES = Path(__file__).resolve().parent.parent / "demo" / "examples"
 
+# Named here because help is printed without reading files; a test compares it with the folder.
+EXAMPLE_NAMES = ("bounce", "right", "spin")
+
 Example = Annotated[
-    str | None, Option("--example", help="Which built-in image (default: the first).", rich_help_panel=JOB)
+    str | None,
+    Option(
+        "--example",
+        help=f"Which built-in image: {', '.join(EXAMPLE_NAMES)} (default: the first).",
+        rich_help_panel=JOB,
+    ),
 ]
 DemoOut = Annotated[
     Path,

@@ -6,11 +6,13 @@ from contextlib import contextmanager
 
 import typer
 
-from ..errors import ConfigError, IsoframeError
+from ..errors import BudgetError, ConfigError, IsoframeError
 from ..events import CancelledEvent, FailureEvent
 from .interrupt import Interrupt, lasting_interrupt
 from .json_lines import json_line
 
+# Where huggingface_hub tells of its attempts.
+_HUB_LOGGER = "huggingface_hub.utils._http"
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
@@ -45,7 +47,7 @@ def _describe(error: BaseException, interrupt: Interrupt) -> FailureEvent | Canc
     # An import that Ctrl-C breaks off may end in an exception of another kind.
     if isinstance(error, KeyboardInterrupt) or interrupt.was_pressed():
         return CancelledEvent(signal=interrupt.name, notes=notes, exit_code=interrupt.exit_code)
-    exit_code = EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
+    exit_code = EXIT_USAGE if isinstance(error, ConfigError | BudgetError) else EXIT_FAILED
     return FailureEvent(error=type(error).__name__, message=_message(error), notes=notes, exit_code=exit_code)
 
 
@@ -61,6 +63,26 @@ def _message(error: BaseException) -> str:
     return str(error)
 
 
+class _HubRetries(logging.Filter):
+    """One line instead of two for every attempt to reach the Hub, of which there are six for each file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_told = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        reason, separator, _ = text.partition(" thrown while requesting")
+        if separator and not self._is_told:
+            self._is_told = True
+            typer.echo(
+                f"the Hugging Face Hub does not answer ({reason}), trying again for a while; without a network "
+                "use --local-files-only, which takes what is cached and does not ask",
+                err=True,
+            )
+        return not separator and not text.startswith("Retrying in")
+
+
 @contextmanager
 def _logging(debug: bool) -> Iterator[None]:
     """Warnings of the engine and the licences of downloads go to stderr; with ``debug`` everything does."""
@@ -70,8 +92,12 @@ def _logging(debug: bool) -> Iterator[None]:
     before = {logger: logger.level for logger in loggers}
     for logger, level in loggers.items():
         logger.setLevel(logging.DEBUG if debug else level)
+    hub_logger, retries = logging.getLogger(_HUB_LOGGER), _HubRetries()
+    if not debug:
+        hub_logger.addFilter(retries)
     try:
         yield
     finally:
+        hub_logger.removeFilter(retries)
         for logger, level in before.items():
             logger.setLevel(level)

@@ -45,7 +45,9 @@ def describe_model(source: str, local_files_only: bool) -> dict[str, object]:
     from ..components import find_components
 
     components = find_components(source, local_files_only=local_files_only)
-    checkpoint = open_transformer(components.transformer, local_files_only=local_files_only)
+    checkpoint = open_transformer(
+        components.transformer, local_files_only=local_files_only or components.is_hub_silent
+    )
     return {
         "name": components.name,
         "source_hash": checkpoint.source_hash,

@@ -49,7 +49,8 @@ Size = Annotated[
     Option(
         "--size",
         metavar="HxW",
-        help="Height x width in pixels, multiples of 16 (default: nearest bucket).",
+        help="Height x width in pixels, multiples of 16 (default: the size nearest in shape that the model was trained "
+        "on, 64x64 for demo); the image is scaled and cropped to it.",
         rich_help_panel=JOB,
     ),
 ]
@@ -151,7 +152,9 @@ ComponentOverrides = Annotated[
 CacheDir = Annotated[
     Path | None,
     Option(
-        "--cache-dir", help="Folder of cached embeddings (default: $ISOFRAME_CACHE).", rich_help_panel=MACHINE
+        "--cache-dir",
+        help="Folder of cached embeddings (default: $ISOFRAME_CACHE, else ~/.cache/isoframe or the platform's).",
+        rich_help_panel=MACHINE,
     ),
 ]
 LocalFilesOnly = Annotated[
@@ -164,10 +167,16 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     """(height, width) from ``"640x608"``."""
     if text is None:
         return None
-    height, separator, width = text.lower().partition("x")
-    if not (separator and height.strip().isdecimal() and width.strip().isdecimal()):
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.strip().isdecimal() for side in sides):
         raise ConfigError(f"--size must be HEIGHTxWIDTH such as 640x608, got {text!r}")
-    return int(height), int(width)
+    height, width = (int(side) for side in sides)
+    nearest = [max(round(pixels / 16), 1) * 16 for pixels in (height, width)]
+    if nearest != [height, width]:
+        raise ConfigError(
+            f"--size must be HEIGHTxWIDTH in multiples of 16, got {text}; the nearest is {nearest[0]}x{nearest[1]}"
+        )
+    return height, width
 
 
 def parse_components(pairs: list[str] | None) -> dict[str, str]:

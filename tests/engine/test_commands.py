@@ -5,7 +5,8 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,19 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "start.png"
     Image.new("RGB", (64, 48), "teal").save(path)
     return path
+
+
+@contextmanager
+def caplog_of(name: str) -> Iterator[list[logging.LogRecord]]:
+    """What reaches the handlers of a logger; the library's own one writes to the real stderr."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logging.getLogger(name).addHandler(handler)
+    try:
+        yield records
+    finally:
+        logging.getLogger(name).removeHandler(handler)
 
 
 def run(*arguments: object) -> Result:
@@ -188,7 +202,7 @@ def test_json_progress_tells_a_bad_option_and_an_unexpected_error_too(
         (("--seconds", "3601"), "seconds must be at most 3600, got 3601.0; force=True (--force) accepts more"),
         (("--steps", "0"), "num_steps must be an integer of at least 1, got 0"),
         (("--size", "64"), "--size must be HEIGHTxWIDTH such as 640x608, got '64'"),
-        (("--size", "64x100"), "multiples of 16, got (64, 100)"),
+        (("--size", "64x100"), "--size must be HEIGHTxWIDTH in multiples of 16, got 64x100; the nearest is 64x96"),
         (("--device", "gpu"), "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
         (("--component", "vae"), "--component must be NAME=SOURCE such as vae=FOLDER, got 'vae'"),
         (("--component", "vae=a", "--component", "vae=b"), "--component names vae twice"),
@@ -338,6 +352,28 @@ def test_licence_of_a_download_is_shown(engine: type[FakeEngine], image: Path) -
         patch.setitem(vars(isoframe.engine), "Engine", Downloading)
         assert generate(image).exit_code == 0
     assert levels == {"isoframe.engine.hub": logging.INFO, "isoframe.engine.denoiser": logging.WARNING}
+
+
+def test_attempts_to_reach_the_hub_are_one_line_that_says_what_helps(
+    engine: type[FakeEngine], image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Offline(FakeEngine):
+        @classmethod
+        def load(cls, source: str, **options: Any) -> FakeEngine:
+            # The words of huggingface_hub 2.
+            logger = logging.getLogger("huggingface_hub.utils._http")
+            for attempt in range(1, 6):
+                logger.warning("'%s' thrown while requesting HEAD https://huggingface.co/a/b", "no route")
+                logger.warning(f"Retrying in 1s [Retry {attempt}/5].")
+            logger.warning("something else")
+            return super().load(source, **options)
+
+    monkeypatch.setitem(vars(isoframe.engine), "Engine", Offline)
+    with caplog_of("huggingface_hub") as records:
+        result = generate(image)
+    assert result.stderr.count("the Hugging Face Hub does not answer ('no route')") == 1
+    assert "--local-files-only" in result.stderr
+    assert [record.getMessage() for record in records] == ["something else"]
 
 
 def test_programming_error_is_not_hidden(engine: type[FakeEngine], image: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from isoframe.engine.commands.app import build_app
-from isoframe.engine.commands.demo import EXAMPLES, find_example
+from isoframe.engine.commands.demo import EXAMPLE_NAMES, EXAMPLES, find_example
 from isoframe.engine.video import read_video_info
 
 SOURCES = Path(__file__).resolve().parents[2] / ".src"
@@ -34,6 +34,7 @@ def test_every_example_has_an_image_and_a_prompt() -> None:
     prompts = json.loads((EXAMPLES / "prompts.json").read_text(encoding="utf-8"))
     assert prompts
     assert {path.name for path in EXAMPLES.glob("*.png")} == set(prompts)
+    assert [Path(file).stem for file in prompts] == list(EXAMPLE_NAMES)
     for file in prompts:
         image, prompt = find_example(Path(file).stem)
         assert image.is_file()
@@ -140,10 +141,13 @@ def test_info_describes_the_built_in_model() -> None:
     assert facts["config"]["attention_head_dim"] == 64
 
 
-@pytest.mark.parametrize(("name", "message"), [("no.mp4", "missing"), ("no.safetensors", "no.safetensors")])
-def test_info_on_a_missing_file_is_one_line(name: str, message: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "message", "exit_code"),
+    [("no.mp4", "missing", 1), ("no.safetensors", "no.safetensors", 2), ("demmo", "'demo'?", 2)],
+)
+def test_info_on_nothing_is_one_line(name: str, message: str, exit_code: int) -> None:
     result = run("info", name)
-    assert result.exit_code == 1
+    assert result.exit_code == exit_code
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert "Traceback" not in result.output

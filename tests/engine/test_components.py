@@ -13,8 +13,8 @@ import torch
 from published_config import PUBLISHED
 from safetensors.torch import save_file
 
+from isoframe.engine import Engine, hub
 from isoframe.engine import components as components_module
-from isoframe.engine import hub
 from isoframe.engine.components import (
     COMPANIONS,
     ComponentRef,
@@ -168,8 +168,14 @@ def test_unreachable_hub_is_asked_once(hub_cache: Path, monkeypatch: pytest.Monk
         raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert find_components("someone/FramePack-finetune").ref("vae").source == HUNYUAN
+    found = find_components("someone/FramePack-finetune")
+    assert found.ref("vae").source == HUNYUAN
+    assert found.is_hub_silent
     assert asked == [False, True]
+    with pytest.raises(CheckpointError, match="hf download someone/FramePack-finetune"):
+        Engine.load("someone/FramePack-finetune")
+    assert asked[2:].count(False) == 1
+    assert not find_components("someone/FramePack-finetune", local_files_only=True).is_hub_silent
 
 
 def test_overrides_take_folders_pipelines_and_hub_ids(tmp_path: Path) -> None:

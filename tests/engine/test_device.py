@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import saved_model
 
-from isoframe.engine import DeviceError, Engine, EngineConfig, Request, device
+from isoframe.engine import BudgetError, DeviceError, Engine, EngineConfig, Request, device
 from isoframe.engine.encoders import Encoders
 from isoframe.engine.transformer import PackedTransformer, StepPass
 from isoframe.engine.vae import VideoVAE
@@ -23,9 +23,10 @@ def test_weights_that_cannot_fit_are_refused_before_they_are_allocated(
     monkeypatch.setattr(device, "memory_bytes", lambda _: num_bytes - 1)
     monkeypatch.setattr(PackedTransformer, "load", None)
     with pytest.raises(
-        DeviceError, match=r"transformer of small needs .* GiB in float32, cpu has .*--precision bf16"
-    ):
+        BudgetError, match=r"transformer of small needs .* GiB in float32, cpu has .*--precision bf16"
+    ) as caught:
         Engine.load(tmp_path / "small", config=config)
+    assert (caught.value.needed, caught.value.available) == (num_bytes, num_bytes - 1)
 
 
 def test_memory_of_the_cpu_is_that_of_the_machine() -> None:

@@ -144,9 +144,9 @@ def test_extreme_sizes_that_pass(size, height, width):
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ((15, 30), "at least 16 px on each side, the PIL image is 15x30; .*--force-size"),
-        ((65, 16), "at most 4:1, the PIL image is 65x16; .*--force-size"),
-        ((16, 80), "at most 4:1, the PIL image is 16x80; .*--force-size"),
+        ((15, 30), "at least 16 px on each side, the PIL image is 30x15 .height x width.; .*--force-size"),
+        ((65, 16), "at most 4:1, the PIL image is 16x65 .height x width.; .*--force-size"),
+        ((16, 80), "at most 4:1, the PIL image is 80x16 .height x width.; .*--force-size"),
     ],
 )
 def test_unsuitable_shapes_are_refused_unless_forced(size, message):
