@@ -5,6 +5,7 @@ import typer
 from .aot_command import aot
 from .forward_command import forward
 from .quality_command import quality
+from .traffic_command import traffic
 
 app = typer.Typer(
     name="bench",
@@ -13,5 +14,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (aot, forward, quality):
+for command in (aot, forward, quality, traffic):
     app.command()(command)

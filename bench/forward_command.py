@@ -59,7 +59,7 @@ def _append(path: Path, results: "list[ForwardResult]") -> None:
                 variant=variant,
                 shape=(
                     result.num_latent_tokens,
-                    result.case.num_text_tokens + result.case.num_image_tokens,
+                    result.case.shape.num_text_tokens + result.case.shape.num_image_tokens,
                 ),
                 dtype=str(result.case.dtype).removeprefix("torch."),
                 unit=unit,
