@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ORDERS = ("inverted", "forward")
 SAMPLERS = ("unipc", "unipc-bh2", "euler")
-STEP_CACHES = ("none", "teacache")
+STEP_CACHES = ("none", "teacache", "magcache")
 PRECISIONS = ("fp32", "bf16")
 ATTENTIONS = ("auto", "sdpa", "flash-attn", "flash-attn-3", "sageattention", "xformers")
 POSTERIORS = ("sample", "mode")
@@ -86,8 +86,12 @@ class SamplingConfig:
         seed: seed of the job's noise.
         latent_window_size: latent frames denoised in one section.
         sampler: "unipc" (bh1), "unipc-bh2" or "euler".
-        step_cache: "none" (exact) or "teacache" (approximate: skips steps whose input changed little).
-        step_cache_threshold: accumulated relative change at which TeaCache computes again.
+        step_cache: "none" (exact), or approximate: "teacache" skips steps whose input changed little, "magcache" steps
+            whose residual is known to change little.
+        step_cache_threshold: accumulated relative change at which TeaCache computes again; accumulated relative error
+            up to which MagCache skips.
+        step_cache_max_skips: steps that MagCache skips in a row.
+        step_cache_retention: share of the first steps that MagCache computes, 0 to 1.
         latent_paddings: windows between the start frame and each section, in generation order; None is the
             published rule. Only with order "inverted".
     """
@@ -103,6 +107,8 @@ class SamplingConfig:
     sampler: str = "unipc"
     step_cache: str = "none"
     step_cache_threshold: float = 0.15
+    step_cache_max_skips: int = 4
+    step_cache_retention: float = 0.2
     latent_paddings: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -160,6 +166,8 @@ class Request:
     sampler: str = "unipc"
     step_cache: str = "none"
     step_cache_threshold: float = 0.15
+    step_cache_max_skips: int = 4
+    step_cache_retention: float = 0.2
     latent_paddings: tuple[int, ...] | None = None
     posterior: str = "sample"
     force: bool = False
@@ -213,9 +221,17 @@ def _check_sampling(config: SamplingConfig | Request) -> None:
         raise ConfigError(f"seed must be below 2**63, got {config.seed}")
     check_choice("sampler", config.sampler, SAMPLERS)
     check_choice("step_cache", config.step_cache, STEP_CACHES)
-    for name in ("guidance_scale", "cfg_scale", "cfg_rescale", "step_cache_threshold"):
+    _check_at_least("step_cache_max_skips", config.step_cache_max_skips, 1)
+    for name in (
+        "guidance_scale",
+        "cfg_scale",
+        "cfg_rescale",
+        "step_cache_threshold",
+        "step_cache_retention",
+    ):
         value = getattr(config, name)
         if not _is_finite(value) or value < 0:
             raise ConfigError(f"{name} must be a finite number >= 0, got {value!r}")
-    if config.cfg_rescale > 1:
-        raise ConfigError(f"cfg_rescale must be from 0 to 1, got {config.cfg_rescale}")
+    for name in ("cfg_rescale", "step_cache_retention"):
+        if getattr(config, name) > 1:
+            raise ConfigError(f"{name} must be from 0 to 1, got {getattr(config, name)}")

@@ -18,7 +18,7 @@ from .invariants import JobInvariants
 from .packing import PackedSection
 from .sampler import Sampler, make_sampler, sigma_schedule
 from .sections import SectionPlan, plan_sections
-from .step_cache import StepCache, make_step_cache
+from .step_cache import StepCache, StepCacheFactory, make_step_cache
 from .transformer import FrameIndices, PackedTransformer
 
 _logger = logging.getLogger(__name__)
@@ -50,16 +50,23 @@ class _Branch:
 
 
 class Denoiser:
-    """Samples the sections of a job with one transformer."""
+    """Samples the sections of a job with one transformer.
+
+    Attributes:
+        transformer: the model.
+        step_caches: makes the step cache of every branch and section.
+    """
 
     def __init__(
         self,
         transformer: PackedTransformer,
         choose_attention: Callable[[AttentionShape], SelfAttention] = lambda _: SDPA_ATTENTION,
+        step_caches: StepCacheFactory = make_step_cache,
     ) -> None:
         """Sample with ``transformer``; ``choose_attention`` is asked at the start of every job."""
         self.transformer = transformer
         self._choose_attention = choose_attention
+        self.step_caches = step_caches
 
     def sample(
         self, conditioning: Conditioning, sampling: SamplingConfig, on_event: EventHandler | None = None
@@ -72,15 +79,21 @@ class Denoiser:
             on_event: called with a :class:`StepEvent` after each step.
 
         Raises:
+            ConfigError: the step cache cannot work with this checkpoint.
             InputError: a tensor does not fit the checkpoint.
             DeviceError: the configured attention does not run at this size.
             NumericalError: latents became NaN or infinite.
         """
         conditioning.check(self.transformer.config, sampling.cfg_scale)
+        self.check(sampling)
         self.transformer.self_attention = self._choose_attention(
             self._attention_shape(conditioning, sampling)
         )
         return self._sections(conditioning, sampling, on_event)
+
+    def check(self, sampling: SamplingConfig) -> None:
+        """Raise :class:`ConfigError` where the step cache cannot work with this checkpoint."""
+        self.step_caches(sampling)
 
     def _sections(
         self, conditioning: Conditioning, sampling: SamplingConfig, on_event: EventHandler | None
@@ -99,7 +112,7 @@ class Denoiser:
             noise = torch.randn(shape, generator=generator)
             with torch.inference_mode():
                 packed = self._pack(history, section, noise)
-                branches = [_Branch(job, make_step_cache(sampling)) for job in jobs]
+                branches = [_Branch(job, self.step_caches(sampling)) for job in jobs]
                 latents = self._denoise(noise, sigmas, packed, branches, section, sampling, on_event)
             latents = latents.clone()
             history.append(latents)

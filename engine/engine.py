@@ -21,9 +21,11 @@ from .encoders import Encoders
 from .errors import InputError
 from .events import Event, FileEvent, PartialEvent, PhaseEvent, SectionEvent, StepEvent
 from .generation import Generation, Section
+from .magnitude import find_ratios
 from .metadata import video_metadata
 from .png_writer import PngWriter
 from .previews import LatentPreviews, cached_latent_rgb
+from .step_cache import StepCache, StepCacheFactory, make_step_cache
 from .transformer import PackedTransformer
 from .vae import VideoVAE
 from .video import Video, VideoWriter
@@ -32,7 +34,13 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Engine:
-    """Generates videos with one FramePack checkpoint; several engines may live in one process."""
+    """Generates videos with one FramePack checkpoint; several engines may live in one process.
+
+    Attributes:
+        config: what the engine may use.
+        components: where the model's companions are.
+        step_caches: makes the step cache of every branch and section; assign another factory to try another policy.
+    """
 
     def __init__(
         self,
@@ -46,7 +54,10 @@ class Engine:
         self.config = config
         self.components = components
         self._checkpoint = checkpoint
-        self._denoiser = Denoiser(transformer, self._make_attention)
+        self.step_caches: StepCacheFactory = self._make_step_cache
+        self._denoiser = Denoiser(
+            transformer, self._make_attention, lambda sampling: self.step_caches(sampling)
+        )
 
     @classmethod
     def load(
@@ -97,6 +108,11 @@ class Engine:
     def device(self) -> torch.device:
         """Where the transformer computes."""
         return self._denoiser.transformer.device
+
+    @property
+    def model_hash(self) -> str:
+        """Source hash of the transformer, as in the metadata of videos."""
+        return self._checkpoint.source_hash
 
     def sample(
         self, conditioning: Conditioning, sampling: SamplingConfig, *, on_event: EventHandler | None = None
@@ -231,6 +247,19 @@ class Engine:
             vae.enable_spatial_tiles()
         return vae
 
+    def _make_step_cache(self, sampling: SamplingConfig) -> StepCache:
+        ratios = None
+        if sampling.step_cache == "magcache":
+            name = self.components.name
+            ratios = find_ratios(
+                self._denoiser.transformer.config,
+                sampling.order,
+                model=name if name == "demo" else self.components.transformer,
+                model_hash=self.model_hash,
+                cache_dir=self.config.cache_path(),
+            )
+        return make_step_cache(sampling, ratios)
+
     def _latent_rgb(self) -> Tensor:
         """The model's own latent-to-RGB map, or one fitted to its VAE."""
         if self.components.profile.latent_rgb is not None:
@@ -244,7 +273,7 @@ class Engine:
             job.sampling,
             job.image,
             model=self.components.name,
-            model_hash=self._checkpoint.source_hash,
+            model_hash=self.model_hash,
             device=torch.cuda.get_device_name(self.device) if is_cuda else "cpu",
             precision=self._precision,
         )

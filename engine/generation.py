@@ -75,6 +75,7 @@ class Generation:
         # Only "auto" asks what the checkpoint is; the answer may be logged.
         order = default_order(components.name, profile) if request.order == "auto" else request.order
         self.sampling: SamplingConfig = request.sampling(order)
+        denoiser.check(self.sampling)
         self.num_frames = 4 * self.sampling.latent_window_size * self.sampling.num_sections + 1
         image = load_image(request.image, force=request.force)
         self._image_size = image.height, image.width

@@ -1,10 +1,12 @@
 """Step caches: decide whether a step runs the transformer's blocks or reuses an earlier result."""
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
 from .config import SamplingConfig
+from .magnitude import SkipSchedule, skip_schedule
 from .transformer import StepPass
 
 # Published polynomial from the relative change of the first modulated input to the expected change of the output,
@@ -17,20 +19,30 @@ class StepCache(Protocol):
 
     Attributes:
         was_computed: whether the last step ran the blocks.
+        schedule: which steps will be skipped; None where that depends on what is computed.
     """
 
     was_computed: bool
+    schedule: SkipSchedule | None
 
     def velocity(self, step: int, step_pass: StepPass) -> Tensor:
         """Velocity of ``step``, computed or derived from an earlier step."""
         ...
 
 
-def make_step_cache(config: SamplingConfig) -> StepCache:
-    """A fresh cache for one branch of one section."""
+# A fresh cache for one branch of one section.
+StepCacheFactory = Callable[[SamplingConfig], StepCache]
+
+
+def make_step_cache(config: SamplingConfig, ratios: Sequence[float] | None = None) -> StepCache:
+    """A fresh cache for one branch of one section; MagCache needs the magnitude ``ratios`` of the checkpoint."""
     if config.step_cache == "teacache":
         return TeaCache(config.num_steps, config.step_cache_threshold)
-    return NoStepCache()
+    if config.step_cache == "magcache":
+        if ratios is None:
+            raise ValueError("step_cache 'magcache' needs the magnitude ratios of the checkpoint, got None")
+        return MagCache(skip_schedule(ratios, config))
+    return NoStepCache(config.num_steps)
 
 
 class NoStepCache:
@@ -38,8 +50,40 @@ class NoStepCache:
 
     was_computed = True
 
+    def __init__(self, num_steps: int) -> None:
+        self.schedule: SkipSchedule | None = (False,) * num_steps
+
     def velocity(self, step: int, step_pass: StepPass) -> Tensor:
         return step_pass.compute()
+
+
+class MagCache:
+    """Reuses the residual of the block stack at the steps of a schedule that is fixed before the first one.
+
+    A skipped step touches nothing but the noisy tokens.
+    """
+
+    def __init__(self, schedule: SkipSchedule) -> None:
+        assert not schedule[0], "the first step computes"
+        self.was_computed = True
+        self.schedule: SkipSchedule | None = schedule
+        # A residual is kept only where the next step reuses it.
+        self._is_reused = (*schedule[1:], False)
+        self._residual: Tensor | None = None
+
+    def velocity(self, step: int, step_pass: StepPass) -> Tensor:
+        assert self.schedule is not None
+        self.was_computed = not self.schedule[step]
+        if not self.was_computed:
+            assert self._residual is not None, "a computed step comes first"
+            return step_pass.reuse(self._residual)
+        self._residual = None
+        if not self._is_reused[step]:
+            return step_pass.compute()
+        before = step_pass.noisy_tokens.clone()
+        hidden = step_pass.hidden()
+        self._residual = hidden - before
+        return step_pass.head(hidden)
 
 
 class TeaCache:
@@ -51,6 +95,7 @@ class TeaCache:
 
     def __init__(self, num_steps: int, threshold: float) -> None:
         self.was_computed = True
+        self.schedule: SkipSchedule | None = None
         self._num_steps = num_steps
         self._threshold = threshold
         self._accumulated = 0.0
@@ -61,7 +106,7 @@ class TeaCache:
         self.was_computed = self._must_compute(step, step_pass.first_input)
         if not self.was_computed:
             assert self._residual is not None, "the first step computes"
-            return step_pass.head(step_pass.noisy_tokens + self._residual)
+            return step_pass.reuse(self._residual)
         before = step_pass.noisy_tokens.clone()
         hidden = step_pass.hidden()
         # Only the noisy rows reach the output, so only theirs are kept.

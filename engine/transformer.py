@@ -344,6 +344,10 @@ class StepPass:
         """Velocity [1, C, T, Y, X] from ``hidden``."""
         return self.transformer.head(hidden, self.modulation, self.size)
 
+    def reuse(self, residual: Tensor) -> Tensor:
+        """Velocity if the blocks added ``residual`` [1, num_noisy, D] to the noisy tokens; runs no block."""
+        return self.head(self.noisy_tokens + residual)
+
     def compute(self) -> Tensor:
         """Velocity of the whole forward."""
         return self.head(self.hidden())

@@ -26,6 +26,8 @@ def generate(
     sampler: options.Sampler = DEFAULTS.sampler,
     step_cache: options.StepCache = DEFAULTS.step_cache,
     step_cache_threshold: options.StepCacheThreshold = DEFAULTS.step_cache_threshold,
+    step_cache_max_skips: options.StepCacheMaxSkips = DEFAULTS.step_cache_max_skips,
+    step_cache_retention: options.StepCacheRetention = DEFAULTS.step_cache_retention,
     window: options.Window = DEFAULTS.latent_window_size,
     overwrite: options.Overwrite = False,
     fps: options.Fps = DEFAULTS.fps,
@@ -49,8 +51,9 @@ def generate(
             image=image, prompt=prompt, negative_prompt=negative_prompt, seconds=seconds, order=order,
             size=options.parse_size(size), posterior=posterior, force=force, num_steps=steps, seed=seed,
             guidance_scale=guidance, cfg_scale=cfg, cfg_rescale=cfg_rescale, sampler=sampler,
-            step_cache=step_cache, step_cache_threshold=step_cache_threshold, latent_window_size=window,
-            fps=fps, crf=crf,
+            step_cache=step_cache, step_cache_threshold=step_cache_threshold,
+            step_cache_max_skips=step_cache_max_skips, step_cache_retention=step_cache_retention,
+            latent_window_size=window, fps=fps, crf=crf,
         )  # fmt: skip
         config = EngineConfig(
             device=device, precision=precision, attention=attention, vae_tiles=vae_tiles,

@@ -85,12 +85,24 @@ StepCache = Annotated[
     str,
     Option(
         "--step-cache",
-        help=f"{', '.join(STEP_CACHES)}; teacache is faster, approximate.",
+        help=f"{', '.join(STEP_CACHES)}; the caches are faster, approximate.",
         rich_help_panel=SAMPLING,
     ),
 ]
 StepCacheThreshold = Annotated[
     float, Option("--step-cache-threshold", help="Higher skips more steps.", rich_help_panel=SAMPLING)
+]
+StepCacheMaxSkips = Annotated[
+    int,
+    Option("--step-cache-max-skips", help="Steps that magcache skips in a row.", rich_help_panel=SAMPLING),
+]
+StepCacheRetention = Annotated[
+    float,
+    Option(
+        "--step-cache-retention",
+        help="Share of the first steps that magcache computes, 0 to 1.",
+        rich_help_panel=SAMPLING,
+    ),
 ]
 Window = Annotated[
     int, Option("--window", help="Latent frames per section (4 frames each).", rich_help_panel=SAMPLING)

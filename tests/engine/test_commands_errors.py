@@ -73,7 +73,7 @@ def test_bad_image_is_refused(make: Callable[[], object], message: str) -> None:
         (["--precision", "bf61"], "precision must be one of fp32, bf16, got 'bf61'; did you mean 'bf16'?"),
         (
             ["--step-cache", "tea"],
-            "step_cache must be one of none, teacache, got 'tea'; did you mean 'teacache'?",
+            "step_cache must be one of none, teacache, magcache, got 'tea'; did you mean 'teacache'?",
         ),
         (
             ["--sampler", "uni"],

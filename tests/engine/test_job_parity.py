@@ -22,6 +22,7 @@ from isoframe.engine import (
     SamplingConfig,
     StepEvent,
 )
+from isoframe.engine.step_cache import MagCache
 from isoframe.engine.transformer import PackedTransformer
 
 TOLERANCE = 2e-5
@@ -168,6 +169,28 @@ def test_straight_line_job_feels_every_choice(subject: Subject) -> None:
     for changes in mistakes.values():
         wrong, _ = run_job(subject.model, dataclasses.replace(job, **changes))
         assert relative_error(wrong, expected) > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("skips", "options"),
+    [
+        ({1, 2, 3, 5}, {}),
+        ({2, 4, 5, 6}, {"order": "forward"}),
+        ({1, 3, 4, 6}, GUIDED),
+    ],
+    ids=["inverted", "forward", "guided"],
+)
+def test_scheduled_steps_add_the_last_residual(
+    subject: Subject, skips: set[int], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = SamplingConfig(num_sections=2, num_steps=7, **options)
+    schedule = tuple(step in skips for step in range(7))
+    monkeypatch.setattr(subject.engine, "step_caches", lambda _: MagCache(schedule))
+    job = dataclasses.replace(subject.job(sampling), skips=frozenset(skips))
+    expected, _ = run_job(subject.model, job)
+    actual, steps = subject.run(sampling)
+    assert relative_error(actual, expected) <= TOLERANCE
+    assert [step.is_computed for step in steps] == [not is_skipped for is_skipped in schedule] * 2
 
 
 def test_teacache_cases_skip_and_compute(subject: Subject) -> None:

@@ -25,7 +25,11 @@ class Prompt:
 
 @dataclass(kw_only=True)
 class Job:
-    """Everything that one job depends on; ``coefficients`` is the dtype of the sampler's scalars."""
+    """Everything that one job depends on.
+
+    ``coefficients`` is the dtype of the sampler's scalars; ``skips`` are the steps at which the blocks add what they
+    added last.
+    """
 
     positive: Prompt
     negative: Prompt | None = None
@@ -41,13 +45,14 @@ class Job:
     window: int = 9
     sampler: str = "unipc"
     teacache_threshold: float | None = None
+    skips: frozenset[int] = frozenset()
     paddings: tuple[int, ...] | None = None
     coefficients: torch.dtype = torch.float32
 
 
 @dataclass
 class CacheState:
-    """What TeaCache remembers of one branch within one section."""
+    """What a step cache remembers of one branch within one section."""
 
     counter: int = 0
     accumulated: float = 0.0
@@ -56,16 +61,15 @@ class CacheState:
     decisions: list[bool] = field(default_factory=list)
 
 
-class TeaCacheBlocks(nn.Module):
+class CachedBlocks(nn.Module):
     """All blocks of a model as one block that computes or adds what it added last time."""
 
-    def __init__(
-        self, model: HunyuanVideoFramepackTransformer3DModel, num_steps: int, threshold: float
-    ) -> None:
+    def __init__(self, model: HunyuanVideoFramepackTransformer3DModel, job: Job) -> None:
         super().__init__()
         self.blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
-        self.num_steps = num_steps
-        self.threshold = threshold
+        self.num_steps = job.num_steps
+        self.threshold = job.teacache_threshold
+        self.skips = job.skips
         self.state = CacheState()
 
     def forward(
@@ -73,7 +77,9 @@ class TeaCacheBlocks(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         state = self.state
         signal = self.blocks[0].norm1(video, emb=temb)[0]
-        if state.counter in (0, self.num_steps - 1):
+        if self.threshold is None:
+            is_computed = state.counter not in self.skips
+        elif state.counter in (0, self.num_steps - 1):
             is_computed, state.accumulated = True, 0.0
         else:
             assert state.previous is not None
@@ -115,7 +121,7 @@ def guided_velocity(
     """Velocity of one step: one pass, or two and the guidance formula."""
 
     def velocity(prompt: Prompt, cache: CacheState) -> Tensor:
-        if job.teacache_threshold is not None:
+        if isinstance(model.transformer_blocks[0], CachedBlocks):
             model.transformer_blocks[0].state = cache
         return model(
             hidden_states=x,
@@ -145,7 +151,7 @@ def guided_velocity(
 def sample_section(
     model: HunyuanVideoFramepackTransformer3DModel, job: Job, noise: Tensor, context: dict[str, Tensor]
 ) -> tuple[Tensor, list[bool]]:
-    """Latents of one section and, with TeaCache, which calls were computed."""
+    """Latents of one section and, with a step cache, which calls were computed."""
     sigmas = unipc.schedule(job.num_steps, noise[0, 0].numel() // 4)
     caches = (CacheState(), CacheState())
 
@@ -212,10 +218,10 @@ def run_forward(model: HunyuanVideoFramepackTransformer3DModel, job: Job) -> tup
 
 @torch.no_grad()
 def run_job(model: HunyuanVideoFramepackTransformer3DModel, job: Job) -> tuple[Tensor, list[bool]]:
-    """The video's latents [1, 16, 1 + sections * window, h, w] and TeaCache's decisions, call by call."""
+    """The video's latents [1, 16, 1 + sections * window, h, w] and the step cache's decisions, call by call."""
     double_blocks, single_blocks = model.transformer_blocks, model.single_transformer_blocks
-    if job.teacache_threshold is not None:
-        cached = TeaCacheBlocks(model, job.num_steps, job.teacache_threshold)
+    if job.teacache_threshold is not None or job.skips:
+        cached = CachedBlocks(model, job)
         model.transformer_blocks, model.single_transformer_blocks = nn.ModuleList([cached]), nn.ModuleList()
     try:
         sections, decisions = run_inverted(model, job) if job.order == "inverted" else run_forward(model, job)
