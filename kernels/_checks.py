@@ -12,6 +12,12 @@ def check_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...] = FL
         raise ValueError(f"{name} must be {names}, got {str(tensor.dtype).removeprefix('torch.')}")
 
 
+def check_shape(name: str, tensor: Tensor, letters: str, shape: tuple[int, ...]) -> None:
+    """Compare with a shape that other arguments imply; ``letters`` are those of the docstring, as ``[B, N, D]``."""
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must be {letters} = {shape}, got {tuple(tensor.shape)}")
+
+
 def check_same_device(**tensors: Tensor | None) -> None:
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     first, *others = given
