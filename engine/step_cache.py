@@ -5,6 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..kernels import step_change
 from .config import SamplingConfig
 from .magnitude import SkipSchedule, skip_schedule
 from .transformer import StepPass
@@ -118,8 +119,7 @@ class TeaCache:
         if previous is None or step in (0, self._num_steps - 1):
             self._accumulated = 0.0
             return True
-        change = ((first_input - previous).abs().mean() / previous.abs().mean()).item()
-        self._accumulated += _polynomial(change)
+        self._accumulated += _polynomial(step_change(first_input, previous).item())
         if self._accumulated < self._threshold:
             return False
         self._accumulated = 0.0

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..kernels import modulated_layer_norm, num_patches, patchify_pack
+from ..kernels import modulated_layer_norm, num_patches, patchify_pack, reuse_residual
 from ..quant import DenseFormat, Linear, WeightFormat
 from .attention import SDPA_ATTENTION, SelfAttention
 from .checkpoint import Checkpoint, load_into
@@ -258,7 +258,10 @@ class PackedTransformer:
     def head(self, hidden: Tensor, modulation: StepModulation, size: tuple[int, ...]) -> Tensor:
         """Velocity [1, C, T, Y, X] from the noisy tokens after all blocks."""
         scale, shift = modulation.final()
-        hidden = modulated_layer_norm(hidden, scale, shift)
+        return self.project(modulated_layer_norm(hidden, scale, shift), size)
+
+    def project(self, hidden: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Velocity [1, C, T, Y, X] from the modulated norm of the noisy tokens."""
         patches = self._fp32_proj_out(hidden.float()) if self.has_fp32_head else self.proj_out(hidden)
         p = self.config.patch_size
         frames, height, width = size
@@ -346,7 +349,8 @@ class StepPass:
 
     def reuse(self, residual: Tensor) -> Tensor:
         """Velocity if the blocks added ``residual`` [1, num_noisy, D] to the noisy tokens; runs no block."""
-        return self.head(self.noisy_tokens + residual)
+        scale, shift = self.modulation.final()
+        return self.transformer.project(reuse_residual(self.noisy_tokens, residual, scale, shift), self.size)
 
     def compute(self) -> Tensor:
         """Velocity of the whole forward."""
