@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 ORDERS = ("inverted", "forward")
 SAMPLERS = ("unipc", "unipc-bh2", "euler")
 STEP_CACHES = ("none", "teacache", "magcache")
-PRECISIONS = ("fp32", "bf16")
+# The names of isoframe.quant, repeated so that reading a configuration does not import torch.
+PRECISIONS = ("fp32", "bf16", "fp16")
+COMPUTE_DTYPES = ("auto", "fp32", "bf16", "fp16")
 ATTENTIONS = ("auto", "sdpa", "flash-attn", "flash-attn-3", "sageattention", "xformers")
 POSTERIORS = ("sample", "mode")
 
@@ -38,7 +40,10 @@ class EngineConfig:
 
     Attributes:
         device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
-        precision: "fp32" or "bf16"; None means fp32 on the CPU and bf16 on CUDA.
+        precision: how the blocks' weights are stored and multiplied: "fp32", "bf16", "fp16"; None means fp32 on the
+            CPU and bf16 on CUDA.
+        compute_dtype: of activations: "auto" is that of a floating-point precision, else fp32 on the CPU and bf16 on
+            CUDA; or "fp32", "bf16", "fp16".
         attention: "auto" (torch's on the CPU; on CUDA the fastest of what is installed, measured once), or one by
             name: "sdpa" (torch), "flash-attn", "flash-attn-3", "xformers", or approximate "sageattention".
         cache_dir: folder of cached embeddings and measured choices; None means $ISOFRAME_CACHE, else the
@@ -49,6 +54,7 @@ class EngineConfig:
 
     device: str = "auto"
     precision: str | None = None
+    compute_dtype: str = "auto"
     attention: str = "auto"
     cache_dir: str | os.PathLike[str] | None = None
     local_files_only: bool = False
@@ -59,6 +65,12 @@ class EngineConfig:
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if self.precision is not None:
             check_choice("precision", self.precision, PRECISIONS)
+        check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
+        if self.precision in COMPUTE_DTYPES and self.compute_dtype not in ("auto", self.precision):
+            raise ConfigError(
+                f"compute_dtype must be auto or {self.precision} with precision={self.precision!r}, "
+                f"got {self.compute_dtype!r}"
+            )
         check_choice("attention", self.attention, ATTENTIONS)
 
     def cache_path(self) -> Path:

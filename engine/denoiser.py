@@ -139,10 +139,10 @@ class Denoiser:
         self, conditioning: Conditioning, sampling: SamplingConfig, sigmas: Tensor
     ) -> list[JobInvariants]:
         """Invariants of the conditional branch and, with true guidance, of the negative one."""
-        timesteps = self._round(sigmas[:-1] * 1000)
+        timesteps = self._round_time(sigmas[:-1] * 1000)
         guidance = None
         if self.transformer.config.guidance_embeds:
-            guidance = self._round(torch.tensor(sampling.guidance_scale * 1000)).item()
+            guidance = self._round_time(torch.tensor(sampling.guidance_scale * 1000)).item()
         vision = self.transformer.project_image(conditioning.image_embeds)
         texts = [(conditioning.text_embeds, conditioning.text_mask, conditioning.pooled_embeds)]
         if sampling.cfg_scale != 1.0:
@@ -176,7 +176,7 @@ class Denoiser:
         latents = noise.to(self.transformer.device)
         was_finite: Tensor | None = None
         for step, sigma in enumerate(sigmas[:-1].tolist()):
-            model_input = self._round(latents)
+            model_input = self._round_latents(latents)
             x0 = model_input - sigma * self._velocity(model_input, step, packed, branches, sampling)
             latents = sampler.update(latents, x0, step)
             # One step late: the device has this step queued while the host waits for the answer.
@@ -222,11 +222,13 @@ class Denoiser:
             backend=attention,
         )
 
-    def _round(self, values: Tensor) -> Tensor:
-        """Round to what the transformer is given: bf16 values where it computes in 16 bit, else unchanged."""
-        if self.transformer.dtype == torch.float32:
-            return values
-        return values.to(torch.bfloat16).float()
+    def _round_time(self, values: Tensor) -> Tensor:
+        """Timesteps and guidance as the model was given them: bf16 values wherever activations are 16 bit."""
+        return values if self.transformer.dtype == torch.float32 else values.to(torch.bfloat16).float()
+
+    def _round_latents(self, latents: Tensor) -> Tensor:
+        """The sampler's latents as the transformer takes them: bf16 values where the residual stream is bf16."""
+        return latents.to(self.transformer.residual_dtype).float()
 
 
 def assemble(sections: list[LatentSection], start_latent: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import psutil
 import torch
 
 from ..kernels import HAS_TRITON
+from ..quant import WeightFormat
 from .errors import BudgetError, DeviceError
 from .transformer import PackedTransformer
 from .transformer_config import TransformerConfig
@@ -52,20 +53,24 @@ def check_triton(device: torch.device) -> None:
         )
 
 
-def check_fits(name: str, config: TransformerConfig, dtype: torch.dtype, device: torch.device) -> None:
+def check_fits(
+    name: str, config: TransformerConfig, weight_format: WeightFormat, device: torch.device
+) -> None:
     """Raise :class:`BudgetError` where the weights of model ``name`` alone are more than the device can hold."""
-    weights = PackedTransformer(config, dtype, torch.device("meta")).destinations.values()
+    weights = PackedTransformer(
+        config, weight_format.dtype, torch.device("meta"), weight_format=weight_format
+    ).destinations.values()
     needed = sum(weight.num_bytes for weight in weights)
     available = memory_bytes(device)
     if needed <= available:
         return
     remedy, kind = _OTHER_DEVICE, "free"
     if device.type == "cpu":
-        half = "precision='bf16' (--precision bf16) or " if dtype == torch.float32 else ""
+        half = "precision='bf16' (--precision bf16) or " if weight_format.name == "fp32" else ""
         remedy, kind = f"use {half}a machine with more memory", "of RAM and swap"
     raise BudgetError(
         f"the transformer of {name} needs {needed / 2**30:.1f} GiB in "
-        f"{str(dtype).removeprefix('torch.')}, {device} has {available / 2**30:.1f} GiB {kind}; {remedy}",
+        f"{weight_format.name}, {device} has {available / 2**30:.1f} GiB {kind}; {remedy}",
         needed=needed,
         available=available,
         option="device",

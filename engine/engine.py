@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ..quant import DENSE_DTYPES, WeightFormat, make_format
 from .attention import SelfAttention
 from .attention_backends import AttentionShape
 from .attention_choice import make_self_attention
@@ -29,8 +30,6 @@ from .step_cache import StepCache, StepCacheFactory, make_step_cache
 from .transformer import PackedTransformer
 from .vae import VideoVAE
 from .video import Video, VideoWriter
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Engine:
@@ -84,19 +83,20 @@ class Engine:
         device = resolve_device(config.device)
         check_triton(device)
         found = find_components(source, overrides=components, local_files_only=config.local_files_only)
-        dtype = _DTYPES[config.precision or ("fp32" if device.type == "cpu" else "bf16")]
+        weight_format = _weight_format(config, device)
         checkpoint = open_transformer(
             found.transformer,
             local_files_only=config.local_files_only or found.is_hub_silent,
-            admit=lambda name, shape: check_fits(name, shape, dtype, device),
+            admit=lambda name, shape: check_fits(name, shape, weight_format, device),
         )
         with memory_errors("load"):
             transformer = PackedTransformer.load(
                 checkpoint,
-                dtype,
+                weight_format.dtype,
                 device,
+                weight_format=weight_format,
                 job_device=torch.device("cpu"),
-                has_fp32_head=dtype == torch.bfloat16,
+                has_fp32_head=weight_format.dtype == torch.bfloat16,
             )
         engine = cls(config=config, components=found, checkpoint=checkpoint, transformer=transformer)
         if config.attention != "auto":
@@ -277,6 +277,12 @@ class Engine:
             device=torch.cuda.get_device_name(self.device) if is_cuda else "cpu",
             precision=self._precision,
         )
+
+
+def _weight_format(config: EngineConfig, device: torch.device) -> WeightFormat:
+    fallback = "fp32" if device.type == "cpu" else "bf16"
+    dtype = DENSE_DTYPES[fallback if config.compute_dtype == "auto" else config.compute_dtype]
+    return make_format(config.precision or fallback, dtype)
 
 
 def _smallest_attention(transformer: PackedTransformer) -> AttentionShape:

@@ -67,7 +67,13 @@ class DenseFormat:
         return {"weight": StoredTensor((rows, cols), self.dtype)}
 
     def encode(self, weight: Tensor, split: int = 0) -> dict[str, Tensor]:
-        return {"weight": weight.to(self.dtype)}
+        rounded = weight.to(self.dtype)
+        if self.dtype == torch.float16 and not rounded.isfinite().all():
+            raise ValueError(
+                f"weights must be finite and at most {torch.finfo(torch.float16).max:.0f} in fp16, got "
+                f"{weight.abs().max():.3g}; use bf16"
+            )
+        return {"weight": rounded}
 
     def decode(self, stored: Mapping[str, Tensor], split: int = 0) -> Tensor:
         return stored["weight"].float()

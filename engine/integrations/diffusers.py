@@ -171,7 +171,7 @@ class FramepackTransformer:
             section = self._section(sample, history, tuple(latents.shape[2:]))
             job = self._job(sample, timestep, guidance, text, image_embeds)
             outputs.append(self.transformer.step(latents, 0, job, section).compute())
-        result = torch.cat(outputs)
+        result = torch.cat(outputs).to(self.dtype)
         if not return_dict:
             return (result,)
         from diffusers.models.modeling_outputs import Transformer2DModelOutput

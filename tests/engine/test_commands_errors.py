@@ -70,7 +70,10 @@ def test_bad_image_is_refused(make: Callable[[], object], message: str) -> None:
             ["--order", "forwards"],
             "order must be one of auto, inverted, forward, got 'forwards'; did you mean",
         ),
-        (["--precision", "bf61"], "precision must be one of fp32, bf16, got 'bf61'; did you mean 'bf16'?"),
+        (
+            ["--precision", "bf61"],
+            "precision must be one of fp32, bf16, fp16, got 'bf61'; did you mean 'bf16'?",
+        ),
         (
             ["--step-cache", "tea"],
             "step_cache must be one of none, teacache, magcache, got 'tea'; did you mean 'teacache'?",

@@ -81,7 +81,11 @@ def test_bad_sampling_is_refused(change: dict[str, Any], message: str) -> None:
     ("change", "message"),
     [
         ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
-        ({"precision": "fp31"}, "precision must be one of fp32, bf16, got 'fp31'; did you mean 'fp32'"),
+        (
+            {"precision": "bf16", "compute_dtype": "fp32"},
+            "compute_dtype must be auto or bf16 with precision='bf16', got 'fp32'",
+        ),
+        ({"precision": "fp31"}, "precision must be one of fp32, bf16, fp16, got 'fp31'; did you mean 'fp32'"),
     ],
 )
 def test_bad_engine_config_is_refused(change: dict[str, Any], message: str) -> None:

@@ -23,7 +23,7 @@ def test_weights_that_cannot_fit_are_refused_before_they_are_allocated(
     monkeypatch.setattr(device, "memory_bytes", lambda _: num_bytes - 1)
     monkeypatch.setattr(PackedTransformer, "load", None)
     with pytest.raises(
-        BudgetError, match=r"transformer of small needs .* GiB in float32, cpu has .*--precision bf16"
+        BudgetError, match=r"transformer of small needs .* GiB in fp32, cpu has .*--precision bf16"
     ) as caught:
         Engine.load(tmp_path / "small", config=config)
     assert (caught.value.needed, caught.value.available) == (num_bytes, num_bytes - 1)

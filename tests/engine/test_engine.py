@@ -353,12 +353,12 @@ def test_a_transformer_alone_samples_latents_and_names_what_a_video_needs(
         list(engine.generate(make_request(size=(64, 64))))
 
 
-def test_precision_bf16_computes_close_to_fp32(engine: Engine) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_sixteen_bit_computes_close_to_fp32(engine: Engine, precision: str) -> None:
     """On an image of the model's own world: far from it, any rounding grows to another picture."""
     image = Path(__file__).resolve().parents[2] / "examples" / "bounce.png"
     request = Request(image=image, prompt="a red circle bounces", seconds=1)
-    rounded = Engine.load("demo", config=EngineConfig(precision="bf16", device="cpu"))
-    assert rounded._denoiser.transformer.dtype == torch.bfloat16
+    rounded = Engine.load("demo", config=EngineConfig(precision=precision, device="cpu"))
     a, b = (next(source.generate(request)).latents for source in (engine, rounded))
     # 0.044 measured: timesteps are rounded to bf16 too, by up to 2 of 1000.
     assert 1e-3 < float((a - b).square().mean().sqrt() / a.square().mean().sqrt()) < 0.1
