@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 
-from ..kernels import KERNELS, KernelSpec
+from ..engine.errors import ConfigError
+from ..kernels import HAS_TRITON, KERNELS, KernelSpec
 from ..kernels._launch import ARCHS, Launch, Settings, record_launches
 
 # Largest shared memory of one program; GeForce cards expose 99 KB of their 100.
-_SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 120: 101_376}
+SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 120: 101_376}
 _REGISTERS = 65_536
 _WARP = 32
 
@@ -52,8 +53,8 @@ class CompiledKernel:
     def find_failures(self, expected_mma: str | None) -> list[str]:
         """What breaks a limit, in words."""
         found = []
-        if self.shared_bytes > _SHARED_LIMIT[self.arch]:
-            found.append(f"shared memory {self.shared_bytes} B > {_SHARED_LIMIT[self.arch]} B")
+        if self.shared_bytes > SHARED_LIMIT[self.arch]:
+            found.append(f"shared memory {self.shared_bytes} B > {SHARED_LIMIT[self.arch]} B")
         if self.loop_spills > 0:
             found.append(f"{self.loop_spills} spill instructions inside a loop")
         if self.registers * self.num_warps * _WARP > _REGISTERS:
@@ -80,6 +81,12 @@ class CompiledPair:
     arch: int
     kernels: tuple[CompiledKernel, ...]
     failures: tuple[str, ...]
+
+
+def check_triton() -> None:
+    """Raise :class:`ConfigError` where Triton is not installed."""
+    if not HAS_TRITON:
+        raise ConfigError("Triton compiles the kernels: pip install triton")
 
 
 def compile_pairs(

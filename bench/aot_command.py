@@ -24,15 +24,13 @@ def aot(
     """Compile every kernel at the real model's shapes; exit 1 where registers, memory or instructions break a limit."""
     from ..engine.commands.failures import readable_errors
     from ..engine.config import check_choice
-    from ..engine.errors import ConfigError
-    from ..kernels import HAS_TRITON, KERNELS
+    from ..kernels import KERNELS
     from ..kernels._launch import ARCHS
-    from .aot import compile_pairs
+    from .aot import check_triton, compile_pairs
 
     names = [name for name, spec in KERNELS.items() if spec.launch is not None]
     with readable_errors(debug=False):
-        if not HAS_TRITON:
-            raise ConfigError("Triton compiles the kernels: pip install triton")
+        check_triton()
         for name in kernel or ():
             check_choice("--kernel", name, names)
         for capability in arch or ():

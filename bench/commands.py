@@ -4,6 +4,7 @@ import typer
 
 from .aot_command import aot
 from .forward_command import forward
+from .kernels_command import kernels
 from .magcache_command import magcache
 from .quality_command import quality
 from .traffic_command import traffic
@@ -15,5 +16,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (aot, forward, magcache, quality, traffic):
+for command in (aot, forward, kernels, magcache, quality, traffic):
     app.command()(command)

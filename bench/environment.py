@@ -62,9 +62,9 @@ def read_environment() -> Environment:
         os=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         torch=torch.__version__,
-        triton=_version("triton") or _version("triton-windows"),
-        diffusers=_version("diffusers"),
-        isoframe=_version("isoframe"),
+        triton=installed_version("triton") or installed_version("triton-windows"),
+        diffusers=installed_version("diffusers"),
+        isoframe=installed_version("isoframe"),
         commit=_commit(),
     )
 
@@ -89,7 +89,8 @@ def _driver_version() -> str | None:
     return lines.splitlines()[0].strip() if lines else None
 
 
-def _version(distribution: str) -> str | None:
+def installed_version(distribution: str) -> str | None:
+    """Version of an installed distribution; None where it is not."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -73,6 +73,11 @@ def settings(name: str, device: torch.device) -> Settings:
     return table[str(max((key for key in known if key <= arch), default=known[0]))]
 
 
+def shipped_settings(name: str) -> dict[int, Settings]:
+    """Entries of the shipped table for kernel ``name``, by compute capability."""
+    return {int(arch): options for arch, options in _read_table(_TABLE).get(name, {}).items()}
+
+
 def _capability(device: torch.device) -> int:
     if device.type != "cuda":
         return ARCHS[0]

@@ -3,13 +3,17 @@
 import dataclasses
 import re
 from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from bad_kernels import product_spec
 from typer.testing import CliRunner
 
+from isoframe.bench import aot
 from isoframe.bench.aot import CompiledPair, compile_pair, compile_pairs, mma_types
 from isoframe.bench.commands import app
+from isoframe.bench.kernel_docs import render
 from isoframe.kernels import KERNELS
 from isoframe.kernels._launch import ARCHS
 
@@ -91,6 +95,27 @@ def test_registers_of_all_threads_are_limited() -> None:
 )
 def test_operand_type_is_read_from_the_instruction(instruction: str, operand: str) -> None:
     assert mma_types(f"\t{instruction} {{%r1}}, {{%r2}};") == (operand,)
+
+
+def test_description_has_a_cell_for_every_pair(compiled: Pairs) -> None:
+    leaves_out = dataclasses.replace(KERNELS["gated_residual"], archs=(89, 90, 120))
+    pairs = [
+        pair for pair in compiled.values() if pair.spec == "gated_residual" and pair.arch in leaves_out.archs
+    ]
+    (row,) = (
+        line
+        for line in render({"gated_residual": leaves_out}, pairs, "3.7").splitlines()
+        if line.startswith("| gated_residual")
+    )
+    assert row.count("not supported") == 2
+    assert row.count(" r, 0 spills, ") == 3
+
+
+def test_kernels_command_writes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aot, "compile_pairs", lambda names, num_processes: iter(()))
+    result = CliRunner().invoke(app, ["kernels", "--docs", str(tmp_path / "kernels.md")])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "kernels.md").read_text(encoding="utf-8") == render(KERNELS, (), version("triton"))
 
 
 def test_command_exits_1_and_repeats_the_failures_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
