@@ -86,7 +86,7 @@ def find_ratios(
     for entry in json.loads(_SHIPPED.read_text(encoding="utf-8")):
         sizes = entry["architecture"].items()
         if entry["order"] == order and all(getattr(config, key) == value for key, value in sizes):
-            _logger.info("magcache: ratios of %s, order %s", entry["model"], order)
+            _logger.debug("magcache: ratios of %s, order %s", entry["model"], order)
             return tuple(entry["ratios"])
     raise ConfigError(
         f"step_cache='magcache' needs the magnitude ratios of {model} in order {order}, and there are none; measure "
@@ -115,5 +115,5 @@ def _read_measured(path: Path) -> tuple[float, ...]:
         ) from error
     if not ratios or not all(math.isfinite(ratio) and ratio > 0 for ratio in ratios):
         raise ConfigError(f"the magnitude ratios in {path} must be positive numbers; delete the file")
-    _logger.info("magcache: ratios measured in %s", path)
+    _logger.debug("magcache: ratios measured in %s", path)
     return ratios

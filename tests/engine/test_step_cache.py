@@ -215,21 +215,28 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     return Engine.load("demo", config=EngineConfig(cache_dir=tmp_path_factory.mktemp("cache"), device="cpu"))
 
 
-def decisions(engine: Engine, **options: Any) -> str:
+def run_demo(engine: Engine, **options: Any) -> tuple[Tensor, str]:
+    """Frames of a short video, and which steps were computed."""
     image, prompt = find_example(None)
     events: list[Event] = []
     request = Request(image=str(image), prompt=prompt, seconds=1.2, **options)
-    for _ in engine.generate(request, on_event=events.append):
-        pass
-    return "".join("C" if event.is_computed else "s" for event in events if isinstance(event, StepEvent))
+    frames = torch.cat([section.frames for section in engine.generate(request, on_event=events.append)])
+    return frames, "".join(
+        "C" if event.is_computed else "s" for event in events if isinstance(event, StepEvent)
+    )
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_teacache_decides_on_the_demo_model_as_it_always_did(engine: Engine, order: str) -> None:
-    assert decisions(engine, order=order, step_cache="teacache") == "CssCssCssCssCssCssCsCsCsC"
+    _, decisions = run_demo(engine, order=order, step_cache="teacache")
+    assert decisions == "CssCssCssCssCssCssCsCsCsC"
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_magcache_skips_its_schedule_on_the_demo_model(engine: Engine, order: str) -> None:
+def test_magcache_skips_its_schedule_and_keeps_the_demo_video(engine: Engine, order: str) -> None:
+    frames, decisions = run_demo(engine, order=order, step_cache="magcache")
     schedule = pattern(SHIPPED["demo", order], budget(0.15, 4))
-    assert decisions(engine, order=order, step_cache="magcache") == schedule == "CCCCCsssCssCssCssCCCCCCCC"
+    assert decisions == schedule == "CCCCCsssCssCssCssCCCCCCCC"
+    expected, _ = run_demo(engine, order=order)
+    error = (frames.float() - expected.float()).square().mean()
+    assert 10 * torch.log10(255**2 / error) >= 50
