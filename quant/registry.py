@@ -1,12 +1,19 @@
 """Weight formats by the name of a precision."""
 
+from collections.abc import Callable
+
 import torch
 
 from .dense import DenseFormat
 from .formats import WeightFormat
+from .int8 import Int8Format, Int8WeightFormat
 
 DENSE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PRECISIONS = tuple(DENSE_DTYPES)
+_FORMATS: dict[str, Callable[[torch.dtype], WeightFormat]] = {
+    "int8": Int8Format,
+    "int8-weight": Int8WeightFormat,
+}
+PRECISIONS = (*DENSE_DTYPES, *_FORMATS)
 
 
 def make_format(precision: str, dtype: torch.dtype) -> WeightFormat:
@@ -17,4 +24,6 @@ def make_format(precision: str, dtype: torch.dtype) -> WeightFormat:
     """
     if precision in DENSE_DTYPES:
         return DenseFormat(DENSE_DTYPES[precision])
+    if precision in _FORMATS:
+        return _FORMATS[precision](dtype)
     raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")

@@ -85,7 +85,10 @@ def test_bad_sampling_is_refused(change: dict[str, Any], message: str) -> None:
             {"precision": "bf16", "compute_dtype": "fp32"},
             "compute_dtype must be auto or bf16 with precision='bf16', got 'fp32'",
         ),
-        ({"precision": "fp31"}, "precision must be one of fp32, bf16, fp16, got 'fp31'; did you mean 'fp32'"),
+        (
+            {"precision": "fp31"},
+            "precision must be one of fp32, bf16, fp16, int8, int8-weight, got 'fp31'; did you mean 'fp32'",
+        ),
     ],
 )
 def test_bad_engine_config_is_refused(change: dict[str, Any], message: str) -> None:
