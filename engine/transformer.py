@@ -242,18 +242,25 @@ class PackedTransformer:
         return PackedSection(clean_tokens, cos, sin, num_noisy_tokens=tables[-1][0].shape[0])
 
     def step(self, latents: Tensor, step: int, job: JobInvariants, section: PackedSection) -> "StepPass":
-        """Embed the noisy latents [1, C, T, Y, X] of ``step``; nothing past the embedding runs yet."""
+        """One forward of the noisy latents [1, C, T, Y, X] at ``step``; nothing runs yet."""
+        return StepPass(self, latents, step, job, section)
+
+    def pack_tokens(self, latents: Tensor, step: int, job: JobInvariants, section: PackedSection) -> Tensor:
+        """Joint buffer [1, N, D] of ``step``: history, embedded noisy latents, image, text."""
         num_clean, num_latent = section.clean_tokens.shape[1], section.num_latent_tokens
         num_vision = job.vision_tokens.shape[1]
         tokens = section.clean_tokens.new_empty(
             (1, num_latent + job.num_condition_tokens, self.config.inner_dim)
         )
         tokens[:, :num_clean] = section.clean_tokens
-        patchify_pack(latents, self.x_embedder.weight, self.x_embedder.bias, tokens, num_clean)
+        self.embed_noisy(latents, tokens, num_clean)
         tokens[:, num_latent : num_latent + num_vision] = job.vision_tokens
         tokens[:, num_latent + num_vision :] = job.refined_text[step]
-        modulation = StepModulation(job.vectors(step), job.num_dual_blocks)
-        return StepPass(self, tokens, section, modulation, tuple(latents.shape[2:]))
+        return tokens
+
+    def embed_noisy(self, latents: Tensor, tokens: Tensor, offset: int) -> None:
+        """Write the embedded noisy latents to the rows of ``tokens`` [1, N, D] from ``offset``."""
+        patchify_pack(latents, self.x_embedder.weight, self.x_embedder.bias, tokens, offset)
 
     def head(self, hidden: Tensor, modulation: StepModulation, size: tuple[int, ...]) -> Tensor:
         """Velocity [1, C, T, Y, X] from the noisy tokens after all blocks."""
@@ -274,25 +281,28 @@ class PackedTransformer:
 
 
 class StepPass:
-    """One forward, split where a step cache decides: embedding, blocks, head.
-
-    Attributes:
-        tokens: joint buffer [1, N, D]; the blocks update it in place.
-    """
+    """One forward, split where a step cache decides: embedding, blocks, head."""
 
     def __init__(
         self,
         transformer: PackedTransformer,
-        tokens: Tensor,
+        latents: Tensor,
+        step: int,
+        job: JobInvariants,
         section: PackedSection,
-        modulation: StepModulation,
-        size: tuple[int, ...],
     ) -> None:
+        """Use :meth:`PackedTransformer.step`."""
         self.transformer = transformer
-        self.tokens = tokens
+        self.latents = latents
+        self.step = step
+        self.job = job
         self.section = section
-        self.modulation = modulation
-        self.size = size
+        self.modulation = StepModulation(job.vectors(step), job.num_dual_blocks)
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """Joint buffer [1, N, D]; the blocks update it in place."""
+        return self.transformer.pack_tokens(self.latents, self.step, self.job, self.section)
 
     @property
     def noisy_tokens(self) -> Tensor:
@@ -345,12 +355,19 @@ class StepPass:
 
     def head(self, hidden: Tensor) -> Tensor:
         """Velocity [1, C, T, Y, X] from ``hidden``."""
-        return self.transformer.head(hidden, self.modulation, self.size)
+        return self.transformer.head(hidden, self.modulation, tuple(self.latents.shape[2:]))
 
     def reuse(self, residual: Tensor) -> Tensor:
         """Velocity if the blocks added ``residual`` [1, num_noisy, D] to the noisy tokens; runs no block."""
         scale, shift = self.modulation.final()
-        return self.transformer.project(reuse_residual(self.noisy_tokens, residual, scale, shift), self.size)
+        if "tokens" in self.__dict__:
+            embedded = self.noisy_tokens
+        else:
+            # The step was skipped without a look at it: nothing but these rows is needed.
+            embedded = torch.empty_like(residual)
+            self.transformer.embed_noisy(self.latents, embedded, 0)
+        hidden = reuse_residual(embedded, residual, scale, shift)
+        return self.transformer.project(hidden, tuple(self.latents.shape[2:]))
 
     def compute(self) -> Tensor:
         """Velocity of the whole forward."""
