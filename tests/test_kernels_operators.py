@@ -107,14 +107,17 @@ def test_launcher_refuses_sizes_that_contradict_each_other(spec: KernelSpec) -> 
 
 
 def test_patchify_writes_only_its_rows() -> None:
-    latents, weight, bias, packed, offset = KERNELS["patchify_pack"].make_inputs(
-        (1, 16, 3, 6, 10, 1, 2, 24), torch.float32, DEVICE
+    latents, weight, bias, packed, offset, axes, cos, sin = KERNELS["patchify_pack"].make_inputs(
+        (1, 16, 3, 6, 10, 1, 2, 24, 1), torch.float32, DEVICE
     )
-    packed.fill_(7.0)
-    KERNELS["patchify_pack"].op(latents, weight, bias, packed, offset)
-    assert bool((packed[:, :offset] == 7).all())
-    assert bool((packed[:, offset + 45 :] == 7).all())
-    assert not bool((packed[:, offset : offset + 45] == 7).any())
+    written = (packed[0], cos, sin)
+    for rows in written:
+        rows.fill_(7.0)
+    KERNELS["patchify_pack"].op(latents, weight, bias, packed, offset, axes, cos, sin)
+    for rows in written:
+        assert bool((rows[:offset] == 7).all())
+        assert bool((rows[offset + 45 :] == 7).all())
+        assert not bool((rows[offset : offset + 45] == 7).any())
 
 
 def test_error_counts_what_one_side_alone_left_unwritten() -> None:
