@@ -207,7 +207,9 @@ def _inspect(name: str, launch: Launch, binary, arch: int) -> CompiledKernel:  #
 
 def mma_types(ptx: str) -> tuple[str, ...]:
     """Operand types of the mma and wgmma instructions of a PTX text."""
-    pattern = re.compile(r"\b(?:wg)?mma\S*?\.(s8|f16|bf16|e4m3|e5m2|tf32)\.(?:s8|f16|bf16|e4m3|e5m2|tf32)\b")
+    # The accumulator's type comes first; it may be an operand's type too.
+    operand = r"(?:s8|f16|bf16|e4m3|e5m2|tf32)\b"
+    pattern = re.compile(rf"\b(?:wg)?mma\S*?\.(?:s32|f16|f32)\.({operand})\.{operand}")
     return tuple(sorted({match.group(1) for match in pattern.finditer(ptx)}))
 
 

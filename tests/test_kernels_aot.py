@@ -89,6 +89,7 @@ def test_registers_of_all_threads_are_limited() -> None:
     [
         ("mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32", "s8"),
         ("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16", "f16"),
+        ("mma.sync.aligned.m16n8k32.row.col.f16.e4m3.e4m3.f16", "e4m3"),
         ("wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8", "s8"),
         ("wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3", "e4m3"),
     ],
