@@ -3,6 +3,7 @@
 Under the interpreter they are made of the Triton kernels, elsewhere of the operators.
 """
 
+import math
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from kernel_cases import DEVICE, INTERPRETED
 from torch import Tensor
 
-from isoframe.kernels import KERNELS
+from isoframe.kernels import KERNELS, _launch
 from isoframe.kernels._int8_product import fp32_product, int8_product
 from isoframe.quant import quantize_rowwise
+
+ATTENTIONS = ["int8_attention", "int8_attention_fp8"]
 
 
 def call(name: str, *args: Any) -> Any:
@@ -120,3 +123,100 @@ def test_transposed_weight_is_refused() -> None:
     args[2] = args[2].T.contiguous().T
     with pytest.raises(ValueError, match="weight must be contiguous along its last dimension"):
         call("int8_linear", *args)
+
+
+def quantize_blocks(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """int8 values of ``[B, N, H, K]`` and a scale ``[B, H, blocks]`` for each block of rows."""
+    num_tokens = x.shape[1]
+    blocks = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, -num_tokens % rows)).unflatten(1, (-1, rows))
+    scale = blocks.abs().amax((2, 4), keepdim=True) / 127
+    values = (blocks / scale).round().to(torch.int8).flatten(1, 2)[:, :num_tokens]
+    return values.contiguous(), scale[:, :, 0, :, 0].transpose(1, 2).contiguous()
+
+
+def attention_inputs(q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, ...]:
+    q8, q_scale = quantize_blocks(q * (q.shape[-1] ** -0.5 / math.log(2)), 128)
+    k8, k_scale = quantize_blocks(k, 64)
+    return q8, q_scale, k8, k_scale, v, torch.full_like(v, torch.nan), 0
+
+
+def constant_inputs(num_keys: int, value: float) -> tuple[Any, ...]:
+    """Equal scores, for which every probability is the largest, and equal values."""
+    q = torch.zeros(1, num_keys, 1, 64, device=DEVICE)
+    q8, k8 = q.to(torch.int8), q.to(torch.int8)
+    q_scale, k_scale = (torch.ones(1, 1, -(-num_keys // rows), device=DEVICE) for rows in (128, 64))
+    v = torch.full_like(q, value, dtype=torch.float16)
+    return q8, q_scale, k8, k_scale, v, torch.full_like(v, torch.nan), 0
+
+
+@pytest.fixture
+def geforce_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sum over a block in fp16, as on GeForce cards."""
+    for name in ATTENTIONS:
+        lowest = _launch._settings[name]["80"]
+        monkeypatch.setitem(_launch._settings, name, {"80": {**lowest, "HALF_SUMS": 1}})
+
+
+@pytest.mark.parametrize(("name", "similarity"), [("int8_attention", 0.9999), ("int8_attention_fp8", 0.999)])
+@pytest.mark.parametrize("shape", [(1, 200, 2, 64), (1, 130, 1, 128)])
+def test_int8_attention_follows_float_attention(name: str, similarity: float, shape: tuple[int, ...]) -> None:
+    q, k, v = (torch.randn(shape, device=DEVICE) for _ in range(3))
+    args = attention_inputs(q, k, v)
+    call(name, *args)
+    heads_first = (x.transpose(1, 2) for x in (q, k, v))
+    expected = torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+    assert torch.cosine_similarity(args[5].flatten(), expected.flatten(), dim=0) > similarity
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_rounding_does_not_depend_on_the_order_of_the_key_blocks(name: str) -> None:
+    q, k, v = (torch.randn(1, 256, 1, 64, device=DEVICE) for _ in range(3))
+    forward = attention_inputs(q, k, v)
+    backward = attention_inputs(q, *(x.unflatten(1, (4, 64)).flip(1).flatten(1, 2) for x in (k, v)))
+    call(name, *forward)
+    call(name, *backward)
+    assert torch.linalg.vector_norm(forward[5] - backward[5]) < 1e-5 * torch.linalg.vector_norm(forward[5])
+
+
+@pytest.mark.usefixtures("geforce_settings")
+@pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.parametrize("value", [1.0, 1000.0, 5000.0, 60000.0])
+def test_sums_in_fp16_do_not_overflow(name: str, value: float) -> None:
+    args = constant_inputs(130, value)
+    call(name, *args)
+    torch.testing.assert_close(args[5].float(), torch.full_like(args[5], value).float(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.usefixtures("geforce_settings")
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_sums_in_fp16_stay_within_the_limit_for_fp16(name: str) -> None:
+    spec = KERNELS[name]
+    args = spec.make_inputs((1, 200, 2, 64, 0, 200), torch.float16, DEVICE)
+    expected = args[5].clone()
+    spec.reference(*args[:5], expected, 0)
+    call(name, *args)
+    error = torch.linalg.vector_norm((args[5] - expected).float())
+    assert error < spec.max_error[torch.float16] * torch.linalg.vector_norm(expected.float())
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_a_channel_without_values_gives_zeros(name: str) -> None:
+    args = KERNELS[name].make_inputs((1, 70, 1, 64, 0, 70), torch.float32, DEVICE)
+    args[4][..., 3] = 0
+    call(name, *args)
+    assert args[5].isfinite().all()
+    assert not args[5][..., 3].any()
+
+
+def test_unsupported_head_dim_is_refused() -> None:
+    args = KERNELS["int8_attention"].make_inputs((1, 2, 1, 96, 0, 2), torch.float32, DEVICE)
+    with pytest.raises(
+        ValueError, match=r"q8 must be \[B, N, H, K\] with K in \(64, 128\), got \(1, 2, 1, 96\)"
+    ):
+        call("int8_attention", *args)
+
+
+def test_queries_past_the_last_row_are_refused() -> None:
+    args = KERNELS["int8_attention"].make_inputs((1, 9, 1, 64, 5, 5), torch.float32, DEVICE)
+    with pytest.raises(ValueError, match="first_query must be 0 to N - M = 4, got 5"):
+        call("int8_attention", *args)
