@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..engine import Engine, Request, SamplingConfig
 from ..engine.magnitude import SkipSchedule
+from ..engine.step_cache import hidden_and_residual
 from ..engine.transformer import StepPass
 
 
@@ -26,9 +27,8 @@ class MagnitudeProbe:
         self._previous_norms: Tensor | None = None
 
     def velocity(self, step: int, step_pass: StepPass) -> Tensor:
-        before = step_pass.noisy_tokens.clone()
-        hidden = step_pass.hidden()
-        norms = (hidden - before).float().norm(dim=-1)
+        hidden, residual = hidden_and_residual(step_pass)
+        norms = residual.float().norm(dim=-1)
         previous, self._previous_norms = self._previous_norms, norms
         self.ratios.append(1.0 if previous is None else float((norms / previous).mean()))
         return step_pass.head(hidden)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ..kernels import step_change
@@ -46,6 +47,16 @@ def make_step_cache(config: SamplingConfig, ratios: Sequence[float] | None = Non
     return NoStepCache(config.num_steps)
 
 
+def hidden_and_residual(step_pass: StepPass) -> tuple[Tensor, Tensor]:
+    """Run the blocks; the noisy tokens after them, and what the blocks added to them.
+
+    Only the noisy rows reach the output, so only theirs are kept.
+    """
+    before = step_pass.noisy_tokens.clone()
+    hidden = step_pass.hidden()
+    return hidden, torch.sub(hidden, before, out=before)
+
+
 class NoStepCache:
     """Computes every step."""
 
@@ -81,9 +92,7 @@ class MagCache:
         self._residual = None
         if not self._is_reused[step]:
             return step_pass.compute()
-        before = step_pass.noisy_tokens.clone()
-        hidden = step_pass.hidden()
-        self._residual = hidden - before
+        hidden, self._residual = hidden_and_residual(step_pass)
         return step_pass.head(hidden)
 
 
@@ -108,10 +117,8 @@ class TeaCache:
         if not self.was_computed:
             assert self._residual is not None, "the first step computes"
             return step_pass.reuse(self._residual)
-        before = step_pass.noisy_tokens.clone()
-        hidden = step_pass.hidden()
-        # Only the noisy rows reach the output, so only theirs are kept.
-        self._residual = hidden - before
+        self._residual = None
+        hidden, self._residual = hidden_and_residual(step_pass)
         return step_pass.head(hidden)
 
     def _must_compute(self, step: int, first_input: Tensor) -> bool:
