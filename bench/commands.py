@@ -4,6 +4,7 @@ import typer
 
 from .aot_command import aot
 from .forward_command import forward
+from .gpu_command import gpu
 from .kernels_command import kernels
 from .magcache_command import magcache
 from .quality_command import quality
@@ -16,5 +17,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (aot, forward, kernels, magcache, quality, traffic):
+for command in (aot, forward, gpu, kernels, magcache, quality, traffic):
     app.command()(command)

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..engine.transformer import PackedTransformer
+from ..quant import make_format
 from .steps import (
     MODEL_13B,
     SHAPE_640X608,
@@ -40,9 +41,8 @@ _VIEWS = {"aten::_unsafe_view"}
 # They write an argument without reading it.
 _OVERWRITING = {"aten::copy_", "aten::fill_", "aten::zero_"}
 
-_DTYPES = {"bf16": torch.bfloat16}
 # The largest accepted traffic of one step at 640x608, in bytes.
-LIMITS = {"bf16": 150e9}
+LIMITS = {"bf16": 150e9, "int8": 110e9}
 # What an independent count of the eager program gives; the counter must find it to be believed.
 DIFFUSERS_BYTES, DIFFUSERS_TOLERANCE = 848e9, 0.1
 
@@ -132,8 +132,9 @@ class OpaqueAttention(TorchFunctionMode):
 
 
 def measure_isoframe(precision: str = "bf16") -> Traffic:
-    """One step of our transformer at the 13B shape, 640x608."""
-    transformer = PackedTransformer(MODEL_13B, _DTYPES[precision], _META)
+    """One step of our transformer at the 13B shape, 640x608; ``precision`` is one of :data:`LIMITS`."""
+    weight_format = make_format(precision, torch.bfloat16)
+    transformer = PackedTransformer(MODEL_13B, weight_format.dtype, _META, weight_format=weight_format)
     inputs = draw_inputs(MODEL_13B, SHAPE_640X608, transformer.dtype, _META)
     step, _ = isoframe_step(transformer, inputs)
     return _count(step)
