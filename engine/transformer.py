@@ -68,6 +68,7 @@ class PackedTransformer:
         weight_format: WeightFormat | None = None,
         job_device: torch.device | None = None,
         has_fp32_head: bool = False,
+        units: UnitSource | None = None,
     ) -> None:
         """Allocate the weights; :meth:`load` fills them.
 
@@ -79,6 +80,7 @@ class PackedTransformer:
                 for ``device``.
             weight_format: of the blocks' linear layers, for activations in ``dtype``; None stores them in ``dtype``.
             has_fp32_head: run the output projection in fp32, as the published program does in bf16.
+            units: where the blocks' weights come from; None allocates them all.
 
         Raises:
             CheckpointError: the checkpoint has a feature outside FramePack.
@@ -124,14 +126,12 @@ class PackedTransformer:
         self.single_blocks = [_single_block(book, i, config) for i in range(config.num_single_layers)]
         self.proj_out = book.linear("proj_out", dim, config.out_channels * config.patch_size**2)
         self.weight_format = weight_format or DenseFormat(dtype)
-        layouts = [UnitLayout(spec, self.weight_format) for spec in unit_specs(config)]
-        resident = ResidentUnits(layouts, device)
-        self.units: UnitSource = resident
-        self.destinations: dict[str, Destination] = {
-            **book.destinations,
-            **job_book.destinations,
-            **resident.destinations(),
-        }
+        self.destinations: dict[str, Destination] = {**book.destinations, **job_book.destinations}
+        if units is None:
+            layouts = [UnitLayout(spec, self.weight_format) for spec in unit_specs(config)]
+            units = resident = ResidentUnits(layouts, device)
+            self.destinations |= resident.destinations()
+        self.units: UnitSource = units
 
     @classmethod
     def load(

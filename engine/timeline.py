@@ -1,0 +1,128 @@
+"""When each unit was copied and computed: measured, or predicted from a copy rate."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .copies import CopySpan
+from .streams import Event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitTiming:
+    """One use of one unit; seconds from the first event of the log.
+
+    Attributes:
+        unit: which.
+        slot: where it lay.
+        copy_start: begin of the copy; None for a resident that was there already.
+        copy_end: its end.
+        wanted: when compute had nothing left to do but this unit.
+        compute_start: when it had the unit.
+        compute_end: when it released the unit.
+    """
+
+    unit: int
+    slot: int
+    copy_start: float | None
+    copy_end: float | None
+    wanted: float
+    compute_start: float
+    compute_end: float
+
+
+@dataclass(slots=True)
+class _Use:
+    unit: int
+    slot: int
+    copy: CopySpan | None
+    wanted: Event
+    start: Event
+    end: Event | None = None
+
+
+class EventLog:
+    """Events of the units' copies and uses; the same for CUDA, threads and the virtual clock."""
+
+    def __init__(self) -> None:
+        self._copies: dict[int, CopySpan] = {}
+        self._open: dict[int, _Use] = {}
+        self._done: list[_Use] = []
+
+    def copied(self, unit: int, span: CopySpan) -> None:
+        """``unit`` is being copied."""
+        self._copies[unit] = span
+
+    def acquired(self, unit: int, slot: int, wanted: Event, start: Event) -> None:
+        """Compute has ``unit``."""
+        self._open[unit] = _Use(unit, slot, self._copies.pop(unit, None), wanted, start)
+
+    def released(self, unit: int, end: Event) -> None:
+        """Compute is done with ``unit``."""
+        use = self._open.pop(unit)
+        use.end = end
+        self._done.append(use)
+
+    def timings(self) -> list[UnitTiming]:
+        """All finished uses in the order of their release; blocks until the device has got there."""
+        if not self._done:
+            return []
+        first = self._done[0].wanted
+        rows = [_seconds(use, first) for use in self._done]
+        zero = min(seconds for row in rows for seconds in row if seconds is not None)
+        return [_timing(use, row, zero) for use, row in zip(self._done, rows, strict=True)]
+
+
+_Row = tuple[float | None, float | None, float, float, float]
+
+
+def _seconds(use: _Use, origin: Event) -> _Row:
+    """Begin and end of the copy, when the unit was wanted, begin and end of its use."""
+    assert use.end is not None, "only finished uses are kept"
+    use.end.synchronize()
+    copy: tuple[float | None, float | None] = (None, None)
+    if use.copy is not None and use.copy.start is not None and use.copy.end is not None:
+        copy = (use.copy.start.seconds_since(origin), use.copy.end.seconds_since(origin))
+    return (*copy, *(event.seconds_since(origin) for event in (use.wanted, use.start, use.end)))  # type: ignore[return-value]  # three of them
+
+
+def _timing(use: _Use, row: _Row, zero: float) -> UnitTiming:
+    copy_start, copy_end, wanted, start, end = row
+    return UnitTiming(
+        unit=use.unit,
+        slot=use.slot,
+        copy_start=None if copy_start is None else copy_start - zero,
+        copy_end=None if copy_end is None else copy_end - zero,
+        wanted=wanted - zero,
+        compute_start=start - zero,
+        compute_end=end - zero,
+    )
+
+
+def exposed_wait(timings: Sequence[UnitTiming]) -> float:
+    """Seconds in which compute had nothing to do but wait for a unit."""
+    return sum(timing.compute_start - timing.wanted for timing in timings)
+
+
+def chrome_trace(timings: Sequence[UnitTiming]) -> str:
+    """The timeline as JSON for chrome://tracing and ui.perfetto.dev: copies, waits and uses of each slot."""
+    events: list[dict[str, object]] = []
+    for timing in timings:
+        name = f"unit {timing.unit}"
+        if timing.copy_start is not None and timing.copy_end is not None:
+            events.append(_span(name, "copy", timing.copy_start, timing.copy_end))
+        if timing.compute_start > timing.wanted:
+            events.append(_span(f"wait for {name}", "wait", timing.wanted, timing.compute_start))
+        events.append(_span(name, f"compute (slot {timing.slot})", timing.compute_start, timing.compute_end))
+    return json.dumps({"displayTimeUnit": "ms", "traceEvents": events})
+
+
+def _span(name: str, track: str, start: float, end: float) -> dict[str, object]:
+    return {
+        "name": name,
+        "ph": "X",
+        "pid": "streamer",
+        "tid": track,
+        "ts": 1e6 * start,
+        "dur": 1e6 * (end - start),
+    }

@@ -1,0 +1,229 @@
+"""Where the units lie outside the device's memory: in RAM (page-locked for CUDA), mapped files, or read from disk."""
+
+import logging
+import mmap
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from io import FileIO
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import CheckpointError
+from .tensor_files import TensorEntry
+
+_logger = logging.getLogger(__name__)
+
+Tier = Literal["pinned", "staged", "disk"]
+# Units are packed into slabs of about this size, each locked with one call: torch's own page-locked allocations are
+# rounded up to powers of two.
+_SLAB_BYTES = 2**30
+
+
+class HostWeights(Protocol):
+    """The units' blobs on the host."""
+
+    def read(self, unit: int, out: Tensor) -> None:
+        """Write blob ``unit`` to the start of ``out``, uint8 on the CPU.
+
+        Raises:
+            CheckpointError: its file ends early or cannot be read.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give up memory and files."""
+        ...
+
+
+def choose_tier(
+    num_bytes: int, *, ram_bytes: int, ring_bytes: int, max_pinned_bytes: int | None = None
+) -> Tier:
+    """The fastest tier for blobs of ``num_bytes`` in all that stays inside ``ram_bytes``.
+
+    Args:
+        num_bytes: size of all units that are not resident on the device.
+        ram_bytes: what the weights may take.
+        ring_bytes: staging ring, which the two slower tiers add.
+        max_pinned_bytes: what the system lets a process lock; None for no limit.
+    """
+    if num_bytes <= ram_bytes and (max_pinned_bytes is None or num_bytes <= max_pinned_bytes):
+        return "pinned"
+    return "staged" if num_bytes + ring_bytes <= ram_bytes else "disk"
+
+
+def open_weights(blobs: Sequence[TensorEntry], tier: Tier, device: torch.device) -> HostWeights:
+    """The blobs in ``tier``; where memory cannot be locked, tier "pinned" becomes "staged" with one warning."""
+    if tier == "pinned":
+        try:
+            return PinnedWeights.read_all(blobs, is_locked=device.type == "cuda")
+        except PinError as error:
+            _logger.warning(
+                "the weights cannot be locked in memory (%s): they are read through a small locked buffer, which can "
+                "be slower",
+                error,
+            )
+    return DiskWeights(blobs) if tier == "disk" else MappedWeights(blobs)
+
+
+class PinError(Exception):
+    """The system does not lock this much memory."""
+
+
+class PinnedWeights:
+    """All blobs in RAM. For CUDA their pages are locked, so that copies run beside compute.
+
+    Attributes:
+        blobs: uint8, in order.
+    """
+
+    def __init__(self, blobs: Sequence[Tensor], slabs: Sequence["HostBuffer"] = ()) -> None:
+        self.blobs = list(blobs)
+        self._slabs = list(slabs)
+
+    @classmethod
+    def read_all(cls, blobs: Sequence[TensorEntry], *, is_locked: bool) -> "PinnedWeights":
+        """Read every blob straight into its place.
+
+        Raises:
+            PinError: the memory cannot be locked; nothing is kept.
+        """
+        weights, disk = cls([]), DiskWeights(blobs)
+        try:
+            for group in _slab_groups(blobs):
+                weights._read_slab(group, blobs, disk, is_locked)
+        except BaseException:
+            weights.close()
+            raise
+        finally:
+            disk.close()
+        return weights
+
+    def _read_slab(
+        self, group: range, blobs: Sequence[TensorEntry], disk: "DiskWeights", is_locked: bool
+    ) -> None:
+        sizes = [blobs[unit].num_bytes for unit in group]
+        slab = HostBuffer(sum(sizes), is_locked=is_locked)
+        self._slabs.append(slab)
+        for unit, blob in zip(group, slab.tensor.split(sizes), strict=True):
+            disk.read(unit, blob)
+            disk.forget(unit)
+            self.blobs.append(blob)
+
+    def read(self, unit: int, out: Tensor) -> None:
+        blob = self.blobs[unit]
+        np.copyto(out[: blob.numel()].numpy(), blob.numpy())
+
+    def close(self) -> None:
+        self.blobs = []
+        for slab in self._slabs:
+            slab.close()
+        self._slabs = []
+
+
+def _slab_groups(blobs: Sequence[TensorEntry]) -> list[range]:
+    """Consecutive blobs of about one slab each."""
+    groups: list[range] = []
+    start = size = 0
+    for unit, blob in enumerate(blobs):
+        if size and size + blob.num_bytes > _SLAB_BYTES:
+            groups.append(range(start, unit))
+            start, size = unit, 0
+        size += blob.num_bytes
+    return [*groups, range(start, len(blobs))]
+
+
+class MappedWeights:
+    """Blobs of mapped files: RAM holds what fits, as the system's file cache."""
+
+    def __init__(self, blobs: Sequence[TensorEntry]) -> None:
+        self._entries = list(blobs)
+        self._maps = {path: _map(path) for path in {blob.path for blob in blobs}}
+
+    def read(self, unit: int, out: Tensor) -> None:
+        entry = self._entries[unit]
+        # Copied by numpy, in one thread and without Python's lock: a page that is not in RAM blocks this thread alone.
+        np.copyto(
+            out[: entry.num_bytes].numpy(),
+            self._maps[entry.path][entry.start : entry.start + entry.num_bytes],
+        )
+
+    def close(self) -> None:
+        self._maps = {}
+
+
+def _map(path: Path) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+    with path.open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+
+
+class DiskWeights:
+    """Blobs that are read from their files each time; use it from one thread at a time."""
+
+    def __init__(self, blobs: Sequence[TensorEntry]) -> None:
+        self._entries = list(blobs)
+        self._files: dict[Path, FileIO] = {}
+        for path in sorted({blob.path for blob in blobs}):
+            self._files[path] = FileIO(path)
+
+    def read(self, unit: int, out: Tensor) -> None:
+        entry = self._entries[unit]
+        file = self._files[entry.path]
+        file.seek(entry.start)
+        rest = memoryview(out[: entry.num_bytes].numpy().data)
+        while rest:
+            count = file.readinto(rest)
+            if not count:
+                raise CheckpointError(f"{entry.path} ends inside unit {unit}; convert the model again")
+            rest = rest[count:]
+
+    def forget(self, unit: int) -> None:
+        """Let the system's file cache drop a blob that has a copy in RAM."""
+        entry = self._entries[unit]
+        if hasattr(os, "posix_fadvise"):
+            file = self._files[entry.path].fileno()
+            os.posix_fadvise(file, entry.start, entry.num_bytes, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files = {}
+
+
+class HostBuffer:
+    """Whole pages of RAM of its own, given back to the system on :meth:`close`.
+
+    Attributes:
+        tensor: uint8; invalid after :meth:`close`.
+    """
+
+    def __init__(self, num_bytes: int, *, is_locked: bool) -> None:
+        """Allocate.
+
+        Raises:
+            PinError: the pages cannot be locked.
+        """
+        self.tensor = torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
+        address = self.tensor.data_ptr()
+        self._unlock: Callable[[], object] = lambda: None
+        if is_locked:
+            _lock(address, num_bytes)
+            self._unlock = weakref.finalize(self, _unlock, address)
+
+    def close(self) -> None:
+        self._unlock()
+        self.tensor = torch.empty(0, dtype=torch.uint8)
+
+
+def _lock(address: int, num_bytes: int) -> None:
+    error = torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0)
+    if int(error) != 0:
+        raise PinError(f"cudaHostRegister of {num_bytes / 2**20:.0f} MiB failed with error {int(error)}")
+
+
+def _unlock(address: int) -> None:
+    torch.cuda.cudart().cudaHostUnregister(address)

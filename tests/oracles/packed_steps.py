@@ -1,0 +1,52 @@
+"""One small denoising step of a packed transformer, and its units' blobs as they lie in a store."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from isoframe.engine.history import CleanLatents
+from isoframe.engine.transformer import FrameIndices, PackedTransformer
+from isoframe.engine.transformer_config import TransformerConfig
+from isoframe.engine.units import UnitLayout, unit_specs
+from isoframe.quant import WeightFormat
+
+
+def layouts_of(config: TransformerConfig, weight_format: WeightFormat) -> list[UnitLayout]:
+    return [UnitLayout(spec, weight_format) for spec in unit_specs(config)]
+
+
+def blobs_of(layouts: list[UnitLayout], state: Mapping[str, Tensor]) -> list[Tensor]:
+    """One blob (uint8) for each unit."""
+    blobs = [torch.zeros(layout.num_bytes, dtype=torch.uint8) for layout in layouts]
+    for layout, blob in zip(layouts, blobs, strict=True):
+        for name, destination in layout.destinations(blob).items():
+            destination.write(state[name])
+    return blobs
+
+
+def one_step(
+    transformer: PackedTransformer, *, num_passes: int = 1, grid: tuple[int, int] = (4, 6)
+) -> Tensor:
+    """Velocities of ``num_passes`` different steps of one section of one latent frame, stacked."""
+    config, generator = transformer.config, torch.Generator().manual_seed(5)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(1, *shape, generator=generator)
+
+    with torch.inference_mode():
+        job = transformer.prepare_job(
+            torch.linspace(900, 300, num_passes),
+            10_000.0 if config.guidance_embeds else None,
+            draw(5, config.text_embed_dim),
+            None,
+            draw(config.pooled_projection_dim),
+            transformer.project_image(draw(3, config.image_proj_dim)),
+        )
+        clean = CleanLatents(draw(config.in_channels, 2, *grid), None, None)
+        indices = FrameIndices(latent=(1,), clean=(0, 2))
+        section = transformer.pack_section(clean, indices, (1, *grid))
+        latents = draw(config.in_channels, 1, *grid)
+        return torch.stack(
+            [transformer.step(latents, step, job, section).compute() for step in range(num_passes)]
+        )
