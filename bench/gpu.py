@@ -74,13 +74,14 @@ class Bench:
         values: Sequence[float],
         gate: str,
         shape: tuple[int, ...] = (),
+        dtype: torch.dtype = torch.bfloat16,
     ) -> BenchRow:
         """A row of this run."""
         return BenchRow(
             case=case,
             variant=variant,
             shape=shape,
-            dtype="bfloat16",
+            dtype=str(dtype).removeprefix("torch."),
             unit=unit,
             values=tuple(values),
             gate=gate,
@@ -159,7 +160,13 @@ def check_cases(bench: Bench, cases: Sequence[KernelCase]) -> tuple[list[KernelC
             right.append(case)
         print(f"{_title(case):56} {gate}", flush=True)
         row = bench.row(
-            f"accuracy-{case.spec.name}", "isoframe", "failures", (float(is_wrong),), gate, case.shape
+            f"accuracy-{case.spec.name}",
+            "isoframe",
+            "failures",
+            (float(is_wrong),),
+            gate,
+            case.shape,
+            case.dtype,
         )
         append_rows(bench.folder / "accuracy.jsonl", [row])
         _release()
@@ -230,9 +237,11 @@ def _time_variant(
         flush=True,
     )
     name, gate = f"time-{case.spec.name}", "see accuracy.jsonl"
-    yield bench.row(f"{name}-warm", variant, "s", warm, gate, case.shape)
-    yield bench.row(f"{name}-cold", variant, "s", cold, gate, case.shape)
-    yield bench.row(f"{name}-share-of-{work.ceiling}", variant, "ratio", (share,), gate, case.shape)
+    yield bench.row(f"{name}-warm", variant, "s", warm, gate, case.shape, case.dtype)
+    yield bench.row(f"{name}-cold", variant, "s", cold, gate, case.shape, case.dtype)
+    yield bench.row(
+        f"{name}-share-of-{work.ceiling}", variant, "ratio", (share,), gate, case.shape, case.dtype
+    )
 
 
 def draw_sets(case: KernelCase, device: torch.device) -> list[tuple[Any, ...]]:
@@ -271,7 +280,7 @@ def _time_compiled(bench: Bench, case: KernelCase) -> list[BenchRow]:
         flush=True,
     )
     return [
-        bench.row(f"time-{case.spec.name}-{state}", variant, "s", times, "none", case.shape)
+        bench.row(f"time-{case.spec.name}-{state}", variant, "s", times, "none", case.shape, case.dtype)
         for state, times in (("warm", warm), ("cold", cold))
     ]
 

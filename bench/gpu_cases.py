@@ -25,12 +25,16 @@ class KernelCase:
     Attributes:
         spec: operation.
         shape: one of its bench shapes.
-        dtype: of its floating-point tensors.
     """
 
     spec: KernelSpec
     shape: tuple[int, ...]
-    dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its tensors: bf16 as in the model, unless the operation takes another alone."""
+        limits = self.spec.max_error
+        return torch.bfloat16 if torch.bfloat16 in limits else next(iter(limits))
 
     def draw(self, device: torch.device) -> tuple[Any, ...]:
         """Positional arguments."""
