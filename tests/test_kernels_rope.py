@@ -1,5 +1,6 @@
-"""Rotary rows that kernels write from per-axis tables, against the tables of the packed sequence."""
+"""Rotary rows against the tables of the packed sequence, and int8 blocks against the q and k that they stand for."""
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from isoframe.engine.packing import rope_axis_table, rope_tables
-from isoframe.kernels import KERNELS, aligned_rope, patchify_pack
+from isoframe.kernels import KERNELS, aligned_rope, patchify_pack, qk_norm_rope, qk_norm_rope_int8
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 needs_triton = pytest.mark.skipif(
@@ -128,3 +129,42 @@ def test_patchify_without_tables_leaves_the_rotary_rows_alone() -> None:
 def test_patchify_refuses_tables_of_other_patches(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         patchify_pack(**patchify_arguments() | change)
+
+
+def check_int8_blocks(function: Callable[..., Any]) -> None:
+    """With the mean of an earlier call, as the next step passes it in."""
+    spec = KERNELS["qk_norm_rope_int8"]
+    qk, q_weight, k_weight, cos, sin, _ = spec.make_inputs((1, 257, 200, 2, 64), torch.float32, DEVICE)
+    # Keys share a large vector, which the smoothing takes out.
+    qk = qk + 5 * torch.randn(2, 1, 64, device=DEVICE)
+    q, k = qk_norm_rope(qk, q_weight, k_weight, cos, sin)
+    k_mean = function(qk, q_weight, k_weight, cos, sin, torch.zeros(2, 64, device=DEVICE))[4]
+    q8, q_scale, k8, k_scale, again = function(qk, q_weight, k_weight, cos, sin, k_mean)
+    assert torch.equal(again, k_mean)
+    assert float((k_mean - k.mean(dim=(0, 1))).abs().max()) <= 1e-5
+    for values, scale, block, wanted in (
+        (q8, q_scale, 128, q * (math.log2(math.e) / 8)),
+        (k8, k_scale, 64, k - k_mean),
+    ):
+        row_scale = scale.transpose(1, 2).repeat_interleave(block, dim=1)[:, :257, :, None]
+        assert float(((values * row_scale - wanted).abs() / row_scale).max()) <= 0.5001
+        assert int(values.abs().max()) == 127
+
+
+def test_int8_blocks_hold_q_and_k_to_half_a_step() -> None:
+    check_int8_blocks(qk_norm_rope_int8)
+
+
+@needs_triton
+def test_kernel_of_int8_blocks_holds_q_and_k_to_half_a_step() -> None:
+    check_int8_blocks(KERNELS["qk_norm_rope_int8"].launch)
+
+
+@pytest.mark.parametrize("row", [3, 70, 256])
+def test_block_that_is_not_finite_has_no_finite_scale(row: int) -> None:
+    spec = KERNELS["qk_norm_rope_int8"]
+    qk, *rest = spec.make_inputs((1, 257, 200, 1, 64), torch.float32, DEVICE)
+    qk[0, row] = float("nan")
+    _, q_scale, _, k_scale, _ = qk_norm_rope_int8(qk, *rest)
+    assert q_scale.isnan().nonzero()[:, 2].tolist() == [row // 128]
+    assert k_scale.isnan().nonzero()[:, 2].tolist() == [row // 64]
