@@ -3,6 +3,7 @@
 import typer
 
 from .aot_command import aot
+from .compare_command import compare
 from .forward_command import forward
 from .gpu_command import gpu
 from .kernels_command import kernels
@@ -17,5 +18,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (aot, forward, gpu, kernels, magcache, quality, traffic):
+for command in (aot, compare, forward, gpu, kernels, magcache, quality, traffic):
     app.command()(command)

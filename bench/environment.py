@@ -4,9 +4,11 @@ import os
 import platform
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
+from typing import Any, Self
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,7 +28,7 @@ class Environment:
         os: operating system and kernel.
         python: version; so are torch, triton and diffusers, None where not installed.
         isoframe: version of the installed distribution, None when run from a checkout.
-        commit: of the checkout, with "-dirty" if files differ from it; None outside a checkout.
+        commit: of the checkout, with "-dirty" if files differ from it; outside a checkout $ISOFRAME_COMMIT, else None.
     """
 
     cpu: str
@@ -43,6 +45,12 @@ class Environment:
     diffusers: str | None
     isoframe: str | None
     commit: str | None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The environment of a stored row; what a later version added to it is left out."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
 
 
 def read_environment() -> Environment:
@@ -99,7 +107,7 @@ def installed_version(distribution: str) -> str | None:
 
 def _commit() -> str | None:
     if not (_ROOT / ".git").exists():
-        return None
+        return os.environ.get("ISOFRAME_COMMIT") or None
     return _output("git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
 
 

@@ -48,7 +48,7 @@ def _forward_line(result: "ForwardResult") -> str:
 
 def _append(path: Path, results: "list[ForwardResult]") -> None:
     from .environment import read_environment
-    from .rows import BenchRow, append_rows, now, this_command
+    from .rows import BenchRow, Gate, append_rows, now, this_command
 
     environment = read_environment()
     append_rows(
@@ -64,7 +64,9 @@ def _append(path: Path, results: "list[ForwardResult]") -> None:
                 dtype=str(result.case.dtype).removeprefix("torch."),
                 unit=unit,
                 values=values,
-                gate=f"relative error {result.error:.2e} <= {result.case.max_error:.0e}",
+                gate=Gate(
+                    is_green=True, text=f"relative error {result.error:.2e} <= {result.case.max_error:.0e}"
+                ),
                 environment=environment,
                 command=this_command(),
                 date=now(),

@@ -26,7 +26,7 @@ from ..quant import make_format
 from .accuracy import find_errors, relative_rms, run, share_of_flips
 from .environment import Environment, installed_version, read_environment
 from .gpu_cases import KernelCase, Work, count_work, gpu_cases, library_calls
-from .rows import BenchRow, append_rows, now, this_command
+from .rows import BenchRow, Gate, append_rows, now, this_command
 from .steps import (
     MODEL_13B,
     SHAPE_640X608,
@@ -75,16 +75,18 @@ class Bench:
         gate: str,
         shape: tuple[int, ...] = (),
         dtype: torch.dtype = torch.bfloat16,
+        precision: str = "",
     ) -> BenchRow:
-        """A row of this run."""
+        """A row of this run; a ``gate`` that begins with FAILED is red."""
         return BenchRow(
             case=case,
             variant=variant,
             shape=shape,
             dtype=str(dtype).removeprefix("torch."),
+            precision=precision,
             unit=unit,
             values=tuple(values),
-            gate=gate,
+            gate=Gate(is_green=not gate.startswith("FAILED"), text=gate),
             environment=self.environment,
             command=this_command(),
             date=now(),
@@ -322,9 +324,10 @@ def _time_step(bench: Bench, variant: str, step: Call, expected: Tensor | None) 
         flush=True,
     )
     shape = (*SHAPE_640X608.size, SHAPE_640X608.num_text_tokens, SHAPE_640X608.num_image_tokens)
+    precision = variant.split()[-1]
     rows = [
-        bench.row("step-13b-640x608", variant, "s", times, gate, shape),
-        bench.row("step-13b-640x608-peak", variant, "B", (float(peak),), gate, shape),
+        bench.row("step-13b-640x608", variant, "s", times, gate, shape, precision=precision),
+        bench.row("step-13b-640x608-peak", variant, "B", (float(peak),), gate, shape, precision=precision),
     ]
     append_rows(bench.folder / "steps.jsonl", rows)
     return result

@@ -68,7 +68,7 @@ def _line(row: "QualityRow") -> str:
 
 def _append(path: Path, rows: "list[QualityRow]") -> None:
     from .environment import read_environment
-    from .rows import BenchRow, append_rows, now, this_command
+    from .rows import BenchRow, Gate, append_rows, now, this_command
 
     environment = read_environment()
     units = {
@@ -89,7 +89,7 @@ def _append(path: Path, rows: "list[QualityRow]") -> None:
                 dtype="float32",
                 unit=unit,
                 values=(getattr(row, name),),
-                gate="reached" if row.is_reached else "missed",
+                gate=Gate(is_green=row.is_reached, text="quality targets of the demo model"),
                 environment=environment,
                 command=this_command(),
                 date=now(),

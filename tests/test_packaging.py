@@ -81,7 +81,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def wanted_files() -> set[str]:
     """Every module and data file of the four folders, as named in the wheel."""
-    patterns = ("*.py", "py.typed", "data/*.json", "demo/weights/**/*", "demo/examples/*")
+    patterns = ("*.py", "py.typed", "data/*.html", "data/*.json", "demo/weights/**/*", "demo/examples/*")
     return {
         f"isoframe/{path.relative_to(ROOT).as_posix()}"
         for folder in FOLDERS

@@ -61,5 +61,5 @@ def test_json_rows_carry_gate_and_environment(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert rows[0]["values"] == [0.2] * 20
     assert rows[0]["shape"] == [100, 25]
-    assert rows[0]["gate"] == "relative error 1.00e-07 <= 1e-05"
+    assert rows[0]["gate"] == {"is_green": True, "text": "relative error 1.00e-07 <= 1e-05"}
     assert rows[0]["environment"]["num_cores"] >= 1

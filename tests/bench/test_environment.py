@@ -20,7 +20,14 @@ def test_names_this_machine_and_its_versions() -> None:
 
 def test_outside_a_checkout_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(environment, "_ROOT", tmp_path)
+    monkeypatch.delenv("ISOFRAME_COMMIT", raising=False)
     assert read_environment().commit is None
+
+
+def test_a_copy_of_a_checkout_may_be_told_its_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(environment, "_ROOT", tmp_path)
+    monkeypatch.setenv("ISOFRAME_COMMIT", "0123abcd")
+    assert read_environment().commit == "0123abcd"
 
 
 def test_without_nvidia_tools_there_is_no_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

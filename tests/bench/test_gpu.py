@@ -216,7 +216,7 @@ def test_steps_of_both_precisions_and_of_diffusers_are_timed(
         for variant in ("isoframe bf16", "isoframe int8", "diffusers bf16")
         for unit in ("s", "B")
     ]
-    gates = {row["variant"]: row["gate"] for row in rows(bench, "steps")}
+    gates = {row["variant"]: row["gate"]["text"] for row in rows(bench, "steps")}
     # The same weights: what differs is rounding alone, or 8-bit arithmetic.
     assert float(gates["diffusers bf16"].split()[-1]) < 0.05
     assert float(gates["isoframe int8"].split()[-1]) < 0.2
