@@ -53,50 +53,27 @@ def rope_axis_table(positions: Tensor, dim: int, theta: float) -> tuple[Tensor, 
     return angles.cos(), angles.sin()
 
 
-def rope_tables(
+def rope_axes(
     frame_indices: Sequence[int],
     grid: tuple[int, int],
     axes_dim: tuple[int, int, int],
     theta: float,
-    *,
-    pool: int = 1,
     device: torch.device | str = "cpu",
-) -> tuple[Tensor, Tensor]:
-    """Rotary table of one group of latent frames.
-
-    A pooled group averages cos and sin over ``pool`` positions on each axis, after replicating the last one up
-    to a multiple; the averages are not unit length and are not renormalised. As a cell is a product of axes
-    and each channel belongs to one axis, the mean over the cell is the mean over that axis.
+) -> list[Tensor]:
+    """Rotary tables of each axis for one group of latent frames, as :func:`isoframe.kernels.aligned_rope` takes them.
 
     Args:
         frame_indices: frame positions of the group.
         grid: noisy tokens along y and x.
         axes_dim: channels for time, y and x.
         theta: base of the frequencies.
-        pool: 1, 2 or 4.
+        device: of the tables.
 
     Returns:
-        cos and sin ``[T' * Y' * X', sum(axes_dim) / 2]`` fp32, in the order time, y, x.
+        cos of t, y and x, then sin of t, y and x: [positions, channels / 2] fp32 each.
     """
     positions = (torch.tensor(list(frame_indices)), torch.arange(grid[0]), torch.arange(grid[1]))
     tables = [
-        tuple(_pool(table, pool) for table in rope_axis_table(axis.to(device), dim, theta))
-        for axis, dim in zip(positions, axes_dim, strict=True)
+        rope_axis_table(axis.to(device), dim, theta) for axis, dim in zip(positions, axes_dim, strict=True)
     ]
-    cos, sin = (_outer_rows([table[part] for table in tables]) for part in (0, 1))
-    return cos, sin
-
-
-def _pool(table: Tensor, pool: int) -> Tensor:
-    missing = -table.shape[0] % pool
-    padded = torch.cat((table, table[-1:].expand(missing, -1)))
-    pooled: Tensor = padded.unflatten(0, (-1, pool)).mean(1)
-    return pooled
-
-
-def _outer_rows(axes: list[Tensor]) -> Tensor:
-    """Concatenated channels for every (t, y, x) of the per-axis tables."""
-    t, y, x = axes
-    shape = (t.shape[0], y.shape[0], x.shape[0])
-    parts = (t[:, None, None], y[None, :, None], x[None, None, :])
-    return torch.cat([part.expand(*shape, -1) for part in parts], dim=-1).flatten(0, 2)
+    return [cos for cos, _ in tables] + [sin for _, sin in tables]

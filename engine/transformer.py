@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..kernels import modulated_layer_norm, num_patches, patchify_pack, reuse_residual
+from ..kernels import aligned_rope, modulated_layer_norm, num_patches, patchify_pack, reuse_residual
 from ..quant import DenseFormat, Linear, WeightFormat
 from .attention import SDPA_ATTENTION, SelfAttention
 from .checkpoint import Checkpoint, load_into
@@ -26,7 +26,7 @@ from .invariants import (
     modulation_table,
 )
 from .layers import BlockContext, DualBlock, HeadNorms, SingleBlock
-from .packing import PATCH_2X, PATCH_4X, PackedSection, rope_tables
+from .packing import PATCH_2X, PATCH_4X, PackedSection, rope_axes
 from .parameters import ParameterBook
 from .transformer_config import TransformerConfig
 from .units import ResidentUnits, UnitLayout, UnitSource, unit_specs
@@ -215,31 +215,33 @@ class PackedTransformer:
             size: T, Y, X of the noisy latents.
         """
         self.self_attention.reset()
-        config = self.config
-        grid = (size[1] // config.patch_size, size[2] // config.patch_size)
-        axes = config.rope_axes_dim
         groups = [
-            (self.clean_embedders[name], latents, frames, pool)
-            for name, pool in (("clean_4x", 4), ("clean_2x", 2), ("clean", 1))
+            (embedding, latents.to(self.device, self.residual_dtype), frames)
+            for name, embedding in reversed(self.clean_embedders.items())
             if (latents := getattr(clean_latents, name)) is not None
             and (frames := getattr(indices, name)) is not None
         ]
-        tables = [
-            rope_tables(frames, grid, axes, config.rope_theta, pool=pool, device=self.device)
-            for _, _, frames, pool in groups
-        ]
-        tables.append(rope_tables(indices.latent, grid, axes, config.rope_theta, device=self.device))
-        counts = [num_patches(latents.shape[2:], embedding.kernel) for embedding, latents, _, _ in groups]
+        num_clean = sum(num_patches(latents.shape[2:], embedding.kernel) for embedding, latents, _ in groups)
+        num_noisy = num_patches(size, self.x_embedder.kernel)
         clean_tokens = torch.empty(
-            (1, sum(counts), config.inner_dim), dtype=self.residual_dtype, device=self.device
+            (1, num_clean, self.config.inner_dim), dtype=self.residual_dtype, device=self.device
+        )
+        cos, sin = (
+            torch.empty((num_clean + num_noisy, self.config.attention_head_dim // 2), device=self.device)
+            for _ in range(2)
         )
         offset = 0
-        for (embedding, latents, _, _), count in zip(groups, counts, strict=True):
-            latents = latents.to(self.device, self.residual_dtype)
-            patchify_pack(latents, embedding.weight, embedding.bias, clean_tokens, offset)
-            offset += count
-        cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
-        return PackedSection(clean_tokens, cos, sin, num_noisy_tokens=tables[-1][0].shape[0])
+        for embedding, latents, frames in groups:
+            axes = self._rope_axes(frames, size)
+            patchify_pack(latents, embedding.weight, embedding.bias, clean_tokens, offset, axes, cos, sin)
+            offset += num_patches(latents.shape[2:], embedding.kernel)
+        aligned_rope(self._rope_axes(indices.latent, size), cos, sin, num_clean, 1)
+        return PackedSection(clean_tokens, cos, sin, num_noisy_tokens=num_noisy)
+
+    def _rope_axes(self, frames: Indices, size: tuple[int, int, int]) -> list[Tensor]:
+        config = self.config
+        grid = (size[1] // config.patch_size, size[2] // config.patch_size)
+        return rope_axes(frames, grid, config.rope_axes_dim, config.rope_theta, self.device)
 
     def step(self, latents: Tensor, step: int, job: JobInvariants, section: PackedSection) -> "StepPass":
         """One forward of the noisy latents [1, C, T, Y, X] at ``step``; nothing runs yet."""

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from rope_reference import rope_tables
 from torch import Tensor
 
-from isoframe.engine.packing import rope_axis_table, rope_tables
+from isoframe.engine.packing import rope_axis_table
 from isoframe.kernels import KERNELS, aligned_rope, patchify_pack, qk_norm_rope, qk_norm_rope_int8
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from rope_reference import rope_tables
 from tiny_models import IMAGE_WIDTH, POOLED_WIDTH, TEXT_WIDTH, relative_error, saved_model
 
-from isoframe.engine import Conditioning, Engine, SamplingConfig, invariants, packing, transformer
+from isoframe.engine import Conditioning, Engine, SamplingConfig, invariants, transformer
 from isoframe.engine.invariants import ImageProjection, JobInvariants, TextRefiner
 from isoframe.engine.layers import BlockContext
 from isoframe.engine.packing import PackedSection
@@ -108,7 +109,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     count(ImageProjection, "__call__")
     count(TextRefiner, "__call__")
     count(transformer, "modulation_table")
-    count(transformer, "rope_tables")
+    count(transformer, "rope_axes")
     count(PackedTransformer, "pack_section")
     count(PackedTransformer, "step")
     return counts
@@ -124,7 +125,7 @@ def test_invariants_run_once_per_job_and_history_once_per_section(
         "isoframe.engine.transformer.modulation_table": 1,
         "PackedTransformer.pack_section": 3,
         # One table a group (4x, 2x, 1x, noisy) and section.
-        "isoframe.engine.transformer.rope_tables": 12,
+        "isoframe.engine.transformer.rope_axes": 12,
         "PackedTransformer.step": 18,
     }
 
@@ -146,7 +147,7 @@ def test_true_guidance_prepares_two_branches_and_shares_the_image(
 
 
 def block_context(model: PackedTransformer, token_chunk: int | None = None) -> BlockContext:
-    cos, sin = packing.rope_tables(range(3), (2, 2), (16, 24, 24), 256.0)
+    cos, sin = rope_tables(range(3), (2, 2), (16, 24, 24), 256.0)
     return BlockContext(cos, sin, model.self_attention, Workspace(), torch.float32, token_chunk)
 
 
