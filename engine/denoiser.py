@@ -12,7 +12,7 @@ from .attention_backends import AttentionShape
 from .conditioning import Conditioning
 from .config import SamplingConfig
 from .errors import NumericalError
-from .events import Event, StepEvent
+from .events import Event, PhaseEvent, StepEvent
 from .history import History
 from .invariants import JobInvariants
 from .packing import PackedSection
@@ -76,7 +76,7 @@ class Denoiser:
         Args:
             conditioning: embeddings and start latent.
             sampling: how to sample.
-            on_event: called with a :class:`StepEvent` after each step.
+            on_event: called with a :class:`StepEvent` after each step, and when a phase begins.
 
         Raises:
             ConfigError: the step cache cannot work with this checkpoint.
@@ -98,6 +98,8 @@ class Denoiser:
     def _sections(
         self, conditioning: Conditioning, sampling: SamplingConfig, on_event: EventHandler | None
     ) -> Iterator[LatentSection]:
+        report = on_event or _ignore
+        report(PhaseEvent(phase="prepare"))
         # One stream of noise for the whole job: a section's noise depends on how many came before it.
         generator = torch.Generator("cpu").manual_seed(sampling.seed)
         # History and results are kept on the CPU, wherever the conditioning was computed.
@@ -109,11 +111,13 @@ class Denoiser:
             jobs = self._prepare(conditioning, sampling, sigmas)
         history = History(start_latent, sampling.order)
         for section in plan_sections(sampling):
+            report(PhaseEvent(phase="pack"))
             noise = torch.randn(shape, generator=generator)
             with torch.inference_mode():
                 packed = self._pack(history, section, noise)
                 branches = [_Branch(job, self.step_caches(sampling)) for job in jobs]
-                latents = self._denoise(noise, sigmas, packed, branches, section, sampling, on_event)
+                report(PhaseEvent(phase="denoise"))
+                latents = self._denoise(noise, sigmas, packed, branches, section, sampling, report)
             latents = latents.clone()
             history.append(latents)
             _logger.info("section %d of %d sampled", section.index + 1, sampling.num_sections)
@@ -169,7 +173,7 @@ class Denoiser:
         branches: list[_Branch],
         section: SectionPlan,
         sampling: SamplingConfig,
-        on_event: EventHandler | None,
+        report: EventHandler,
     ) -> Tensor:
         """Latents of one section on the CPU, fp32."""
         sampler: Sampler = make_sampler(sampling.sampler, sigmas)
@@ -182,8 +186,7 @@ class Denoiser:
             # One step late: the device has this step queued while the host waits for the answer.
             self._check_finite(was_finite, section.index, step - 1)
             was_finite = x0.isfinite().all()
-            if on_event is not None:
-                on_event(_step_event(section, step, branches[0], sampling, x0))
+            report(_step_event(section, step, branches[0], sampling, x0))
         self._check_finite(was_finite, section.index, sampling.num_steps - 1)
         return latents.cpu()
 
@@ -235,6 +238,10 @@ def assemble(sections: list[LatentSection], start_latent: Tensor) -> Tensor:
     """All latents of a job in video order, the start latent first: [1, C, 1 + n * window, Y, X] on the CPU."""
     ordered = sorted(sections, key=lambda section: section.first_latent_frame)
     return torch.cat([start_latent.float().cpu(), *(section.latents for section in ordered)], dim=2)
+
+
+def _ignore(event: object) -> None:
+    """Nobody listens."""
 
 
 def _frame_indices(section: SectionPlan) -> FrameIndices:

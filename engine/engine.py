@@ -172,6 +172,7 @@ class Engine:
             report = self._reporter(on_event, preview_dir)
             try:
                 for section in job.sections(self._encoders, lambda: self._vae, report):
+                    report(PhaseEvent(phase="encode"))
                     for write in sinks:
                         write(section.frames, section.first_frame)
                     report(_section_event(section, job, writer.num_final_frames))

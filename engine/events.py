@@ -13,7 +13,8 @@ class PhaseEvent:
     """A phase begins.
 
     Attributes:
-        phase: "load", "text", "image", "denoise", "decode" or "write".
+        phase: "load", "text", "image", "prepare" (what all sections share); for every section "pack" (its history),
+            "denoise", "decode" and "encode" (its frames into the file); "write" (the file is put together).
     """
 
     phase: str

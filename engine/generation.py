@@ -106,7 +106,6 @@ class Generation:
         )
         latent_sections = self._denoiser.sample(conditioning, self.sampling, on_event)
         for _ in range(self.sampling.num_sections):
-            report(PhaseEvent(phase="denoise"))
             start = time.perf_counter()
             with memory_errors("denoise"):
                 latent_section = next(latent_sections)

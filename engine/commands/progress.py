@@ -19,8 +19,11 @@ _PHASES = {
     "load": "loading the model",
     "text": "reading the prompt",
     "image": "reading the image",
+    "prepare": "preparing the steps",
+    "pack": "packing the history",
     "denoise": "denoising",
     "decode": "decoding",
+    "encode": "encoding the frames",
     "write": "writing the file",
 }
 

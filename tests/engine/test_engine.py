@@ -136,7 +136,8 @@ def test_events_tell_the_course_of_a_job(
     events: list[Event] = []
     result = engine.render(make_request(), tmp_path / "out.mp4", on_event=events.append)
     phases = [event.phase for event in events if isinstance(event, PhaseEvent)]
-    assert phases == ["text", "image", *["denoise", "decode"] * 3, "write"]
+    sections = ["pack", "denoise", "decode", "encode"] * 3
+    assert phases == ["text", "image", "prepare", *sections, "write"]
     # 0.8 s at 30 frames a second are 3 sections of 8 frames; the image is 64 x 64.
     assert events[0] == JobEvent(
         order="inverted", num_sections=3, num_frames=25, fps=30, seconds=25 / 30, requested_seconds=0.8,
