@@ -145,7 +145,7 @@ def sdpa_obstacle(
     return (
         f"attention 'sdpa' would need {score_bytes / 2**30:.1f} GiB for the scores of {shape.num_tokens} tokens: "
         f"torch {torch.__version__} has no fused kernel for {dtype} heads of {shape.head_dim} channels on {device}; "
-        "use attention='flash-attn' (pip install flash-attn) or 'xformers' (pip install xformers)"
+        "use attention='flash-attn' (pip install flash-attn), 'xformers' (pip install xformers) or 'int8' (approximate)"
     )
 
 

@@ -17,6 +17,7 @@ from .attention_backends import BACKENDS, AttentionShape, Exactness, Obstacle, d
 from .config import ATTENTIONS, check_choice
 from .embedding_cache import cache_key, write_atomically
 from .errors import DeviceError
+from .int8_attention import Int8Attention, int8_fp8_obstacle, int8_obstacle
 
 _logger = logging.getLogger(__name__)
 
@@ -51,6 +52,9 @@ CANDIDATES: dict[str, Candidate] = {
         exactness=backend.exactness, obstacle=backend.obstacle, make=partial(FloatAttention, backend)
     )
     for name, backend in BACKENDS.items()
+} | {
+    name: Candidate(exactness=Int8Attention.exactness, obstacle=obstacle, make=partial(Int8Attention, name))
+    for name, obstacle in (("int8", int8_obstacle), ("int8-fp8", int8_fp8_obstacle))
 }
 
 

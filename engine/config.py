@@ -20,7 +20,7 @@ STEP_CACHES = ("none", "teacache", "magcache")
 # The names of isoframe.quant, repeated so that reading a configuration does not import torch.
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8-weight")
 COMPUTE_DTYPES = ("auto", "fp32", "bf16", "fp16")
-ATTENTIONS = ("auto", "sdpa", "flash-attn", "flash-attn-3", "sageattention", "xformers")
+ATTENTIONS = ("auto", "sdpa", "flash-attn", "flash-attn-3", "xformers", "sageattention", "int8", "int8-fp8")
 POSTERIORS = ("sample", "mode")
 
 
@@ -45,7 +45,8 @@ class EngineConfig:
         compute_dtype: of activations: "auto" is that of a floating-point precision, else fp32 on the CPU and bf16 on
             CUDA; or "fp32", "bf16", "fp16".
         attention: "auto" (torch's on the CPU; on CUDA the fastest of what is installed, measured once), or one by
-            name: "sdpa" (torch), "flash-attn", "flash-attn-3", "xformers", or approximate "sageattention".
+            name: "sdpa" (torch), "flash-attn", "flash-attn-3", "xformers", or approximate "sageattention", "int8" and
+            "int8-fp8" (built in).
         cache_dir: folder of cached embeddings and measured choices; None means $ISOFRAME_CACHE, else the
             platform's cache folder.
         local_files_only: never ask the Hub; a file that is not cached is an error.
