@@ -166,7 +166,6 @@ def launches_of(
     overrides: Mapping[str, Settings] | None = None,
 ) -> list[Launch]:
     """What the launcher of ``spec`` launches at its bench shapes on a device of ``arch``."""
-    assert spec.launch is not None
     with record_launches(arch, overrides) as launches:
         for shape in spec.bench_shapes:
             spec.launch(*spec.make_inputs(shape, dtype, torch.device("meta")))

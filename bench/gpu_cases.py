@@ -65,7 +65,7 @@ class Work:
 def gpu_cases(capability: int) -> Iterator[KernelCase]:
     """Every kernel that runs on the compute capability ``capability``, at every bench shape."""
     for spec in KERNELS.values():
-        if spec.launch is not None and capability >= min(spec.archs):
+        if capability >= min(spec.archs):
             yield from (KernelCase(spec=spec, shape=shape) for shape in spec.bench_shapes)
 
 

@@ -21,8 +21,7 @@ def kernels(
 
     with readable_errors(debug=False):
         check_triton()
-        names = [name for name, spec in KERNELS.items() if spec.launch is not None]
-        pairs = compile_pairs(names, num_processes=processes)
+        pairs = compile_pairs(list(KERNELS), num_processes=processes)
         text = render(KERNELS, pairs, installed_version("triton") or "unknown")
         if docs is None:
             typer.echo(text, nl=False)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import DEVICE, LAUNCHED, SPECS, argument_names, cases, strided_inputs
+from kernel_cases import DEVICE, SPECS, argument_names, cases, strided_inputs
 from torch import Tensor
 
 from isoframe.bench.accuracy import find_errors, relative_rms, run, share_of_flips
@@ -59,7 +59,7 @@ def test_spec_numbers_its_arguments(spec: KernelSpec) -> None:
 
 TENSORS = [
     pytest.param(case.values[0], position, id=f"{case.id}-{argument_names(case.values[0])[position]}")
-    for case in LAUNCHED
+    for case in SPECS
     for position, arg in enumerate(
         case.values[0].make_inputs(case.values[0].test_shapes[0], torch.float32, torch.device("meta"))
     )
@@ -73,7 +73,6 @@ def launch_with(spec: KernelSpec, position: int, change: Any) -> None:
     """Call the launcher of ``spec`` with one argument changed."""
     args = list(spec.make_inputs(spec.test_shapes[0], torch.float32, DEVICE))
     args[position] = change(args[position])
-    assert spec.launch is not None
     spec.launch(*args)
 
 
@@ -98,7 +97,7 @@ def test_launcher_names_the_argument_on_another_device(spec: KernelSpec, positio
         launch_with(spec, position, lambda tensor: tensor.to("meta"))
 
 
-@pytest.mark.parametrize("spec", LAUNCHED)
+@pytest.mark.parametrize("spec", SPECS)
 def test_launcher_refuses_sizes_that_contradict_each_other(spec: KernelSpec) -> None:
     positions = [case.values[1] for case in TENSORS if case.values[0] is spec]
     if len(positions) > 1:

@@ -22,7 +22,6 @@ from isoframe.kernels import KERNELS, KernelSpec
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 CEILINGS = {"copy": 1e9, "bf16": 1e12, "int8": 2e12}
-LAUNCHED = [spec for spec in KERNELS.values() if spec.launch is not None]
 
 
 class FakeTimer:
@@ -93,8 +92,8 @@ def test_calls_take_turns() -> None:
 
 
 def test_cases_are_all_kernels_that_the_device_supports() -> None:
-    assert {case.spec.name for case in gpu_cases(90)} == {spec.name for spec in LAUNCHED}
-    assert len(list(gpu_cases(90))) == sum(len(spec.bench_shapes) for spec in LAUNCHED)
+    assert {case.spec.name for case in gpu_cases(90)} == set(KERNELS)
+    assert len(list(gpu_cases(90))) == sum(len(spec.bench_shapes) for spec in KERNELS.values())
     assert not any(case.spec.name.endswith("_fp8") for case in gpu_cases(86))
 
 
@@ -116,7 +115,7 @@ def test_arguments_that_are_only_written_are_not_read() -> None:
     assert count_work(case, case.draw(CPU)).amount == 64 * 96 + 64 * 4 + 64 * 96 * 2
 
 
-@pytest.mark.parametrize("spec", LAUNCHED, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", KERNELS.values(), ids=lambda spec: spec.name)
 def test_libraries_run_on_the_inputs_of_the_kernel(spec: KernelSpec) -> None:
     case = KernelCase(spec=spec, shape=spec.test_shapes[-1])
     calls = library_calls(case, case.draw(CPU))
@@ -125,7 +124,7 @@ def test_libraries_run_on_the_inputs_of_the_kernel(spec: KernelSpec) -> None:
         call()
 
 
-@pytest.mark.parametrize("name", [spec.name for spec in LAUNCHED])
+@pytest.mark.parametrize("name", KERNELS)
 def test_right_kernel_is_timed_against_reference_and_libraries(bench: Bench, name: str) -> None:
     case = small_case(name)
     right, num_wrong = gpu.check_cases(bench, [case])
