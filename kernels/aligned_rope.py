@@ -64,6 +64,12 @@ def num_cells(axes: Sequence[Tensor], pool: int) -> int:
 
 
 @triton.jit
+def split_cells(cells, cells_y, cells_x):  # type: ignore[no-untyped-def]
+    """Position along t, y and x of the cells counted in this order."""
+    return cells // (cells_y * cells_x), cells // cells_x % cells_y, cells % cells_x
+
+
+@triton.jit
 def _write_axis(  # type: ignore[no-untyped-def]
     table_ptr,
     out_ptr,
@@ -145,8 +151,7 @@ def _aligned_rope_kernel(  # type: ignore[no-untyped-def]
     BLOCK_F: tl.constexpr,
 ):
     cells = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    cells_y, cells_x = tl.cdiv(num_y, POOL), tl.cdiv(num_x, POOL)
-    t, y, x = cells // (cells_y * cells_x), cells // cells_x % cells_y, cells % cells_x
+    t, y, x = split_cells(cells, tl.cdiv(num_y, POOL), tl.cdiv(num_x, POOL))
     write_aligned_rows(
         cos_t_ptr,
         cos_y_ptr,

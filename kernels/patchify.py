@@ -20,6 +20,7 @@ from .aligned_rope import (
     frequency_meta,
     make_axes,
     make_rope_outputs,
+    split_cells,
     write_aligned_rows,
     write_rows,
 )
@@ -76,6 +77,13 @@ def _gather_cells(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _load_weight(weight_ptr, cols, k, dim, DEPTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Transposed tile [BLOCK_K, BLOCK_N] of the weight [dim, DEPTH]."""
+    offsets = cols.to(tl.int64)[None, :] * DEPTH + k[:, None]
+    return tl.load(weight_ptr + offsets, mask=(cols < dim)[None, :] & (k < DEPTH)[:, None], other=0.0)
+
+
+@triton.jit
 def _patchify_kernel(  # type: ignore[no-untyped-def]
     latents_ptr,
     weight_ptr,
@@ -121,9 +129,7 @@ def _patchify_kernel(  # type: ignore[no-untyped-def]
     batch = tl.program_id(2).to(tl.int64)
     cells = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    cells_y, cells_x = tl.cdiv(num_y, KY), tl.cdiv(num_x, KX)
-    t, y, x = cells // (cells_y * cells_x), cells // cells_x % cells_y, cells % cells_x
-
+    t, y, x = split_cells(cells, tl.cdiv(num_y, KY), tl.cdiv(num_x, KX))
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, DEPTH, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -146,9 +152,7 @@ def _patchify_kernel(  # type: ignore[no-untyped-def]
             KY,
             KX,
         )
-        weight_offsets = cols.to(tl.int64)[None, :] * DEPTH + k[:, None]
-        weight_mask = (cols < dim)[None, :] & (k < DEPTH)[:, None]
-        weight = tl.load(weight_ptr + weight_offsets, mask=weight_mask, other=0.0)
+        weight = _load_weight(weight_ptr, cols, k, dim, DEPTH)
         total = tl.dot(values.to(weight_ptr.dtype.element_ty), weight, total, input_precision="ieee")
     total += tl.load(bias_ptr + cols, mask=cols < dim, other=0.0).to(tl.float32)[None, :]
 
