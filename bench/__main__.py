@@ -2,11 +2,11 @@
 
 import sys
 
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["gpu"]:
-        from .gpu_main import main
+from .bare_commands import COMMANDS
 
-        sys.exit(main(sys.argv[2:]))
+if __name__ == "__main__":
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        sys.exit(COMMANDS[sys.argv[1]](sys.argv[2:]))
     from .commands import app
 
     app(prog_name="isoframe bench")

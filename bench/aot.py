@@ -7,7 +7,7 @@ import multiprocessing
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 
 from ..engine.errors import ConfigError
 from ..kernels import HAS_TRITON, KERNELS, KernelSpec
-from ..kernels._launch import ARCHS, Launch, Settings, record_launches
+from ..kernels._launch import ARCHS, Launch, Recording, record_launches
 
 # Largest shared memory of one program; GeForce cards expose 99 KB of their 100.
 SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 120: 101_376}
@@ -113,20 +113,12 @@ def _compile_registered(pair: tuple[str, int]) -> CompiledPair:
     return compile_pair(KERNELS[pair[0]], pair[1])
 
 
-def compile_pair(
-    spec: KernelSpec, arch: int, overrides: Mapping[str, Settings] | None = None
-) -> CompiledPair:
-    """Compile ``spec`` for ``arch`` in bf16 and check the limits.
-
-    Args:
-        spec: operation with a Triton kernel.
-        arch: compute capability.
-        overrides: launch settings by kernel name in place of the shipped ones.
-    """
+def compile_pair(spec: KernelSpec, arch: int) -> CompiledPair:
+    """Compile ``spec`` for ``arch`` in bf16 and check the limits."""
     from triton.errors import TritonError
 
     try:
-        kernels = tuple(compile_spec(spec, arch, overrides=overrides))
+        kernels = tuple(compile_spec(spec, arch))
     # Triton's passes raise RuntimeError where they find no lowering.
     except (TritonError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
@@ -144,14 +136,11 @@ def compile_pair(
 
 
 def compile_spec(
-    spec: KernelSpec,
-    arch: int,
-    dtype: torch.dtype = torch.bfloat16,
-    overrides: Mapping[str, Settings] | None = None,
+    spec: KernelSpec, arch: int, dtype: torch.dtype = torch.bfloat16
 ) -> Iterator[CompiledKernel]:
     """Compile every distinct launch of ``spec`` at its bench shapes for ``arch``."""
     seen = set()
-    for launch in launches_of(spec, arch, dtype, overrides):
+    for launch in record_spec(spec, arch, dtype).launches:
         binary = _compile(launch, arch)
         if binary.hash in seen:
             continue
@@ -159,17 +148,12 @@ def compile_spec(
         yield _inspect(spec.name, launch, binary, arch)
 
 
-def launches_of(
-    spec: KernelSpec,
-    arch: int,
-    dtype: torch.dtype = torch.bfloat16,
-    overrides: Mapping[str, Settings] | None = None,
-) -> list[Launch]:
-    """What the launcher of ``spec`` launches at its bench shapes on a device of ``arch``."""
-    with record_launches(arch, overrides) as launches:
+def record_spec(spec: KernelSpec, arch: int, dtype: torch.dtype = torch.bfloat16) -> Recording:
+    """What the launcher of ``spec`` does at its bench shapes on a device of ``arch``."""
+    with record_launches(arch) as recording:
         for shape in spec.bench_shapes:
             spec.launch(*spec.make_inputs(shape, dtype, torch.device("meta")))
-    return launches
+    return recording
 
 
 def _compile(launch: Launch, arch: int):  # type: ignore[no-untyped-def]

@@ -5,7 +5,7 @@ import typer
 from .aot_command import aot
 from .compare_command import compare
 from .forward_command import forward
-from .gpu_command import gpu
+from .gpu_command import gpu, tune
 from .kernels_command import kernels
 from .magcache_command import magcache
 from .quality_command import quality
@@ -18,5 +18,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (aot, compare, forward, gpu, kernels, magcache, quality, traffic):
+for command in (aot, compare, forward, gpu, kernels, magcache, quality, traffic, tune):
     app.command()(command)

@@ -1,15 +1,31 @@
-"""``isoframe bench gpu``: every kernel and a whole step on the present GPU."""
+"""``isoframe bench gpu`` and ``isoframe bench tune``: measurements on the present GPU."""
 
 from typing import Annotated
 
 import typer
 
+from . import bare_commands
+
+Minutes = Annotated[float, typer.Option("--minutes", help="After which nothing new starts.")]
+
 
 def gpu(
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder for the rows, one file a stage.")],
-    minutes: Annotated[float, typer.Option("--minutes", help="After which nothing new starts.")] = 8.0,
+    minutes: Minutes = 8.0,
 ) -> None:
     """Check and time every kernel and a step of the 13B model with random weights; exit 1 if one is wrong."""
-    from .gpu_main import main
+    raise typer.Exit(bare_commands.gpu(["--out", out, "--minutes", str(minutes)]))
 
-    raise typer.Exit(main(["--out", out, "--minutes", str(minutes)]))
+
+def tune(
+    out: Annotated[
+        str, typer.Option("--out", metavar="FILE", help="Settings to write; others in it are kept.")
+    ],
+    kernel: Annotated[
+        list[str] | None, typer.Option("--kernel", help="Only these settings; repeatable.")
+    ] = None,
+    minutes: Minutes = 8.0,
+) -> None:
+    """Measure launch settings of the kernels and write the fastest that were found."""
+    names = [argument for name in kernel or () for argument in ("--kernel", name)]
+    raise typer.Exit(bare_commands.tune(["--out", out, "--minutes", str(minutes), *names]))

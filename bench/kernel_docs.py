@@ -1,14 +1,14 @@
 """docs/kernels.md, written from the registered operations and from what the compiler makes of them."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
 from ..kernels import KernelSpec
-from ..kernels._launch import ARCHS, shipped_settings
+from ..kernels._launch import ARCHS
 from .accuracy import run
-from .aot import SHARED_LIMIT, CompiledKernel, CompiledPair
+from .aot import SHARED_LIMIT, CompiledKernel, CompiledPair, record_spec
 
 COMMAND = "python -P -m isoframe.bench kernels --docs docs/kernels.md"
 
@@ -27,7 +27,7 @@ reference then defines the quantized result, and the kernel is compared with tha
 *Tolerances* are relative RMS errors against the reference. Integer results may differ by one, where a value lies between
 two integers, in at most the given share of their elements.
 
-*Launch settings* ship in `kernels/data/launch_settings.json`. An entry holds from its compute capability up to the next one.
+*Launch settings* ship in `kernels/data/launch_settings.json`; `isoframe bench tune` measures others on a GPU.
 """
 
 COMPILED_TITLE = "## Compiled"
@@ -52,11 +52,11 @@ def _section(spec: KernelSpec) -> str:
     lines = [
         f"## {spec.name}\n",
         f"`{_signature(spec)}`\n",
-        f"- Computes: {spec.formula}",
+        f"- Computes: `{spec.formula}`",
         f"- Replaces: {spec.fuses}",
         f"- Exactness: {spec.exactness}; tolerances: {_tolerances(spec)}",
         f"- Architectures: {', '.join(f'sm_{arch}' for arch in spec.archs)}",
-        f"- Launch settings: {_settings(spec)}",
+        *_settings(spec),
     ]
     return "\n".join(lines) + "\n"
 
@@ -74,15 +74,19 @@ def _tolerances(spec: KernelSpec) -> str:
     return ", ".join(limits)
 
 
-def _settings(spec: KernelSpec) -> str:
-    table = shipped_settings(spec.name)
-    if not table:
-        return "none"
-    entries = (
-        f"sm_{arch}: {', '.join(f'{key} {value}' for key, value in options.items())}"
-        for arch, options in sorted(table.items())
-    )
-    return "; ".join(entries)
+def _settings(spec: KernelSpec) -> Iterator[str]:
+    """One line for each name of settings that the launcher asks for at the real model's shapes."""
+    by_arch = {arch: record_spec(spec, arch).settings for arch in spec.archs}
+    for name in by_arch[spec.archs[0]]:
+        archs_of: dict[str, list[str]] = {}
+        for arch, found in by_arch.items():
+            options = ", ".join(f"{key} {value}" for key, value in found[name].items())
+            archs_of.setdefault(options, []).append(f"sm_{arch}")
+        if len(archs_of) == 1:
+            text = next(iter(archs_of))
+        else:
+            text = "; ".join(f"{options} ({', '.join(archs)})" for options, archs in archs_of.items())
+        yield f"- Launch settings `{name}`: {text}"
 
 
 def _compiled(pairs: list[CompiledPair], triton_version: str) -> str:

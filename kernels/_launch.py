@@ -5,8 +5,9 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -36,13 +37,22 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True)
-class _Recording:
+class Recording:
+    """What launchers did inside a block that records.
+
+    Attributes:
+        arch: compute capability that they saw, 10 * major + minor.
+        launches: in order.
+        settings: what they asked for, by name.
+    """
+
     arch: int
-    launches: list[Launch]
-    overrides: Mapping[str, Settings]
+    launches: list[Launch] = field(default_factory=list)
+    settings: dict[str, Settings] = field(default_factory=dict)
 
 
-_recording: ContextVar[_Recording | None] = ContextVar("recording", default=None)
+_recording: ContextVar[Recording | None] = ContextVar("recording", default=None)
+_overrides: ContextVar[Mapping[str, Settings]] = ContextVar("overrides", default=MappingProxyType({}))
 
 
 def _read_table(path: Path) -> dict[str, dict[str, dict[str, int]]]:
@@ -64,18 +74,27 @@ def settings(name: str, device: torch.device) -> Settings:
 
     A compute capability that the table lacks takes the entry of the next lower one that it has.
     """
-    recording = _recording.get()
-    if recording is not None and name in recording.overrides:
-        return recording.overrides[name]
-    arch = recording.arch if recording is not None else _capability(device)
-    table = _settings[name]
-    known = sorted(int(key) for key in table)
-    return table[str(max((key for key in known if key <= arch), default=known[0]))]
+    recording, overrides = _recording.get(), _overrides.get()
+    if name in overrides:
+        found = overrides[name]
+    else:
+        arch = recording.arch if recording is not None else _capability(device)
+        table = _settings[name]
+        known = sorted(int(key) for key in table)
+        found = table[str(max((key for key in known if key <= arch), default=known[0]))]
+    if recording is not None:
+        recording.settings[name] = found
+    return found
 
 
-def shipped_settings(name: str) -> dict[int, Settings]:
-    """Entries of the shipped table for kernel ``name``, by compute capability."""
-    return {int(arch): options for arch, options in _read_table(_TABLE).get(name, {}).items()}
+@contextlib.contextmanager
+def override_settings(overrides: Mapping[str, Settings]) -> Iterator[None]:
+    """Inside the block, settings of the names in ``overrides`` are these, on every device."""
+    token = _overrides.set(overrides)
+    try:
+        yield
+    finally:
+        _overrides.reset(token)
 
 
 def _capability(device: torch.device) -> int:
@@ -108,16 +127,15 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
 
 
 @contextlib.contextmanager
-def record_launches(arch: int, overrides: Mapping[str, Settings] | None = None) -> Iterator[list[Launch]]:
+def record_launches(arch: int) -> Iterator[Recording]:
     """Collect the launches of the block instead of running them, with the settings of ``arch``.
 
     Args:
         arch: compute capability, 10 * major + minor.
-        overrides: settings by kernel name that take precedence over the table.
     """
-    launches: list[Launch] = []
-    token = _recording.set(_Recording(arch, launches, overrides or {}))
+    recording = Recording(arch)
+    token = _recording.set(recording)
     try:
-        yield launches
+        yield recording
     finally:
         _recording.reset(token)

@@ -14,6 +14,7 @@ from isoframe.bench import aot
 from isoframe.bench.aot import CompiledPair, compile_pair, compile_pairs, mma_types
 from isoframe.bench.commands import app
 from isoframe.bench.kernel_docs import render
+from isoframe.bench.tune import passes_gates, settings_users
 from isoframe.kernels import KERNELS
 from isoframe.kernels._launch import ARCHS
 
@@ -81,6 +82,14 @@ def test_registers_of_all_threads_are_limited() -> None:
     (kernel,) = compile_pair(product_spec(BF16, **GOOD), 80).kernels
     many = dataclasses.replace(kernel, registers=255, num_warps=16)
     assert many.find_failures(None) == ["255 registers x 512 threads > 65536"]
+
+
+def test_tuning_tries_only_settings_that_pass_the_gates() -> None:
+    shipped, cases = settings_users(86)["int8_linear_two_ranges"]
+    linear = [case for case in cases if case.spec.name == "int8_linear"]
+    assert passes_gates("int8_linear_two_ranges", shipped, linear[:1], 86)
+    too_large = {**shipped, "BLOCK_N": 256, "BLOCK_K": 256}
+    assert not passes_gates("int8_linear_two_ranges", too_large, linear[:1], 86)
 
 
 @pytest.mark.parametrize(
