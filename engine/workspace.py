@@ -19,7 +19,9 @@ class Workspace:
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Uninitialized memory of ``shape``; the last taker's content is lost."""
         size = math.prod(shape)
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < size:
-            buffer = self._buffers[name] = torch.empty(size, dtype=dtype, device=device)
-        return buffer[:size].view(shape)
+        if name in self._buffers and self._buffers[name].numel() < size:
+            # The smaller buffer goes first: the two are never needed together.
+            del self._buffers[name]
+        if name not in self._buffers:
+            self._buffers[name] = torch.empty(size, dtype=dtype, device=device)
+        return self._buffers[name][:size].view(shape)
