@@ -31,6 +31,9 @@ from .parameters import ParameterBook
 from .transformer_config import TransformerConfig
 from .units import ResidentUnits, UnitLayout, UnitSource, unit_specs
 
+# Tokens at a time that the output projection takes in fp32.
+FP32_HEAD_TOKENS = 4096
+
 Indices = tuple[int, ...] | range
 
 
@@ -271,11 +274,16 @@ class PackedTransformer:
 
     def project(self, hidden: Tensor, size: tuple[int, ...]) -> Tensor:
         """Velocity [1, C, T, Y, X] from the modulated norm of the noisy tokens."""
-        patches = self._fp32_proj_out(hidden.float()) if self.has_fp32_head else self.proj_out(hidden)
+        patches = self._project_in_fp32(hidden) if self.has_fp32_head else self.proj_out(hidden)
         p = self.config.patch_size
         frames, height, width = size
         cells = patches.view(1, frames, height // p, width // p, self.config.out_channels, p, p)
         return cells.permute(0, 4, 1, 2, 5, 3, 6).reshape(1, self.config.out_channels, frames, height, width)
+
+    def _project_in_fp32(self, hidden: Tensor) -> Tensor:
+        """In parts: an fp32 copy of all noisy tokens would be a third of what the step holds in int8."""
+        parts = hidden.split(FP32_HEAD_TOKENS, dim=1)
+        return torch.cat([self._fp32_proj_out(part.float()) for part in parts], dim=1)
 
     @cached_property
     def _fp32_proj_out(self) -> Linear:
