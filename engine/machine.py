@@ -1,0 +1,119 @@
+"""The machine that a plan is made for: this one, or one that is described."""
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .cards import Card, card_of_device, find_card, neutral_card
+from .errors import ConfigError
+from .sizes import Size, parse_size
+
+if TYPE_CHECKING:
+    import torch
+
+# What NVML counts for a process besides its tensors: about 300 MiB where kernels load lazily, more on large cards and
+# with the kernels of cuBLAS, cuDNN and Triton that a job loads.
+CONTEXT_BYTES = 512 * 2**20
+# Shares of what is free that are used unless the user says otherwise.
+_VRAM_SHARE, _RAM_SHARE = 0.9, 0.6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What a job may use.
+
+    Attributes:
+        vram: bytes on the device as NVML counts the process, context included; on the CPU the same as ``ram``.
+        ram: bytes that the engine may add to the process in RAM.
+        card: what times are predicted for.
+        is_cpu: the device is the CPU.
+    """
+
+    vram: int
+    ram: int
+    card: Card
+    is_cpu: bool = False
+
+    @property
+    def context(self) -> int:
+        return 0 if self.is_cpu else CONTEXT_BYTES
+
+    @property
+    def companion_bytes(self) -> int:
+        """Of a value in the encoders and the VAE, which run in fp16 on CUDA and in fp32 on the CPU."""
+        return 4 if self.is_cpu else 2
+
+
+def this_machine(device: "torch.device", *, vram: Size | None = None, ram: Size | None = None) -> Machine:
+    """The machine that runs this process.
+
+    Args:
+        device: where the transformer computes.
+        vram: budget on a CUDA device; None is 90 % of what is free. The CPU has none.
+        ram: budget in RAM; None is 60 % of what is available.
+
+    Raises:
+        ConfigError: a size that is no size, or more than the machine has.
+    """
+    ram_bytes = _host_budget(ram)
+    if device.type != "cuda":
+        if vram is not None:
+            raise ConfigError(f"vram must be left out on device {str(device)!r}, got {vram!r}; use ram")
+        return Machine(vram=ram_bytes, ram=ram_bytes, card=_cpu(), is_cpu=True)
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    # What this process holds already, such as weights from an earlier job, is its own to use.
+    free += torch.cuda.memory_reserved(device)
+    vram_bytes = int(free * _VRAM_SHARE)
+    if vram is not None:
+        vram_bytes = parse_size("vram", vram, available=total, owner=str(device))
+    return Machine(vram=vram_bytes, ram=ram_bytes, card=card_of_device(torch.cuda.get_device_name(device)))
+
+
+def described_machine(*, card: str | None, vram: Size | None, ram: Size | None) -> Machine:
+    """A machine with the CUDA card called ``card``; a card of no name is a cautious guess.
+
+    Args:
+        card: as in the table of cards; None takes the one of this machine, if it has one.
+        vram: budget on the card; None is 90 % of its memory, or of what is free on this machine's.
+        ram: budget in RAM; None is 60 % of what is available on this machine.
+
+    Raises:
+        ConfigError: an unknown card, a bad size, or neither a card nor ``vram`` to go by.
+    """
+    if card is not None:
+        found = find_card(card)
+        size = int(found.memory_bytes * _VRAM_SHARE)
+        if vram is not None:
+            size = parse_size("vram", vram, available=found.memory_bytes, owner=found.name)
+        return Machine(vram=size, ram=_host_budget(ram, is_here=False), card=found)
+    import torch
+
+    if torch.cuda.is_available():
+        return this_machine(torch.device("cuda"), vram=vram, ram=ram)
+    if vram is None:
+        raise ConfigError(
+            "vram or card must be given (--vram 6GiB, --card 'RTX 3060'): this machine has no CUDA device"
+        )
+    size = parse_size("vram", vram)
+    return Machine(vram=size, ram=_host_budget(ram, is_here=False), card=neutral_card("an unnamed card"))
+
+
+def _host_budget(ram: Size | None, *, is_here: bool = True) -> int:
+    """``is_here``: the plan is for this machine, so that ``ram`` may not be more than it has."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    if ram is None:
+        return int(memory.available * _RAM_SHARE)
+    return parse_size("ram", ram, available=int(memory.total) if is_here else None, owner="this machine")
+
+
+def _cpu() -> Card:
+    """A guess: 50 GFLOPS a core in fp32, twice that in 16 bit."""
+    rate = 0.1 * (os.cpu_count() or 1)
+    return Card(
+        name="CPU", capability=0, sms=0, bf16=rate, fp16_accumulate=rate, int8=rate, fp8=None, bandwidth=20.0,
+        h2d=10.0, memory=0, is_estimate=True,
+    )  # fmt: skip

@@ -1,0 +1,153 @@
+"""The phases of a job as bytes on the device."""
+
+from .companion_footprint import (
+    VaeWork,
+    encoder_activation_bytes,
+    largest_once_layer_bytes,
+    prepare_activation_bytes,
+)
+from .footprint import num_units, step_weight_bytes, unit_bytes
+from .machine import Machine
+from .model_shapes import EncoderShape
+from .plan import PhaseBytes
+from .planned_job import PlannedJob
+
+# cuBLAS keeps 8 MiB per stream, 32 MiB on Hopper; the allocator rounds large blocks to 2 MiB and leaves gaps.
+_LIBRARY_BYTES, _GAP_SHARE = 64 * 2**20, 16
+# Layers of the text encoder at a time where all of them do not fit: one that computes, one that is copied.
+_TEXT_LAYERS = 2
+
+
+class Phases:
+    """What each phase of ``job`` holds on ``machine``, by the settings that are chosen.
+
+    Attributes:
+        job: the job.
+        machine: the machine.
+        shape: of the step loop.
+        slot: bytes of the largest unit.
+        num_units: units of the model.
+        text_layers: layers of the text encoder on the device at a time.
+    """
+
+    def __init__(self, job: PlannedJob, machine: Machine) -> None:
+        self.job = job
+        self.machine = machine
+        self.shape = job.denoise_shape(machine)
+        self.slot = max(unit_bytes(self.shape.config, self.shape.precision))
+        self.num_units = num_units(self.shape.config)
+        layers = job.shapes.text_encoder.num_layers
+        fits = self._llama(layers).total <= machine.vram
+        self.text_layers = layers if fits else min(_TEXT_LAYERS, layers)
+
+    def all(
+        self, *, token_chunk: int | None, num_residents: int, ring: int, tile: int | None, is_arena_kept: bool
+    ) -> tuple[PhaseBytes, ...]:
+        """All phases in the order of a job."""
+        arena = self.slot * (ring + num_residents) if is_arena_kept else 0
+        return (
+            self.text(),
+            self._encoder("image encode", self.job.shapes.image_encoder),
+            self._encode(tile),
+            self._prepare(),
+            self.denoise(token_chunk, num_residents=num_residents, ring=ring),
+            self.decode(tile, arena=arena),
+        )
+
+    def work(self, tile: int | None) -> VaeWork:
+        """Of the VAE in tiles of ``tile`` px."""
+        return VaeWork(
+            vae=self.job.shapes.vae,
+            size=self.job.size,
+            tile=tile,
+            value_bytes=self.machine.companion_bytes,
+        )
+
+    def text(self) -> PhaseBytes:
+        """LLaMA, or CLIP after it where that is larger."""
+        clip = self._encoder("text encode", self.job.shapes.text_encoder_2)
+        return max(self._llama(self.text_layers), clip, key=lambda phase: phase.total)
+
+    def _llama(self, num_layers: int) -> PhaseBytes:
+        """Whole, or in pieces, with the table of embeddings on the host."""
+        encoder, value = self.job.shapes.text_encoder, self.machine.companion_bytes
+        is_whole = num_layers == encoder.num_layers
+        layers = value * encoder.layer_params * num_layers
+        return self._phase(
+            "text encode",
+            weights=layers + value * encoder.other_params if is_whole else 0,
+            slots=0 if is_whole else layers,
+            activations=encoder_activation_bytes(encoder, value),
+            note="" if is_whole else f"{encoder.num_layers} layers, {num_layers} at a time",
+        )
+
+    def _encoder(self, name: str, encoder: EncoderShape) -> PhaseBytes:
+        value = self.machine.companion_bytes
+        return self._phase(
+            name, weights=value * encoder.num_params, activations=encoder_activation_bytes(encoder, value)
+        )
+
+    def _encode(self, tile: int | None) -> PhaseBytes:
+        work = self.work(tile)
+        return self._phase(
+            "VAE encode",
+            weights=work.weight_bytes,
+            activations=work.encode_bytes(),
+            workspace=work.encode_workspace_bytes(),
+        )
+
+    def _prepare(self) -> PhaseBytes:
+        """What a job computes once, with weights that pass through two slots."""
+        shape = self.shape
+        return self._phase(
+            "prepare",
+            slots=2 * largest_once_layer_bytes(shape.config, shape.precision),
+            activations=prepare_activation_bytes(shape),
+            note="modulation table, refined text",
+        )
+
+    def denoise(self, token_chunk: int | None, *, num_residents: int, ring: int) -> PhaseBytes:
+        """The step loop with the MLP in chunks of ``token_chunk`` tokens."""
+        shape = self.shape
+        return self._phase(
+            "denoise",
+            weights=step_weight_bytes(shape.config, shape.precision) + num_residents * self.slot,
+            slots=ring * self.slot,
+            activations=shape.table_bytes() + shape.activation_bytes(token_chunk),
+            note=f"{num_residents} of {self.num_units} units resident"
+            + (f", ring of {ring}" if ring else ""),
+        )
+
+    def decode(self, tile: int | None, *, arena: int = 0) -> PhaseBytes:
+        """Decoding a section beside ``arena`` bytes of slots and residents."""
+        work, latents = self.work(tile), self.job.num_decoded_latents
+        return self._phase(
+            "VAE decode",
+            weights=work.weight_bytes,
+            slots=arena,
+            activations=work.decode_bytes(latents),
+            workspace=work.decode_workspace_bytes(latents),
+            note="whole pictures" if tile is None else f"tiles of {tile} px",
+        )
+
+    def _phase(
+        self,
+        name: str,
+        *,
+        activations: int,
+        weights: int = 0,
+        slots: int = 0,
+        workspace: int = 0,
+        note: str = "",
+    ) -> PhaseBytes:
+        """A phase with what libraries, allocator and driver take."""
+        libraries = 0 if self.machine.is_cpu else workspace + _LIBRARY_BYTES
+        return PhaseBytes(
+            name=name,
+            weights=weights,
+            slots=slots,
+            activations=activations,
+            workspace=activations // _GAP_SHARE + libraries,
+            context=self.machine.context,
+            note=note,
+        )

@@ -1,0 +1,166 @@
+"""A plan: what a job holds on the device and on the host in each phase, and how long it is expected to take."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .cards import Card
+from .roofline import StepTime
+from .sections import SectionPlan
+
+Tier = Literal["pinned", "staged", "disk"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseBytes:
+    """Bytes that a phase holds on the device at its worst moment.
+
+    Attributes:
+        name: of the phase.
+        weights: that stay for the whole phase.
+        slots: through which weights pass.
+        activations: tables and activations.
+        workspace: of libraries, and what the allocator cannot hand out.
+        context: of the driver.
+        note: how the phase fits.
+    """
+
+    name: str
+    weights: int
+    slots: int
+    activations: int
+    workspace: int
+    context: int
+    note: str = ""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.slots + self.activations + self.workspace + self.context
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostBytes:
+    """Bytes that the engine adds to its process in RAM.
+
+    Attributes:
+        store: weights of all units; none in tier "disk".
+        staging: pinned buffers that copies pass through.
+        frames: decoded frames on their way to the file.
+    """
+
+    store: int
+    staging: int
+    frames: int
+
+    @property
+    def total(self) -> int:
+        return self.store + self.staging + self.frames
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a job runs inside its budget; ``str(plan)`` is a table.
+
+    Attributes:
+        model: name of the model.
+        precision: of the units.
+        size: (height, width) in pixels.
+        window: latent frames of a section.
+        num_steps: steps of a section.
+        card: what the times are predicted for.
+        vram: budget on the device, context included; on the CPU the budget in RAM.
+        ram: budget on the host.
+        sections: in generation order.
+        phases: one after the other; each has the whole budget.
+        host: bytes in RAM.
+        tier: where the units lie: "pinned" RAM, pageable RAM with pinned "staged" copies, or "disk".
+        num_units: units of the model.
+        ring: slots that units pass through; 0 where all are resident.
+        residents: units that stay on the device while a section is denoised.
+        token_chunk: tokens whose MLP activations exist at a time; None for all.
+        vae_tile: edge of the VAE's tiles in pixels; None decodes whole pictures.
+        text_layers: layers of the text encoder that are on the device at a time.
+        is_arena_kept: slots and residents stay while frames are decoded; else residents are copied again.
+        step: seconds of a step by cause.
+        decode_seconds: of one section.
+        seconds_per_frame: of denoising and decoding.
+    """
+
+    model: str
+    precision: str
+    size: tuple[int, int]
+    window: int
+    num_steps: int
+    card: Card
+    vram: int
+    ram: int
+    sections: tuple[SectionPlan, ...]
+    phases: tuple[PhaseBytes, ...]
+    host: HostBytes
+    tier: Tier
+    num_units: int
+    ring: int
+    residents: tuple[int, ...]
+    token_chunk: int | None
+    vae_tile: int | None
+    text_layers: int
+    is_arena_kept: bool
+    step: StepTime
+    decode_seconds: float
+    seconds_per_frame: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether every phase is inside the budget."""
+        return self.peak <= self.vram and self.host.total <= self.ram
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the largest phase."""
+        return max(phase.total for phase in self.phases)
+
+    @property
+    def seconds_per_step(self) -> float:
+        return self.step.total
+
+    @property
+    def num_frames(self) -> int:
+        return 4 * self.window * len(self.sections) + 1
+
+    @property
+    def seconds(self) -> float:
+        """Of all sections; encoding and the first reading of the model come on top."""
+        return self.seconds_per_frame * 4 * self.window * len(self.sections)
+
+    @property
+    def bottleneck(self) -> str:
+        """What takes most of a section's time: "products", "attention", "memory traffic", "copies" or "decode"."""
+        step = self.step
+        if not step.is_overlapped or step.copies <= step.compute:
+            parts = {"products": step.products, "attention": step.attention, "memory traffic": step.traffic}
+            if not step.is_overlapped:
+                parts["copies"] = step.copies
+        else:
+            parts = {"copies": step.copies}
+        parts = {name: self.num_steps * seconds for name, seconds in parts.items()}
+        parts["decode"] = self.decode_seconds
+        return max(parts, key=lambda name: parts[name])
+
+    def phase(self, name: str) -> PhaseBytes:
+        """The phase called ``name``."""
+        return next(phase for phase in self.phases if phase.name == name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines: all fields, sizes in bytes, and what is derived from them; sections as a count."""
+        plan = dataclasses.asdict(self)
+        for phase, raw in zip(self.phases, plan["phases"], strict=True):
+            raw["total"] = phase.total
+        plan["host"]["total"] = self.host.total
+        plan["sections"] = len(self.sections)
+        derived = ("fits", "peak", "seconds_per_step", "num_frames", "seconds", "bottleneck")
+        return plan | {name: getattr(self, name) for name in derived}
+
+    def __str__(self) -> str:
+        from .plan_table import render
+
+        return render(self)

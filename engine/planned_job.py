@@ -1,0 +1,66 @@
+"""The job that a plan is made for."""
+
+from dataclasses import dataclass
+
+from .config import SamplingConfig
+from .footprint import DenoiseShape, find_precision, packed_sequence
+from .machine import Machine
+from .model_shapes import MAX_PROMPT_TOKENS, ModelShapes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedJob:
+    """One job, as far as its memory and time depend on it.
+
+    Attributes:
+        shapes: the model.
+        sampling: the sections and steps.
+        size: (height, width) in pixels.
+        precision: of the units.
+        compute_dtype: of activations, as in a configuration.
+        attention: as in a configuration.
+        vae_tiles: True allows tiles only, False whole pictures only, None what fits.
+        num_text_tokens: tokens of the prompt; the most that a prompt may have if not known.
+    """
+
+    shapes: ModelShapes
+    sampling: SamplingConfig
+    size: tuple[int, int]
+    precision: str
+    compute_dtype: str = "auto"
+    attention: str = "auto"
+    vae_tiles: bool | None = None
+    num_text_tokens: int = MAX_PROMPT_TOKENS
+
+    def denoise_shape(self, machine: Machine) -> DenoiseShape:
+        """Of the step loop."""
+        config = self.shapes.transformer
+        auto = "fp32" if machine.is_cpu else "bf16"
+        dtype = auto if self.compute_dtype == "auto" else self.compute_dtype
+        sequence = packed_sequence(
+            config,
+            self.size,
+            self.sampling.latent_window_size,
+            self.shapes.image_encoder.num_tokens,
+            self.num_text_tokens,
+        )
+        return DenoiseShape(
+            config=config,
+            precision=find_precision(self.precision, dtype),
+            sequence=sequence,
+            num_steps=self.sampling.num_steps,
+            num_branches=1 if self.sampling.cfg_scale == 1.0 else 2,
+            step_cache=self.sampling.step_cache,
+            attention=self._attention(),
+        )
+
+    def _attention(self) -> str:
+        """Which memory the attention takes: in an int8 job "auto" may become any."""
+        if self.attention == "auto" and self.precision == "int8":
+            return "either"
+        return "int8" if self.attention.startswith("int8") else "float"
+
+    @property
+    def num_decoded_latents(self) -> int:
+        """Latent frames of the largest decode: a section, its neighbour, the start latent."""
+        return 2 * self.sampling.latent_window_size + 1
