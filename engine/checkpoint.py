@@ -31,6 +31,7 @@ _SINGLE_FILE_PREFIX = "model.diffusion_model."
 _WEIGHT_SCALES = (".scale_weight", ".weight_scale")
 _ACTIVATION_SCALES = (".scale_input", ".input_scale")
 _FP8_MARKER = "scaled_fp8"
+_SCALED_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +62,21 @@ class Checkpoint:
 
         Each tensor maps its own bytes: drop it before taking the next and one tensor is in memory at a time.
         """
-        for name, entry in self.entries.items():
-            yield name, self._read(name, entry)
+        for name in self.entries:
+            yield name, self.tensor(name)
 
-    def _read(self, name: str, entry: TensorEntry) -> Tensor:
-        tensor = map_tensor(entry)
+    def tensor(self, name: str) -> Tensor:
+        """One tensor by its model name; see :meth:`tensors`."""
+        tensor = map_tensor(self.entries[name])
         if tensor.dtype.itemsize > 1:
             return tensor
         if name not in self.scales:
             return tensor.to(torch.bfloat16)
-        return (tensor.float() * map_tensor(self.scales[name]).float()).to(torch.bfloat16)
+        scale, scaled = map_tensor(self.scales[name]).float(), torch.empty_like(tensor, dtype=torch.bfloat16)
+        # By blocks: the products of a whole weight in fp32 would take four times its memory.
+        for part, out in zip(tensor.split(_SCALED_ROWS), scaled.split(_SCALED_ROWS), strict=True):
+            out.copy_(part.float() * scale)
+        return scaled
 
 
 def open_transformer(

@@ -4,7 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+# 4 MiB of fp32: small beside a unit of the published model, large enough to be fast.
+_BLOCK_ELEMENTS = 2**20
 
 
 class Destination(Protocol):
@@ -41,16 +45,50 @@ class DenseTensor:
 
 @dataclass(frozen=True, slots=True)
 class EncodedWeight:
-    """Rows of a stored weight, written through its format."""
+    """Rows of a stored weight, written through its format.
+
+    Attributes:
+        shape: of the weight, [rows, columns].
+        views: where its stored tensors go, by name.
+        row_axes: the axis of each of them that counts rows.
+        encode: stored tensors of some rows of the weight; rows are independent of each other.
+        decode: the rows in fp32 that stored tensors stand for.
+    """
 
     shape: tuple[int, ...]
     views: Mapping[str, Tensor]
+    row_axes: Mapping[str, int]
     encode: Callable[[Tensor], Mapping[str, Tensor]]
+    decode: Callable[[Mapping[str, Tensor]], Tensor]
 
     @property
     def num_bytes(self) -> int:
         return sum(view.nbytes for view in self.views.values())
 
     def write(self, tensor: Tensor) -> None:
-        for name, encoded in self.encode(tensor).items():
-            self.views[name].copy_(encoded)
+        for rows in self._row_blocks():
+            views = self._rows(rows)
+            for name, encoded in self.encode(tensor[rows]).items():
+                views[name].copy_(encoded)
+
+    def errors(self, tensor: Tensor) -> tuple[float, float]:
+        """Sums of squares of ``tensor``, which was written here, and of what is stored less ``tensor``."""
+        signal = noise = 0.0
+        for rows in self._row_blocks():
+            exact = tensor[rows].float()
+            difference = self.decode(self._rows(rows)) - exact
+            signal += float(exact.square().sum(dtype=torch.float64))
+            noise += float(difference.square().sum(dtype=torch.float64))
+        return signal, noise
+
+    def _row_blocks(self) -> list[slice]:
+        """Blocks of rows that keep the temporaries of a format small."""
+        count, columns = self.shape
+        step = max(1, _BLOCK_ELEMENTS // columns)
+        return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+    def _rows(self, rows: slice) -> dict[str, Tensor]:
+        return {
+            name: view.narrow(self.row_axes[name], rows.start, rows.stop - rows.start)
+            for name, view in self.views.items()
+        }

@@ -6,6 +6,7 @@ import math
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -116,6 +117,25 @@ def map_tensor(entry: TensorEntry) -> Tensor:
         )
     numel = math.prod(entry.shape)
     return torch.frombuffer(mapping, dtype=dtype, count=numel, offset=skipped).view(entry.shape)
+
+
+def read_tensor(entry: TensorEntry) -> Tensor:
+    """The tensor as stored, in memory of its own."""
+    raw = torch.empty(entry.num_bytes, dtype=torch.uint8)
+    with entry.path.open("rb", buffering=0) as file:
+        file.seek(entry.start)
+        read_fully(file, raw, f"{entry.path} ends early; copy or convert the model again")
+    return raw.view(FLOAT_DTYPES[entry.dtype]).view(entry.shape)
+
+
+def read_fully(file: FileIO, out: Tensor, message: str) -> None:
+    """Fill ``out`` (uint8) from ``file``; raise :class:`CheckpointError` with ``message`` where it ends."""
+    rest = memoryview(out.numpy().data)
+    while rest:
+        count = file.readinto(rest)
+        if not count:
+            raise CheckpointError(message)
+        rest = rest[count:]
 
 
 def _read_header(path: Path, prefix: bytes, size_bytes: int, read: Callable[[int], bytes]) -> bytes:

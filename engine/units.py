@@ -4,8 +4,9 @@ A dual-stream block is two units (latent stream, condition stream), a single-str
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -135,6 +136,18 @@ class UnitLayout:
             for layer, places in self._places.items()
         }
 
+    def describe(self) -> dict[str, dict[str, object]]:
+        """Offset, shape and dtype of every tensor, named ``layer.tensor``, as JSON has them."""
+        return {
+            f"{layer}.{name}": {
+                "offset": place.offset,
+                "shape": list(place.tensor.shape),
+                "dtype": str(place.tensor.dtype).removeprefix("torch."),
+            }
+            for layer, places in self._places.items()
+            for name, place in places.items()
+        }
+
     def bind(self, blob: Tensor) -> "Unit":
         """The unit's layers over ``blob``; nothing is copied."""
         tensors = self.tensors(blob)
@@ -164,13 +177,16 @@ class UnitLayout:
                 for name, place in self._places[layer.name].items()
             }
             bias = views.pop("bias")
-            encoded = EncodedWeight((count, layer.in_features), views, self._encoder(layer.split))
-            found += [(f"{source}.weight", encoded), (f"{source}.bias", DenseTensor(bias))]
+            weight = EncodedWeight(
+                shape=(count, layer.in_features),
+                views=views,
+                row_axes={name: self._places[layer.name][name].tensor.row_axis for name in views},
+                encode=partial(self.format.encode, split=layer.split),
+                decode=partial(self.format.decode, split=layer.split),
+            )
+            found += [(f"{source}.weight", weight), (f"{source}.bias", DenseTensor(bias))]
             start += count
         return found
-
-    def _encoder(self, split: int) -> Callable[[Tensor], Mapping[str, Tensor]]:
-        return lambda weight: self.format.encode(weight, split)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +215,14 @@ class UnitSource(Protocol):
 class ResidentUnits:
     """All units in the device's memory."""
 
-    def __init__(self, layouts: Sequence[UnitLayout], device: torch.device) -> None:
+    def __init__(
+        self, layouts: Sequence[UnitLayout], device: torch.device, blobs: Sequence[Tensor] | None = None
+    ) -> None:
+        """Allocate the units, or take ``blobs`` (uint8) that already hold them on ``device``."""
         self._layouts = layouts
-        self._blobs = [torch.empty(layout.num_bytes, dtype=torch.uint8, device=device) for layout in layouts]
+        self._blobs = blobs or [
+            torch.empty(layout.num_bytes, dtype=torch.uint8, device=device) for layout in layouts
+        ]
         self._units = [layout.bind(blob) for layout, blob in zip(layouts, self._blobs, strict=True)]
 
     def destinations(self) -> dict[str, Destination]:

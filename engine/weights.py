@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError
-from .tensor_files import TensorEntry
+from .tensor_files import TensorEntry, read_fully
 
 _logger = logging.getLogger(__name__)
 
@@ -174,12 +173,9 @@ class DiskWeights:
         entry = self._entries[unit]
         file = self._files[entry.path]
         file.seek(entry.start)
-        rest = memoryview(out[: entry.num_bytes].numpy().data)
-        while rest:
-            count = file.readinto(rest)
-            if not count:
-                raise CheckpointError(f"{entry.path} ends inside unit {unit}; convert the model again")
-            rest = rest[count:]
+        read_fully(
+            file, out[: entry.num_bytes], f"{entry.path} ends inside unit {unit}; convert the model again"
+        )
 
     def forget(self, unit: int) -> None:
         """Let the system's file cache drop a blob that has a copy in RAM."""
