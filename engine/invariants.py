@@ -5,16 +5,16 @@ memory: each is on the device while it computes.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, silu
 
-from ..quant import Linear
 from .attention import attention
 from .layers import StreamModulation
-from .parameters import ParameterBook
+from .parameters import JobBook, JobLinear
 
 _SINUSOID_DIM = 256
 
@@ -77,7 +77,7 @@ def sinusoid(values: Tensor) -> Tensor:
 class EmbeddingMLP:
     """Linear, SiLU, Linear."""
 
-    def __init__(self, book: ParameterBook, name: str, in_features: int, dim: int) -> None:
+    def __init__(self, book: JobBook, name: str, in_features: int, dim: int) -> None:
         self.linear_1 = book.linear(f"{name}.linear_1", in_features, dim)
         self.linear_2 = book.linear(f"{name}.linear_2", dim, dim)
 
@@ -88,9 +88,7 @@ class EmbeddingMLP:
 class TimeTextEmbedding:
     """``temb``: sum of the embedded timestep, distilled guidance (if the model has it) and pooled text."""
 
-    def __init__(
-        self, book: ParameterBook, name: str, pooled_dim: int, dim: int, *, has_guidance: bool
-    ) -> None:
+    def __init__(self, book: JobBook, name: str, pooled_dim: int, dim: int, *, has_guidance: bool) -> None:
         self.timestep = EmbeddingMLP(book, f"{name}.timestep_embedder", _SINUSOID_DIM, dim)
         self.guidance = (
             EmbeddingMLP(book, f"{name}.guidance_embedder", _SINUSOID_DIM, dim) if has_guidance else None
@@ -110,7 +108,7 @@ class TimeTextEmbedding:
 class AffineNorm:
     """LayerNorm with learned weight and bias."""
 
-    def __init__(self, book: ParameterBook, name: str, dim: int) -> None:
+    def __init__(self, book: JobBook, name: str, dim: int) -> None:
         self.weight = book.tensor(f"{name}.weight", dim)
         self.bias = book.tensor(f"{name}.bias", dim)
 
@@ -122,7 +120,7 @@ class AffineNorm:
 class RefinerBlock:
     """Self-attention and MLP over text tokens, gated by the timestep; norms are affine."""
 
-    def __init__(self, book: ParameterBook, name: str, dim: int, mlp_dim: int, num_heads: int) -> None:
+    def __init__(self, book: JobBook, name: str, dim: int, mlp_dim: int, num_heads: int) -> None:
         self.num_heads = num_heads
         self.norm_1 = AffineNorm(book, f"{name}.norm1", dim)
         self.norm_2 = AffineNorm(book, f"{name}.norm2", dim)
@@ -145,7 +143,7 @@ class TextRefiner:
 
     def __init__(
         self,
-        book: ParameterBook,
+        book: JobBook,
         name: str,
         text_dim: int,
         dim: int,
@@ -173,7 +171,7 @@ class TextRefiner:
 class ImageProjection:
     """Linear, SiLU, Linear on every image token."""
 
-    def __init__(self, book: ParameterBook, name: str, image_dim: int, dim: int) -> None:
+    def __init__(self, book: JobBook, name: str, image_dim: int, dim: int) -> None:
         self.up = book.linear(f"{name}.up", image_dim, 3 * dim)
         self.down = book.linear(f"{name}.down", 3 * dim, dim)
 
@@ -181,7 +179,7 @@ class ImageProjection:
         return self.down(silu(self.up(image_embeds)))
 
 
-def modulation_table(linears: list[Linear], embedding: Tensor) -> Tensor:
+def modulation_table(linears: Sequence[JobLinear], embedding: Tensor) -> Tensor:
     """[S, sum of outputs] for the embeddings [S, D] of all timesteps: each weight is read once."""
     activated = silu(embedding)
     return torch.cat([linear(activated) for linear in linears], dim=1)

@@ -1,6 +1,7 @@
 """Storage of the transformer's weights and the checkpoint name of every part of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -9,29 +10,33 @@ from ..quant import Linear
 from .destinations import DenseTensor
 
 
+class JobLinear(Protocol):
+    """A linear layer that only the start of a job needs."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class JobBook(Protocol):
+    """Gives the weights that only the start of a job needs, wherever they live until then."""
+
+    def linear(
+        self, names: str | Sequence[str], in_features: int, out_features: int | Sequence[int]
+    ) -> JobLinear: ...
+
+    def tensor(self, name: str, *shape: int) -> Tensor: ...
+
+
 class ParameterBook:
-    """Allocates parameters, or takes stored ones, and remembers which view belongs to which checkpoint tensor.
+    """Allocates parameters and remembers which view belongs to which checkpoint tensor.
 
     Attributes:
-        parameters: every parameter, by the checkpoint name of its first tensor.
         destinations: checkpoint name -> where the tensor goes; stacked layers are row slices.
     """
 
-    def __init__(
-        self, dtype: torch.dtype, device: torch.device, stored: Mapping[str, Tensor] | None = None
-    ) -> None:
-        """Start an empty book.
-
-        Args:
-            dtype: of all parameters.
-            device: where they live.
-            stored: parameters of an earlier book of the same model; None allocates.
-        """
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype = dtype
         self.device = device
-        self.parameters: dict[str, Tensor] = {}
         self.destinations: dict[str, DenseTensor] = {}
-        self._stored = stored
 
     def linear(
         self, names: str | Sequence[str], in_features: int, out_features: int | Sequence[int]
@@ -39,8 +44,7 @@ class ParameterBook:
         """One linear that stacks the layers ``names`` along its output."""
         names = [names] if isinstance(names, str) else list(names)
         rows = [out_features] * len(names) if isinstance(out_features, int) else list(out_features)
-        weight = self._parameter(f"{names[0]}.weight", sum(rows), in_features)
-        layer = Linear(weight, self._parameter(f"{names[0]}.bias", sum(rows)))
+        layer = Linear(self._empty(sum(rows), in_features), self._empty(sum(rows)))
         start = 0
         for name, count in zip(names, rows, strict=True):
             part = layer.rows(start, start + count)
@@ -51,25 +55,19 @@ class ParameterBook:
 
     def stacked(self, names: Sequence[str], dim: int) -> Tensor:
         """Vectors ``names`` as the rows of one [len(names), dim] tensor; a repeated name fills both rows."""
-        stack = self._parameter(names[0], len(set(names)), dim)
+        stack = self._empty(len(set(names)), dim)
         for i, name in enumerate(dict.fromkeys(names)):
             self._add(name, stack[i])
         return stack.expand(len(names), dim) if len(set(names)) == 1 else stack
 
     def tensor(self, name: str, *shape: int) -> Tensor:
         """One parameter as it is in the checkpoint."""
-        parameter = self._parameter(name, *shape)
+        parameter = self._empty(*shape)
         self._add(name, parameter)
         return parameter
 
-    def _parameter(self, name: str, *shape: int) -> Tensor:
-        if self._stored is None:
-            parameter = torch.empty(shape, dtype=self.dtype, device=self.device)
-        else:
-            parameter = self._stored[name].to(self.device, self.dtype)
-            assert parameter.shape == shape, (name, parameter.shape, shape)
-        self.parameters[name] = parameter
-        return parameter
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def _add(self, name: str, view: Tensor) -> None:
         assert name not in self.destinations, name

@@ -27,7 +27,7 @@ from .invariants import (
 )
 from .layers import BlockContext, DualBlock, HeadNorms, SingleBlock
 from .packing import PATCH_2X, PATCH_4X, PackedSection, rope_axes
-from .parameters import ParameterBook
+from .parameters import JobBook, JobLinear, ParameterBook
 from .transformer_config import TransformerConfig
 from .units import ResidentUnits, UnitLayout, UnitSource, unit_specs
 
@@ -72,6 +72,7 @@ class PackedTransformer:
         job_device: torch.device | None = None,
         has_fp32_head: bool = False,
         units: UnitSource | None = None,
+        job_book: JobBook | None = None,
     ) -> None:
         """Allocate the weights; :meth:`load` fills them.
 
@@ -84,6 +85,8 @@ class PackedTransformer:
             weight_format: of the blocks' linear layers, for activations in ``dtype``; None stores them in ``dtype``.
             has_fp32_head: run the output projection in fp32, as the published program does in bf16.
             units: where the blocks' weights come from; None allocates them all.
+            job_book: where the weights come from that only the start of a job needs; None allocates them on
+                ``job_device``.
 
         Raises:
             CheckpointError: the checkpoint has a feature outside FramePack.
@@ -98,7 +101,8 @@ class PackedTransformer:
         self.self_attention: SelfAttention = SDPA_ATTENTION
         self.token_chunk: int | None = None
         book = ParameterBook(self.residual_dtype, device)
-        job_book = ParameterBook(self.residual_dtype, job_device or device)
+        own_job_book = ParameterBook(self.residual_dtype, job_device or device)
+        job_book = job_book or own_job_book
         dim, mlp_dim = config.inner_dim, int(config.inner_dim * config.mlp_ratio)
         patch = (config.patch_size_t, config.patch_size, config.patch_size)
         self.x_embedder = _patch_embedding(book, "x_embedder.proj", config, patch)
@@ -129,7 +133,7 @@ class PackedTransformer:
         self.single_blocks = [_single_block(book, i, config) for i in range(config.num_single_layers)]
         self.proj_out = book.linear("proj_out", dim, config.out_channels * config.patch_size**2)
         self.weight_format = weight_format or DenseFormat(dtype)
-        self.destinations: dict[str, Destination] = {**book.destinations, **job_book.destinations}
+        self.destinations: dict[str, Destination] = {**book.destinations, **own_job_book.destinations}
         if units is None:
             layouts = [UnitLayout(spec, self.weight_format) for spec in unit_specs(config)]
             units = resident = ResidentUnits(layouts, device)
@@ -409,7 +413,7 @@ def _patch_embedding(
     return PatchEmbedding(weight, book.tensor(f"{name}.bias", config.inner_dim))
 
 
-def _modulation_linears(book: ParameterBook, config: TransformerConfig) -> list[Linear]:
+def _modulation_linears(book: JobBook, config: TransformerConfig) -> list[JobLinear]:
     """In execution order, which is the order of :class:`StepModulation`."""
     dim = config.inner_dim
     dual = [
