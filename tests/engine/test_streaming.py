@@ -87,7 +87,10 @@ def host_copies(blobs: list[Tensor], copy: ThreadStream | None = None) -> Poison
 
 @pytest.mark.parametrize("residents", [(), (0, 3, 7), (1, 2, 3, 4, 9, 10, 11), tuple(range(NUM_UNITS))])
 @pytest.mark.parametrize("ring", [2, 3, 4])
-@pytest.mark.parametrize(("name", "precision"), [("demo", "fp32"), ("twelve", "fp32"), ("twelve", "bf16")])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("demo", "fp32"), ("demo", "int8"), ("twelve", "fp32"), ("twelve", "bf16"), ("twelve", "int8")],
+)
 def test_streamed_output_is_the_resident_output(
     name: str, precision: str, ring: int, residents: tuple[int, ...]
 ) -> None:
