@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from .convert import convert
 from .demo import demo
 from .generate import generate
 from .info import info
@@ -22,7 +23,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (demo, generate, info):
+    for command in (convert, demo, generate, info):
         app.command()(command)
     plugins = {plugin.name: plugin for plugin in metadata.entry_points(group=PLUGIN_GROUP)}
     for name, plugin in sorted(plugins.items()):

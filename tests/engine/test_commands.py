@@ -464,7 +464,7 @@ def test_interrupt_in_a_destructor_still_stops_the_job(
 def test_help_names_every_command() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    for command in ("generate", "demo", "info"):
+    for command in ("generate", "demo", "convert", "info"):
         assert command in result.stdout
 
 

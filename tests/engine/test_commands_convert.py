@@ -1,0 +1,65 @@
+"""``isoframe convert`` as a user meets it."""
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from isoframe.engine.commands.app import build_app
+from isoframe.engine.store import open_store
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ISOFRAME_CACHE", str(tmp_path / "cache"))
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(build_app(), ["convert", *arguments])
+
+
+def test_the_demo_model_becomes_an_int8_store() -> None:
+    result = run("demo", "demo-int8")
+    assert result.exit_code == 0, result.output
+    assert re.fullmatch(r"demo-int8: demo in int8, 0\.\d\d GiB\n", result.stdout)
+    assert result.stderr == "", "no bar where there is no terminal"
+    assert open_store("demo-int8", is_verified=True).name == "demo"
+
+
+def test_without_a_folder_the_store_goes_to_the_cache() -> None:
+    result = run("demo", "--precision", "bf16", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert result.output == ""
+    (folder,) = Path("cache/stores").iterdir()
+    assert re.fullmatch(r"[0-9a-f]{64}-bf16-v1", folder.name)
+
+
+def test_the_report_lists_every_weight_once() -> None:
+    result = run("demo", "demo-int8", "--report", "--compute-dtype", "fp32")
+    opened = open_store("demo-int8")
+    lines = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()[:-1]}
+    assert set(lines) == {*opened.sqnr, *opened.parameters}
+    name = "single_transformer_blocks.0.attn.to_q.weight"
+    assert lines[name] == ["int8", f"{opened.sqnr[name]:.1f}", "dB"]
+    assert lines["x_embedder.proj.weight"] == ["f16", "kept"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "exit_code"),
+    [
+        (["demo", "out", "--precision", "int9"], "--precision must be one of fp32, bf16, fp16, int8", 2),
+        (["demo", "out", "--compute-dtype", "fp8"], "--compute-dtype must be one of auto, fp32", 2),
+        (["nowhere", "out"], "must be demo, a folder, a .safetensors file or a Hub id", 2),
+        (["demo", "taken"], "taken exists and is not a unit store; choose another folder", 1),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(arguments: list[str], message: str, exit_code: int) -> None:
+    Path("taken").mkdir()
+    result = run(*arguments)
+    assert result.exit_code == exit_code, result.output
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert not Path("out").exists()
