@@ -4,6 +4,7 @@ import typer
 
 from .aot_command import aot
 from .compare_command import compare
+from .constant_command import constant
 from .forward_command import forward
 from .gpu_command import gpu, tune
 from .kernels_command import kernels
@@ -18,5 +19,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (aot, compare, forward, gpu, kernels, magcache, quality, traffic, tune):
+for command in (
+    aot,
+    compare,
+    constant,
+    forward,
+    gpu,
+    kernels,
+    magcache,
+    quality,
+    traffic,
+    tune,
+):
     app.command()(command)

@@ -1,0 +1,83 @@
+"""A constant-cost measurement as rows."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+
+from .constant import ConstantResult, section_trend
+from .environment import Environment
+from .job_record import SECTION_PHASES, JobRecord
+from .rows import BenchRow, Gate, Setting, now, this_command
+
+_VERDICT = {0: "every claim holds", 1: "a claim does not hold", 3: "a claim cannot be told"}
+
+
+class ConstantRows:
+    """Makes the rows of one measurement; they share its settings and its gate."""
+
+    def __init__(
+        self,
+        result: ConstantResult,
+        *,
+        environment: Environment,
+        dtype: str,
+        precision: str,
+        settings: Mapping[str, Setting],
+    ) -> None:
+        self._result = result
+        self._environment = environment
+        self._dtype = dtype
+        self._precision = precision
+        self._settings = settings
+
+    def rows(self) -> list[BenchRow]:
+        """Times by phase, peaks, bytes written and growth of every length, and the counters of section 6."""
+        found = [row for job in self._result.jobs for row in self._job_rows(job)]
+        return found + list(self._count_rows())
+
+    def _job_rows(self, job: JobRecord) -> Iterator[BenchRow]:
+        sections, variant = job.sections, f"{job.length:g} s"
+        yield self._row("constant-section", variant, "s/section", [section.total for section in sections])
+        for phase in SECTION_PHASES:
+            seconds = [section.seconds[phase] for section in sections if phase in section.seconds]
+            if seconds:
+                yield self._row(f"constant-{phase}", variant, "s/section", seconds)
+        memory: dict[str, list[int | None]] = {
+            "constant-host-peak": [*(section.peak_rss for section in sections)],
+            "constant-device-peak": [section.peak_allocated for section in sections],
+            "constant-written": [section.written for section in sections],
+        }
+        for case, values in memory.items():
+            known = [float(value) for value in values if value is not None]
+            if known:
+                yield self._row(case, variant, "B", known)
+        yield self._row("constant-measuring", variant, "ratio", [job.measuring_share])
+        trend = section_trend(job)
+        if trend.low > -float("inf"):
+            for case, value in (("", trend.growth), ("-low", trend.low), ("-high", trend.high)):
+                yield self._row(f"constant-growth{case}", variant, "ratio", [value])
+
+    def _count_rows(self) -> Iterator[BenchRow]:
+        settled = self._result.counts[5:-1]
+        for name in asdict(settled[0]):
+            values = [float(getattr(section, name)) for section in settled]
+            yield self._row(f"constant-count-{name.replace('_', '-')}", "sections 6 on", "count", values)
+
+    def _row(self, case: str, variant: str, unit: str, values: list[float]) -> BenchRow:
+        gate = Gate(
+            is_green=self._result.exit_code != 1,
+            text=f"{self._result.gate.text}; {_VERDICT[self._result.exit_code]}",
+        )
+        return BenchRow(
+            case=case,
+            variant=variant,
+            shape=(),
+            dtype=self._dtype,
+            precision=self._precision,
+            unit=unit,
+            values=tuple(values),
+            gate=gate,
+            settings=self._settings,
+            environment=self._environment,
+            command=this_command(),
+            date=now(),
+        )

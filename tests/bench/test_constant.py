@@ -1,0 +1,361 @@
+"""``isoframe bench constant``: the demo keeps the promise, and every way of breaking it is caught and named."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from isoframe.bench import constant_command
+from isoframe.bench.commands import app
+from isoframe.bench.constant import ConstantResult, count_job, judge_counts, measure_constant
+from isoframe.bench.correctness import check_operations
+from isoframe.bench.job_record import JobRecorder
+from isoframe.bench.memory_meter import MemoryMeter, MemoryReading
+from isoframe.bench.rows import Gate, read_rows
+from isoframe.engine import Engine, EngineConfig, Request
+from isoframe.engine.commands.demo import find_example
+from isoframe.engine.denoiser import EventHandler
+from isoframe.engine.events import Event, FileEvent, PhaseEvent, SectionEvent
+from isoframe.engine.history import CleanLatents
+from isoframe.engine.packing import PackedSection
+from isoframe.engine.transformer import FrameIndices, PackedTransformer
+from isoframe.engine.vae import DecodedFrames, SectionDecoder
+from isoframe.kernels import KERNELS
+
+CPU = torch.device("cpu")
+GREEN = Gate(is_green=True, text="operations agree")
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine.load("demo", config=EngineConfig(device="cpu"))
+
+
+def make_request(window: int = 2) -> Request:
+    image, prompt = find_example(None)
+    return Request(image=str(image), prompt=prompt, num_steps=2, latent_window_size=window)
+
+
+def render_with(engine: Engine) -> Callable[[Request, Path, EventHandler], object]:
+    return lambda request, path, on_event: engine.render(request, path, on_event=on_event)
+
+
+@pytest.mark.parametrize("order", ["inverted", "forward"])
+def test_every_section_of_the_demo_from_6_on_does_exactly_the_same(engine: Engine, order: str) -> None:
+    request = dataclasses.replace(make_request(4 if order == "inverted" else 2), order=order)
+    counts = count_job(render_with(engine), request)
+    assert len(set(counts[5:-1])) == 1
+    assert len(counts[5:-1]) == 3
+    assert judge_counts(counts).status == "passed"
+    settled, window = counts[5], request.latent_window_size
+    # History of 2 + 2 + 16 frames in cells of 1, 2 and 4 frames beside the window; 4 x 4 cells of two latents.
+    assert settled.tokens == 16 * (window + 2) + 4 + 4
+    # Two windows are decoded together, one is encoded.
+    assert (settled.decoded_frames, settled.encoded_frames) == (8 * window - 3, 4 * window)
+    assert settled.operations > 1000
+    assert settled.allocated_bytes > settled.live_bytes > 3 * 4 * window * 64 * 64
+    assert settled.device_bytes == 0
+
+
+def test_a_growing_history_is_caught(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack, num_packed = PackedTransformer.pack_section, 0
+
+    def pack_more(
+        self: PackedTransformer, clean: CleanLatents, indices: FrameIndices, size: tuple[int, int, int]
+    ) -> PackedSection:
+        nonlocal num_packed
+        assert clean.clean_2x is not None
+        num_packed += 1
+        more = torch.cat([clean.clean_2x] * num_packed, dim=2)
+        return pack(
+            self,
+            dataclasses.replace(clean, clean_2x=more),
+            dataclasses.replace(indices, clean_2x=range(2 * num_packed)),
+            size,
+        )
+
+    monkeypatch.setattr(PackedTransformer, "pack_section", pack_more)
+    finding = judge_counts(count_job(render_with(engine), make_request()))
+    assert finding.status == "failed"
+    assert "tokens 92 in section 6, 96 in section 7" in finding.text
+    assert "allocated_bytes" in finding.text
+
+
+def test_a_leak_of_one_frame_a_section_is_caught(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    push, leaked = SectionDecoder.push, []
+
+    def push_and_keep(self: SectionDecoder, latents: Tensor) -> DecodedFrames:
+        decoded = push(self, latents)
+        leaked.append(decoded.frames[:1].clone())
+        return decoded
+
+    monkeypatch.setattr(SectionDecoder, "push", push_and_keep)
+    finding = judge_counts(count_job(render_with(engine), make_request()))
+    assert finding.status == "failed"
+    found = finding.text.split()
+    assert found[0] == "live_bytes"
+    assert int(found[5]) - int(found[1]) == 64 * 64 * 3
+
+
+def test_frames_that_are_encoded_again_are_caught(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    from isoframe.engine.video import VideoWriter
+
+    write = VideoWriter.write
+
+    def write_partial_too(self: VideoWriter, frames: Tensor, first_frame: int) -> None:
+        write(self, frames, first_frame)
+        for segment in list(self._segments):
+            self._spool.append(self._format, frames[:1].expand(segment.num_frames, -1, -1, -1).numpy(), 0)
+
+    monkeypatch.setattr(VideoWriter, "write", write_partial_too)
+    finding = judge_counts(count_job(render_with(engine), make_request()))
+    assert finding.status == "failed"
+    assert "encoded_frames 48 in section 6, 56 in section 7" in finding.text
+
+
+@pytest.mark.parametrize("name", ["modulated_layer_norm", "gated_residual", "qk_norm_rope"])
+def test_a_wrong_kernel_is_caught(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    assert check_operations(CPU).is_green
+    spec = KERNELS[name]
+
+    def wrong(*args: Any) -> Any:
+        result = spec.op(*args)
+        (args[spec.mutates[0]] if spec.mutates else result).mul_(1.001)
+        return result
+
+    monkeypatch.setitem(KERNELS, name, dataclasses.replace(spec, op=wrong))
+    gate = check_operations(CPU)
+    assert not gate.is_green
+    assert gate.text.startswith(f"{name}: ")
+
+
+class Machine:
+    """A clock, a memory meter and a job that are all made up.
+
+    Attributes:
+        seconds: cost of a phase in a section, by phase.
+        peak: resident set in a section.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.reads = 0
+        self.read_seconds = 1e-4
+        self.seconds: dict[str, Callable[[int], float]] = {
+            "pack": lambda section: 0.01,
+            "denoise": lambda section: 1.0,
+            "decode": lambda section: 0.5,
+            "encode": lambda section: 0.05,
+        }
+        self.peak: Callable[[int], int] = lambda section: 500 * MIB
+        self.device_peak: Callable[[int], int | None] = lambda section: None
+        self.written: Callable[[int], int] = lambda section: 2000
+        self.section = 0
+        self.total_written = 0
+
+    def clock(self) -> float:
+        return self.now
+
+    def synchronize(self) -> None:
+        pass
+
+    def read(self) -> MemoryReading:
+        self.reads += 1
+        self.now += self.read_seconds
+        return MemoryReading(
+            rss=400 * MIB,
+            peak_rss=self.peak(self.section),
+            peak_allocated=self.device_peak(self.section),
+            written=self.total_written,
+        )
+
+    def render(self, request: Request, path: Path, on_event: EventHandler) -> None:
+        for event in self.events(request.num_sections):
+            on_event(event)
+        path.write_bytes(bytes(1000 * request.num_sections))
+
+    def events(self, num_sections: int) -> Iterator[Event]:
+        yield PhaseEvent(phase="prepare")
+        for self.section in range(num_sections):
+            for phase, seconds in self.seconds.items():
+                yield PhaseEvent(phase=phase)
+                self.now += seconds(self.section)
+            self.total_written += self.written(self.section)
+            yield SectionEvent(
+                section=self.section,
+                num_sections=num_sections,
+                num_final_frames=0,
+                num_frames=36 * num_sections,
+            )
+        yield PhaseEvent(phase="write")
+        yield FileEvent(path=Path("video.mp4"))
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
+    """The counted job is real, and counted once."""
+    counted = count_job(render_with(engine), make_request())
+    monkeypatch.setattr("isoframe.bench.constant.count_job", lambda render, request: counted)
+
+
+def measure(
+    machine: Machine, lengths: tuple[float, ...] = (5, 30, 120), num_repeats: int = 0
+) -> ConstantResult:
+    request = dataclasses.replace(make_request(9), num_steps=25)
+    return measure_constant(
+        machine.render, request, gate=GREEN, meter=machine, lengths=lengths, num_repeats=num_repeats,
+        clock=machine.clock,
+    )  # fmt: skip
+
+
+def statuses(result: ConstantResult) -> dict[str, str]:
+    return {finding.claim: finding.status for finding in result.findings}
+
+
+def text_of(result: ConstantResult, claim: str) -> str:
+    return next(finding.text for finding in result.findings if finding.claim == claim)
+
+
+@pytest.mark.usefixtures("counts")
+def test_equal_sections_pass_at_every_length(machine: Machine) -> None:
+    result = measure(machine)
+    assert result.exit_code == 0
+    assert set(statuses(result)) == {
+        "operations", "counters", "time", "host peak", "bytes written", "measuring"
+    }  # fmt: skip
+    assert [len(job.sections) for job in result.jobs] == [4, 25, 100]
+    first = result.jobs[0].sections[0]
+    assert dict(first.seconds) == pytest.approx(
+        {"pack": 0.01, "denoise": 1, "decode": 0.5, "encode": 0.05, "rest": 0}
+    )
+
+
+@pytest.mark.usefixtures("counts")
+def test_a_slow_copy_is_caught_and_its_phase_is_named(machine: Machine) -> None:
+    machine.seconds["pack"] = lambda section: 0.01 + 0.002 * section
+    result = measure(machine)
+    assert (result.exit_code, statuses(result)["time"]) == (1, "failed")
+    assert text_of(result, "time").endswith("it comes from pack")
+
+
+@pytest.mark.usefixtures("counts")
+def test_noise_is_inconclusive_and_repeated_with_twice_the_sections(machine: Machine) -> None:
+    machine.seconds["denoise"] = lambda section: 0.5 + (section * 7919 % 13) / 3
+    assert measure(machine).exit_code == 3
+    result = measure(machine, num_repeats=2)
+    assert [len(job.sections) for job in result.jobs] == [4, 25, 100, 200, 400]
+
+
+@pytest.mark.usefixtures("counts")
+@pytest.mark.parametrize(("growth", "exit_code"), [(39, 0), (41, 1)])
+def test_host_memory_may_differ_by_40_mib(machine: Machine, growth: int, exit_code: int) -> None:
+    machine.peak = lambda section: (500 + growth * (section > 30)) * MIB
+    result = measure(machine)
+    assert (result.exit_code, f"differ by {growth}.0 MiB" in text_of(result, "host peak")) == (
+        exit_code,
+        True,
+    )
+
+
+@pytest.mark.usefixtures("counts")
+@pytest.mark.parametrize(("num_bytes", "exit_code"), [(0, 0), (1, 1)])
+def test_device_memory_may_not_differ_by_a_byte(machine: Machine, num_bytes: int, exit_code: int) -> None:
+    machine.device_peak = lambda section: 10**9 + num_bytes * (section > 30)
+    result = measure(machine)
+    assert (result.exit_code, statuses(result)["device peak"] == "failed") == (exit_code, bool(exit_code))
+
+
+@pytest.mark.usefixtures("counts")
+def test_a_file_that_is_written_anew_after_every_section_is_caught(machine: Machine) -> None:
+    machine.written = lambda section: 1000 * section
+    result = measure(machine)
+    assert (result.exit_code, statuses(result)["bytes written"]) == (1, "failed")
+
+
+@pytest.mark.usefixtures("counts")
+def test_measuring_that_costs_a_per_cent_tells_nothing(machine: Machine) -> None:
+    machine.read_seconds = 0.004
+    result = measure(machine)
+    assert (result.exit_code, statuses(result)["measuring"]) == (3, "inconclusive")
+
+
+def test_measuring_reads_memory_once_a_phase_and_belongs_to_no_phase(machine: Machine) -> None:
+    recorder = JobRecorder(machine, machine.clock)
+    before = machine.reads
+    for event in machine.events(10):
+        recorder.on_event(event)
+    record = recorder.finish(length=12, file_bytes=1)
+    # Four phases and the rest of each section, then "prepare" and "write".
+    assert machine.reads - before == 5 * 10 + 2
+    assert record.measuring == pytest.approx(52 * machine.read_seconds)
+    assert sum(section.total for section in record.sections) == pytest.approx(15.6)
+    assert record.measuring_share < 0.01
+
+
+def test_a_reading_costs_less_than_a_hundredth_of_a_demo_section() -> None:
+    import time
+
+    meter, start = MemoryMeter(CPU), time.process_time()
+    for _ in range(50):
+        meter.read()
+    # A section of the demo takes half a second and is read five times.
+    assert (time.process_time() - start) / 50 * 5 < 0.01 * 0.5
+
+
+def test_peak_is_seen_although_the_memory_is_free_again() -> None:
+    meter = MemoryMeter(CPU)
+    meter.read()
+    torch.ones(2**26).sum()
+    assert meter.read().peak_rss - meter.read().rss > 200 * MIB
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["constant", *map(str, arguments)])
+
+
+def test_command_writes_rows_and_its_verdict_is_the_exit_code(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    result = run(
+        "--lengths", "0.6,1.2", "--window", 2, "--steps", 2, "--repeats", 0, "--device", "cpu", "--json", path
+    )
+    # So few sections cannot tell the growth of the time.
+    assert result.exit_code in (1, 3), result.output
+    assert "counters       holds: sections 6 to 8 are equal: 72 tokens" in result.stdout
+    rows = {(row.case, row.variant): row for row in read_rows(path)}
+    assert len(rows["constant-section", "1.2 s"].values) == 4
+    assert rows["constant-count-tokens", "sections 6 on"].values == (72.0,) * 3
+    assert rows["constant-host-peak", "1.2 s"].unit == "B"
+    assert rows["constant-section", "0.6 s"].settings["window"] == 2
+    assert rows["constant-section", "0.6 s"].precision == "fp32"
+
+
+def test_command_may_count_only(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
+    result = run("--counters", "--window", 2, "--steps", 1, "--device", "cpu")
+    assert (result.exit_code, result.stdout[:20]) == (0, "counters       holds")
+    counts = count_job(render_with(engine), make_request())
+    changed = [dataclasses.replace(section, tokens=index) for index, section in enumerate(counts)]
+    monkeypatch.setattr("isoframe.bench.constant.count_job", lambda render, request: changed)
+    result = run("--counters", "--device", "cpu")
+    assert (result.exit_code, "FAILS: tokens 5 in section 6, 6 in section 7" in result.stdout) == (1, True)
+
+
+@pytest.mark.parametrize("lengths", ["", "1,x", "0", "4000", "1;2"])
+def test_lengths_that_are_none_are_refused_before_a_model_is_loaded(lengths: str) -> None:
+    result = run("--lengths", lengths, "--model", "nowhere")
+    assert result.exit_code == 2
+    assert "--lengths must be seconds from 0 to 3600 with commas" in result.stderr
+
+
+def test_lengths_are_numbers_with_commas() -> None:
+    assert constant_command.parse_lengths("1,2.5,60") == (1.0, 2.5, 60.0)
