@@ -86,17 +86,19 @@ class Denoiser:
         """
         conditioning.check(self.transformer.config, sampling.cfg_scale)
         self.check(sampling)
-        self.transformer.self_attention = self._choose_attention(
-            self._attention_shape(conditioning, sampling)
-        )
-        return self._sections(conditioning, sampling, on_event)
+        attention = self._choose_attention(self._attention_shape(conditioning, sampling))
+        return self._sections(conditioning, sampling, attention, on_event)
 
     def check(self, sampling: SamplingConfig) -> None:
         """Raise :class:`ConfigError` where the step cache cannot work with this checkpoint."""
         self.step_caches(sampling)
 
     def _sections(
-        self, conditioning: Conditioning, sampling: SamplingConfig, on_event: EventHandler | None
+        self,
+        conditioning: Conditioning,
+        sampling: SamplingConfig,
+        attention: SelfAttention,
+        on_event: EventHandler | None,
     ) -> Iterator[LatentSection]:
         report = on_event or _ignore
         report(PhaseEvent(phase="prepare"))
@@ -113,6 +115,8 @@ class Denoiser:
         for section in plan_sections(sampling):
             report(PhaseEvent(phase="pack"))
             noise = torch.randn(shape, generator=generator)
+            # Jobs of one engine may take turns, section by section.
+            self.transformer.self_attention = attention
             with torch.inference_mode():
                 packed = self._pack(history, section, noise)
                 branches = [_Branch(job, self.step_caches(sampling)) for job in jobs]
