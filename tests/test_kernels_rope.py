@@ -1,7 +1,6 @@
 """Rotary rows against the tables of the packed sequence, and int8 blocks against the q and k that they stand for."""
 
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +13,6 @@ from isoframe.engine.packing import rope_axis_table
 from isoframe.kernels import KERNELS, aligned_rope, patchify_pack, qk_norm_rope, qk_norm_rope_int8
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-needs_triton = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1" and DEVICE.type == "cpu",
-    reason="needs a GPU or TRITON_INTERPRET=1",
-)
 THETA, AXES_DIM, GRID = 256.0, (16, 56, 56), (5, 7)
 # Packed order of pool, frames: 4x, 2x, 1x (the start frame and a neighbour), noisy.
 GROUPS = ((4, range(15, 31)), (2, range(13, 15)), (1, (0, 12)), (1, range(3, 12)))
@@ -77,7 +72,7 @@ def test_aligned_rows_are_the_tables_of_the_packed_sequence(function: Callable[.
     check_rope(function)
 
 
-@needs_triton
+@pytest.mark.launches
 def test_kernel_writes_the_tables_of_the_packed_sequence() -> None:
     check_rope(KERNELS["aligned_rope"].launch)
 
@@ -87,7 +82,7 @@ def test_patchify_writes_the_tables_of_its_tokens(function: Callable[..., Any]) 
     check_patchify(function)
 
 
-@needs_triton
+@pytest.mark.launches
 def test_kernel_of_patchify_writes_the_tables_of_its_tokens() -> None:
     check_patchify(KERNELS["patchify_pack"].launch)
 
@@ -156,7 +151,7 @@ def test_int8_blocks_hold_q_and_k_to_half_a_step() -> None:
     check_int8_blocks(qk_norm_rope_int8)
 
 
-@needs_triton
+@pytest.mark.launches
 def test_kernel_of_int8_blocks_holds_q_and_k_to_half_a_step() -> None:
     check_int8_blocks(KERNELS["qk_norm_rope_int8"].launch)
 

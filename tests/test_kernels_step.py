@@ -12,9 +12,6 @@ from isoframe.kernels import KERNELS, reuse_residual, step_change
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-needs_triton = pytest.mark.skipif(
-    not INTERPRETED and DEVICE.type == "cpu", reason="needs a GPU or TRITON_INTERPRET=1"
-)
 # The interpreter's bf16 arithmetic is wrong, not merely rounded.
 LAUNCHED_DTYPES = (torch.float16,) if INTERPRETED else (torch.float16, torch.bfloat16)
 
@@ -36,7 +33,7 @@ def test_step_change_is_the_published_value(dtype: torch.dtype, size: float) -> 
     assert step_change(current, previous).item() == eager_change(current, previous)
 
 
-@needs_triton
+@pytest.mark.launches
 @pytest.mark.parametrize("dtype", LAUNCHED_DTYPES)
 @pytest.mark.parametrize("size", [0.0, 0.02, 0.1, 0.3])
 def test_kernel_of_step_change_rounds_as_published(dtype: torch.dtype, size: float) -> None:
@@ -61,7 +58,7 @@ def test_reused_residual_is_added_in_the_dtype_of_the_stream(dtype: torch.dtype)
     check_sum_is_rounded(reuse_residual, dtype)
 
 
-@needs_triton
+@pytest.mark.launches
 @pytest.mark.parametrize("dtype", LAUNCHED_DTYPES)
 def test_kernel_of_reuse_residual_adds_in_the_dtype_of_the_stream(dtype: torch.dtype) -> None:
     check_sum_is_rounded(KERNELS["reuse_residual"].launch, dtype)

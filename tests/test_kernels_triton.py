@@ -10,6 +10,8 @@ from kernel_cases import DEVICE, cases, is_launchable, strided_inputs
 from isoframe.bench.accuracy import find_errors, run
 from isoframe.kernels import KERNELS, KernelSpec
 
+pytestmark = pytest.mark.launches
+
 STRIDED = [
     pytest.param(spec, dtype, id=f"{name}-{dtype}".replace("torch.", ""))
     for name, spec in KERNELS.items()

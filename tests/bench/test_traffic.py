@@ -79,11 +79,12 @@ def test_attention_is_left_out_and_keeps_the_order_of_the_axes() -> None:
     assert results[0].transpose(1, 2).is_contiguous()
 
 
-def test_step_in_bf16_stays_below_its_limit() -> None:
-    counted = traffic.measure_isoframe("bf16")
-    assert 50e9 < counted.num_bytes <= LIMITS["bf16"]
-    # 60 blocks multiply at least 10 D-wide activations of 18261 tokens each.
-    assert counted.product_bytes > 60 * 10 * 18261 * 3072 * 2
+@pytest.mark.parametrize("precision", LIMITS)
+def test_step_stays_below_the_limit_of_its_precision(precision: str) -> None:
+    counted = traffic.measure_isoframe(precision)
+    assert 30e9 < counted.num_bytes <= LIMITS[precision]
+    # 60 blocks multiply at least 10 D-wide activations of 18261 tokens each, of one byte or more.
+    assert counted.product_bytes > 60 * 10 * 18261 * 3072
 
 
 def test_counter_finds_what_diffusers_is_known_to_move() -> None:
