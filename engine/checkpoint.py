@@ -104,6 +104,17 @@ def open_transformer(
     return checkpoint
 
 
+def read_transformer_config(
+    source: "str | os.PathLike[str]", *, local_files_only: bool = False
+) -> TransformerConfig:
+    """The config of a transformer, ``source`` as for :func:`open_transformer`; of a Hub repository nothing else."""
+    text = os.fspath(source)
+    if is_hub_id(text) and not Path(text).expanduser().exists():
+        _, path = _find_hub_config(text, local_files_only)
+        return _read_config(path)
+    return _open_path_or_file(text, local_files_only).config
+
+
 def _open_path_or_file(text: str, local_files_only: bool) -> Checkpoint:
     path = Path(text).expanduser()
     if path.is_dir():

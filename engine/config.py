@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import ConfigError
+from .sizes import Size, parse_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,6 +48,9 @@ class EngineConfig:
         attention: "auto" (torch's on the CPU; on CUDA the fastest of what is installed, measured once), or one by
             name: "sdpa" (torch), "flash-attn", "flash-attn-3", "xformers", or approximate "sageattention", "int8" and
             "int8-fp8" (built in).
+        vram: most memory on a CUDA device, as NVML counts it for the process: bytes or "6GiB"; None means 90 % of what
+            is free.
+        ram: most memory that the engine adds to the process in RAM; None means 60 % of what is available.
         cache_dir: folder of cached embeddings and measured choices; None means $ISOFRAME_CACHE, else the
             platform's cache folder.
         local_files_only: never ask the Hub; a file that is not cached is an error.
@@ -57,6 +61,8 @@ class EngineConfig:
     precision: str | None = None
     compute_dtype: str = "auto"
     attention: str = "auto"
+    vram: Size | None = None
+    ram: Size | None = None
     cache_dir: str | os.PathLike[str] | None = None
     local_files_only: bool = False
     vae_tiles: bool = False
@@ -73,6 +79,9 @@ class EngineConfig:
                 f"got {self.compute_dtype!r}"
             )
         check_choice("attention", self.attention, ATTENTIONS)
+        for name, size in (("vram", self.vram), ("ram", self.ram)):
+            if size is not None:
+                parse_size(name, size)
 
     def cache_path(self) -> Path:
         """Folder of cached files; not created."""

@@ -153,12 +153,14 @@ class ModelShapes:
     vae: VaeShape
 
     @classmethod
-    def from_configs(cls, name: str, configs: Mapping[str, Mapping[str, Any]]) -> "ModelShapes":
-        """The shapes that ``config.json`` of the components say; those that are absent are the published ones."""
+    def from_configs(
+        cls, name: str, transformer: TransformerConfig, configs: Mapping[str, Mapping[str, Any]]
+    ) -> "ModelShapes":
+        """A transformer with companions as their ``config.json`` says; those that are absent are the published ones."""
         configs = {**_published_configs(), **configs}
         return cls(
             name=name,
-            transformer=TransformerConfig.from_dict(configs["transformer"], source=name),
+            transformer=transformer,
             text_encoder=_llama(configs["text_encoder"]),
             text_encoder_2=_clip(configs["text_encoder_2"]),
             image_encoder=_siglip(configs["image_encoder"]),
@@ -169,7 +171,8 @@ class ModelShapes:
 @cache
 def published_shapes() -> ModelShapes:
     """The published 13B model; nothing is downloaded."""
-    return ModelShapes.from_configs(PUBLISHED_NAME, {})
+    config = TransformerConfig.from_dict(_published_configs()["transformer"], source=PUBLISHED_NAME)
+    return ModelShapes.from_configs(PUBLISHED_NAME, config, {})
 
 
 def _published_configs() -> dict[str, dict[str, Any]]:

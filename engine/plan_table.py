@@ -7,9 +7,10 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from .plan import Plan
+from .roofline import StepTime
 from .sizes import format_size
 
-_WIDTH = 110
+_WIDTH = 100
 
 
 def render(plan: Plan) -> str:
@@ -36,13 +37,13 @@ def _title(plan: Plan) -> str:
 
 def _phases(plan: Plan) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("phase", "weights", "slots", "activations", "workspace", "context", "total"):
-        table.add_column(name, justify="left" if name == "phase" else "right", no_wrap=True)
-    table.add_column("", overflow="fold")
+    table.add_column("MiB in phase", no_wrap=True)
+    for name in ("weights", "slots", "activations", "workspace", "context", "total"):
+        table.add_column(name, justify="right", no_wrap=True)
     for phase in plan.phases:
         parts = (phase.weights, phase.slots, phase.activations, phase.workspace, phase.context, phase.total)
-        table.add_row(phase.name, *(_mebibytes(part) for part in parts), phase.note)
-    table.add_row("budget", "", "", "", "", "", _mebibytes(plan.vram), "MiB; phases follow each other")
+        table.add_row(phase.name, *(_mebibytes(part) for part in parts))
+    table.add_row("of", *[""] * 5, str(plan.vram // 2**20))
     return table
 
 
@@ -62,25 +63,28 @@ def _facts(plan: Plan) -> Table:
 
 def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "units", _units(plan)
+    if plan.phase("text encode").note:
+        yield "text", plan.phase("text encode").note
     chunk = "all tokens at once" if plan.token_chunk is None else f"{plan.token_chunk} tokens at a time"
     yield "MLP", chunk
     yield "VAE", "whole pictures" if plan.vae_tile is None else f"tiles of {plan.vae_tile} px"
     yield "RAM", _host(plan)
-    step = plan.step
-    yield (
-        "step",
-        f"{step.total:.2f} s predicted: products {step.products:.2f}, attention {step.attention:.2f}, memory "
-        f"{step.traffic:.2f}; copies {step.copies:.2f} {'beside them' if step.is_overlapped else 'on top'}",
-    )
+    yield "step", _step(plan.step)
     yield (
         "frame",
-        f"{plan.seconds_per_frame:.2f} s predicted, decoding included; most of it is {plan.bottleneck}",
+        f"{_seconds(plan.seconds_per_frame)} predicted, decoding included; most of it is {plan.bottleneck}",
     )
     yield (
         "video",
-        f"{plan.num_frames} frames in {len(plan.sections)} sections: {_minutes(plan.seconds)} predicted, plus "
+        f"{plan.num_frames} frames in {len(plan.sections)} sections: {_seconds(plan.seconds)} predicted, plus "
         "loading and encoding",
     )
+
+
+def _step(step: StepTime) -> str:
+    parts = f"products {step.products:.2g}, attention {step.attention:.2g}, memory {step.traffic:.2g}"
+    where = "beside them" if step.is_overlapped else "on top"
+    return f"{_seconds(step.total)} predicted: {parts}; copies {step.copies:.2g} {where}"
 
 
 def _units(plan: Plan) -> str:
@@ -103,5 +107,8 @@ def _host(plan: Plan) -> str:
     return f"{format_size(plan.host.total)} of {format_size(plan.ram)}: {tiers[plan.tier]}"
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+def _seconds(seconds: float) -> str:
+    """With as many digits as a prediction deserves."""
+    if seconds >= 120:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"

@@ -9,6 +9,7 @@ from .convert import convert
 from .demo import demo
 from .generate import generate
 from .info import info
+from .plan import plan
 
 PLUGIN_GROUP = "isoframe.commands"
 
@@ -23,7 +24,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (convert, demo, generate, info):
+    for command in (convert, demo, generate, info, plan):
         app.command()(command)
     plugins = {plugin.name: plugin for plugin in metadata.entry_points(group=PLUGIN_GROUP)}
     for name, plugin in sorted(plugins.items()):

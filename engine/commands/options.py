@@ -144,6 +144,24 @@ Attention = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+Vram = Annotated[
+    str | None,
+    Option(
+        "--vram",
+        metavar="SIZE",
+        help="Most memory on the graphics card, such as 6GiB (default: 90 % of what is free).",
+        rich_help_panel=MACHINE,
+    ),
+]
+Ram = Annotated[
+    str | None,
+    Option(
+        "--ram",
+        metavar="SIZE",
+        help="Most memory that is added in RAM, such as 16GiB (default: 60 % of what is available).",
+        rich_help_panel=MACHINE,
+    ),
+]
 VaeTiles = Annotated[
     bool,
     Option(

@@ -213,7 +213,7 @@ def test_encoders_have_the_parameters_and_peak_of_their_formulas(
 
 def test_a_model_with_other_companions_has_their_shapes() -> None:
     vae = {"latent_channels": 16, "block_out_channels": [16, 32, 64, 64], "layers_per_block": 1}
-    shapes = ModelShapes.from_configs("small", {"vae": vae})
+    shapes = ModelShapes.from_configs("small", CONFIG, {"vae": vae})
     with META:
         model = AutoencoderKLHunyuanVideo(
             block_out_channels=(16, 32, 64, 64), layers_per_block=1, norm_num_groups=1

@@ -1,0 +1,112 @@
+"""``isoframe plan``: whether a video fits into a card's memory, how, and how long it would take."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from ..budget import make_plan
+from ..config import Request
+from ..footprint import PRECISIONS, packed_sequence
+from ..known_shapes import KnownModel, find_shapes
+from ..machine import described_machine
+from ..model_shapes import PUBLISHED_NAME
+from ..plan import Plan
+from ..planned_job import PlannedJob
+from . import options
+from .failures import readable_errors
+from .options import DEFAULTS
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help=f"{PUBLISHED_NAME} (the published model, built in: nothing is downloaded), demo, a Hub id, a folder or a "
+        ".safetensors file.",
+        rich_help_panel=options.JOB,
+    ),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="HxW",
+        help="Height x width in pixels, multiples of 16 (default: the model's size that needs most memory).",
+        rich_help_panel=options.JOB,
+    ),
+]
+Precision = Annotated[
+    str, typer.Option("--precision", help=", ".join(PRECISIONS), rich_help_panel=options.MACHINE)
+]
+Card = Annotated[
+    str | None,
+    typer.Option(
+        "--card",
+        help="Card to plan for, such as 'RTX 3060 Laptop' (default: the one in this machine).",
+        rich_help_panel=options.MACHINE,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=options.OUTPUT)]
+
+
+def plan(
+    model: Model = PUBLISHED_NAME,
+    seconds: options.Seconds = DEFAULTS.seconds,
+    size: Size = None,
+    order: options.Order = DEFAULTS.order,
+    steps: options.Steps = DEFAULTS.num_steps,
+    cfg: options.Cfg = DEFAULTS.cfg_scale,
+    step_cache: options.StepCache = DEFAULTS.step_cache,
+    window: options.Window = DEFAULTS.latent_window_size,
+    vram: options.Vram = None,
+    ram: options.Ram = None,
+    card: Card = None,
+    precision: Precision = "bf16",
+    attention: options.Attention = "auto",
+    vae_tiles: options.VaeTiles = False,
+    as_json: Json = False,
+    local_files_only: options.LocalFilesOnly = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show how a video would fit into the memory of a card, and how long it would take; nothing is loaded.
+
+    Exits with 2 and the nearest settings that fit where it does not.
+    """
+    with readable_errors(debug=debug):
+        machine = described_machine(card=card, vram=vram, ram=ram)
+        found = find_shapes(model, local_files_only=local_files_only)
+        request = Request(
+            image="", prompt="", seconds=seconds, order=order, size=options.parse_size(size), num_steps=steps,
+            cfg_scale=cfg, step_cache=step_cache, latent_window_size=window,
+        )  # fmt: skip
+        job = PlannedJob(
+            shapes=found.shapes,
+            sampling=request.sampling(found.order),
+            size=request.size or _most_demanding(found, window),
+            precision=precision,
+            attention=attention,
+            vae_tiles=True if vae_tiles else None,
+        )
+        made = make_plan(job, machine)
+        if as_json:
+            typer.echo(json.dumps(made.as_dict(), indent=2))
+        else:
+            _print(made)
+
+
+def _most_demanding(found: KnownModel, window: int) -> tuple[int, int]:
+    """The bucket with most tokens."""
+
+    def num_tokens(size: tuple[int, int]) -> int:
+        return packed_sequence(found.shapes.transformer, size, window, vision=0, text=0).total
+
+    return max(found.buckets, key=num_tokens)
+
+
+def _print(made: Plan) -> None:
+    from rich.console import Console
+
+    from ..plan_table import plan_table
+
+    Console(highlight=False, markup=False).print(plan_table(made))
