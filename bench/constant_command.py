@@ -1,6 +1,8 @@
 """``isoframe bench constant``: does every second of video cost the same?"""
 
 import statistics
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from .rows import BenchRow
 
 _ALL = "1,2,5,15,30,60,120"
+_CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 _MARKS = {"passed": "holds", "failed": "FAILS", "inconclusive": "CANNOT BE TOLD"}
 
 
@@ -38,21 +41,35 @@ def constant(
     repeats: Annotated[
         int,
         typer.Option(
-            "--repeats", min=0, help="Repetitions with twice the sections while timing cannot tell."
+            "--repeats", min=0, help="Repetitions with twice the sections while the time does not pass."
         ),
     ] = 1,
+    clock: Annotated[
+        str,
+        typer.Option("--clock", help="wall, or cpu: this process' own time, for a CPU that others use too."),
+    ] = "wall",
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Write a page with plots (HTML).")
+    ] = None,
+    cards: Annotated[
+        list[Path] | None,
+        typer.Option("--cards", metavar="FILE", help="Results of other machines for the page; repeatable."),
     ] = None,
     debug: options.Debug = False,
 ) -> None:
     """Run one job at several lengths; exit 0 if a second costs the same in all, 1 if not, 3 if noise hides it."""
     from ..engine.commands.failures import readable_errors
-    from ..engine.config import EngineConfig, Request
+    from ..engine.config import EngineConfig, Request, check_choice
     from ..engine.engine import Engine
+    from ..engine.errors import ConfigError
 
     with readable_errors(debug=debug):
+        check_choice("--clock", clock, _CLOCKS)
         seconds = parse_lengths(lengths)
+        others = _read_others(cards, report)
         example, text = _start(image, prompt)
         request = Request(
             image=example,
@@ -66,11 +83,13 @@ def constant(
         engine = Engine.load(model, config=config)
         if counters:
             raise typer.Exit(_count(engine, request))
-        result = _measure(engine, request, seconds, repeats)
-        if json_file is not None:
-            from .rows import append_rows
-
-            append_rows(json_file, _rows(result, engine, request, config))
+        if clock == "cpu" and engine.device.type != "cpu":
+            raise ConfigError(
+                f"--clock cpu is for work on the CPU, this is on {engine.device}; use --clock wall"
+            )
+        result = _measure(engine, request, seconds, repeats, clock)
+        if json_file is not None or report is not None:
+            _store(result, _rows(result, engine, request, config, clock), others, json_file, report)
     raise typer.Exit(result.exit_code)
 
 
@@ -87,6 +106,35 @@ def parse_lengths(text: str) -> tuple[float, ...]:
             f"--lengths must be seconds from 0 to 3600 with commas, such as {_ALL}, got {text!r}"
         )
     return lengths
+
+
+def _read_others(cards: list[Path] | None, report: Path | None) -> "list[BenchRow]":
+    """Rows of other machines; a page that cannot be written is found out before anything is measured."""
+    if report is not None:
+        from .report import check_report_libraries
+
+        check_report_libraries()
+    from .rows import read_rows
+
+    return [row for file in cards or () for row in read_rows(file)]
+
+
+def _store(
+    result: "ConstantResult",
+    rows: "list[BenchRow]",
+    others: "list[BenchRow]",
+    json_file: Path | None,
+    report: Path | None,
+) -> None:
+    from .rows import append_rows
+
+    if json_file is not None:
+        append_rows(json_file, rows)
+    if report is not None:
+        from .constant_report import write_constant_report
+
+        write_constant_report(report, result, rows, others)
+        typer.echo(f"report: {report}")
 
 
 def _start(image: str | None, prompt: str | None) -> tuple[str, str]:
@@ -106,7 +154,7 @@ def _count(engine: "Engine", request: "Request") -> int:
 
 
 def _measure(
-    engine: "Engine", request: "Request", lengths: tuple[float, ...], repeats: int
+    engine: "Engine", request: "Request", lengths: tuple[float, ...], repeats: int, clock: str
 ) -> "ConstantResult":
     from .constant import measure_constant
     from .correctness import check_operations
@@ -119,6 +167,7 @@ def _measure(
         meter=MemoryMeter(engine.device),
         lengths=lengths,
         num_repeats=repeats,
+        clock=_CLOCKS[clock],
     )
     for line in format_result(result):
         typer.echo(line)
@@ -143,7 +192,7 @@ def format_result(result: "ConstantResult") -> list[str]:
 
 
 def _rows(
-    result: "ConstantResult", engine: "Engine", request: "Request", config: "EngineConfig"
+    result: "ConstantResult", engine: "Engine", request: "Request", config: "EngineConfig", clock: str
 ) -> "list[BenchRow]":
     from .constant_rows import ConstantRows
     from .environment import read_environment
@@ -165,5 +214,6 @@ def _rows(
             "steps": request.num_steps,
             "window": request.latent_window_size,
             "attention": config.attention,
+            "clock": clock,
         },
     ).rows()

@@ -12,7 +12,7 @@ _VERDICT = {0: "every claim holds", 1: "a claim does not hold", 3: "a claim cann
 
 
 class ConstantRows:
-    """Makes the rows of one measurement; they share its settings and its gate."""
+    """Makes the rows of one measurement; they share its settings and its gate, the check of the operations."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class ConstantRows:
 
     def _row(self, case: str, variant: str, unit: str, values: list[float]) -> BenchRow:
         gate = Gate(
-            is_green=self._result.exit_code != 1,
+            is_green=self._result.gate.is_green,
             text=f"{self._result.gate.text}; {_VERDICT[self._result.exit_code]}",
         )
         return BenchRow(

@@ -1,5 +1,6 @@
 """Whether a quantity grows from section to section: a straight line with its 95 % interval, and a verdict."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ Status = Literal["passed", "failed", "inconclusive"]
 MAX_GROWTH = 0.05
 # With fewer points the interval says more about the formula than about the data.
 _MIN_POINTS = 5
+_MAX_CORRELATION = 0.9
 _Z = statistics.NormalDist().inv_cdf(0.975)
 
 
@@ -50,7 +52,9 @@ class Trend:
 def fit_trend(values: Sequence[float], *, num_sections: int) -> Trend:
     """The line through ``values``, one a section in order, for a job of ``num_sections``.
 
-    Slope b = Sxy / Sxx, its deviation s / sqrt(Sxx) with s^2 = SSE / (n - 2), its interval by Student's t.
+    Slope b = Sxy / Sxx, its deviation s / sqrt(Sxx) with s^2 = SSE / (n - 2), its interval by Student's t. Neighbours
+    that err together, as when other programs run for a while, count for less: s^2 is multiplied by (1 + r) / (1 - r),
+    r the correlation of an error with the next one, if positive.
     """
     num_points = len(values)
     mean = statistics.fmean(values) if values else 0.0
@@ -59,8 +63,9 @@ def fit_trend(values: Sequence[float], *, num_sections: int) -> Trend:
     middle = (num_points - 1) / 2
     sxx = sum((x - middle) ** 2 for x in range(num_points))
     slope = sum((x - middle) * (y - mean) for x, y in enumerate(values)) / sxx
-    errors = sum((y - mean - slope * (x - middle)) ** 2 for x, y in enumerate(values))
-    deviation = math.sqrt(errors / (num_points - 2) / sxx)
+    errors = [y - mean - slope * (x - middle) for x, y in enumerate(values)]
+    variance = sum(error**2 for error in errors) / (num_points - 2)
+    deviation = math.sqrt(variance * _inflation(errors) / sxx)
     half = student_t(num_points - 2) * deviation
     scale = (num_sections - 1) / mean
     return Trend(
@@ -70,6 +75,16 @@ def fit_trend(values: Sequence[float], *, num_sections: int) -> Trend:
         low=(slope - half) * scale,
         high=(slope + half) * scale,
     )
+
+
+def _inflation(errors: Sequence[float]) -> float:
+    """Factor on the variance of the mean of errors that follow each other: (1 + r) / (1 - r) of an AR(1) process."""
+    total = sum(error**2 for error in errors)
+    if total == 0:
+        return 1.0
+    correlation = sum(a * b for a, b in itertools.pairwise(errors)) / total
+    correlation = min(max(correlation, 0.0), _MAX_CORRELATION)
+    return (1 + correlation) / (1 - correlation)
 
 
 def student_t(degrees: int) -> float:

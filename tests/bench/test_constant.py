@@ -258,6 +258,18 @@ def test_noise_is_inconclusive_and_repeated_with_twice_the_sections(machine: Mac
 
 
 @pytest.mark.usefixtures("counts")
+def test_load_that_passes_is_not_taken_for_growth(machine: Machine) -> None:
+    denoise = machine.seconds["denoise"]
+    # Other programs run for the last 40 sections of the 120 s job, and never again.
+    machine.seconds["denoise"] = lambda section: denoise(section) + 0.2 * (140 < machine.now < 220)
+    result = measure(machine, num_repeats=2)
+    assert len(result.jobs[-1].sections) == 200
+    assert statuses(result)["time"] == "passed"
+    machine.seconds["denoise"] = lambda section: denoise(section) + 0.002 * section
+    assert statuses(measure(machine, num_repeats=2))["time"] == "failed"
+
+
+@pytest.mark.usefixtures("counts")
 @pytest.mark.parametrize(("growth", "exit_code"), [(39, 0), (41, 1)])
 def test_host_memory_may_differ_by_40_mib(machine: Machine, growth: int, exit_code: int) -> None:
     machine.peak = lambda section: (500 + growth * (section > 30)) * MIB
@@ -355,6 +367,13 @@ def test_lengths_that_are_none_are_refused_before_a_model_is_loaded(lengths: str
     result = run("--lengths", lengths, "--model", "nowhere")
     assert result.exit_code == 2
     assert "--lengths must be seconds from 0 to 3600 with commas" in result.stderr
+
+
+def test_own_time_is_offered_on_the_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "device", torch.device("cuda"))
+    result = run("--clock", "cpu", "--device", "cpu")
+    assert (result.exit_code, "use --clock wall" in result.stderr) == (2, True)
+    assert run("--clock", "sun").exit_code == 2
 
 
 def test_lengths_are_numbers_with_commas() -> None:

@@ -44,6 +44,13 @@ def test_interval_holds_the_true_growth_in_about_19_of_20_cases() -> None:
     assert 0.92 <= sum(trend.low <= 0.1 / 1.05 <= trend.high for trend in trends) / 400 <= 0.98
 
 
+def test_a_neighbour_that_wakes_up_halfway_is_no_proof_of_growth() -> None:
+    halfway = [2.0] * 49 + [2.3] * 49
+    assert fit_trend(halfway, num_sections=98).status == "failed"
+    sometimes = [2.3 if index // 12 in (3, 5, 6) else 2.0 for index in range(98)]
+    assert fit_trend(sometimes, num_sections=98).status == "inconclusive"
+
+
 @pytest.mark.parametrize("num_points", [0, 1, 4])
 def test_few_points_tell_nothing(num_points: int) -> None:
     trend = fit_trend([1.0] * num_points, num_sections=num_points)
