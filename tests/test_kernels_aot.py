@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 from isoframe.bench import aot
 from isoframe.bench.aot import CompiledPair, compile_pair, compile_pairs, mma_types
 from isoframe.bench.commands import app
-from isoframe.bench.kernel_docs import render
+from isoframe.bench.kernel_docs import COMMAND, COMPILED_TITLE, render
 from isoframe.bench.tune import passes_gates, settings_users
 from isoframe.kernels import KERNELS
 from isoframe.kernels._launch import ARCHS
 
+ROOT = Path(__file__).resolve().parent.parent
 PAIRS = [(name, arch) for name, spec in KERNELS.items() for arch in spec.archs]
 Pairs = Mapping[tuple[str, int], CompiledPair]
 
@@ -104,6 +105,22 @@ def test_tuning_tries_only_settings_that_pass_the_gates() -> None:
 )
 def test_operand_type_is_read_from_the_instruction(instruction: str, operand: str) -> None:
     assert mma_types(f"\t{instruction} {{%r1}}, {{%r2}};") == (operand,)
+
+
+def test_committed_description_is_what_the_generator_writes(compiled: Pairs) -> None:
+    committed = (ROOT / "docs/kernels.md").read_text(encoding="utf-8")
+    installed, pinned = version("triton"), pinned_triton()
+    written = render(KERNELS, compiled.values(), installed)
+    if installed != pinned:
+        # Another compiler gives other registers.
+        committed, written = (text.partition(COMPILED_TITLE)[0] for text in (committed, written))
+    assert committed == written, f"run: {COMMAND}"
+
+
+def pinned_triton() -> str:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith("triton=="))
+    return line.removeprefix("triton==")
 
 
 def test_description_has_a_cell_for_every_pair(compiled: Pairs) -> None:
