@@ -50,7 +50,7 @@ class CompiledKernel:
     stack_bytes: int
     mma: tuple[str, ...]
 
-    def find_failures(self, expected_mma: str | None) -> list[str]:
+    def find_failures(self, expected_mma: tuple[str, ...] = ()) -> list[str]:
         """What breaks a limit, in words."""
         found = []
         if self.shared_bytes > SHARED_LIMIT[self.arch]:
@@ -59,10 +59,10 @@ class CompiledKernel:
             found.append(f"{self.loop_spills} spill instructions inside a loop")
         if self.registers * self.num_warps * _WARP > _REGISTERS:
             found.append(f"{self.registers} registers x {self.num_warps * _WARP} threads > {_REGISTERS}")
-        if expected_mma is not None and expected_mma not in self.mma:
-            found.append(
-                f"no {expected_mma} tensor-core instruction (found: {', '.join(self.mma) or 'none'})"
-            )
+        for operand in expected_mma:
+            if operand not in self.mma:
+                present = ", ".join(self.mma) or "none"
+                found.append(f"no {operand} tensor-core instruction (found: {present})")
         return found
 
 
@@ -126,7 +126,7 @@ def compile_pair(spec: KernelSpec, arch: int) -> CompiledPair:
     failures = [
         f"{kernel.function}: {failure}"
         for kernel in kernels
-        for failure in kernel.find_failures(spec.mma.get(kernel.function))
+        for failure in kernel.find_failures(spec.mma.get(kernel.function, ()))
     ]
     absent = spec.mma.keys() - {kernel.function for kernel in kernels}
     failures += [

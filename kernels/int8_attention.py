@@ -481,7 +481,7 @@ register(
         max_error={torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 3e-3},
         mutates=(5,),
         strided=(4, 5),
-        mma={"_int8_attention_kernel": "s8"},
+        mma={"_int8_attention_kernel": ("s8", "f16")},
     )
 )
 
@@ -501,6 +501,6 @@ register(
         mutates=(5,),
         strided=(4, 5),
         archs=(89, 90, 120),
-        mma={"_int8_attention_kernel": "e4m3"},
+        mma={"_int8_attention_kernel": ("s8", "e4m3")},
     )
 )

@@ -422,7 +422,7 @@ register(
         max_error=_MAX_ERROR,
         mutates=(7,),
         strided=(0, 7),
-        mma={"_int8_linear_kernel": "s8"},
+        mma={"_int8_linear_kernel": ("s8",)},
     )
 )
 
@@ -446,6 +446,6 @@ register(
         max_error=_MAX_ERROR,
         mutates=(7,),
         strided=(0, 7),
-        mma={"_int8_linear_kernel": "s8"},
+        mma={"_int8_linear_kernel": ("s8",)},
     )
 )

@@ -421,6 +421,6 @@ register(
         max_error={torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 3e-3},
         mutates=(3, 6, 7),
         strided=(0, 3),
-        mma={"_patchify_kernel": "bf16"},
+        mma={"_patchify_kernel": ("bf16",)},
     )
 )

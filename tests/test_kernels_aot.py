@@ -23,7 +23,7 @@ PAIRS = [(name, arch) for name, spec in KERNELS.items() for arch in spec.archs]
 Pairs = Mapping[tuple[str, int], CompiledPair]
 
 GOOD = {"ROWS": 64, "COLS": 64, "DEPTH": 64, "num_warps": 4, "num_stages": 2}
-BF16 = {"_product_kernel": "bf16"}
+BF16 = {"_product_kernel": ("bf16",)}
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,8 @@ def test_good_tiles_pass(arch: int) -> None:
 BAD = {
     "shared": (product_spec(BF16, **GOOD | {"ROWS": 128, "COLS": 256, "num_stages": 4, "num_warps": 8}), 86),
     "spills": (product_spec(BF16, **GOOD | {"COLS": 128, "DEPTH": 32, "num_warps": 1}), 80),
-    "instruction": (product_spec({"_product_kernel": "s8"}, **GOOD), 89),
-    "name": (product_spec({"_produce_kernel": "bf16"}, **GOOD), 90),
+    "instruction": (product_spec({"_product_kernel": ("bf16", "s8")}, **GOOD), 89),
+    "name": (product_spec({"_produce_kernel": ("bf16",)}, **GOOD), 90),
     "compiler": (product_spec({}, is_fp8=True, **GOOD), 86),
 }
 REPORTS = {
@@ -82,7 +82,7 @@ def test_fault_is_reported(fault: str) -> None:
 def test_registers_of_all_threads_are_limited() -> None:
     (kernel,) = compile_pair(product_spec(BF16, **GOOD), 80).kernels
     many = dataclasses.replace(kernel, registers=255, num_warps=16)
-    assert many.find_failures(None) == ["255 registers x 512 threads > 65536"]
+    assert many.find_failures() == ["255 registers x 512 threads > 65536"]
 
 
 def test_tuning_tries_only_settings_that_pass_the_gates() -> None:
@@ -146,7 +146,7 @@ def test_kernels_command_writes_the_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_command_exits_1_and_repeats_the_failures_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = dataclasses.replace(
-        KERNELS["gated_residual"], mma={"_gated_residual_kernel": "s8"}, archs=(80, 90)
+        KERNELS["gated_residual"], mma={"_gated_residual_kernel": ("s8",)}, archs=(80, 90)
     )
     monkeypatch.setitem(KERNELS, "gated_residual", spec)
     result = CliRunner().invoke(app, ["aot", "--kernel", "gated_residual", "--processes", "1"])

@@ -38,7 +38,7 @@ def _product_kernel(
     tl.store(out_ptr + rows[:, None] * size + cols[None, :], total.to(out_ptr.dtype.element_ty))
 
 
-def product_spec(mma: Mapping[str, str], *, is_fp8: bool = False, **tiles: int) -> KernelSpec:
+def product_spec(mma: Mapping[str, tuple[str, ...]], *, is_fp8: bool = False, **tiles: int) -> KernelSpec:
     """A product of two bf16 matrices with tiles ROWS, COLS and DEPTH, num_warps and num_stages."""
 
     def run(x: Tensor, y: Tensor) -> Tensor:
