@@ -109,7 +109,6 @@ class _Planner:
             residents=spread_evenly(self._phases.num_units, choice.num_residents),
             token_chunk=choice.token_chunk,
             vae_tile=choice.vae_tile,
-            text_layers=self._phases.text_layers,
             is_arena_kept=choice.is_arena_kept,
             step=choice.step,
             decode_seconds=choice.decode_seconds,
@@ -236,8 +235,7 @@ def _refusal(job: PlannedJob, machine: Machine) -> BudgetError:
 
 def _least(job: PlannedJob, machine: Machine) -> tuple[int, str]:
     """Bytes of the smallest plan, and its largest phase."""
-    # With no memory at all, the text encoder comes in pieces.
-    phases = Phases(job, replace(machine, vram=0))
+    phases = Phases(job, machine)
     tile = min(_tiles(job), key=lambda tile: phases.decode(tile).total)
     chunk = min((None, *TOKEN_CHUNKS), key=lambda chunk: phases.shape.activation_bytes(chunk))
     ring = min(*_RINGS, phases.num_units)

@@ -14,8 +14,6 @@ from .planned_job import PlannedJob
 
 # cuBLAS keeps 8 MiB per stream, 32 MiB on Hopper; the allocator rounds large blocks to 2 MiB and leaves gaps.
 _LIBRARY_BYTES, _GAP_SHARE = 64 * 2**20, 16
-# Layers of the text encoder at a time where all of them do not fit: one that computes, one that is copied.
-_TEXT_LAYERS = 2
 
 
 class Phases:
@@ -27,7 +25,6 @@ class Phases:
         shape: of the step loop.
         slot: bytes of the largest unit.
         num_units: units of the model.
-        text_layers: layers of the text encoder on the device at a time.
     """
 
     def __init__(self, job: PlannedJob, machine: Machine) -> None:
@@ -36,9 +33,6 @@ class Phases:
         self.shape = job.denoise_shape(machine)
         self.slot = max(unit_bytes(self.shape.config, self.shape.precision))
         self.num_units = num_units(self.shape.config)
-        layers = job.shapes.text_encoder.num_layers
-        fits = self._llama(layers).total <= machine.vram
-        self.text_layers = layers if fits else min(_TEXT_LAYERS, layers)
 
     def all(
         self, *, token_chunk: int | None, num_residents: int, ring: int, tile: int | None, is_arena_kept: bool
@@ -64,22 +58,16 @@ class Phases:
         )
 
     def text(self) -> PhaseBytes:
-        """LLaMA, or CLIP after it where that is larger."""
-        clip = self._encoder("text encode", self.job.shapes.text_encoder_2)
-        return max(self._llama(self.text_layers), clip, key=lambda phase: phase.total)
-
-    def _llama(self, num_layers: int) -> PhaseBytes:
-        """Whole, or in pieces, with the table of embeddings on the host."""
+        """LLaMA, whose layers come one at a time and whose table of embeddings stays on the host; or CLIP after it."""
         encoder, value = self.job.shapes.text_encoder, self.machine.companion_bytes
-        is_whole = num_layers == encoder.num_layers
-        layers = value * encoder.layer_params * num_layers
-        return self._phase(
+        llama = self._phase(
             "text encode",
-            weights=layers + value * encoder.other_params if is_whole else 0,
-            slots=0 if is_whole else layers,
+            slots=value * encoder.layer_params,
             activations=encoder_activation_bytes(encoder, value),
-            note="" if is_whole else f"{encoder.num_layers} layers, {num_layers} at a time",
+            note=f"{encoder.num_layers} layers, one at a time",
         )
+        clip = self._encoder("text encode", self.job.shapes.text_encoder_2)
+        return max(llama, clip, key=lambda phase: phase.total)
 
     def _encoder(self, name: str, encoder: EncoderShape) -> PhaseBytes:
         value = self.machine.companion_bytes

@@ -79,7 +79,6 @@ class Plan:
         residents: units that stay on the device while a section is denoised.
         token_chunk: tokens whose MLP activations exist at a time; None for all.
         vae_tile: edge of the VAE's tiles in pixels; None decodes whole pictures.
-        text_layers: layers of the text encoder that are on the device at a time.
         is_arena_kept: slots and residents stay while frames are decoded; else residents are copied again.
         step: seconds of a step by cause.
         decode_seconds: of one section.
@@ -103,7 +102,6 @@ class Plan:
     residents: tuple[int, ...]
     token_chunk: int | None
     vae_tile: int | None
-    text_layers: int
     is_arena_kept: bool
     step: StepTime
     decode_seconds: float

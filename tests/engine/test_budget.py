@@ -165,9 +165,10 @@ def test_whole_pictures_are_refused_where_only_tiles_fit() -> None:
         make_plan(job(vae_tiles=False), machine(6))
 
 
-def test_the_text_encoder_comes_in_pieces_where_it_does_not_fit() -> None:
-    assert make_plan(job(), machine(6)).text_layers == 2
-    assert make_plan(job(), machine(16, card="RTX 5080")).text_layers == 30
+def test_the_text_encoder_comes_layer_by_layer() -> None:
+    phase = make_plan(job(), machine(6)).phase("text encode")
+    # 218 million parameters in fp16.
+    assert (phase.weights, phase.slots) == (0, 2 * 218_112_000)
 
 
 def test_the_published_seconds_per_step_are_met_within_a_fifth() -> None:

@@ -1,0 +1,112 @@
+"""docs/memory.md says what the code counts: its formulas are run, its example is made again."""
+
+import re
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isoframe.engine import SamplingConfig
+from isoframe.engine.budget import make_plan
+from isoframe.engine.cards import find_card
+from isoframe.engine.companion_footprint import VaeWork, encoder_activation_bytes, prepare_activation_bytes
+from isoframe.engine.footprint import DenoiseShape, find_precision, packed_sequence, unit_bytes
+from isoframe.engine.machine import Machine
+from isoframe.engine.model_shapes import published_shapes
+from isoframe.engine.planned_job import PlannedJob
+
+DOC = (Path(__file__).resolve().parents[2] / "docs" / "memory.md").read_text(encoding="utf-8")
+FORMULAS = "\n".join(re.findall(r"```python\n(.*?)```", DOC, re.DOTALL))
+SHAPES = published_shapes()
+CONFIG = SHAPES.transformer
+# W, q, e, r
+BYTES = {"fp32": (4, 0, 4, 4), "bf16": (2, 0, 2, 2), "fp16": (2, 0, 2, 4), "int8-weight": (1, 4, 2, 2)}
+
+
+def documented(precision: str, size: tuple[int, int], window: int, chunk: int) -> dict[str, Any]:
+    """Every name that the formulas define, for a prompt of 100 tokens and 12 steps."""
+    weight, scale, activation, residual = BYTES[precision]
+    names: dict[str, Any] = {
+        "ceil": ceil, "D": 3072, "M": 12288, "H": 24, "K": 128, "dual": 20, "single": 40,
+        "height": size[0] // 8, "width": size[1] // 8, "window": window, "vision": 729, "text": 100,
+        "steps": 12, "branches": 1, "W": weight, "q": scale, "e": activation, "r": residual, "chunk": chunk,
+        "L": 351, "E": 4096, "A": 32, "C1": 256, "C2": 512, "Y": 256, "X": 192,
+    }  # fmt: skip
+    exec(FORMULAS, names)
+    return names
+
+
+def shape_of(precision: str, size: tuple[int, int], window: int) -> DenoiseShape:
+    return DenoiseShape(
+        config=CONFIG,
+        precision=find_precision(precision),
+        sequence=packed_sequence(CONFIG, size, window, vision=729, text=100),
+        num_steps=12,
+    )
+
+
+@pytest.mark.parametrize("chunk", [512, 2048])
+@pytest.mark.parametrize(("size", "window"), [((640, 608), 9), ((416, 960), 5), ((336, 272), 3)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_step_loop_takes_what_the_formulas_say(
+    precision: str, size: tuple[int, int], window: int, chunk: int
+) -> None:
+    names, shape = documented(precision, size, window, chunk), shape_of(precision, size, window)
+    assert names["N"] == shape.sequence.total
+    assert names["tables"] == shape.table_bytes()
+    assert names["activations"] == shape.table_bytes() + shape.activation_bytes(chunk)
+
+
+@pytest.mark.parametrize("precision", BYTES)
+def test_units_and_preparation_take_what_the_formulas_say(precision: str) -> None:
+    names = documented(precision, (640, 608), 9, 512)
+    assert (
+        unit_bytes(CONFIG, find_precision(precision))
+        == [names["stream_unit"]] * 40 + [names["single_unit"]] * 40
+    )
+    assert names["prepare"] == prepare_activation_bytes(shape_of(precision, (640, 608), 9))
+
+
+def test_exceptions_take_what_the_notes_say() -> None:
+    names, shape = documented("bf16", (640, 608), 9, 512), shape_of("bf16", (640, 608), 9)
+    base = shape.activation_bytes(512)
+    tokens, dim = names["N"], names["D"]
+    expanded = replace(shape, precision=find_precision("int8-weight"))
+    assert expanded.activation_bytes(512) - base == 2 * names["unit_weights"]
+    for step_cache, rows in (("teacache", names["latent"] + names["noisy"]), ("magcache", names["noisy"])):
+        assert replace(shape, step_cache=step_cache).activation_bytes(512) - base == 2 * dim * rows
+    whole = documented("bf16", (640, 608), 9, tokens)
+    assert shape.table_bytes() + shape.activation_bytes(None) == whole["activations"] + 2 * tokens * dim
+    int8 = replace(shape, precision=find_precision("int8"), attention="int8")
+    scales = 4 * 24 * (ceil(tokens / 128) + ceil(tokens / 64)) + 4 * dim * 60
+    values = 2 * 64 * ceil(tokens / 64) * dim
+    assert int8.activation_bytes(512) == names["held"] + 2 * tokens * dim + values + scales
+    assert int8._norm_bytes() == tokens * (dim + 8)
+    assert int8._product_bytes(512) == names["latent"] * (dim + 8)
+    assert int8._product_bytes(tokens) == tokens * (2 * dim + names["M"] + 16)
+
+
+def test_encoders_and_tiles_take_what_the_formulas_say() -> None:
+    names = documented("bf16", (640, 608), 9, 512)
+    assert names["encoder"] == encoder_activation_bytes(SHAPES.text_encoder, 2)
+    work = VaeWork(vae=SHAPES.vae, size=(256, 192), tile=None)
+    assert names["tile"] == work.decode_bytes(5)
+    frames = 2 * 3 * 17 * 256 * 192
+    assert work.decode_bytes(8) - names["tile"] == frames
+
+
+def test_the_example_is_what_the_planner_prints() -> None:
+    example = re.search(r"```\n(\$ isoframe plan .*?)```", DOC, re.DOTALL)
+    assert example is not None
+    command, _, table = example[1].partition("\n")
+    assert (
+        command
+        == "$ isoframe plan --card 'RTX 3060 Laptop' --vram 6GiB --ram 16GiB --precision int8 --size 640x608"
+    )
+    plan = make_plan(
+        PlannedJob(shapes=SHAPES, sampling=SamplingConfig(num_sections=4), size=(640, 608), precision="int8"),
+        Machine(vram=6 * 2**30, ram=16 * 2**30, card=find_card("RTX 3060 Laptop")),
+    )
+    assert table.strip() == str(plan).strip()
