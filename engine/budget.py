@@ -20,6 +20,8 @@ VAE_TILES = (None, 256, 192, 128)
 _RINGS = (4, 3, 2)
 # Pinned memory cannot be given back under pressure, so it is never all of the RAM budget.
 _PINNED_SHARE = 0.8
+# Units that the staging buffers hold.
+_NUM_STAGED = 3
 
 
 def make_plan(job: PlannedJob, machine: Machine) -> Plan:
@@ -73,6 +75,8 @@ class _Planner:
         self._machine = machine
         self._phases = Phases(job, machine)
         self._host, self._tier = _host(job, machine)
+        # On the CPU, frames lie in the same memory as everything else.
+        self._room = machine.vram - (self._host.total if machine.is_cpu else 0)
 
     def plan(self) -> Plan | None:
         """The best plan that fits, or None."""
@@ -84,6 +88,10 @@ class _Planner:
 
     def _to_plan(self, choice: _Choice) -> Plan:
         job, machine, window = self._job, self._machine, self._job.sampling.latent_window_size
+        host, tier = self._host, self._tier
+        if choice.ring == 0 and choice.is_arena_kept:
+            # Units that are copied once need no place in RAM; on the CPU, residents are in RAM themselves.
+            host, tier = _host_on_disk(job, machine), "pinned" if machine.is_cpu else "disk"
         phases = self._phases.all(
             token_chunk=choice.token_chunk,
             num_residents=choice.num_residents,
@@ -100,10 +108,11 @@ class _Planner:
             card=machine.card,
             vram=machine.vram,
             ram=machine.ram,
+            is_cpu=machine.is_cpu,
             sections=tuple(plan_sections(job.sampling)),
             phases=phases,
-            host=self._host,
-            tier=self._tier,
+            host=host,
+            tier=tier,
             num_units=self._phases.num_units,
             ring=choice.ring,
             residents=spread_evenly(self._phases.num_units, choice.num_residents),
@@ -117,7 +126,7 @@ class _Planner:
 
     def _choices(self) -> Iterator[_Choice]:
         """Every way whose denoising and decoding fit."""
-        phases, vram = self._phases, self._machine.vram
+        phases, vram = self._phases, self._room
         total = phases.shape.sequence.total
         chunks = [None, *(chunk for chunk in TOKEN_CHUNKS if chunk < total)]
         rooms = [
@@ -191,16 +200,23 @@ def _tiles(job: PlannedJob) -> tuple[int | None, ...]:
 
 def _host(job: PlannedJob, machine: Machine) -> tuple[HostBytes, Tier]:
     """What is held in RAM, and the fastest tier that fits."""
-    sizes = unit_bytes(job.shapes.transformer, job.denoise_shape(machine).precision)
-    frames, staging = _frame_bytes(job, machine), 3 * max(sizes)
-    on_disk = HostBytes(store=0, staging=0 if machine.is_cpu else staging, frames=frames)
+    on_disk = _host_on_disk(job, machine)
     if machine.is_cpu:
         return on_disk, "disk"
-    pinned = HostBytes(store=sum(sizes), staging=0, frames=frames)
-    if pinned.total <= machine.ram and pinned.store <= _PINNED_SHARE * machine.ram:
+    store = sum(unit_bytes(job.shapes.transformer, job.denoise_shape(machine).precision))
+    pinned = replace(on_disk, store=store, staging=0)
+    if pinned.total <= machine.ram and store <= _PINNED_SHARE * machine.ram:
         return pinned, "pinned"
-    staged = HostBytes(store=sum(sizes), staging=staging, frames=frames)
+    staged = replace(on_disk, store=store)
     return (staged, "staged") if staged.total <= machine.ram else (on_disk, "disk")
+
+
+def _host_on_disk(job: PlannedJob, machine: Machine) -> HostBytes:
+    """What is held in RAM with the units on disk; on the CPU they are read straight into their slots."""
+    slot = max(unit_bytes(job.shapes.transformer, job.denoise_shape(machine).precision))
+    return HostBytes(
+        store=0, staging=0 if machine.is_cpu else _NUM_STAGED * slot, frames=_frame_bytes(job, machine)
+    )
 
 
 def _frame_bytes(job: PlannedJob, machine: Machine) -> int:
@@ -241,7 +257,8 @@ def _least(job: PlannedJob, machine: Machine) -> tuple[int, str]:
     ring = min(*_RINGS, phases.num_units)
     smallest = phases.all(token_chunk=chunk, num_residents=0, ring=ring, tile=tile, is_arena_kept=False)
     largest = max(smallest, key=lambda phase: phase.total)
-    return largest.total, largest.name
+    beside = _host(job, machine)[0].total if machine.is_cpu else 0
+    return largest.total + beside, largest.name
 
 
 def _smaller_jobs(job: PlannedJob, machine: Machine) -> Iterator[str]:

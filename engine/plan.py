@@ -70,10 +70,12 @@ class Plan:
         card: what the times are predicted for.
         vram: budget on the device, context included; on the CPU the budget in RAM.
         ram: budget on the host.
+        is_cpu: the job computes on the CPU, where both budgets are one.
         sections: in generation order.
         phases: one after the other; each has the whole budget.
         host: bytes in RAM.
-        tier: where the units lie: "pinned" RAM, pageable RAM with pinned "staged" copies, or "disk".
+        tier: where the units that are copied lie: "pinned" RAM, pageable RAM with pinned "staged" copies, or "disk";
+            on the CPU "pinned" are units that are used where they lie.
         num_units: units of the model.
         ring: slots that units pass through; 0 where all are resident.
         residents: units that stay on the device while a section is denoised.
@@ -93,6 +95,7 @@ class Plan:
     card: Card
     vram: int
     ram: int
+    is_cpu: bool
     sections: tuple[SectionPlan, ...]
     phases: tuple[PhaseBytes, ...]
     host: HostBytes
@@ -110,6 +113,8 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether every phase is inside the budget."""
+        if self.is_cpu:
+            return self.peak + self.host.total <= self.ram
         return self.peak <= self.vram and self.host.total <= self.ram
 
     @property

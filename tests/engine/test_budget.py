@@ -151,6 +151,13 @@ def test_a_card_that_holds_all_units_has_no_ring() -> None:
     assert (plan.ring, len(plan.residents), plan.token_chunk) == (0, 80, None)
 
 
+def test_units_that_are_copied_once_take_no_ram() -> None:
+    plan = make_plan(job("int8", vae_tiles=True), machine(24, 64, "RTX 4090"))
+    assert plan.ring == 0
+    assert plan.is_arena_kept
+    assert (plan.tier, plan.host.store) == ("disk", 0)
+
+
 def test_room_goes_to_a_ring_of_four_and_then_to_residents() -> None:
     rings = {vram: make_plan(job("int8"), machine(vram)).ring for vram in (2.4, 6)}
     assert rings == {2.4: 3, 6: 4}
@@ -199,6 +206,22 @@ def test_the_cpu_has_no_context_and_plans_in_ram() -> None:
     assert plan.fits
     assert plan.tier == "disk"
     assert all(phase.context == 0 for phase in plan.phases)
+
+
+@pytest.mark.parametrize("ram", [2, 8, 24, 64])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_on_the_cpu_all_of_a_plan_is_inside_the_ram_or_refused_with_what_is_enough(
+    precision: str, ram: int
+) -> None:
+    def on_cpu(num_bytes: int) -> Machine:
+        return Machine(vram=num_bytes, ram=num_bytes, card=find_card("RTX 3060"), is_cpu=True)
+
+    plan = attempt(job(precision), on_cpu(ram * GIB))
+    if isinstance(plan, BudgetError):
+        assert plan.option == "ram"
+        plan = make_plan(job(precision), on_cpu(plan.needed))
+    assert plan.peak + plan.host.total <= plan.ram
+    assert (plan.tier == "pinned") == (plan.ring == 0 and plan.is_arena_kept)
 
 
 def test_a_plan_prints_every_phase_and_its_budget() -> None:
