@@ -119,6 +119,6 @@ def test_wheel_alone_answers_with_its_version_and_every_command(
         return result.stdout
 
     assert run("--version") == f"isoframe {pyproject['project']['version']}\n"
-    for command in ("generate", "demo", "info", "bench"):
+    for command in ("generate", "demo", "doctor", "info", "bench"):
         assert command in run("--help")
     assert "forward" in run("bench", "--help")

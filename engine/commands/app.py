@@ -7,6 +7,7 @@ import typer
 
 from .convert import convert
 from .demo import demo
+from .doctor import doctor
 from .generate import generate
 from .info import info
 from .plan import plan
@@ -24,7 +25,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (convert, demo, generate, info, plan):
+    for command in (convert, demo, doctor, generate, info, plan):
         app.command()(command)
     plugins = {plugin.name: plugin for plugin in metadata.entry_points(group=PLUGIN_GROUP)}
     for name, plugin in sorted(plugins.items()):
