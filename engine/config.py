@@ -19,7 +19,7 @@ ORDERS = ("inverted", "forward")
 SAMPLERS = ("unipc", "unipc-bh2", "euler")
 STEP_CACHES = ("none", "teacache", "magcache")
 # The names of isoframe.quant, repeated so that reading a configuration does not import torch.
-PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8-weight")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8-weight", "fp8", "nf4")
 COMPUTE_DTYPES = ("auto", "fp32", "bf16", "fp16")
 ATTENTIONS = ("auto", "sdpa", "flash-attn", "flash-attn-3", "xformers", "sageattention", "int8", "int8-fp8")
 POSTERIORS = ("sample", "mode")
@@ -42,7 +42,8 @@ class EngineConfig:
     Attributes:
         device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
         precision: how the blocks' weights are stored and multiplied: "fp32", "bf16", "fp16", "int8" (int8 times int8),
-            "int8-weight" (stored in int8, multiplied in compute_dtype); None means fp32 on the CPU and bf16 on CUDA.
+            "int8-weight" (stored in int8, multiplied in compute_dtype), "fp8" (e4m3, multiplied so where the card can),
+            "nf4" (4 bits, multiplied in compute_dtype); None means fp32 on the CPU and bf16 on CUDA.
         compute_dtype: of activations: "auto" is that of a floating-point precision, else fp32 on the CPU and bf16 on
             CUDA; or "fp32", "bf16", "fp16".
         attention: "auto" (torch's on the CPU; on CUDA the fastest of what is installed, measured once), or one by

@@ -26,6 +26,7 @@ class Precision:
         name: as in a configuration.
         weight: of a unit's weight; a fraction where two share a byte.
         block: weights that share one fp32 scale; 0 for a scale per output row, None for none.
+        has_ranges: whether the two input ranges of a single block's output have scales of their own.
         activation: between the residual stream and the products.
         residual: in the residual stream and in all that is computed once.
         is_quantized: a product's input is quantized to one byte a value.
@@ -36,6 +37,7 @@ class Precision:
     name: str
     weight: float
     block: int | None
+    has_ranges: bool = False
     activation: int = 2
     residual: int = 2
     is_quantized: bool = False
@@ -49,8 +51,8 @@ PRECISIONS = {
         Precision(name="fp32", weight=4, block=None, activation=4, residual=4),
         Precision(name="bf16", weight=2, block=None),
         Precision(name="fp16", weight=2, block=None, residual=4),
-        Precision(name="int8", weight=1, block=0, is_quantized=True, is_fused=True),
-        Precision(name="int8-weight", weight=1, block=0, is_expanded=True),
+        Precision(name="int8", weight=1, block=0, has_ranges=True, is_quantized=True, is_fused=True),
+        Precision(name="int8-weight", weight=1, block=0, has_ranges=True, is_expanded=True),
         Precision(name="fp8", weight=1, block=0, is_quantized=True),
         Precision(name="nf4", weight=0.5, block=64, is_expanded=True),
     )
@@ -92,7 +94,8 @@ def _blob_bytes(layers: list[tuple[int, int, int]], precision: Precision) -> int
 def _tensors(rows: int, cols: int, ranges: int, precision: Precision) -> Iterator[int]:
     yield int(rows * cols * precision.weight)
     if precision.block is not None:
-        yield 4 * rows * (ranges if precision.block == 0 else cols // precision.block)
+        per_row = ranges if precision.has_ranges else 1
+        yield 4 * rows * (cols // precision.block if precision.block else per_row)
     yield rows * precision.activation
 
 

@@ -30,12 +30,12 @@ class RingSchedule:
         Raises:
             ValueError: a ring of fewer than 2 slots (a block may need two units), or residents that do not exist.
         """
-        if ring < _MIN_RING:
-            raise ValueError(f"ring must be at least {_MIN_RING} slots, got {ring}")
         outside = sorted(set(residents) - set(range(num_units)))
         if outside:
             raise ValueError(f"residents must be units 0 to {num_units - 1}, got {outside}")
         is_whole = num_units - len(set(residents)) <= ring
+        if not is_whole and ring < _MIN_RING:
+            raise ValueError(f"ring must be at least {_MIN_RING} slots, got {ring}")
         self.num_units = num_units
         self.ring = 0 if is_whole else ring
         self.residents = tuple(range(num_units)) if is_whole else tuple(sorted(set(residents)))

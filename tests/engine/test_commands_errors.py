@@ -72,7 +72,7 @@ def test_bad_image_is_refused(make: Callable[[], object], message: str) -> None:
         ),
         (
             ["--precision", "bf61"],
-            "precision must be one of fp32, bf16, fp16, int8, int8-weight, got 'bf61'; did you mean 'bf16'?",
+            "precision must be one of fp32, bf16, fp16, int8, int8-weight, fp8, nf4, got 'bf61'; did you mean 'bf16'?",
         ),
         (
             ["--step-cache", "tea"],

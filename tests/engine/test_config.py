@@ -87,7 +87,7 @@ def test_bad_sampling_is_refused(change: dict[str, Any], message: str) -> None:
         ),
         (
             {"precision": "fp31"},
-            "precision must be one of fp32, bf16, fp16, int8, int8-weight, got 'fp31'; did you mean 'fp32'",
+            "precision must be one of fp32, bf16, fp16, int8, int8-weight, fp8, nf4, got 'fp31'; did you mean 'fp32'",
         ),
     ],
 )

@@ -56,7 +56,7 @@ def test_the_built_in_shapes_are_the_published_ones() -> None:
     assert TransformerConfig.from_dict(PUBLISHED, source="test") == CONFIG
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8", "int8-weight"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8", "int8-weight", "fp8", "nf4"])
 def test_units_have_the_size_of_their_layout(precision: str) -> None:
     layouts = [UnitLayout(spec, make_format(precision, torch.bfloat16)) for spec in unit_specs(CONFIG)]
     assert unit_bytes(CONFIG, PRECISIONS[precision]) == [layout.num_bytes for layout in layouts]

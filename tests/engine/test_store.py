@@ -85,7 +85,7 @@ def stored_step(opened: Store, tier: Tier) -> Tensor:
     return velocity
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8", "int8-weight"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8", "int8-weight", "fp8", "nf4"])
 def test_a_stored_model_computes_what_the_checkpoint_computes(
     source: Path, tmp_path: Path, precision: str
 ) -> None:
