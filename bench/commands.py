@@ -10,6 +10,7 @@ from .gpu_command import gpu, tune
 from .kernels_command import kernels
 from .magcache_command import magcache
 from .quality_command import quality
+from .ram_command import ram
 from .traffic_command import traffic
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ for command in (
     kernels,
     magcache,
     quality,
+    ram,
     traffic,
     tune,
 ):

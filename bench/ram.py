@@ -1,0 +1,175 @@
+"""RAM of a step on the CPU with a model larger than its budget: a random model, its store, a fresh process."""
+
+import json
+import os
+import subprocess
+import sys
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..engine.checkpoint import Checkpoint
+from ..engine.conversion import convert
+from ..engine.store import Store
+from ..engine.tensor_files import TensorEntry
+from ..engine.transformer import PackedTransformer
+from ..engine.transformer_config import TransformerConfig
+from ..quant import DenseFormat
+
+# Allowed above the budget, for what the allocator and the threads round up.
+TOLERANCE = 1.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RamCase:
+    """A random fp32 model and a budget that it does not fit.
+
+    Attributes:
+        name: of the case.
+        num_heads: heads of 128 channels.
+        num_dual_blocks: two units each.
+        num_single_blocks: one unit each.
+        ram_bytes: what a step may take.
+    """
+
+    name: str
+    num_heads: int
+    num_dual_blocks: int
+    num_single_blocks: int
+    ram_bytes: int
+
+    def config(self) -> TransformerConfig:
+        return TransformerConfig(
+            in_channels=16,
+            out_channels=16,
+            num_attention_heads=self.num_heads,
+            attention_head_dim=128,
+            num_layers=self.num_dual_blocks,
+            num_single_layers=self.num_single_blocks,
+            num_refiner_layers=2,
+            mlp_ratio=4.0,
+            patch_size=2,
+            patch_size_t=1,
+            qk_norm="rms_norm",
+            guidance_embeds=True,
+            text_embed_dim=256,
+            pooled_projection_dim=128,
+            rope_theta=256.0,
+            rope_axes_dim=(16, 56, 56),
+            has_image_proj=True,
+            image_proj_dim=128,
+            has_clean_x_embedder=True,
+        )
+
+
+CASES = {
+    case.name: case
+    for case in (
+        # 40 units of 7.1 MB, 283 MB in all; and of 38.5 MB, 1.54 GB in all.
+        RamCase(name="small", num_heads=3, num_dual_blocks=10, num_single_blocks=20, ram_bytes=128 * 2**20),
+        RamCase(name="full", num_heads=7, num_dual_blocks=10, num_single_blocks=20, ram_bytes=400 * 2**20),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RamResult:
+    """One step of one case.
+
+    Attributes:
+        case: which.
+        tier: host tier of the units.
+        unit_bytes: of all units.
+        peak_bytes: VmHWM less VmRSS before the model was opened.
+        limit_bytes: the budget and its tolerance.
+        checksum: of the velocity's bytes.
+    """
+
+    case: str
+    tier: str
+    unit_bytes: int
+    peak_bytes: int
+    limit_bytes: int
+    checksum: int
+
+    @property
+    def is_reached(self) -> bool:
+        return self.peak_bytes <= self.limit_bytes
+
+
+class RandomCheckpoint(Checkpoint):
+    """A checkpoint whose tensors are drawn when they are read."""
+
+    def tensor(self, name: str) -> Tensor:
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        shape = self.entries[name].shape
+        noise: Tensor = torch.randn(shape, generator=generator)
+        if len(shape) == 1:
+            return noise / 8 + (0 if name.endswith("bias") else 1)
+        gain: float = (shape[0] / noise.numel()) ** 0.5
+        return noise * gain
+
+
+def build_store(case: RamCase, folder: Path) -> Store:
+    """The case's model as an fp32 store; one that is there already is opened."""
+    config = case.config()
+    model = PackedTransformer(config, torch.float32, torch.device("meta"))
+    entries = {
+        name: TensorEntry(path=folder, dtype="F32", shape=destination.shape, start=0, num_bytes=0)
+        for name, destination in model.destinations.items()
+    }
+    checkpoint = RandomCheckpoint(
+        config=config,
+        name=f"random-{case.name}",
+        source_hash=f"random-{case.name}",
+        entries=entries,
+        scales={},
+    )
+    return convert(checkpoint, DenseFormat(torch.float32), folder)
+
+
+def measure_ram(case: RamCase, store: Store, tier: Literal["auto", "pinned"]) -> RamResult:
+    """Run one step in a fresh process; "auto" is the tier that follows from the budget.
+
+    Raises:
+        RuntimeError: the process failed; with what it wrote.
+    """
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "isoframe.bench.ram_step",
+        str(store.folder),
+        str(case.ram_bytes),
+        tier,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr}")
+    measured = json.loads(done.stdout)
+    return RamResult(
+        case=case.name,
+        tier=measured["tier"],
+        unit_bytes=sum(entry.num_bytes for entry in store.unit_entries),
+        peak_bytes=measured["peak_bytes"],
+        limit_bytes=int(case.ram_bytes * TOLERANCE),
+        checksum=measured["checksum"],
+    )
+
+
+def _environment() -> dict[str, str]:
+    """One thread: every further one has buffers of its own, which are not the model's."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def describe(result: RamResult) -> str:
+    """One line."""
+    verdict = "within" if result.is_reached else "ABOVE"
+    return (
+        f"{result.case:6} tier {result.tier:7} units {result.unit_bytes / 2**20:7.0f} MiB  "
+        f"peak {result.peak_bytes / 2**20:7.1f} MiB  {verdict} {result.limit_bytes / 2**20:.0f} MiB"
+    )
