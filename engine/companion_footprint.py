@@ -36,14 +36,6 @@ def largest_once_layer_bytes(config: TransformerConfig, precision: Precision) ->
     return precision.residual * max(6 * dim**2 + 6 * dim, mlp * dim + mlp)
 
 
-def tile_edges(size: int, tile: int | None) -> list[int]:
-    """Lengths of the tiles along an axis of ``size`` pixels; None is one tile."""
-    if tile is None or size <= tile:
-        return [size]
-    stride = tile_stride(tile)
-    return [min(tile, size - start) for start in range(0, size, stride)]
-
-
 def tile_stride(tile: int) -> int:
     """Pixels from one tile to the next."""
     return int(tile * _STRIDE_SHARE)
@@ -137,7 +129,11 @@ class VaeWork:
         return self._edges(0)[0], self._edges(1)[0]
 
     def _edges(self, axis: int) -> list[int]:
-        return tile_edges(self.size[axis], self.tile)
+        """Lengths of the tiles along an axis; both axes are tiled where one is longer than a tile."""
+        length = self.size[axis]
+        if self.tile is None or max(self.size) <= self.tile:
+            return [length]
+        return [min(self.tile, length - start) for start in range(0, length, tile_stride(self.tile))]
 
 
 def _conv_flops(conv: Convolution, latents: int, positions: int) -> float:

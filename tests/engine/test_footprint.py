@@ -108,15 +108,16 @@ def test_the_vae_has_the_parameters_of_its_formula(vae: AutoencoderKLHunyuanVide
     assert SHAPES.vae.num_params == params(vae) == 246_478_803
 
 
-@pytest.mark.parametrize("tile", [None, 256])
-def test_decoding_peaks_at_most_one_percent_below_its_formula(
-    vae: AutoencoderKLHunyuanVideo, tile: int | None
+@pytest.mark.parametrize(("size", "tile"), [((640, 608), None), ((256, 320), 256), ((192, 192), 128)])
+def test_decoding_peaks_at_most_two_percent_below_its_formula(
+    vae: AutoencoderKLHunyuanVideo, size: tuple[int, int], tile: int | None
 ) -> None:
-    work = VaeWork(vae=SHAPES.vae, size=(640, 608), tile=tile)
-    latents = torch.empty(1, 16, 19, 80, 76, dtype=torch.float16, device=META)
+    work = VaeWork(vae=SHAPES.vae, size=size, tile=tile)
+    # Chunks of 5, 5 and 2 latent frames.
+    latents = torch.empty(1, 16, 8, size[0] // 8, size[1] // 8, dtype=torch.float16, device=META)
     with torch.no_grad():
         measured = peak([*tensors(vae), latents], lambda: tiled(vae, tile).decode(latents))
-    assert measured <= work.decode_bytes(19) <= 1.02 * measured
+    assert measured <= work.decode_bytes(8) <= 1.02 * measured
 
 
 @pytest.mark.parametrize("tile", [None, 256])
