@@ -134,6 +134,8 @@ class _Planner:
         ]
         for tile in _tiles(self._job):
             beside_decode = (vram - phases.decode(tile).total) // phases.slot
+            if self._job.is_latents_only:
+                beside_decode = max(rooms)
             if beside_decode < 0:
                 continue
             window = self._job.sampling.latent_window_size

@@ -55,7 +55,8 @@ class EngineConfig:
         cache_dir: folder of cached embeddings and measured choices; None means $ISOFRAME_CACHE, else the
             platform's cache folder.
         local_files_only: never ask the Hub; a file that is not cached is an error.
-        vae_tiles: run the VAE in tiles of 256 px: less memory, slightly different pixels (approximate).
+        vae_tiles: run the VAE in tiles: less memory, slightly different pixels (approximate). True always does, False
+            never; None does where the budget needs it.
     """
 
     device: str = "auto"
@@ -66,7 +67,7 @@ class EngineConfig:
     ram: Size | None = None
     cache_dir: str | os.PathLike[str] | None = None
     local_files_only: bool = False
-    vae_tiles: bool = False
+    vae_tiles: bool | None = None
 
     def __post_init__(self) -> None:
         if re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is None:

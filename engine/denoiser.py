@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from .errors import NumericalError
 from .events import Event, PhaseEvent, StepEvent
 from .history import History
 from .invariants import JobInvariants
+from .model_memory import JobMemory
 from .packing import PackedSection
 from .sampler import Sampler, make_sampler, sigma_schedule
 from .sections import SectionPlan, plan_sections
@@ -69,7 +71,11 @@ class Denoiser:
         self.step_caches = step_caches
 
     def sample(
-        self, conditioning: Conditioning, sampling: SamplingConfig, on_event: EventHandler | None = None
+        self,
+        conditioning: Conditioning,
+        sampling: SamplingConfig,
+        on_event: EventHandler | None = None,
+        memory: JobMemory | None = None,
     ) -> Iterator[LatentSection]:
         """Yield every section in generation order.
 
@@ -77,6 +83,7 @@ class Denoiser:
             conditioning: embeddings and start latent.
             sampling: how to sample.
             on_event: called with a :class:`StepEvent` after each step, and when a phase begins.
+            memory: places the units before every section; None leaves them where they are.
 
         Raises:
             ConfigError: the step cache cannot work with this checkpoint.
@@ -87,7 +94,7 @@ class Denoiser:
         conditioning.check(self.transformer.config, sampling.cfg_scale)
         self.check(sampling)
         attention = self._choose_attention(self._attention_shape(conditioning, sampling))
-        return self._sections(conditioning, sampling, attention, on_event)
+        return self._sections(conditioning, sampling, attention, on_event or _ignore, memory)
 
     def check(self, sampling: SamplingConfig) -> None:
         """Raise :class:`ConfigError` where the step cache cannot work with this checkpoint."""
@@ -98,9 +105,9 @@ class Denoiser:
         conditioning: Conditioning,
         sampling: SamplingConfig,
         attention: SelfAttention,
-        on_event: EventHandler | None,
+        report: EventHandler,
+        memory: JobMemory | None,
     ) -> Iterator[LatentSection]:
-        report = on_event or _ignore
         report(PhaseEvent(phase="prepare"))
         # One stream of noise for the whole job: a section's noise depends on how many came before it.
         generator = torch.Generator("cpu").manual_seed(sampling.seed)
@@ -117,17 +124,37 @@ class Denoiser:
             noise = torch.randn(shape, generator=generator)
             # Jobs of one engine may take turns, section by section.
             self.transformer.self_attention = attention
-            with torch.inference_mode():
-                packed = self._pack(history, section, noise)
-                branches = [_Branch(job, self.step_caches(sampling)) for job in jobs]
-                report(PhaseEvent(phase="denoise"))
-                latents = self._denoise(noise, sigmas, packed, branches, section, sampling, report)
-            latents = latents.clone()
+            run = partial(self._run_section, noise, sigmas, history, jobs, section, sampling, report)
+            if memory is None:
+                latents = run()
+            else:
+                memory.place()
+                latents = memory.attempt("denoise", run)
             history.append(latents)
             _logger.info("section %d of %d sampled", section.index + 1, sampling.num_sections)
             yield LatentSection(
                 index=section.index, first_latent_frame=section.first_latent_frame, latents=latents
             )
+
+    @torch.inference_mode()
+    def _run_section(
+        self,
+        noise: Tensor,
+        sigmas: Tensor,
+        history: History,
+        jobs: list[JobInvariants],
+        section: SectionPlan,
+        sampling: SamplingConfig,
+        report: EventHandler,
+    ) -> Tensor:
+        """Latents of one section on the CPU, fp32."""
+        packed = self._pack(history, section, noise)
+        branches = [_Branch(job, self.step_caches(sampling)) for job in jobs]
+        report(PhaseEvent(phase="denoise"))
+        latents = self._denoise(noise, sigmas, packed, branches, section, sampling, report)
+        # A tensor made in inference mode cannot be used outside in every way.
+        with torch.inference_mode(False):
+            return latents.clone()
 
     def _attention_shape(self, conditioning: Conditioning, sampling: SamplingConfig) -> AttentionShape:
         """The joint self-attention of every step of the job."""

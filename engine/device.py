@@ -1,16 +1,12 @@
-"""The device: which one, whether a model fits it, and what to do where its memory does not suffice."""
+"""The device: which one, and what to do where its memory does not suffice."""
 
 import contextlib
 from collections.abc import Iterator
 
-import psutil
 import torch
 
 from ..kernels import HAS_TRITON
-from ..quant import WeightFormat
-from .errors import BudgetError, DeviceError
-from .transformer import PackedTransformer
-from .transformer_config import TransformerConfig
+from .errors import DeviceError
 
 _OTHER_DEVICE = "use device='cpu' (--device cpu) or a card with more memory"
 _SMALLER = "take a smaller size (--size)"
@@ -51,38 +47,6 @@ def check_triton(device: torch.device) -> None:
             "a CUDA device needs Triton: pip install triton (Linux) or pip install triton-windows (Windows), "
             "or use device='cpu' (--device cpu)"
         )
-
-
-def check_fits(
-    name: str, config: TransformerConfig, weight_format: WeightFormat, device: torch.device
-) -> None:
-    """Raise :class:`BudgetError` where the weights of model ``name`` alone are more than the device can hold."""
-    weights = PackedTransformer(
-        config, weight_format.dtype, torch.device("meta"), weight_format=weight_format
-    ).destinations.values()
-    needed = sum(weight.num_bytes for weight in weights)
-    available = memory_bytes(device)
-    if needed <= available:
-        return
-    remedy, kind = _OTHER_DEVICE, "free"
-    if device.type == "cpu":
-        half = "precision='bf16' (--precision bf16) or " if weight_format.name == "fp32" else ""
-        remedy, kind = f"use {half}a machine with more memory", "of RAM and swap"
-    raise BudgetError(
-        f"the transformer of {name} needs {needed / 2**30:.1f} GiB in "
-        f"{weight_format.name}, {device} has {available / 2**30:.1f} GiB {kind}; {remedy}",
-        needed=needed,
-        available=available,
-        option="device",
-    )
-
-
-def memory_bytes(device: torch.device) -> int:
-    """What is free on a CUDA device; all memory and swap of the machine for the CPU, where files can make room."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free
-    return int(psutil.virtual_memory().total + psutil.swap_memory().total)
 
 
 @contextlib.contextmanager

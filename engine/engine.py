@@ -1,7 +1,9 @@
 """The engine: one model, any number of jobs."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Self
 
@@ -12,22 +14,29 @@ from ..quant import DENSE_DTYPES, WeightFormat, make_format
 from .attention import SelfAttention
 from .attention_backends import AttentionShape
 from .attention_choice import make_self_attention
+from .budget import make_plan
 from .checkpoint import Checkpoint, open_transformer
 from .components import ComponentRef, Components, find_components
 from .conditioning import Conditioning
 from .config import EngineConfig, Request, SamplingConfig
+from .conversion import OnProgress
 from .denoiser import Denoiser, EventHandler, LatentSection, assemble
-from .device import check_fits, check_triton, memory_errors, resolve_device
+from .device import check_triton, memory_errors, resolve_device
 from .encoders import Encoders
 from .errors import InputError
 from .events import Event, FileEvent, PartialEvent, PhaseEvent, SectionEvent, StepEvent
 from .generation import Generation, Section
+from .known_shapes import shapes_of
+from .machine import this_machine
 from .magnitude import find_ratios
 from .metadata import video_metadata
+from .model_memory import ModelMemory, planned_job
+from .plan import Plan
 from .png_writer import PngWriter
 from .previews import LatentPreviews, cached_latent_rgb
 from .step_cache import StepCache, StepCacheFactory, make_step_cache
 from .transformer import PackedTransformer
+from .transformer_config import TransformerConfig
 from .vae import VideoVAE
 from .video import Video, VideoWriter
 
@@ -47,15 +56,16 @@ class Engine:
         config: EngineConfig,
         components: Components,
         checkpoint: Checkpoint,
-        transformer: PackedTransformer,
+        memory: ModelMemory,
     ) -> None:
         """Use :meth:`load`."""
         self.config = config
         self.components = components
         self._checkpoint = checkpoint
+        self._memory = memory
         self.step_caches: StepCacheFactory = self._make_step_cache
         self._denoiser = Denoiser(
-            transformer, self._make_attention, lambda sampling: self.step_caches(sampling)
+            memory.transformer, self._make_attention, lambda sampling: self.step_caches(sampling)
         )
 
     @classmethod
@@ -65,14 +75,22 @@ class Engine:
         *,
         config: EngineConfig | None = None,
         components: Mapping[str, str] | None = None,
+        size: tuple[int, int] | None = None,
+        on_conversion: OnProgress | None = None,
     ) -> Self:
         """Load a transformer. Its companions (VAE, encoders) are opened when a job first needs them.
+
+        A transformer of 1 GiB and more is converted into a unit store in the cache directory when it is first loaded in
+        a precision: its blocks then come from there, as the budget of the configuration allows.
 
         Args:
             source: "demo" (built in), a Hub id, a folder or a single .safetensors file.
             config: what the engine may use.
             components: other sources for companions, by name: vae, text_encoder, tokenizer, text_encoder_2,
                 tokenizer_2, image_encoder, feature_extractor.
+            size: (height, width) of the videos to come, which the budget is checked for before anything is downloaded;
+                None is the model's smallest bucket.
+            on_conversion: told how far a conversion is.
 
         Raises:
             CheckpointError: the checkpoint is missing, damaged or of another model.
@@ -84,24 +102,35 @@ class Engine:
         check_triton(device)
         found = find_components(source, overrides=components, local_files_only=config.local_files_only)
         weight_format = _weight_format(config, device)
+        machine = this_machine(device, vram=config.vram, ram=config.ram)
+        wanted = size or min(found.profile.buckets, key=math.prod)
+
+        def admit(_: str, shape: TransformerConfig) -> None:
+            # Encoders and VAE come in pieces where need be: the step loop decides whether a model fits.
+            job = planned_job(
+                shapes_of(found, shape), config, weight_format, SamplingConfig(num_sections=1), wanted
+            )
+            make_plan(replace(job, is_latents_only=True), machine)
+
         checkpoint = open_transformer(
             found.transformer,
             local_files_only=config.local_files_only or found.is_hub_silent,
-            admit=lambda name, shape: check_fits(name, shape, weight_format, device),
+            admit=admit,
         )
         with memory_errors("load"):
-            transformer = PackedTransformer.load(
+            memory = ModelMemory(
                 checkpoint,
-                weight_format.dtype,
+                shapes_of(found, checkpoint.config),
+                config,
+                weight_format,
                 device,
-                weight_format=weight_format,
-                job_device=torch.device("cpu"),
-                has_fp32_head=weight_format.dtype == torch.bfloat16,
+                machine,
+                on_conversion,
             )
-        engine = cls(config=config, components=found, checkpoint=checkpoint, transformer=transformer)
+        engine = cls(config=config, components=found, checkpoint=checkpoint, memory=memory)
         if config.attention != "auto":
             # A library that is missing is not found out after the prompt has been encoded.
-            engine._make_attention(_smallest_attention(transformer))
+            engine._make_attention(_smallest_attention(memory.transformer))
         return engine
 
     @property
@@ -114,6 +143,24 @@ class Engine:
         """Source hash of the transformer, as in the metadata of videos."""
         return self._checkpoint.source_hash
 
+    def plan(self, request: Request) -> Plan:
+        """How the video of ``request`` is made inside the budget; ``str(plan)`` is a table.
+
+        Raises:
+            BudgetError: it does not fit; the message names what would.
+        """
+        return Generation(request, self.components, self._denoiser, self._memory).memory.plan
+
+    def close(self) -> None:
+        """Give back the memory of the weights, and stop what reads them; the engine cannot be used any more."""
+        self._memory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def sample(
         self, conditioning: Conditioning, sampling: SamplingConfig, *, on_event: EventHandler | None = None
     ) -> Iterator[LatentSection]:
@@ -121,9 +168,13 @@ class Engine:
 
         Raises:
             InputError: a tensor does not fit the checkpoint; raised at once.
+            BudgetError: the job does not fit into the budget; raised at once.
             NumericalError: latents became NaN or infinite.
         """
-        return self._denoiser.sample(conditioning, sampling, on_event)
+        conditioning.check(self._denoiser.transformer.config, sampling.cfg_scale)
+        height, width = (8 * edge for edge in conditioning.start_latent.shape[3:])
+        memory = self._memory.plan(sampling, (height, width), is_latents_only=True)
+        return self._denoiser.sample(conditioning, sampling, on_event, memory)
 
     def sample_video(
         self, conditioning: Conditioning, sampling: SamplingConfig, *, on_event: EventHandler | None = None
@@ -137,7 +188,7 @@ class Engine:
 
         The request is checked and its image read at once, before any section is asked for.
         """
-        job = Generation(request, self.components, self._denoiser)
+        job = Generation(request, self.components, self._denoiser, self._memory)
         return job.sections(self._encoders, lambda: self._vae, on_event)
 
     def render(
@@ -164,7 +215,7 @@ class Engine:
             preview_dir: folder for pictures of the latents, one a section, renewed after every step.
             png_dir: folder for every frame as PNG, beside the MP4.
         """
-        job = Generation(request, self.components, self._denoiser)
+        job = Generation(request, self.components, self._denoiser, self._memory)
         with self._open_writer(request, job, path, overwrite) as writer:
             sinks = [writer.write]
             if png_dir is not None:
@@ -244,8 +295,6 @@ class Engine:
         dtype = torch.float32 if self.device.type == "cpu" else torch.float16
         with memory_errors("load"):
             vae = VideoVAE.load(ComponentRef(str(folder)), device=self.device, dtype=dtype)
-        if self.config.vae_tiles:
-            vae.enable_spatial_tiles()
         return vae
 
     def _make_step_cache(self, sampling: SamplingConfig) -> StepCache:

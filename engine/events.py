@@ -21,6 +21,21 @@ class PhaseEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConversionEvent:
+    """The model is being written as a unit store, which happens once for a model and a precision.
+
+    Attributes:
+        phase: "convert", then "verify".
+        done_bytes: bytes of the store that are written, or read back.
+        total_bytes: bytes of the store.
+    """
+
+    phase: str
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobEvent:
     """The request is understood: what the video will be.
 
@@ -145,6 +160,7 @@ class CancelledEvent:
 
 Event = (
     PhaseEvent
+    | ConversionEvent
     | JobEvent
     | StepEvent
     | SectionEvent

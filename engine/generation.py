@@ -19,6 +19,7 @@ from .encoders import Encoders, PromptEmbeds
 from .errors import CheckpointError
 from .events import JobEvent, PhaseEvent
 from .images import choose_bucket, fit_to_bucket, image_to_tensor, load_image
+from .model_memory import ModelMemory
 from .vae import SectionDecoder, VideoVAE
 
 if TYPE_CHECKING:
@@ -64,10 +65,13 @@ class Generation:
         image: start image, cropped to the size of the video.
         sampling: how the latents are sampled.
         num_frames: frames of the whole video.
+        memory: the plan of the job, and its units.
         decoder: joins the sections; None until :meth:`sections` has encoded the request.
     """
 
-    def __init__(self, request: Request, components: Components, denoiser: Denoiser) -> None:
+    def __init__(
+        self, request: Request, components: Components, denoiser: Denoiser, memory: ModelMemory
+    ) -> None:
         self._request = request
         self._components = components
         self._denoiser = denoiser
@@ -81,6 +85,7 @@ class Generation:
         self._image_size = image.height, image.width
         bucket = request.size or choose_bucket((image.height, image.width), profile.buckets)
         self.image: Image = fit_to_bucket(image, bucket)
+        self.memory = memory.plan(self.sampling, bucket)
         self.decoder: SectionDecoder | None = None
 
     def sections(
@@ -96,6 +101,7 @@ class Generation:
         report(PhaseEvent(phase="image"))
         with memory_errors("image"):
             vae = load_vae()
+            vae.use_tiles(self.memory.plan.vae_tile)
             conditioning = self._condition(prompts, encoders, vae)
         self.decoder = decoder = SectionDecoder(
             vae,
@@ -104,14 +110,14 @@ class Generation:
             num_sections=self.sampling.num_sections,
             start_latent=conditioning.start_latent,
         )
-        latent_sections = self._denoiser.sample(conditioning, self.sampling, on_event)
+        latent_sections = self._denoiser.sample(conditioning, self.sampling, on_event, self.memory)
         for _ in range(self.sampling.num_sections):
             start = time.perf_counter()
             with memory_errors("denoise"):
                 latent_section = next(latent_sections)
             denoised = time.perf_counter()
             report(PhaseEvent(phase="decode"))
-            yield self._decode(decoder, latent_section, start, denoised)
+            yield self._decode(vae, decoder, latent_section, start, denoised)
 
     def _describe(self) -> JobEvent:
         fps, (image_height, image_width) = self._request.fps, self._image_size
@@ -158,10 +164,22 @@ class Generation:
         )
 
     def _decode(
-        self, decoder: SectionDecoder, latent_section: LatentSection, start: float, denoised: float
+        self,
+        vae: VideoVAE,
+        decoder: SectionDecoder,
+        latent_section: LatentSection,
+        start: float,
+        denoised: float,
     ) -> Section:
+        self.memory.make_room_to_decode()
+        # Jobs of one engine may take turns, and each has its own tiles.
+        vae.use_tiles(self.memory.plan.vae_tile)
         with memory_errors("decode"):
-            decoded = decoder.push(latent_section.latents)
+            decoded = self.memory.attempt(
+                "decode",
+                lambda: decoder.push(latent_section.latents),
+                before_retry=lambda: vae.use_tiles(self.memory.plan.vae_tile),
+            )
         provisional = decoder.provisional()
         assert provisional is not None, "a section was pushed"
         timings = {"denoise": denoised - start, "decode": time.perf_counter() - denoised}

@@ -38,13 +38,16 @@ class Phases:
         self, *, token_chunk: int | None, num_residents: int, ring: int, tile: int | None, is_arena_kept: bool
     ) -> tuple[PhaseBytes, ...]:
         """All phases in the order of a job."""
+        denoise = self.denoise(token_chunk, num_residents=num_residents, ring=ring)
+        if self.job.is_latents_only:
+            return (self._prepare(), denoise)
         arena = self.slot * (ring + num_residents) if is_arena_kept else 0
         return (
             self.text(),
             self._encoder("image encode", self.job.shapes.image_encoder),
             self._encode(tile),
             self._prepare(),
-            self.denoise(token_chunk, num_residents=num_residents, ring=ring),
+            denoise,
             self.decode(tile, arena=arena),
         )
 

@@ -21,6 +21,7 @@ class PlannedJob:
         attention: as in a configuration.
         vae_tiles: True allows tiles only, False whole pictures only, None what fits.
         num_text_tokens: tokens of the prompt; the most that a prompt may have if not known.
+        is_latents_only: conditioning comes as tensors, latents go out: neither encoders nor VAE run.
     """
 
     shapes: ModelShapes
@@ -31,6 +32,7 @@ class PlannedJob:
     attention: str = "auto"
     vae_tiles: bool | None = None
     num_text_tokens: int = MAX_PROMPT_TOKENS
+    is_latents_only: bool = False
 
     def denoise_shape(self, machine: Machine) -> DenoiseShape:
         """Of the step loop."""

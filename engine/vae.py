@@ -1,7 +1,9 @@
 """The video VAE: an image in, latents to frames out, section by section."""
 
+import contextlib
 import functools
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import torch
 from torch import Tensor, nn
 
+from .companion_footprint import tile_stride
 from .components import ComponentRef
 from .config import ORDERS, POSTERIORS, check_choice
 from .errors import CheckpointError, InputError
@@ -30,6 +33,7 @@ class VideoVAE:
 
     def __init__(self, model: "AutoencoderKLHunyuanVideo") -> None:
         self.model: Any = model.eval().requires_grad_(False)
+        self._device: torch.device = model.device
         self.scaling_factor = float(model.config.scaling_factor)
         self.num_channels = int(model.config.latent_channels)
         _check_chunks(model)
@@ -49,9 +53,21 @@ class VideoVAE:
         folder = ref.fetch(local_files_only=local_files_only)
         return cls(_from_pretrained(folder, dtype).to(device))
 
-    def enable_spatial_tiles(self) -> None:
-        """Work in tiles of 256 px every 192 px: less memory, slightly different pixels and latents."""
-        self.model.enable_tiling()
+    def use_tiles(self, tile: int | None) -> None:
+        """Work in square tiles of ``tile`` px that overlap by a quarter; None in whole pictures.
+
+        Tiles take less memory and give slightly different pixels and latents; the published ones have 256 px.
+        """
+        if tile is None:
+            self.model.disable_tiling()
+            return
+        stride = tile_stride(tile)
+        self.model.enable_tiling(
+            tile_sample_min_height=tile,
+            tile_sample_min_width=tile,
+            tile_sample_stride_height=stride,
+            tile_sample_stride_width=stride,
+        )
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor, *, posterior: str, seed: int) -> Tensor:
@@ -67,7 +83,8 @@ class VideoVAE:
             raise InputError(
                 f"pixels must be [1, 3, 1, H, W] with H and W multiples of 8, got {tuple(pixels.shape)}"
             )
-        distribution = self.model.encode(pixels.to(self.model.device, self.model.dtype)).latent_dist
+        with self._on_device():
+            distribution = self.model.encode(pixels.to(self._device, self.model.dtype)).latent_dist
         if posterior == "mode":
             latents = distribution.mode()
         else:
@@ -81,9 +98,20 @@ class VideoVAE:
 
         The result has the VAE's dtype and device.
         """
-        latents = (latents.to(self.model.device) / self.scaling_factor).to(self.model.dtype)
-        frames: Tensor = self.model.decode(latents).sample
+        latents = (latents.to(self._device) / self.scaling_factor).to(self.model.dtype)
+        with self._on_device():
+            frames: Tensor = self.model.decode(latents).sample
         return frames
+
+    @contextlib.contextmanager
+    def _on_device(self) -> Iterator[None]:
+        """The weights are on a CUDA device only while they compute: between two sections the transformer has it."""
+        self.model.to(self._device)
+        try:
+            yield
+        finally:
+            if self._device.type == "cuda":
+                self.model.to("cpu")
 
     def content_hash(self) -> str:
         """SHA-256 over names, dtypes, shapes and bytes of all tensors."""

@@ -7,13 +7,10 @@ import typer
 
 from ..config import COMPUTE_DTYPES, PRECISIONS, EngineConfig, check_choice
 from . import options
+from .conversion_bar import conversion_bar
 from .failures import readable_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from contextlib import AbstractContextManager
-
-    from ..conversion import OnProgress
     from ..store import Store
 
 
@@ -83,35 +80,10 @@ def _convert(
     components = find_components(source, local_files_only=local_files_only)
     opened = open_transformer(components.transformer, local_files_only=local_files_only)
     checkpoint = dataclasses.replace(opened, name=components.name)
-    with _progress_bar(is_quiet) as on_progress:
+    with conversion_bar(is_quiet=is_quiet) as on_progress:
         if destination is None:
             return cached_store(checkpoint, weight_format, cache_path, on_progress)
         return convert_model(checkpoint, weight_format, destination, on_progress)
-
-
-def _progress_bar(is_quiet: bool) -> "AbstractContextManager[OnProgress]":
-    """A bar of bytes on a terminal, nothing elsewhere."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from ..conversion import ConversionProgress
-
-    @contextmanager
-    def show() -> "Iterator[OnProgress]":
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(True), TimeRemainingColumn())
-        console = Console(stderr=True, quiet=is_quiet)
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-            tasks = {phase: bar.add_task(phase, total=None, start=False) for phase in ("convert", "verify")}
-
-            def on_progress(progress: ConversionProgress) -> None:
-                bar.start_task(tasks[progress.phase])
-                bar.update(tasks[progress.phase], completed=progress.done_bytes, total=progress.total_bytes)
-
-            yield on_progress
-
-    return show()
 
 
 def _print_report(store: "Store") -> None:

@@ -39,7 +39,9 @@ def generate(
     device: options.Device = "auto",
     precision: options.Precision = None,
     attention: options.Attention = "auto",
-    vae_tiles: options.VaeTiles = False,
+    vram: options.Vram = None,
+    ram: options.Ram = None,
+    vae_tiles: options.VaeTiles = None,
     component: options.ComponentOverrides = None,
     cache_dir: options.CacheDir = None,
     local_files_only: options.LocalFilesOnly = False,
@@ -56,8 +58,8 @@ def generate(
             latent_window_size=window, fps=fps, crf=crf,
         )  # fmt: skip
         config = EngineConfig(
-            device=device, precision=precision, attention=attention, vae_tiles=vae_tiles,
-            cache_dir=cache_dir, local_files_only=local_files_only,
+            device=device, precision=precision, attention=attention, vram=vram, ram=ram,
+            vae_tiles=vae_tiles, cache_dir=cache_dir, local_files_only=local_files_only,
         )  # fmt: skip
         Rendering(
             request=request, model=model, config=config, components=options.parse_components(component),

@@ -163,10 +163,11 @@ Ram = Annotated[
     ),
 ]
 VaeTiles = Annotated[
-    bool,
+    bool | None,
     Option(
-        "--vae-tiles",
-        help="Run the VAE in tiles: less memory, slightly different pixels.",
+        "--vae-tiles/--no-vae-tiles",
+        help="Run the VAE in tiles: less memory, slightly different pixels (default: where the budget needs it).",
+        show_default=False,
         rich_help_panel=MACHINE,
     ),
 ]

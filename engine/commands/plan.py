@@ -64,7 +64,7 @@ def plan(
     card: Card = None,
     precision: Precision = "bf16",
     attention: options.Attention = "auto",
-    vae_tiles: options.VaeTiles = False,
+    vae_tiles: options.VaeTiles = None,
     as_json: Json = False,
     local_files_only: options.LocalFilesOnly = False,
     debug: options.Debug = False,
@@ -86,7 +86,7 @@ def plan(
             size=request.size or _most_demanding(found, window),
             precision=precision,
             attention=attention,
-            vae_tiles=True if vae_tiles else None,
+            vae_tiles=vae_tiles,
         )
         made = make_plan(job, machine)
         if as_json:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,7 +81,9 @@ class Rendering:
 
     def _render(self, reporter: "Reporter", interrupt: Interrupt) -> "Video":
         from .. import Engine
-        from ..events import Event, PartialEvent, PhaseEvent
+        from ..conversion import ConversionProgress
+        from ..events import ConversionEvent, Event, PartialEvent, PhaseEvent
+        from .conversion_bar import conversion_bar
 
         def on_event(event: Event) -> None:
             # That event comes because of an interrupt.
@@ -90,12 +92,25 @@ class Rendering:
             reporter.on_event(event)
 
         on_event(PhaseEvent(phase="load"))
-        engine = Engine.load(self.model, config=self.config, components=self.components)
-        return engine.render(
-            self.request,
-            self.out,
-            overwrite=self.is_overwriting,
-            on_event=on_event,
-            preview_dir=self.preview_dir,
-            png_dir=self.png_dir,
-        )
+        with conversion_bar(is_quiet=self.is_quiet or self.is_json) as show:
+
+            def on_conversion(progress: ConversionProgress) -> None:
+                show(progress)
+                on_event(ConversionEvent(**asdict(progress)))
+
+            engine = Engine.load(
+                self.model,
+                config=self.config,
+                components=self.components,
+                size=self.request.size,
+                on_conversion=on_conversion,
+            )
+        with engine:
+            return engine.render(
+                self.request,
+                self.out,
+                overwrite=self.is_overwriting,
+                on_event=on_event,
+                preview_dir=self.preview_dir,
+                png_dir=self.png_dir,
+            )

@@ -1,0 +1,239 @@
+"""A transformer inside its memory budget: where its weights are, from one job's plan to the next."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+
+from ..quant import WeightFormat
+from .budget import make_plan
+from .checkpoint import Checkpoint, load_into
+from .config import EngineConfig, SamplingConfig
+from .conversion import OnProgress, cached_store
+from .errors import BudgetError
+from .machine import Machine
+from .model_shapes import ModelShapes
+from .plan import Plan
+from .planned_job import PlannedJob
+from .stored_transformer import open_units, stored_transformer
+from .streaming import Streamer
+from .transformer import PackedTransformer
+from .units import ResidentUnits, Unit, UnitLayout, unit_specs
+
+_logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# A smaller model is read from its checkpoint in a moment; others are worth a store on the disk.
+_STORED_BYTES = 2**30
+# What is left of the budget after the device ran out of memory inside it.
+_RELIEF = 0.9
+# Slots of a streamer that has all units resident: it uses none of them.
+_UNUSED_RING = 2
+
+
+class ModelMemory:
+    """Places the units of one model as the plan of the job at hand says.
+
+    Attributes:
+        transformer: the model; its units move between jobs.
+        machine: the budget.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        shapes: ModelShapes,
+        config: EngineConfig,
+        weight_format: WeightFormat,
+        device: torch.device,
+        machine: Machine,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """Load a small model; of a large one make sure that its store is there.
+
+        Args:
+            checkpoint: the transformer's files.
+            shapes: of the transformer and its companions.
+            config: what the engine may use.
+            weight_format: of the units.
+            device: where it computes.
+            machine: the budget.
+            on_progress: told of the conversion into a store.
+        """
+        self.machine = machine
+        self._checkpoint = checkpoint
+        self._shapes = shapes
+        self._config = config
+        self._format = weight_format
+        self._device = device
+        self._on_progress = on_progress
+        self._layouts = [UnitLayout(spec, weight_format) for spec in unit_specs(checkpoint.config)]
+        num_bytes = sum(layout.num_bytes for layout in self._layouts)
+        self._is_stored = num_bytes >= min(_STORED_BYTES, machine.vram - machine.context)
+        self._placement: tuple[object, ...] = ()
+        self.transformer = self._load()
+
+    def plan(
+        self, sampling: SamplingConfig, size: tuple[int, int], *, is_latents_only: bool = False
+    ) -> "JobMemory":
+        """Plan a job; nothing moves yet.
+
+        Args:
+            sampling: of the job.
+            size: (height, width) in pixels.
+            is_latents_only: neither encoders nor VAE will run.
+
+        Raises:
+            BudgetError: it does not fit; the message names what would.
+        """
+        job = planned_job(self._shapes, self._config, self._format, sampling, size)
+        return JobMemory(self, replace(job, is_latents_only=is_latents_only))
+
+    def place(self, plan: Plan) -> None:
+        """Place the units as ``plan`` says; those that are in their place already stay."""
+        is_whole = plan.ring == 0 and plan.is_arena_kept and not self._is_stored
+        placement = ("whole",) if is_whole else (plan.ring, plan.residents, plan.tier)
+        if placement != self._placement:
+            # There may not be room for the old and the new place.
+            self.close()
+            if is_whole:
+                self._place_whole()
+            else:
+                self._place_stored(plan)
+            self._placement = placement
+        self.transformer.token_chunk = plan.token_chunk
+
+    def suspend(self) -> None:
+        """Give up the units' memory on the device until a unit is asked for."""
+        if isinstance(self.transformer.units, Streamer):
+            self.transformer.units.suspend()
+
+    def close(self) -> None:
+        """Stop the copies and let go of the units."""
+        if isinstance(self.transformer.units, Streamer):
+            self.transformer.units.close()
+        self.transformer.units = UnplacedUnits()
+        self._placement = ()
+
+    def _load(self) -> PackedTransformer:
+        # The output projection as in the published program.
+        has_fp32_head = self._format.dtype == torch.bfloat16
+        if self._is_stored:
+            store = cached_store(self._checkpoint, self._format, self._config.cache_path(), self._on_progress)
+            return stored_transformer(store, self._device, UnplacedUnits(), has_fp32_head=has_fp32_head)
+        self._placement = ("whole",)
+        return PackedTransformer.load(
+            self._checkpoint,
+            self._format.dtype,
+            self._device,
+            weight_format=self._format,
+            job_device=torch.device("cpu"),
+            has_fp32_head=has_fp32_head,
+        )
+
+    def _place_whole(self) -> None:
+        units = ResidentUnits(self._layouts, self._device)
+        load_into(self._checkpoint, {**self.transformer.destinations, **units.destinations()})
+        self.transformer.units = units
+
+    def _place_stored(self, plan: Plan) -> None:
+        store = cached_store(self._checkpoint, self._format, self._config.cache_path(), self._on_progress)
+        self.transformer.units = open_units(
+            store, self._device, tier=plan.tier, ring=plan.ring or _UNUSED_RING, residents=plan.residents
+        )
+
+
+class JobMemory:
+    """The memory of one job. Jobs of one engine may take turns, section by section.
+
+    Attributes:
+        plan: how the job runs inside the budget.
+    """
+
+    def __init__(self, model: ModelMemory, job: PlannedJob) -> None:
+        """Use :meth:`ModelMemory.plan`."""
+        self.plan = make_plan(job, model.machine)
+        self._model = model
+        self._job = job
+
+    def place(self) -> None:
+        """Have the units where this job wants them; call it when a section begins."""
+        self._model.place(self.plan)
+
+    def make_room_to_decode(self) -> None:
+        """Give up slots and residents where the plan needs their memory; the next step copies them again."""
+        if not self.plan.is_arena_kept:
+            self._model.suspend()
+
+    def attempt(
+        self, phase: str, work: Callable[[], T], before_retry: Callable[[], None] = lambda: None
+    ) -> T:
+        """The result of ``work``; where the device runs out of memory, once more with a smaller plan.
+
+        Args:
+            phase: of the job, for the log.
+            work: may be called twice.
+            before_retry: called after the smaller plan is made.
+        """
+        try:
+            return work()
+        except torch.OutOfMemoryError as error:
+            # Its frames hold the tensors of the attempt.
+            failure = error.with_traceback(None)
+        if not self._shrink(phase):
+            raise failure
+        before_retry()
+        return work()
+
+    def _shrink(self, phase: str) -> bool:
+        """Plan again with a tenth less; False if nothing fits then."""
+        machine = self._model.machine
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            self.plan = make_plan(self._job, replace(machine, vram=int(machine.vram * _RELIEF)))
+        except BudgetError:
+            return False
+        _logger.warning(
+            "out of memory in phase %r; going on with %d of %d units resident, %s tokens at a time in the MLP, "
+            "VAE tiles: %s",
+            phase,
+            len(self.plan.residents) if self.plan.ring else self.plan.num_units,
+            self.plan.num_units,
+            self.plan.token_chunk or "all",
+            f"{self.plan.vae_tile} px" if self.plan.vae_tile else "none",
+        )
+        self.place()
+        return True
+
+
+def planned_job(
+    shapes: ModelShapes,
+    config: EngineConfig,
+    weight_format: WeightFormat,
+    sampling: SamplingConfig,
+    size: tuple[int, int],
+) -> PlannedJob:
+    """A job of an engine with ``config``, as the planner takes it."""
+    return PlannedJob(
+        shapes=shapes,
+        sampling=sampling,
+        size=size,
+        precision=weight_format.name,
+        compute_dtype=config.compute_dtype,
+        attention=config.attention,
+        vae_tiles=config.vae_tiles,
+    )
+
+
+class UnplacedUnits:
+    """Stands where no job has begun."""
+
+    def acquire(self, index: int) -> Unit:
+        raise RuntimeError(f"unit {index} has no place yet: a job must begin first")
+
+    def release(self, index: int) -> None:
+        raise RuntimeError(f"unit {index} has no place")

@@ -1,0 +1,124 @@
+"""A job inside a memory budget computes what it computes without one, and goes on after the device was full."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import IMAGE_WIDTH, POOLED_WIDTH, TEXT_WIDTH, saved_model
+
+from isoframe.engine import BudgetError, Conditioning, Engine, EngineConfig, Request, SamplingConfig
+from isoframe.engine.streaming import Streamer
+from isoframe.engine.transformer import StepPass
+from isoframe.engine.units import ResidentUnits
+from isoframe.engine.vae import VideoVAE
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "spin.png"
+SAMPLING = SamplingConfig(num_sections=2, num_steps=2, latent_window_size=2)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty units of 13 MiB in fp32."""
+    folder = tmp_path_factory.mktemp("model")
+    saved_model(folder, num_attention_heads=8, num_layers=1, num_single_layers=18, num_refiner_layers=1)
+    return folder
+
+
+@pytest.fixture
+def conditioning() -> Conditioning:
+    return Conditioning(
+        text_embeds=torch.randn(1, 4, TEXT_WIDTH),
+        text_mask=torch.ones(1, 4, dtype=torch.bool),
+        pooled_embeds=torch.randn(1, POOLED_WIDTH),
+        image_embeds=torch.randn(1, 5, IMAGE_WIDTH),
+        start_latent=torch.randn(1, 16, 1, 4, 6),
+    )
+
+
+def config(tmp_path: Path, **options: Any) -> EngineConfig:
+    return EngineConfig(device="cpu", cache_dir=tmp_path / "cache", **options)
+
+
+def test_units_that_do_not_fit_are_streamed_and_nothing_changes(
+    model: Path, conditioning: Conditioning, tmp_path: Path
+) -> None:
+    size = (48, 32)
+    with Engine.load(model, config=config(tmp_path), size=size) as engine:
+        assert isinstance(engine._denoiser.transformer.units, ResidentUnits)
+        expected = engine.sample_video(conditioning, SAMPLING)
+    with Engine.load(model, config=config(tmp_path, ram="220MiB"), size=size) as engine:
+        actual = engine.sample_video(conditioning, SAMPLING)
+        units = engine._denoiser.transformer.units
+        assert isinstance(units, Streamer)
+        assert units.num_bytes < 200 * 2**20
+    assert torch.equal(actual, expected)
+    assert list((tmp_path / "cache" / "stores").iterdir())
+
+
+def test_a_budget_that_nothing_fits_is_refused_with_the_option_that_helps(
+    model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        BudgetError, match=r"needs at least .*, 20 MiB are allowed; use --ram \d+MiB"
+    ) as caught:
+        Engine.load(model, config=config(tmp_path, ram="20MiB"), size=(48, 32))
+    assert caught.value.option == "ram"
+
+
+def test_jobs_of_one_engine_with_different_plans_take_turns(
+    model: Path, conditioning: Conditioning, tmp_path: Path
+) -> None:
+    with Engine.load(model, config=config(tmp_path, ram="220MiB"), size=(48, 32)) as engine:
+        expected = engine.sample_video(conditioning, SAMPLING)
+        jobs = [engine.sample(conditioning, SAMPLING) for _ in range(2)]
+        for first, second in zip(*jobs, strict=True):
+            assert torch.equal(first.latents, second.latents)
+        assert torch.equal(engine.sample_video(conditioning, SAMPLING), expected)
+
+
+def request(**options: Any) -> Request:
+    return Request(
+        image=EXAMPLE, prompt="a red circle spins", seconds=0.5, num_steps=1, latent_window_size=2, **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "phase"),
+    [(StepPass, "compute", "denoise"), (VideoVAE, "decode", "decode")],
+    ids=["denoise", "decode"],
+)
+def test_a_job_goes_on_from_the_same_section_after_the_device_was_full(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    owner: type,
+    method: str,
+    phase: str,
+) -> None:
+    with Engine.load("demo", config=config(tmp_path)) as engine:
+        expected = torch.cat([section.frames for section in engine.generate(request())])
+        calls = []
+        original = getattr(owner, method)
+
+        def fails_once(*args: Any, **options: Any) -> Any:
+            calls.append(phase)
+            if len(calls) == 2:
+                raise torch.OutOfMemoryError("no room")
+            return original(*args, **options)
+
+        monkeypatch.setattr(owner, method, fails_once)
+        with caplog.at_level(logging.WARNING):
+            frames = torch.cat([section.frames for section in engine.generate(request())])
+    assert torch.equal(frames, expected)
+    assert len(calls) == 3
+    assert f"out of memory in phase '{phase}'; going on with" in caplog.text
+
+
+def test_the_plan_of_a_request_is_a_table(tmp_path: Path) -> None:
+    with Engine.load("demo", config=config(tmp_path)) as engine:
+        plan = engine.plan(request())
+    assert plan.size == (64, 64)
+    assert plan.fits
+    assert "denoise" in str(plan)
