@@ -33,9 +33,17 @@ class FakeEngine:
     has_partial: bool
 
     @classmethod
-    def load(cls, source: str, *, config: EngineConfig, components: Mapping[str, str]) -> "FakeEngine":
+    def load(
+        cls, source: str, *, config: EngineConfig, components: Mapping[str, str], **_: object
+    ) -> "FakeEngine":
         cls.loads.append((source, config, components))
         return cls()
+
+    def __enter__(self) -> "FakeEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
 
     def render(self, request: Request, path: Path, *, on_event: Handler, **options: Any) -> Video:
         self.renders.append((request, path, options))

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model
 from typer.testing import CliRunner
 
-from isoframe.engine import device
 from isoframe.engine.commands.app import build_app
 from isoframe.engine.transformer import PackedTransformer
 
@@ -103,9 +102,9 @@ def test_model_folder_that_is_not_there_names_the_nearest() -> None:
     assert_refused(["start.png", "--out", "x.mp4", "--model", "model"], "did you mean 'models'?", exit_code=2)
 
 
-def test_model_that_is_too_large_for_the_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "memory_bytes", lambda _: 2**20)
-    assert_refused(["start.png", "--out", "x.mp4"], "cpu has 0.0 GiB of RAM and swap", exit_code=2)
+def test_model_that_is_too_large_for_the_budget_is_refused() -> None:
+    arguments = ["start.png", "--out", "x.mp4", "--ram", "1MiB", "--device", "cpu"]
+    assert_refused(arguments, "1 MiB are allowed; use --ram", exit_code=2)
 
 
 def test_model_that_is_not_cached_says_what_to_download_and_where_it_looked() -> None:

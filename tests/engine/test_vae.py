@@ -245,7 +245,7 @@ def test_a_vae_with_other_chunks_is_refused():
 def test_spatial_tiles_are_off_until_asked_for():
     vae = VideoVAE(tiny_model())
     assert not vae.model.use_tiling
-    vae.enable_spatial_tiles()
+    vae.use_tiles(256)
     tiles = vae.model.tile_sample_min_height, vae.model.tile_sample_stride_height
     assert (vae.model.use_tiling, tiles) == (True, (256, 192))
 
