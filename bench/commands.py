@@ -11,6 +11,7 @@ from .kernels_command import kernels
 from .magcache_command import magcache
 from .quality_command import quality
 from .ram_command import ram
+from .step_command import step
 from .traffic_command import traffic
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ for command in (
     magcache,
     quality,
     ram,
+    step,
     traffic,
     tune,
 ):

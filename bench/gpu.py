@@ -4,11 +4,9 @@ Each stage writes its rows when it ends, so that a cut loses one stage at most.
 """
 
 import gc
-import math
 import statistics
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +24,7 @@ from ..quant import make_format
 from .accuracy import find_errors, relative_rms, run, share_of_flips
 from .environment import Environment, installed_version, read_environment
 from .gpu_cases import KernelCase, Work, count_work, gpu_cases, library_calls
+from .random_model import draw_weight
 from .rows import BenchRow, Gate, append_rows, now, this_command
 from .steps import (
     MODEL_13B,
@@ -338,7 +337,7 @@ def _isoframe_step(precision: str, inputs: StepInputs) -> Call:
     weight_format = make_format(precision, torch.bfloat16)
     transformer = PackedTransformer(MODEL_13B, weight_format.dtype, device, weight_format=weight_format)
     for name, destination in transformer.destinations.items():
-        destination.write(_draw_weight(name, destination.shape, device))
+        destination.write(draw_weight(name, destination.shape, device))
     shape = AttentionShape(
         num_tokens=SHAPE_640X608.num_tokens,
         num_heads=MODEL_13B.num_attention_heads,
@@ -357,15 +356,8 @@ def _diffusers_step(inputs: StepInputs) -> Call:
     device = inputs.latents.device
     model = diffusers_model(MODEL_13B, torch.bfloat16, device)
     for name, weight in model.state_dict().items():
-        weight.copy_(_draw_weight(name, tuple(weight.shape), device))
+        weight.copy_(draw_weight(name, tuple(weight.shape), device))
     return diffusers_step(model, inputs)
-
-
-def _draw_weight(name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """The same weight for a name whoever asks: matrices that keep the deviation of unit inputs, small vectors."""
-    generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
-    deviation = 0.02 if len(shape) == 1 else math.prod(shape[1:]) ** -0.5
-    return torch.randn(shape, generator=generator, device=device).mul_(deviation)
 
 
 def _bind(function: Callable[..., object], args: tuple[Any, ...]) -> Call:

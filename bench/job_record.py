@@ -134,7 +134,9 @@ class JobRecorder:
             self._end_phase("end")
 
     def finish(self, *, length: float, file_bytes: int) -> JobRecord:
-        """The record of the job that has ended."""
+        """The record of the job that has ended, and with it its last phase."""
+        if self._phase not in ("start", "end"):
+            self._end_phase("end")
         return JobRecord(
             length=length, phases=tuple(self._phases), file_bytes=file_bytes, measuring=self._measuring
         )

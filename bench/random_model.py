@@ -1,0 +1,93 @@
+"""Models and inputs of any shape without a download: speed does not depend on the values."""
+
+import math
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..engine.attention_choice import make_self_attention
+from ..engine.conditioning import Conditioning
+from ..engine.config import EngineConfig, SamplingConfig
+from ..engine.denoiser import Denoiser, EventHandler, LatentSection
+from ..engine.errors import ConfigError
+from ..engine.transformer import PackedTransformer
+from ..engine.transformer_config import TransformerConfig
+from ..quant import DENSE_DTYPES, make_format
+
+
+def draw_weight(name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """The same weight for a name whoever asks: matrices that keep the deviation of unit inputs, small vectors."""
+    generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
+    deviation = 0.02 if len(shape) == 1 else math.prod(shape[1:]) ** -0.5
+    return torch.randn(shape, generator=generator, device=device).mul_(deviation)
+
+
+def draw_conditioning(
+    config: TransformerConfig, *, size: tuple[int, int], num_text_tokens: int, num_image_tokens: int
+) -> Conditioning:
+    """The same embeddings and start latent on every call, on the CPU; ``size`` is (height, width) in pixels."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return Conditioning(
+        text_embeds=draw(1, num_text_tokens, config.text_embed_dim),
+        text_mask=torch.ones(1, num_text_tokens, dtype=torch.bool),
+        pooled_embeds=draw(1, config.pooled_projection_dim),
+        image_embeds=draw(1, num_image_tokens, config.image_proj_dim),
+        start_latent=draw(1, config.in_channels, 1, size[0] // 8, size[1] // 8),
+    )
+
+
+class RandomModel:
+    """A transformer with random weights that samples latents, as an engine does."""
+
+    def __init__(self, config: TransformerConfig, engine_config: EngineConfig, device: torch.device) -> None:
+        """Allocate and fill.
+
+        Args:
+            config: shapes.
+            engine_config: precision, compute dtype, attention and cache folder.
+            device: where it computes; all weights are there.
+        """
+        auto = "fp32" if device.type == "cpu" else "bf16"
+        compute_dtype = auto if engine_config.compute_dtype == "auto" else engine_config.compute_dtype
+        weight_format = make_format(engine_config.precision or auto, DENSE_DTYPES[compute_dtype])
+        self.transformer = PackedTransformer(
+            config,
+            weight_format.dtype,
+            device,
+            weight_format=weight_format,
+            has_fp32_head=weight_format.dtype == torch.bfloat16,
+        )
+        for name, destination in self.transformer.destinations.items():
+            destination.write(draw_weight(name, destination.shape, device))
+        self._denoiser = Denoiser(
+            self.transformer,
+            lambda shape: make_self_attention(
+                engine_config.attention,
+                precision=weight_format.name,
+                device=device,
+                cache_dir=Path(engine_config.cache_path()),
+                shape=shape,
+            ),
+        )
+
+    def sample(
+        self, conditioning: Conditioning, sampling: SamplingConfig, *, on_event: EventHandler | None = None
+    ) -> Iterator[LatentSection]:
+        """Yield every section in generation order.
+
+        Raises:
+            ConfigError: the step cache decides by values, which are random here.
+        """
+        if sampling.step_cache != "none":
+            raise ConfigError(
+                f"step cache {sampling.step_cache!r} skips steps by what a model computes, and these weights are "
+                "random; give a model (--weights model --model ...)"
+            )
+        return self._denoiser.sample(conditioning, sampling, on_event)

@@ -1,0 +1,167 @@
+"""The pace of denoising at real shapes: steps and sections of one model, in every unit that people use."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..engine.cards import Card
+from ..engine.conditioning import Conditioning
+from ..engine.config import SamplingConfig
+from ..engine.denoiser import EventHandler, LatentSection
+from ..engine.events import Event, StepEvent
+from ..engine.footprint import DenoiseShape
+from ..engine.nvml import CardState
+from ..engine.roofline import attention_flops, product_flops, step_time
+from .job_record import JobRecord, JobRecorder, Meter
+
+# A card that reaches less of what it should do has a reason that is worth naming.
+_LOW_SHARE = 0.7
+_LOW_POWER = 0.5
+
+
+class Sampler(Protocol):
+    """An engine, or a model with random weights."""
+
+    def sample(
+        self, conditioning: Conditioning, sampling: SamplingConfig, *, on_event: EventHandler | None = None
+    ) -> Iterator[LatentSection]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How fast one variant denoises; its first section, which warms up, is left out.
+
+    Attributes:
+        sections: seconds of each section: packing and steps.
+        steps: seconds of each section's steps over their number, skipped ones included.
+        num_steps: steps of a section.
+        num_computed: steps that ran the transformer, in all sections.
+        num_frames: frames of video that a section adds.
+        step_flops: of a computed step: linear layers and attention of the blocks.
+        peak_allocated: largest memory of tensors on the device; None on the CPU.
+        peak_rss: largest resident set.
+        latents: of all sections, in generation order.
+    """
+
+    sections: tuple[float, ...]
+    steps: tuple[float, ...]
+    num_steps: int
+    num_computed: int
+    num_frames: int
+    step_flops: float
+    peak_allocated: int | None
+    peak_rss: int
+    latents: Tensor
+
+    @property
+    def step(self) -> float:
+        """Median seconds of a step."""
+        return statistics.median(self.steps)
+
+    @property
+    def section(self) -> float:
+        """Median seconds of a section."""
+        return statistics.median(self.sections)
+
+    @property
+    def frame(self) -> float:
+        """Median seconds of a frame."""
+        return self.section / self.num_frames
+
+    @property
+    def computed_share(self) -> float:
+        """Part of the steps that a step cache did not skip."""
+        return self.num_computed / (len(self.steps) * self.num_steps)
+
+    @property
+    def flops(self) -> float:
+        """Operations a second: what was computed over what all steps took."""
+        return self.step_flops * self.computed_share / self.step
+
+
+def measure_pace(
+    sampler: Sampler,
+    conditioning: Conditioning,
+    sampling: SamplingConfig,
+    shape: DenoiseShape,
+    *,
+    meter: Meter,
+    clock: Callable[[], float] = time.perf_counter,
+    on_event: EventHandler | None = None,
+) -> Pace:
+    """Denoise ``sampling.num_sections`` sections, of which the first is not counted.
+
+    Args:
+        sampler: the model.
+        conditioning: of the job.
+        sampling: at least two sections.
+        shape: of the step, for its operations.
+        meter: waits for the device and reads memory.
+        clock: seconds.
+        on_event: gets every event of the job too.
+    """
+    recorder, counter = JobRecorder(meter, clock), _ComputedSteps()
+
+    def report(event: Event) -> None:
+        recorder.on_event(event)
+        counter.on_event(event)
+        if on_event is not None:
+            on_event(event)
+
+    latents = [section.latents for section in sampler.sample(conditioning, sampling, on_event=report)]
+    record = recorder.finish(length=0.0, file_bytes=0)
+    return _sum_up(record, torch.cat(latents, dim=2), counter.num_computed, sampling, shape)
+
+
+class _ComputedSteps:
+    """Counts steps that ran the transformer, those of the first section left out."""
+
+    def __init__(self) -> None:
+        self.num_computed = 0
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, StepEvent) and event.section > 0:
+            self.num_computed += event.is_computed
+
+
+def _sum_up(
+    record: JobRecord, latents: Tensor, num_computed: int, sampling: SamplingConfig, shape: DenoiseShape
+) -> Pace:
+    counted = record.sections[1:]
+    return Pace(
+        sections=tuple(section.total for section in counted),
+        steps=tuple(section.seconds["denoise"] / sampling.num_steps for section in counted),
+        num_steps=sampling.num_steps,
+        num_computed=num_computed,
+        num_frames=4 * sampling.latent_window_size,
+        step_flops=product_flops(shape) + attention_flops(shape),
+        peak_allocated=record.peak_allocated,
+        peak_rss=record.peak_rss,
+        latents=latents,
+    )
+
+
+def expected_step(shape: DenoiseShape, card: Card) -> float:
+    """Seconds that a step with resident weights should take on ``card``, by the planner's roofline."""
+    return step_time(shape, card, copied_bytes=0, tier="pinned", is_overlapped=True).compute
+
+
+def likely_reasons(share: float, state: CardState | None, attention: str) -> list[str]:
+    """Why a card reaches only ``share`` of what it should, seen while it worked; nothing if that is good enough."""
+    if share >= _LOW_SHARE:
+        return []
+    reasons = ["attention is torch's: try flash-attn, or precision int8"] if attention == "sdpa" else []
+    if state is None:
+        return [*reasons, "pip install nvidia-ml-py shows power, clocks and PCIe link"]
+    reasons += [f"the card is slowed down by its {name}" for name in state.throttles]
+    if state.pcie_width and state.max_pcie_width and state.pcie_width < state.max_pcie_width:
+        reasons.append(f"PCIe runs with {state.pcie_width} of {state.max_pcie_width} lanes")
+    if state.power and state.power_limit and state.power < _LOW_POWER * state.power_limit:
+        power, limit = state.power / 1e3, state.power_limit / 1e3
+        reasons.append(f"it draws {power:.0f} of {limit:.0f} W: it waits for the host, copies or the disk")
+    return reasons or ["nothing conspicuous in power, clocks and PCIe link"]
