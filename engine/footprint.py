@@ -14,6 +14,8 @@ from .transformer_config import TransformerConfig
 _TENSOR_ALIGNMENT, _BLOB_ALIGNMENT = 256, 4096
 # Latent tensors in fp32 that the sampler keeps: noise, input, velocity, x0, three predictions and a sum.
 _SAMPLER_LATENTS = 8
+# fp32 copies of the values that are quantized to fp8 at a time, see quant.fp8.
+_QUANTIZING_BYTES = 2 * 4 * 2**22
 # As in transformer.FP32_HEAD_TOKENS.
 _FP32_HEAD_TOKENS = 4096
 
@@ -245,8 +247,19 @@ class DenoiseShape:
         return self.precision.activation * (3 * self.sequence.total * dim + chunk * (dim + mlp)) + expanded
 
     def _norm_bytes(self) -> int:
-        """Modulated norm of all tokens: the input of the fused projection."""
-        return self._input_bytes(self.sequence.total, self.dim, from_residual=True)
+        """Modulated norm of all tokens: the input of the fused projection. A product in fp8 is made apart."""
+        total, normed = (
+            self.sequence.total,
+            self._input_bytes(self.sequence.total, self.dim, from_residual=True),
+        )
+        if not self._is_fp8:
+            return normed
+        product = self.precision.activation * 3 * total * self.dim
+        return max(normed + _QUANTIZING_BYTES, self._input_bytes(total, self.dim) + product)
+
+    @property
+    def _is_fp8(self) -> bool:
+        return self.precision.is_quantized and not self.precision.is_fused
 
     def _attention_bytes(self, chunk: int) -> int:
         """Attention, and the normed input that a block keeps for its MLP where it takes all tokens at once."""
@@ -273,7 +286,10 @@ class DenoiseShape:
         projection = rows * product + self._input_bytes(rows, dim, is_copied=False)
         normed = self._input_bytes(chunk, dim, from_residual=True)
         output = chunk * product + self._input_bytes(chunk, dim + mlp, is_copied=False) + normed
-        return max(projection, output)
+        if not self._is_fp8:
+            return max(projection, output)
+        hidden = chunk * self.precision.activation * mlp + self._input_bytes(chunk, dim)
+        return max(projection + _QUANTIZING_BYTES, output + _QUANTIZING_BYTES, hidden)
 
     def _head_bytes(self) -> int:
         """Modulated norm of the noisy tokens, a part of it in fp32, and its projection, before and after joining."""

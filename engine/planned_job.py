@@ -1,9 +1,9 @@
 """The job that a plan is made for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .config import SamplingConfig
-from .footprint import DenoiseShape, find_precision, packed_sequence
+from .footprint import DenoiseShape, Precision, find_precision, packed_sequence
 from .machine import Machine
 from .model_shapes import MAX_PROMPT_TOKENS, ModelShapes
 
@@ -48,13 +48,20 @@ class PlannedJob:
         )
         return DenoiseShape(
             config=config,
-            precision=find_precision(self.precision, dtype),
+            precision=self._precision(machine, dtype),
             sequence=sequence,
             num_steps=self.sampling.num_steps,
             num_branches=1 if self.sampling.cfg_scale == 1.0 else 2,
             step_cache=self.sampling.step_cache,
             attention=self._attention(),
         )
+
+    def _precision(self, machine: Machine, dtype: str) -> Precision:
+        """Of the units; fp8 weights are expanded where the card has no products in fp8."""
+        precision = find_precision(self.precision, dtype)
+        if self.precision == "fp8" and (machine.is_cpu or machine.card.fp8 is None or dtype != "bf16"):
+            return replace(precision, is_quantized=False, is_expanded=True)
+        return precision
 
     def _attention(self) -> str:
         """Which memory the attention takes: in an int8 job "auto" may become any."""

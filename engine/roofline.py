@@ -93,7 +93,7 @@ def traffic_bytes(shape: DenoiseShape) -> float:
 
 
 def _product_rate(card: Card, precision: Precision) -> float:
-    if precision.name == "fp8":
+    if precision.is_quantized and not precision.is_fused:
         return 1e12 * (card.fp8 or card.bf16) * _GEMM_8
     if precision.is_quantized:
         return 1e12 * card.int8 * _GEMM_8

@@ -16,6 +16,8 @@ _LARGEST = torch.finfo(FP8).max
 _FIRST_CAPABILITY = (8, 9)
 # Rows that are expanded at a time: their products take four times the memory of the weight.
 _ROWS = 512
+# Values that are quantized at a time.
+_QUANTIZED_VALUES = 2**22
 
 
 def quantize_fp8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,10 +29,18 @@ def quantize_fp8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         ``(values, scale)``: e4m3 [N, K] and fp32 [N, 1] with ``x ≈ values * scale``. An all-zero row gets scale 1.
     """
-    absmax = x.abs().amax(dim=1, keepdim=True).float()
-    scale = torch.where(absmax > 0, absmax / _LARGEST, torch.ones_like(absmax))
-    # A quotient may round to just above the largest value, which the conversion would turn into NaN.
-    return (x.float() / scale).clamp_(-_LARGEST, _LARGEST).to(FP8), scale
+    values = torch.empty(x.shape, dtype=FP8, device=x.device)
+    scale = torch.empty((x.shape[0], 1), dtype=torch.float32, device=x.device)
+    # In parts: fp32 copies of all rows would be the largest tensors of a step.
+    step = max(_QUANTIZED_VALUES // x.shape[1], 1)
+    for part, part_values, part_scale in zip(
+        x.split(step), values.split(step), scale.split(step), strict=True
+    ):
+        absmax = part.abs().amax(dim=1, keepdim=True).float()
+        part_scale.copy_(torch.where(absmax > 0, absmax / _LARGEST, torch.ones_like(absmax)))
+        # A quotient may round to just above the largest value, which the conversion would turn into NaN.
+        part_values.copy_((part.float() / part_scale).clamp_(-_LARGEST, _LARGEST))
+    return values, scale
 
 
 def multiplies_fp8(device: torch.device, dtype: torch.dtype) -> bool:

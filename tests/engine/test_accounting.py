@@ -85,12 +85,18 @@ class CountedInt8Attention(Int8Attention):
 
 
 def planned(
-    precision: str, size: tuple[int, int], vram: float, sampling: SamplingConfig, attention: str = "auto"
+    precision: str,
+    size: tuple[int, int],
+    vram: float,
+    sampling: SamplingConfig,
+    *,
+    attention: str = "auto",
+    card: str = "RTX 3060",
 ) -> Plan:
     job = PlannedJob(
         shapes=published_shapes(), sampling=sampling, size=size, precision=precision, attention=attention
     )
-    machine = Machine(vram=int(vram * GIB), ram=16 * GIB, card=find_card("RTX 3060"))
+    machine = Machine(vram=int(vram * GIB), ram=16 * GIB, card=find_card(card))
     return make_plan(job, machine)
 
 
@@ -159,6 +165,17 @@ def test_a_step_peaks_at_most_ten_percent_below_its_plan(size: tuple[int, int], 
 
 
 @pytest.mark.parametrize("vram", [3, 11.9])
+@pytest.mark.parametrize("card", ["RTX 3060", "RTX 4070"])
+def test_the_plan_knows_where_fp8_weights_are_expanded(
+    card: str, vram: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("isoframe.quant.fp8.multiplies_fp8", lambda *_: find_card(card).fp8 is not None)
+    sampling = SamplingConfig(num_sections=4)
+    plan = planned("fp8", (640, 608), vram, sampling, card=card)
+    assert_exact(plan, measured_peak(plan, sampling))
+
+
+@pytest.mark.parametrize("vram", [3, 11.9])
 def test_the_plan_knows_int8_attention(vram: float) -> None:
     sampling = SamplingConfig(num_sections=4)
     plan = planned("int8", (640, 608), vram, sampling, attention="int8")
@@ -167,7 +184,7 @@ def test_the_plan_knows_int8_attention(vram: float) -> None:
 
 @pytest.mark.parametrize("step_cache", ["none", "teacache", "magcache"])
 @pytest.mark.parametrize("vram", [3, 11.9])
-@pytest.mark.parametrize("precision", ["bf16", "fp16", "int8", "int8-weight"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "int8", "int8-weight", "nf4"])
 def test_the_plan_knows_every_format_and_step_cache(
     precision: str, vram: float, step_cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
