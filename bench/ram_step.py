@@ -23,12 +23,12 @@ def main(folder: str, ram_bytes: int, tier: str) -> None:
     """Print the tier, the peak and a checksum of the velocity as JSON."""
     square = torch.randn(256, 256)
     _ = square @ square
-    before = _status_bytes("VmRSS")
+    before = status_bytes("VmRSS")
     store = open_store(folder)
     chosen = _tier(store, ram_bytes) if tier == "auto" else "pinned"
     units = open_units(store, torch.device("cpu"), tier=chosen, ring=_RING)
     velocity = _step(stored_transformer(store, torch.device("cpu"), units))
-    peak_bytes = _status_bytes("VmHWM") - before
+    peak_bytes = status_bytes("VmHWM") - before
     assert velocity.isfinite().all()
     json.dump(
         {"tier": chosen, "peak_bytes": peak_bytes, "checksum": zlib.crc32(velocity.numpy().tobytes())},
@@ -62,7 +62,7 @@ def _step(transformer: PackedTransformer) -> Tensor:
         return transformer.step(draw(config.in_channels, 1, 8, 8), 0, job, section).compute()
 
 
-def _status_bytes(key: str) -> int:
+def status_bytes(key: str) -> int:
     """A size from the kernel's account of this process."""
     found = re.search(rf"^{key}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None, key

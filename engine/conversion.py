@@ -33,6 +33,7 @@ from .store import (
 from .tensor_files import FLOAT_DTYPES
 from .transformer import PackedTransformer
 from .units import UnitLayout, unit_specs
+from .weights import HostBuffer
 
 _logger = logging.getLogger(__name__)
 
@@ -244,6 +245,8 @@ class _Conversion:
                     with self._disk_errors(done):
                         _write_at(path, starts[piece.name], content)
                         journal.add(record)
+                    # Two units would be in memory while the next one is made.
+                    del content
                 done += piece.num_bytes
                 self._report("convert", done, self._total_bytes)
         return journal.records
@@ -259,7 +262,8 @@ class _Conversion:
         """Content of ``piece`` and its record."""
         errors: dict[str, tuple[float, float]] = {}
         if piece.name in self._layouts:
-            content = torch.zeros(piece.num_bytes, dtype=torch.uint8)
+            # Pages of its own, zero at first, that go back to the system at once.
+            content = HostBuffer(piece.num_bytes, is_locked=False).tensor
             for name, destination in self._layouts[piece.name].destinations(content).items():
                 tensor = self._checkpoint.tensor(name)
                 _write(name, destination, tensor)

@@ -24,7 +24,7 @@ from .units import UnitLayout, unit_specs
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 
-_HASHED_BYTES = 2**24
+_HASHED_BYTES = 2**22
 
 # Bytes that are done and all bytes.
 OnBytes = Callable[[int, int], None]
