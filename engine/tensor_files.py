@@ -1,6 +1,7 @@
 """Safetensors files: a checked header, and tensors mapped one at a time."""
 
 import hashlib
+import itertools
 import json
 import math
 import mmap
@@ -22,6 +23,8 @@ FLOAT_DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
+# Weights are floating point; a few files hold whole numbers, such as the alpha of a LoRA.
+_DTYPES = FLOAT_DTYPES | {"I64": torch.int64, "I32": torch.int32}
 # The largest header that the safetensors library reads.
 _MAX_HEADER_BYTES = 100_000_000
 
@@ -103,7 +106,7 @@ def map_tensor(entry: TensorEntry) -> Tensor:
     The mapping goes with the tensor, so reading a whole file never holds more than the tensors in use: 33 MiB
     instead of the 640 MiB that stay resident with one mapping of a 640 MiB file of 32 MiB tensors.
     """
-    dtype = FLOAT_DTYPES[entry.dtype]
+    dtype = _DTYPES[entry.dtype]
     if entry.num_bytes == 0:
         return torch.empty(entry.shape, dtype=dtype)
     skipped = entry.start % mmap.ALLOCATIONGRANULARITY
@@ -156,19 +159,30 @@ def _parse_header(path: Path, header: bytes) -> dict[str, TensorEntry]:
         raw = json.loads(header)
         raw.pop("__metadata__", None)
         entries = [(name, _parse_entry(path, 8 + len(header), fields)) for name, fields in raw.items()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        entries.sort(key=lambda item: (item[1].start, item[1].num_bytes))
+        _check_disjoint(entries)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path} has a corrupt header ({error}); copy or download it again") from error
-    return dict(sorted(entries, key=lambda item: item[1].start))
+    return dict(entries)
 
 
 def _parse_entry(path: Path, data_start: int, fields: dict[str, object]) -> TensorEntry:
     shape = tuple(int(size) for size in fields["shape"])  # type: ignore[attr-defined]  # checked by the caller
     begin, end = (int(offset) for offset in fields["data_offsets"])  # type: ignore[attr-defined]  # likewise
     dtype = str(fields["dtype"])
-    known = FLOAT_DTYPES.get(dtype)
+    known = _DTYPES.get(dtype)
+    if any(size < 0 for size in shape):
+        raise ValueError(f"{list(shape)} is no shape")
     if not 0 <= begin <= end or (known is not None and end - begin != math.prod(shape) * known.itemsize):
         raise ValueError(f"{dtype} {list(shape)} does not fill bytes {begin} to {end}")
     return TensorEntry(path=path, dtype=dtype, shape=shape, start=data_start + begin, num_bytes=end - begin)
+
+
+def _check_disjoint(entries: list[tuple[str, TensorEntry]]) -> None:
+    """Two names for the same bytes are how a small file claims to be a large one."""
+    for (name, entry), (next_name, next_entry) in itertools.pairwise(entries):
+        if next_entry.start < entry.start + entry.num_bytes:
+            raise ValueError(f"{name} and {next_name} overlap")
 
 
 def _check_size(path: Path, size_bytes: int, data_start: int, entries: dict[str, TensorEntry]) -> None:
