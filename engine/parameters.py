@@ -11,19 +11,62 @@ from .destinations import DenseTensor
 
 
 class JobLinear(Protocol):
-    """A linear layer that only the start of a job needs."""
+    """A linear layer outside the blocks; most of them only the start of a job needs."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
+    def float(self) -> "JobLinear":
+        """The layer in fp32."""
+        ...
+
 
 class JobBook(Protocol):
-    """Gives the weights that only the start of a job needs, wherever they live until then."""
+    """Gives the weights outside the blocks, wherever they live until they are needed."""
 
     def linear(
         self, names: str | Sequence[str], in_features: int, out_features: int | Sequence[int]
     ) -> JobLinear: ...
 
     def tensor(self, name: str, *shape: int) -> Tensor: ...
+
+
+class KeptBook:
+    """Gives what another book gives, and the same again when it is asked again.
+
+    Attributes:
+        shapes: shape of every matrix and kernel that was asked for, by checkpoint name without ``.weight``.
+    """
+
+    def __init__(self, base: JobBook) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._base = base
+        self._linears: dict[tuple[str, ...], JobLinear] = {}
+        self._tensors: dict[str, Tensor] = {}
+
+    def linear(
+        self, names: str | Sequence[str], in_features: int, out_features: int | Sequence[int]
+    ) -> JobLinear:
+        layers, rows = stacked_layers(names, out_features)
+        if layers not in self._linears:
+            self._linears[layers] = self._base.linear(names, in_features, out_features)
+            self.shapes |= {layer: (count, in_features) for layer, count in zip(layers, rows, strict=True)}
+        return self._linears[layers]
+
+    def tensor(self, name: str, *shape: int) -> Tensor:
+        if name not in self._tensors:
+            self._tensors[name] = self._base.tensor(name, *shape)
+            if len(shape) > 1:
+                self.shapes[name.removesuffix(".weight")] = shape
+        return self._tensors[name]
+
+
+def stacked_layers(
+    names: str | Sequence[str], out_features: int | Sequence[int]
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names and output rows of the layers that are stacked in one linear."""
+    layers = (names,) if isinstance(names, str) else tuple(names)
+    rows = (out_features,) * len(layers) if isinstance(out_features, int) else tuple(out_features)
+    return layers, rows
 
 
 class ParameterBook:
@@ -42,11 +85,10 @@ class ParameterBook:
         self, names: str | Sequence[str], in_features: int, out_features: int | Sequence[int]
     ) -> Linear:
         """One linear that stacks the layers ``names`` along its output."""
-        names = [names] if isinstance(names, str) else list(names)
-        rows = [out_features] * len(names) if isinstance(out_features, int) else list(out_features)
+        layers, rows = stacked_layers(names, out_features)
         layer = Linear(self._empty(sum(rows), in_features), self._empty(sum(rows)))
         start = 0
-        for name, count in zip(names, rows, strict=True):
+        for name, count in zip(layers, rows, strict=True):
             part = layer.rows(start, start + count)
             self._add(f"{name}.weight", part.weight)
             self._add(f"{name}.bias", part.bias)

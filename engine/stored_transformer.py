@@ -1,7 +1,7 @@
 """A transformer whose weights come from a unit store: units through a streamer, the rest when it is needed."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -106,6 +106,9 @@ class StoredLinear:
     def __call__(self, x: Tensor) -> Tensor:
         weight, bias = (self._read(entries, x.device) for entries in (self.weights, self.biases))
         return torch.nn.functional.linear(x, weight, bias)
+
+    def float(self) -> "StoredLinear":
+        return replace(self, dtype=torch.float32)
 
     def _read(self, entries: tuple[TensorEntry, ...], device: torch.device) -> Tensor:
         parts = [read_tensor(entry).to(device, self.dtype) for entry in entries]

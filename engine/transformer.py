@@ -4,6 +4,8 @@ Formulas: HunyuanVideo's MMDiT with FramePack's history patches and aligned rota
 by lifetime: :meth:`PackedTransformer.prepare_job` and :meth:`pack_section` hold what steps share.
 """
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import aligned_rope, modulated_layer_norm, num_patches, patchify_pack, reuse_residual
-from ..quant import DenseFormat, Linear, WeightFormat
+from ..quant import DenseFormat, WeightFormat
 from .attention import SDPA_ATTENTION, SelfAttention
 from .checkpoint import Checkpoint, load_into
 from .destinations import Destination
@@ -26,8 +28,10 @@ from .invariants import (
     modulation_table,
 )
 from .layers import BlockContext, DualBlock, HeadNorms, SingleBlock
+from .lora import ActiveLoras
+from .low_rank import LoraBook, LoraUnits
 from .packing import PATCH_2X, PATCH_4X, PackedSection, rope_axes
-from .parameters import JobBook, JobLinear, ParameterBook
+from .parameters import JobBook, JobLinear, KeptBook, ParameterBook
 from .transformer_config import TransformerConfig
 from .units import ResidentUnits, UnitLayout, UnitSource, unit_specs
 
@@ -102,7 +106,21 @@ class PackedTransformer:
         self.token_chunk: int | None = None
         book = ParameterBook(self.residual_dtype, device)
         own_job_book = ParameterBook(self.residual_dtype, job_device or device)
-        job_book = job_book or own_job_book
+        self._book, self._job_book = KeptBook(book), KeptBook(job_book or own_job_book)
+        self._build(self._book, self._job_book)
+        self.dual_blocks = [_dual_block(book, i, config) for i in range(config.num_layers)]
+        self.single_blocks = [_single_block(book, i, config) for i in range(config.num_single_layers)]
+        self.weight_format = weight_format or DenseFormat(dtype)
+        self.destinations: dict[str, Destination] = {**book.destinations, **own_job_book.destinations}
+        if units is None:
+            layouts = [UnitLayout(spec, self.weight_format) for spec in unit_specs(config)]
+            units = resident = ResidentUnits(layouts, device)
+            self.destinations |= resident.destinations()
+        self.units: UnitSource = units
+
+    def _build(self, book: JobBook, job_book: JobBook) -> None:
+        """The layers outside the blocks; ``job_book`` gives those that only the start of a job needs."""
+        config = self.config
         dim, mlp_dim = config.inner_dim, int(config.inner_dim * config.mlp_ratio)
         patch = (config.patch_size_t, config.patch_size, config.patch_size)
         self.x_embedder = _patch_embedding(book, "x_embedder.proj", config, patch)
@@ -129,16 +147,7 @@ class PackedTransformer:
             config.num_refiner_layers,
         )
         self.modulation_linears = _modulation_linears(job_book, config)
-        self.dual_blocks = [_dual_block(book, i, config) for i in range(config.num_layers)]
-        self.single_blocks = [_single_block(book, i, config) for i in range(config.num_single_layers)]
         self.proj_out = book.linear("proj_out", dim, config.out_channels * config.patch_size**2)
-        self.weight_format = weight_format or DenseFormat(dtype)
-        self.destinations: dict[str, Destination] = {**book.destinations, **own_job_book.destinations}
-        if units is None:
-            layouts = [UnitLayout(spec, self.weight_format) for spec in unit_specs(config)]
-            units = resident = ResidentUnits(layouts, device)
-            self.destinations |= resident.destinations()
-        self.units: UnitSource = units
 
     @classmethod
     def load(
@@ -162,6 +171,34 @@ class PackedTransformer:
         )
         load_into(checkpoint, transformer.destinations)
         return transformer
+
+    @property
+    def layer_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of the weight of every layer that a LoRA can change, by checkpoint name without ``.weight``."""
+        blocks = {
+            source: (rows, layer.in_features)
+            for spec in unit_specs(self.config)
+            for layer in spec.layers
+            for source, rows in zip(layer.sources, layer.rows, strict=True)
+        }
+        return blocks | self._book.shapes | self._job_book.shapes
+
+    def with_loras(self, loras: ActiveLoras) -> "PackedTransformer":
+        """This transformer with LoRAs beside its weights, which it shares; itself without any.
+
+        Take it after attention and token chunk are set.
+        """
+        loras = [(lora, strength) for lora, strength in loras if strength != 0]
+        if not loras:
+            return self
+        adapted = copy.copy(self)
+        adapted.__dict__.pop("_fp32_proj_out", None)
+        adapted._build(
+            LoraBook(self._book, loras, self.residual_dtype, self.device),
+            LoraBook(self._job_book, loras, self.residual_dtype, torch.device("cpu")),
+        )
+        adapted.units = LoraUnits(self.units, unit_specs(self.config), loras, self.dtype, self.device)
+        return adapted
 
     def project_image(self, image_embeds: Tensor) -> Tensor:
         """Vision tokens [1, I, D] from image embeddings [1, I, V]."""
@@ -290,8 +327,8 @@ class PackedTransformer:
         return torch.cat([self._fp32_proj_out(part.float()) for part in parts], dim=1)
 
     @cached_property
-    def _fp32_proj_out(self) -> Linear:
-        return Linear(self.proj_out.weight.float(), self.proj_out.bias.float())
+    def _fp32_proj_out(self) -> JobLinear:
+        return self.proj_out.float()
 
 
 class StepPass:
@@ -407,7 +444,7 @@ def _check_supported(config: TransformerConfig) -> None:
 
 
 def _patch_embedding(
-    book: ParameterBook, name: str, config: TransformerConfig, kernel: tuple[int, int, int]
+    book: JobBook, name: str, config: TransformerConfig, kernel: tuple[int, int, int]
 ) -> PatchEmbedding:
     weight = book.tensor(f"{name}.weight", config.inner_dim, config.in_channels, *kernel)
     return PatchEmbedding(weight, book.tensor(f"{name}.bias", config.inner_dim))

@@ -29,6 +29,9 @@ class Linear:
         """The product; weights that live elsewhere are on the device of ``x`` for this call."""
         return torch.nn.functional.linear(x, self.weight.to(x.device), self.bias.to(x.device))
 
+    def float(self) -> "Linear":
+        return Linear(self.weight.float(), self.bias.float())
+
     def rows(self, start: int, end: int | None = None) -> "Linear":
         return Linear(self.weight[start:end], self.bias[start:end])
 
@@ -41,6 +44,9 @@ class Linear:
     def input(self, x: Tensor) -> Tensor:
         # In fp16 the residual stream and its norms are fp32, so this is where values are rounded.
         return x.to(self.weight.dtype)
+
+    def dense(self, x: Tensor) -> Tensor:
+        return x
 
     def into(self, x: Tensor, out: Tensor, *, gelu: bool = False) -> None:
         torch.addmm(self.bias, x[0], self.weight.t(), out=out[0])

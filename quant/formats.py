@@ -47,6 +47,10 @@ class Projection(Protocol):
         """``x`` [1, M, K] as :meth:`into` and :meth:`add_gated` take it."""
         ...
 
+    def dense(self, x: Activation) -> Tensor:
+        """The values [1, M, K] that ``x`` stands for, in the dtype of the activations."""
+        ...
+
     def into(self, x: Activation, out: Tensor, *, gelu: bool = False) -> None:
         """Write the product, through GELU (tanh) if asked, to ``out`` [1, M, N]: any row stride."""
         ...

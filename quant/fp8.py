@@ -87,6 +87,9 @@ class Fp8Linear:
         values, scale = quantize_fp8_rows(x[0])
         return Fp8Rows(values[None], scale[None])
 
+    def dense(self, x: Fp8Rows) -> Tensor:
+        return (x.values.float() * x.scale).to(self.bias.dtype)
+
     def into(self, x: Fp8Rows, out: Tensor, *, gelu: bool = False) -> None:
         product = self._product(x)
         if gelu:
