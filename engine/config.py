@@ -97,6 +97,33 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoraStrength:
+    """A LoRA of one job. The same LoRA may be given several times, with other strengths for other sections.
+
+    Attributes:
+        source: a .safetensors file, a folder with one, or the name of a loaded LoRA.
+        strength: factor of its change; 0 leaves it out, 1 is as trained.
+        sections: where it is at work: in generation order, from 0; None means everywhere.
+    """
+
+    source: str | os.PathLike[str]
+    strength: float = 1.0
+    sections: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not os.fspath(self.source):
+            raise ConfigError("source of a LoRA must be a file or a name, got an empty one")
+        if not _is_finite(self.strength):
+            raise ConfigError(f"strength of a LoRA must be a finite number, got {self.strength!r}")
+        for section in self.sections or ():
+            _check_at_least("sections of a LoRA", section, 0)
+
+    def is_active(self, section: int) -> bool:
+        """Whether it changes ``section`` (generation order, from 0)."""
+        return self.strength != 0 and (self.sections is None or section in self.sections)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingConfig:
     """How one video is sampled, in latents.
 
@@ -118,6 +145,7 @@ class SamplingConfig:
         step_cache_retention: share of the first steps that MagCache computes, 0 to 1.
         latent_paddings: windows between the start frame and each section, in generation order; None is the
             published rule. Only with order "inverted".
+        loras: LoRAs that are at work together.
     """
 
     num_sections: int
@@ -134,11 +162,17 @@ class SamplingConfig:
     step_cache_max_skips: int = 4
     step_cache_retention: float = 0.2
     latent_paddings: tuple[int, ...] | None = None
+    loras: tuple[LoraStrength, ...] = ()
 
     def __post_init__(self) -> None:
         _check_at_least("num_sections", self.num_sections, 1)
         check_choice("order", self.order, ORDERS)
         _check_sampling(self)
+        for lora in self.loras:
+            if max(lora.sections or (0,)) >= self.num_sections:
+                raise ConfigError(
+                    f"sections of a LoRA must be below num_sections = {self.num_sections}, got {lora.sections}"
+                )
         if self.latent_paddings is None:
             return
         for padding in self.latent_paddings:
@@ -193,6 +227,7 @@ class Request:
     step_cache_max_skips: int = 4
     step_cache_retention: float = 0.2
     latent_paddings: tuple[int, ...] | None = None
+    loras: tuple[LoraStrength, ...] = ()
     posterior: str = "sample"
     force: bool = False
 
@@ -244,6 +279,10 @@ def _check_sampling(config: SamplingConfig | Request) -> None:
     if config.seed >= 2**63:
         raise ConfigError(f"seed must be below 2**63, got {config.seed}")
     check_choice("sampler", config.sampler, SAMPLERS)
+    if not isinstance(config.loras, tuple) or not all(
+        isinstance(lora, LoraStrength) for lora in config.loras
+    ):
+        raise ConfigError(f"loras must be a tuple of LoraStrength, got {config.loras!r}")
     check_choice("step_cache", config.step_cache, STEP_CACHES)
     _check_at_least("step_cache_max_skips", config.step_cache_max_skips, 1)
     for name in (

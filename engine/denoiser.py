@@ -16,12 +16,16 @@ from .errors import NumericalError
 from .events import Event, PhaseEvent, StepEvent
 from .history import History
 from .invariants import JobInvariants
+from .lora import Lora
+from .lora_library import LoraLibrary
+from .low_rank import branch_bytes
 from .model_memory import JobMemory
 from .packing import PackedSection
 from .sampler import Sampler, make_sampler, sigma_schedule
 from .sections import SectionPlan, plan_sections
 from .step_cache import StepCache, StepCacheFactory, make_step_cache
 from .transformer import FrameIndices, PackedTransformer
+from .units import unit_specs
 
 _logger = logging.getLogger(__name__)
 
@@ -47,8 +51,18 @@ class LatentSection:
 class _Branch:
     """The conditional or the negative pass of one section."""
 
+    transformer: PackedTransformer
     job: JobInvariants
     cache: StepCache
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What a section samples with: the transformer with the LoRAs at work, and what a job computes once with it."""
+
+    loras: list[tuple[Lora, float]]
+    transformer: PackedTransformer
+    jobs: list[JobInvariants]
 
 
 class Denoiser:
@@ -57,6 +71,7 @@ class Denoiser:
     Attributes:
         transformer: the model.
         step_caches: makes the step cache of every branch and section.
+        loras: what the jobs' LoRAs are looked up in.
     """
 
     def __init__(
@@ -69,6 +84,7 @@ class Denoiser:
         self.transformer = transformer
         self._choose_attention = choose_attention
         self.step_caches = step_caches
+        self.loras = LoraLibrary(transformer.layer_shapes)
 
     def sample(
         self,
@@ -86,7 +102,8 @@ class Denoiser:
             memory: places the units before every section; None leaves them where they are.
 
         Raises:
-            ConfigError: the step cache cannot work with this checkpoint.
+            ConfigError: the step cache cannot work with this checkpoint, or a LoRA is missing.
+            CheckpointError: a LoRA does not fit the checkpoint.
             InputError: a tensor does not fit the checkpoint.
             DeviceError: the configured attention does not run at this size.
             NumericalError: latents became NaN or infinite.
@@ -97,8 +114,24 @@ class Denoiser:
         return self._sections(conditioning, sampling, attention, on_event or _ignore, memory)
 
     def check(self, sampling: SamplingConfig) -> None:
-        """Raise :class:`ConfigError` where the step cache cannot work with this checkpoint."""
+        """Raise an error where the step cache or a LoRA cannot work with this checkpoint; reads the LoRAs."""
         self.step_caches(sampling)
+        for lora in sampling.loras:
+            self.loras.find(lora.source)
+
+    def lora_bytes(self, sampling: SamplingConfig) -> int:
+        """Most memory that the LoRAs of a job take on the device; reads them."""
+        sections = [self._active(sampling, section) for section in range(sampling.num_sections)]
+        distinct = {tuple((id(lora), strength) for lora, strength in loras): loras for loras in sections}
+        return max(
+            branch_bytes(unit_specs(self.transformer.config), loras, self.transformer.dtype)
+            for loras in distinct.values()
+        )
+
+    def _active(self, sampling: SamplingConfig, section: int) -> list[tuple[Lora, float]]:
+        """The LoRAs at work in ``section``, each with its strength."""
+        uses = [use for use in sampling.loras if use.is_active(section)]
+        return [(self.loras.find(use.source), use.strength) for use in uses]
 
     def _sections(
         self,
@@ -108,7 +141,6 @@ class Denoiser:
         report: EventHandler,
         memory: JobMemory | None,
     ) -> Iterator[LatentSection]:
-        report(PhaseEvent(phase="prepare"))
         # One stream of noise for the whole job: a section's noise depends on how many came before it.
         generator = torch.Generator("cpu").manual_seed(sampling.seed)
         # History and results are kept on the CPU, wherever the conditioning was computed.
@@ -116,20 +148,23 @@ class Denoiser:
         channels, height, width = start_latent.shape[1], *start_latent.shape[3:]
         shape = (1, channels, sampling.latent_window_size, height, width)
         sigmas = sigma_schedule(sampling.num_steps, shape[2] * height * width // 4)
-        with torch.inference_mode():
-            jobs = self._prepare(conditioning, sampling, sigmas)
         history = History(start_latent, sampling.order)
-        for section in plan_sections(sampling):
+        # All are found before the first section: a file may change while the job runs.
+        active = [self._active(sampling, section) for section in range(sampling.num_sections)]
+        model: _Model | None = None
+        for section, loras in zip(plan_sections(sampling), active, strict=True):
+            if model is None or model.loras != loras:
+                report(PhaseEvent(phase="prepare"))
+                # There may not be room for the old and the new LoRAs.
+                model = None
+                model = self._prepare(loras, conditioning, sampling, sigmas)
             report(PhaseEvent(phase="pack"))
             noise = torch.randn(shape, generator=generator)
             # Jobs of one engine may take turns, section by section.
             self.transformer.self_attention = attention
-            run = partial(self._run_section, noise, sigmas, history, jobs, section, sampling, report)
-            if memory is None:
-                latents = run()
-            else:
-                memory.place()
-                latents = memory.attempt("denoise", run)
+            latents = _run_within(
+                memory, partial(self._run_section, noise, sigmas, history, model, section, sampling, report)
+            )
             history.append(latents)
             _logger.info("section %d of %d sampled", section.index + 1, sampling.num_sections)
             yield LatentSection(
@@ -142,14 +177,15 @@ class Denoiser:
         noise: Tensor,
         sigmas: Tensor,
         history: History,
-        jobs: list[JobInvariants],
+        model: _Model,
         section: SectionPlan,
         sampling: SamplingConfig,
         report: EventHandler,
     ) -> Tensor:
         """Latents of one section on the CPU, fp32."""
-        packed = self._pack(history, section, noise)
-        branches = [_Branch(job, self.step_caches(sampling)) for job in jobs]
+        transformer = model.transformer.settled_as(self.transformer)
+        packed = self._pack(transformer, history, section, noise)
+        branches = [_Branch(transformer, job, self.step_caches(sampling)) for job in model.jobs]
         report(PhaseEvent(phase="denoise"))
         latents = self._denoise(noise, sigmas, packed, branches, section, sampling, report)
         # A tensor made in inference mode cannot be used outside in every way.
@@ -170,15 +206,21 @@ class Denoiser:
             dtype=self.transformer.dtype,
         )
 
+    @torch.inference_mode()
     def _prepare(
-        self, conditioning: Conditioning, sampling: SamplingConfig, sigmas: Tensor
-    ) -> list[JobInvariants]:
-        """Invariants of the conditional branch and, with true guidance, of the negative one."""
+        self,
+        loras: list[tuple[Lora, float]],
+        conditioning: Conditioning,
+        sampling: SamplingConfig,
+        sigmas: Tensor,
+    ) -> _Model:
+        """The transformer with ``loras``; invariants of the conditional branch and, with true guidance, of the negative."""
+        transformer = self.transformer.with_loras(loras)
         timesteps = self._round_time(sigmas[:-1] * 1000)
         guidance = None
         if self.transformer.config.guidance_embeds:
             guidance = self._round_time(torch.tensor(sampling.guidance_scale * 1000)).item()
-        vision = self.transformer.project_image(conditioning.image_embeds)
+        vision = transformer.project_image(conditioning.image_embeds)
         texts = [(conditioning.text_embeds, conditioning.text_mask, conditioning.pooled_embeds)]
         if sampling.cfg_scale != 1.0:
             embeds, mask = conditioning.negative_text_embeds, conditioning.negative_text_mask
@@ -188,11 +230,14 @@ class Denoiser:
             assert mask is not None
             assert pooled is not None
             texts.append((embeds, mask, pooled))
-        return [self.transformer.prepare_job(timesteps, guidance, *text, vision) for text in texts]
+        jobs = [transformer.prepare_job(timesteps, guidance, *text, vision) for text in texts]
+        return _Model(loras, transformer, jobs)
 
-    def _pack(self, history: History, section: SectionPlan, noise: Tensor) -> PackedSection:
+    def _pack(
+        self, transformer: PackedTransformer, history: History, section: SectionPlan, noise: Tensor
+    ) -> PackedSection:
         _, _, frames, height, width = noise.shape
-        return self.transformer.pack_section(
+        return transformer.pack_section(
             history.clean_latents(), _frame_indices(section), (frames, height, width)
         )
 
@@ -231,7 +276,7 @@ class Denoiser:
     ) -> Tensor:
         """Velocity of one step, fp32; two branches are combined by true guidance."""
         velocities = [
-            branch.cache.velocity(step, self.transformer.step(latents, step, branch.job, packed)).float()
+            branch.cache.velocity(step, branch.transformer.step(latents, step, branch.job, packed)).float()
             for branch in branches
         ]
         conditional = velocities[0]
@@ -269,6 +314,14 @@ def assemble(sections: list[LatentSection], start_latent: Tensor) -> Tensor:
     """All latents of a job in video order, the start latent first: [1, C, 1 + n * window, Y, X] on the CPU."""
     ordered = sorted(sections, key=lambda section: section.first_latent_frame)
     return torch.cat([start_latent.float().cpu(), *(section.latents for section in ordered)], dim=2)
+
+
+def _run_within(memory: JobMemory | None, run: Callable[[], Tensor]) -> Tensor:
+    """The latents of a section, with the units where the job wants them."""
+    if memory is None:
+        return run()
+    memory.place()
+    return memory.attempt("denoise", run)
 
 
 def _ignore(event: object) -> None:

@@ -161,6 +161,33 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """Names of the LoRAs that :meth:`load_lora` has read."""
+        return self._denoiser.loras.names
+
+    def load_lora(self, path: str | os.PathLike[str], *, name: str | None = None) -> str:
+        """Read a LoRA, for jobs to name in ``loras``; the model's weights stay as they are.
+
+        Jobs may also give the file itself. Either way it is read once and kept until :meth:`unload_lora`.
+
+        Args:
+            path: a .safetensors file in the names of diffusers, PEFT, kohya, musubi or Tencent, or its folder.
+            name: what jobs call it; None takes the name of the file without its suffix.
+
+        Returns:
+            The name.
+
+        Raises:
+            ConfigError: another file has this name.
+            CheckpointError: the file is damaged, pickled, or does not fit the model.
+        """
+        return self._denoiser.loras.load(path, name)
+
+    def unload_lora(self, source: str | os.PathLike[str]) -> None:
+        """Forget the LoRA that is called ``source``, or whose file that is; running jobs keep theirs."""
+        self._denoiser.loras.unload(source)
+
     def sample(
         self, conditioning: Conditioning, sampling: SamplingConfig, *, on_event: EventHandler | None = None
     ) -> Iterator[LatentSection]:
@@ -173,7 +200,12 @@ class Engine:
         """
         conditioning.check(self._denoiser.transformer.config, sampling.cfg_scale)
         height, width = (8 * edge for edge in conditioning.start_latent.shape[3:])
-        memory = self._memory.plan(sampling, (height, width), is_latents_only=True)
+        memory = self._memory.plan(
+            sampling,
+            (height, width),
+            is_latents_only=True,
+            lora_bytes=self._denoiser.lora_bytes(sampling),
+        )
         return self._denoiser.sample(conditioning, sampling, on_event, memory)
 
     def sample_video(
@@ -322,6 +354,7 @@ class Engine:
             request,
             job.sampling,
             job.image,
+            loras=[self._denoiser.loras.find(lora.source) for lora in job.sampling.loras],
             model=self.components.name,
             model_hash=self.model_hash,
             device=torch.cuda.get_device_name(self.device) if is_cuda else "cpu",

@@ -85,7 +85,7 @@ class Generation:
         self._image_size = image.height, image.width
         bucket = request.size or choose_bucket((image.height, image.width), profile.buckets)
         self.image: Image = fit_to_bucket(image, bucket)
-        self.memory = memory.plan(self.sampling, bucket)
+        self.memory = memory.plan(self.sampling, bucket, lora_bytes=denoiser.lora_bytes(self.sampling))
         self.decoder: SectionDecoder | None = None
 
     def sections(

@@ -17,8 +17,8 @@ from .lora import ActiveLoras, merge
 from .parameters import JobBook, JobLinear, stacked_layers
 from .units import LayerSpec, Unit, UnitSource, UnitSpec
 
-# Rows whose side branch exists at a time: int8 activations are expanded for it.
-_ROWS = 4096
+# Rows whose side branch exists at a time: 8-bit activations are expanded for it.
+_ROWS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +173,7 @@ class LoraLayer:
 
 
 class LoraUnits:
-    """Units whose layers have side branches; wherever the units live, the branches are on the device.
-
-    Attributes:
-        num_bytes: memory of the branches.
-    """
+    """Units whose layers have side branches; wherever the units live, the branches are on the device."""
 
     def __init__(
         self,
@@ -188,16 +184,11 @@ class LoraUnits:
         device: torch.device,
     ) -> None:
         """Put ``loras`` beside the units of ``base``; ``dtype`` is that of the activations."""
-        self._base = base
+        self.base = base
         self._branches = [_unit_branches(spec.layers, loras, dtype, device) for spec in specs]
 
-    @property
-    def num_bytes(self) -> int:
-        branches = [branch for unit in self._branches for branch in unit.values()]
-        return sum(branch.down.nbytes + sum(part.up.nbytes for part in branch.parts) for branch in branches)
-
     def acquire(self, index: int) -> Unit:
-        unit, branches = self._base.acquire(index), self._branches[index]
+        unit, branches = self.base.acquire(index), self._branches[index]
         if not branches:
             return unit
         return Unit(
@@ -208,7 +199,24 @@ class LoraUnits:
         )
 
     def release(self, index: int) -> None:
-        self._base.release(index)
+        self.base.release(index)
+
+
+def branch_bytes(specs: Sequence[UnitSpec], loras: ActiveLoras, dtype: torch.dtype) -> int:
+    """Memory on the device of what :class:`LoraUnits` holds, and of the rows that it expands at a time."""
+    values = scratch = 0
+    for layer in (layer for spec in specs for layer in spec.layers):
+        ranks = [
+            (lora.factors[source].down.shape[0], rows)
+            for source, rows in zip(layer.sources, layer.rows, strict=True)
+            for lora, _ in loras
+            if source in lora.factors
+        ]
+        values += sum(rank * (layer.in_features + rows) for rank, rows in ranks)
+        if ranks:
+            widest = max(rows for _, rows in ranks)
+            scratch = max(scratch, _ROWS * (layer.in_features + widest + sum(rank for rank, _ in ranks)))
+    return dtype.itemsize * (values + scratch)
 
 
 def _unit_branches(

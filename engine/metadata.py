@@ -4,13 +4,15 @@ import dataclasses
 import hashlib
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from .config import Request, SamplingConfig
+from .config import LoraStrength, Request, SamplingConfig
+from .lora import Lora
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,6 +25,7 @@ def video_metadata(
     sampling: SamplingConfig,
     image: "Image",
     *,
+    loras: Sequence[Lora],
     model: str,
     model_hash: str,
     device: str,
@@ -34,6 +37,7 @@ def video_metadata(
         request: what was asked for.
         sampling: what it resolved to.
         image: start image as the model sees it; its pixels enter as a hash.
+        loras: those of ``sampling``, in its order.
         model: name of the model.
         model_hash: source hash of its transformer.
         device: "cpu", or the GPU's name.
@@ -43,9 +47,10 @@ def video_metadata(
     # The name alone: a video is passed on, its maker's folders are not.
     path = request.image if isinstance(request.image, str | os.PathLike) else None
     asked["image"] = None if path is None else os.path.basename(os.fspath(path))
+    uses = [_describe_lora(use, lora) for use, lora in zip(sampling.loras, loras, strict=True)]
     return {
-        "request": asked,
-        "sampling": dataclasses.asdict(sampling),
+        "request": asked | {"loras": uses},
+        "sampling": dataclasses.asdict(sampling) | {"loras": uses},
         "seed": sampling.seed,
         "image_sha256": hashlib.sha256(np.asarray(image).tobytes()).hexdigest(),
         "size": [image.height, image.width],
@@ -54,6 +59,15 @@ def video_metadata(
         "device": device,
         "precision": precision,
         "versions": _versions(),
+    }
+
+
+def _describe_lora(use: LoraStrength, lora: Lora) -> dict[str, Any]:
+    return {
+        "source": lora.path.name,
+        "sha256": lora.content_hash,
+        "strength": use.strength,
+        "sections": None if use.sections is None else list(use.sections),
     }
 
 

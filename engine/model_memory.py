@@ -77,7 +77,12 @@ class ModelMemory:
         self.transformer = self._load()
 
     def plan(
-        self, sampling: SamplingConfig, size: tuple[int, int], *, is_latents_only: bool = False
+        self,
+        sampling: SamplingConfig,
+        size: tuple[int, int],
+        *,
+        is_latents_only: bool = False,
+        lora_bytes: int = 0,
     ) -> "JobMemory":
         """Plan a job; nothing moves yet.
 
@@ -85,12 +90,13 @@ class ModelMemory:
             sampling: of the job.
             size: (height, width) in pixels.
             is_latents_only: neither encoders nor VAE will run.
+            lora_bytes: most that the LoRAs take on the device.
 
         Raises:
             BudgetError: it does not fit; the message names what would.
         """
         job = planned_job(self._shapes, self._config, self._format, sampling, size)
-        return JobMemory(self, replace(job, is_latents_only=is_latents_only))
+        return JobMemory(self, replace(job, is_latents_only=is_latents_only, lora_bytes=lora_bytes))
 
     def place(self, plan: Plan) -> None:
         """Place the units as ``plan`` says; those that are in their place already stay."""

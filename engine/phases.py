@@ -92,6 +92,7 @@ class Phases:
         shape = self.shape
         return self._phase(
             "prepare",
+            weights=self.job.lora_bytes,
             slots=2 * largest_once_layer_bytes(shape.config, shape.precision),
             activations=prepare_activation_bytes(shape),
             note="modulation table, refined text",
@@ -102,7 +103,9 @@ class Phases:
         shape = self.shape
         return self._phase(
             "denoise",
-            weights=step_weight_bytes(shape.config, shape.precision) + num_residents * self.slot,
+            weights=step_weight_bytes(shape.config, shape.precision)
+            + num_residents * self.slot
+            + self.job.lora_bytes,
             slots=ring * self.slot,
             activations=shape.table_bytes() + shape.activation_bytes(token_chunk),
             note=f"{num_residents} of {self.num_units} units resident"
@@ -114,7 +117,7 @@ class Phases:
         work, latents = self.work(tile), self.job.num_decoded_latents
         return self._phase(
             "VAE decode",
-            weights=work.weight_bytes,
+            weights=work.weight_bytes + self.job.lora_bytes,
             slots=arena,
             activations=work.decode_bytes(latents),
             workspace=work.decode_workspace_bytes(latents),

@@ -21,6 +21,7 @@ class PlannedJob:
         attention: as in a configuration.
         vae_tiles: True allows tiles only, False whole pictures only, None what fits.
         num_text_tokens: tokens of the prompt; the most that a prompt may have if not known.
+        lora_bytes: of the LoRAs on the device.
         is_latents_only: conditioning comes as tensors, latents go out: neither encoders nor VAE run.
     """
 
@@ -32,6 +33,7 @@ class PlannedJob:
     attention: str = "auto"
     vae_tiles: bool | None = None
     num_text_tokens: int = MAX_PROMPT_TOKENS
+    lora_bytes: int = 0
     is_latents_only: bool = False
 
     def denoise_shape(self, machine: Machine) -> DenoiseShape:

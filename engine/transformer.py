@@ -186,7 +186,7 @@ class PackedTransformer:
     def with_loras(self, loras: ActiveLoras) -> "PackedTransformer":
         """This transformer with LoRAs beside its weights, which it shares; itself without any.
 
-        Take it after attention and token chunk are set.
+        What a job sets on this one (attention, units, token chunk) comes over with :meth:`settled_as`.
         """
         loras = [(lora, strength) for lora, strength in loras if strength != 0]
         if not loras:
@@ -199,6 +199,15 @@ class PackedTransformer:
         )
         adapted.units = LoraUnits(self.units, unit_specs(self.config), loras, self.dtype, self.device)
         return adapted
+
+    def settled_as(self, base: "PackedTransformer") -> "PackedTransformer":
+        """This transformer, which is ``base`` or has LoRAs beside it, with the attention, units and token chunk of it."""
+        if self is not base:
+            assert isinstance(self.units, LoraUnits)
+            self.units.base = base.units
+            self.self_attention = base.self_attention
+            self.token_chunk = base.token_chunk
+        return self
 
     def project_image(self, image_embeds: Tensor) -> Tensor:
         """Vision tokens [1, I, D] from image embeddings [1, I, V]."""

@@ -28,6 +28,7 @@ def generate(
     step_cache_threshold: options.StepCacheThreshold = DEFAULTS.step_cache_threshold,
     step_cache_max_skips: options.StepCacheMaxSkips = DEFAULTS.step_cache_max_skips,
     step_cache_retention: options.StepCacheRetention = DEFAULTS.step_cache_retention,
+    lora: options.Loras = None,
     window: options.Window = DEFAULTS.latent_window_size,
     overwrite: options.Overwrite = False,
     fps: options.Fps = DEFAULTS.fps,
@@ -55,7 +56,7 @@ def generate(
             guidance_scale=guidance, cfg_scale=cfg, cfg_rescale=cfg_rescale, sampler=sampler,
             step_cache=step_cache, step_cache_threshold=step_cache_threshold,
             step_cache_max_skips=step_cache_max_skips, step_cache_retention=step_cache_retention,
-            latent_window_size=window, fps=fps, crf=crf,
+            loras=options.parse_loras(lora), latent_window_size=window, fps=fps, crf=crf,
         )  # fmt: skip
         config = EngineConfig(
             device=device, precision=precision, attention=attention, vram=vram, ram=ram,

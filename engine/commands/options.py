@@ -1,12 +1,14 @@
 """The options that commands share: type, name and help in one place; defaults are those of ``Request``."""
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer import Option
 
-from ..config import ATTENTIONS, ORDERS, PRECISIONS, SAMPLERS, STEP_CACHES, Request
+from ..config import ATTENTIONS, ORDERS, PRECISIONS, SAMPLERS, STEP_CACHES, LoraStrength, Request
 from ..errors import ConfigError
 
 DEFAULTS = Request(image="", prompt="")
@@ -104,6 +106,16 @@ StepCacheRetention = Annotated[
         rich_help_panel=SAMPLING,
     ),
 ]
+Loras = Annotated[
+    list[str] | None,
+    Option(
+        "--lora",
+        metavar="FILE[:STRENGTH[@SECTIONS]]",
+        help="A LoRA as .safetensors, such as style.safetensors:0.8; @1,3-5 limits it to these sections in the order "
+        "they are made; repeatable.",
+        rich_help_panel=SAMPLING,
+    ),
+]
 Window = Annotated[
     int, Option("--window", help="Latent frames per section (4 frames each).", rich_help_panel=SAMPLING)
 ]
@@ -194,6 +206,10 @@ LocalFilesOnly = Annotated[
 Debug = Annotated[bool, Option("--debug", help="Log everything; show tracebacks.", rich_help_panel=MACHINE)]
 
 
+# More than any job has: a day of video at window 9.
+_MAX_SECTION = 72_000
+
+
 def parse_size(text: str | None) -> tuple[int, int] | None:
     """(height, width) from ``"640x608"``."""
     if text is None:
@@ -208,6 +224,47 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
             f"--size must be HEIGHTxWIDTH in multiples of 16, got {text}; the nearest is {nearest[0]}x{nearest[1]}"
         )
     return height, width
+
+
+def parse_loras(texts: list[str] | None) -> tuple[LoraStrength, ...]:
+    """LoRAs from ``["style.safetensors:0.8", "face.safetensors:1@1,3-5"]``."""
+    loras = tuple(_parse_lora(text) for text in texts or ())
+    for lora in loras:
+        # Before the model is read, which may take minutes.
+        if not Path(lora.source).expanduser().exists():
+            raise ConfigError(f"--lora must be FILE:STRENGTH: {os.fspath(lora.source)} does not exist")
+    return loras
+
+
+def _parse_lora(text: str) -> LoraStrength:
+    # A colon may also be part of the path, as in C:\.
+    match = re.fullmatch(r"(.+):([-+.\deE]+)(?:@([\d,-]+))?", text)
+    if match is None:
+        return LoraStrength(source=text)
+    source, strength, sections = match.groups()
+    try:
+        return LoraStrength(
+            source=source,
+            strength=float(strength),
+            sections=None if sections is None else _sections(sections),
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"--lora must be FILE:STRENGTH or FILE:STRENGTH@SECTIONS such as style.safetensors:0.8@1,3-5, got {text!r}"
+        ) from error
+
+
+def _sections(text: str) -> tuple[int, ...]:
+    """Sections from 0 out of ``"1,3-5"``, which counts from 1."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if int(last or first) > _MAX_SECTION:
+            raise ValueError(text)
+        found += range(int(first) - 1, int(last or first))
+    if not found:
+        raise ValueError(text)
+    return tuple(found)
 
 
 def parse_components(pairs: list[str] | None) -> dict[str, str]:

@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import isoframe.engine
-from isoframe.engine import EngineConfig, Request, events
+from isoframe.engine import EngineConfig, LoraStrength, Request, events
 from isoframe.engine.commands.app import build_app
 from isoframe.engine.errors import CheckpointError, NumericalError
 from isoframe.engine.video import Video
@@ -128,6 +128,21 @@ def test_options_reach_the_request(engine: type[FakeEngine], image: Path, tmp_pa
     )  # fmt: skip
 
 
+def test_loras_reach_the_request(engine: type[FakeEngine], image: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.safetensors", "b:1.safetensors", "c", "d.safetensors")]
+    for path in paths:
+        path.touch()
+    texts = [f"{paths[0]}:0.8", f"{paths[1]}", f"{paths[2]}:-1.5e-1@2", f"{paths[3]}:1@1,3-5"]
+    result = generate(image, *(part for text in texts for part in ("--lora", text)))
+    assert result.exit_code == 0, result.output
+    assert engine.renders[0][0].loras == (
+        LoraStrength(source=str(paths[0]), strength=0.8),
+        LoraStrength(source=str(paths[1])),
+        LoraStrength(source=str(paths[2]), strength=-0.15, sections=(1,)),
+        LoraStrength(source=str(paths[3]), strength=1.0, sections=(0, 2, 3, 4)),
+    )
+
+
 def test_options_reach_the_engine(engine: type[FakeEngine], image: Path, tmp_path: Path) -> None:
     result = generate(
         image, "--model", "models/mine", "--device", "cpu", "--precision", "bf16", "--cache-dir", tmp_path,
@@ -212,6 +227,11 @@ def test_json_progress_tells_a_bad_option_and_an_unexpected_error_too(
         (("--size", "64"), "--size must be HEIGHTxWIDTH such as 640x608, got '64'"),
         (("--size", "64x100"), "--size must be HEIGHTxWIDTH in multiples of 16, got 64x100; the nearest is 64x96"),
         (("--device", "gpu"), "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        (("--lora", "none.safetensors:1"), "--lora must be FILE:STRENGTH: none.safetensors does not exist"),
+        (("--lora", "a:1.2.3"), "--lora must be FILE:STRENGTH or FILE:STRENGTH@SECTIONS such as"),
+        (("--lora", "a:1@0"), "--lora must be FILE:STRENGTH or FILE:STRENGTH@SECTIONS such as"),
+        (("--lora", "a:1@5-3"), "--lora must be FILE:STRENGTH or FILE:STRENGTH@SECTIONS such as"),
+        (("--lora", "a:1@1-9999999999"), "--lora must be FILE:STRENGTH or FILE:STRENGTH@SECTIONS such as"),
         (("--component", "vae"), "--component must be NAME=SOURCE such as vae=FOLDER, got 'vae'"),
         (("--component", "vae=a", "--component", "vae=b"), "--component names vae twice"),
     ],

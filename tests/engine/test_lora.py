@@ -34,6 +34,7 @@ from isoframe.engine.streaming import Streamer
 from isoframe.engine.streams import CallerStream, ThreadStream
 from isoframe.engine.transformer import PackedTransformer
 from isoframe.engine.transformer_config import TransformerConfig
+from isoframe.engine.units import unit_specs
 from isoframe.quant import make_format
 from isoframe.quant.fp8 import Fp8Linear
 from isoframe.quant.int8 import Int8Linear
@@ -270,9 +271,24 @@ def test_weights_are_shared_with_the_base(ours: FramepackTransformer, tmp_path: 
     assert isinstance(adapted.proj_out, low_rank.LoraLinear)
     assert adapted.proj_out.base is base.proj_out
     assert isinstance(adapted.units, low_rank.LoraUnits)
-    rank = 3
-    blocks = [name for name in SHAPES if "transformer_blocks" in name and "norm" not in name]
-    assert adapted.units.num_bytes == 4 * sum(rank * sum(SHAPES[name]) for name in blocks)
+    assert adapted.units.base is base.units
+
+
+def test_the_bytes_that_a_plan_counts_are_those_of_the_branches(
+    ours: FramepackTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = {name: shape for name, shape in SHAPES.items() if "to_q" in name or "mlp" in name}
+    loras = [(read(tmp_path, all_layers()[0]), 1.0), (read(tmp_path, random_lora(some, rank=7)), 0.5)]
+    units = ours.transformer.with_loras(loras).units
+    assert isinstance(units, low_rank.LoraUnits)
+    branches = [branch for unit in units._branches for branch in unit.values()]
+    held = sum(branch.down.nbytes + sum(part.up.nbytes for part in branch.parts) for branch in branches)
+    specs = unit_specs(ours.transformer.config)
+    assert low_rank.branch_bytes(specs, loras, torch.float32) > held
+    monkeypatch.setattr(low_rank, "_ROWS", 0)
+    assert low_rank.branch_bytes(specs, loras, torch.float32) == held
+    assert low_rank.branch_bytes(specs, loras, torch.bfloat16) == held // 2
+    assert low_rank.branch_bytes(specs, [], torch.float32) == 0
 
 
 def make(precision: str, loras: ActiveLoras = ()) -> PackedTransformer:
