@@ -1,4 +1,4 @@
-"""Watch the calls of a method without changing what it does."""
+"""Watch the calls of a method, or put another in its place, for the length of a block."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,15 @@ def observe(owner: type, name: str, tell: Callable[[tuple[Any, ...], Any], None]
         tell(args, result)
         return result
 
-    setattr(owner, name, observed)
+    with replace(owner, name, observed):
+        yield
+
+
+@contextmanager
+def replace(owner: type, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Inside the block, ``function`` is the method ``name`` of ``owner``."""
+    original = getattr(owner, name)
+    setattr(owner, name, function)
     try:
         yield
     finally:

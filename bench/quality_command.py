@@ -12,12 +12,25 @@ _HEADER = f"{'':10}{'videos':>7}{'frames':>7}{'on path':>9}{'centre px':>10}{'hu
 
 
 def quality(
+    what: Annotated[
+        str,
+        typer.Option(
+            "--what",
+            help="truth (videos against the formulas), drift (from the beginning to the end of a video) or errors (of "
+            "approximate options).",
+        ),
+    ] = "truth",
     order: Annotated[
         list[str] | None, typer.Option("--order", help="inverted or forward; repeatable, default both.")
     ] = None,
     pairs: Annotated[int, typer.Option("--pairs", min=1, help="Held-out (image, prompt) pairs.")] = 32,
     seconds: Annotated[float, typer.Option("--seconds", help="Length of each video.")] = 5.0,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 25,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", help="With errors: only this option; repeatable."),
+    ] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="With errors: whose options.")] = "demo",
     baselines: Annotated[
         bool, typer.Option(help="Also measure the start image standing still, and the VAE alone.")
     ] = True,
@@ -28,7 +41,10 @@ def quality(
         Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
     ] = None,
 ) -> None:
-    """Compare the demo model's videos with the formulas of its world; exit 1 where a target is missed."""
+    """Compare the demo model's videos with the formulas of its world; exit 1 where a target is missed.
+
+    With --what errors, videos of approximate options are compared with those of the exact path.
+    """
     from ..engine.commands.failures import readable_errors
     from ..engine.config import ORDERS, check_choice
     from ..engine.engine import Engine
@@ -38,6 +54,17 @@ def quality(
     with readable_errors(debug=False):
         for name in order or ():
             check_choice("--order", name, ORDERS)
+        check_choice("--what", what, ("truth", "drift", "errors"))
+        if what != "truth":
+            from .quality_views import QualityView
+
+            view = QualityView(pairs=pairs, steps=steps, sheet=sheet, json_file=json_file)
+            if what == "drift":
+                view.show_drift(seconds)
+            else:
+                first_order, sections = (order or ["forward"])[0], max(round(seconds / 1.2), 1)
+                view.show_errors(model=model, options=option or (), order=first_order, sections=sections)
+            return
         engine = Engine.load("demo")
         typer.echo(_HEADER)
         rows = []

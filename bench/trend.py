@@ -100,3 +100,12 @@ def student_t(degrees: int) -> float:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return z + math.fsum(term / degrees**power for power, term in enumerate(terms, start=1))
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of independent values and the ends of its 95 % interval by Student's t; without width for one value."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, mean, mean
+    half = student_t(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
