@@ -99,8 +99,9 @@ class ThreadStream:
         self._worker = _Worker()
         self._thread = threading.Thread(target=self._worker.work, name=name, daemon=True)
         self._thread.start()
-        # The thread does not hold the stream, so that one nobody closed ends with its last user.
-        self._end = weakref.finalize(self, self._worker.stop)
+        # The thread does not hold the stream, so that one nobody closed ends with its last user, or with the
+        # interpreter: a thread that still runs then takes the process down with it.
+        self._end = weakref.finalize(self, _end, self._worker, self._thread)
 
     def run(self, work: _Work) -> None:
         self._worker.put(work)
@@ -115,7 +116,13 @@ class ThreadStream:
 
     def close(self) -> None:
         self._end()
-        self._thread.join()
+
+
+def _end(worker: "_Worker", thread: threading.Thread) -> None:
+    worker.stop()
+    # The last user may be the stream's own work.
+    if thread is not threading.current_thread():
+        thread.join()
 
 
 class _Worker:

@@ -1,9 +1,13 @@
 """Streamed units are the resident ones, bit for bit, whatever the timing; and broken orders are noticed."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 import threading
 from functools import cache, partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -361,3 +365,24 @@ def test_the_trace_opens_in_a_browser() -> None:
     assert {event["ph"] for event in events} == {"X"}
     assert sum(event["tid"] == "copy" for event in events) == 6
     assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in events)
+
+
+EXIT_WHILE_WORKING = """
+import hashlib, threading
+from isoframe.engine.streams import ThreadStream
+started = threading.Event()
+def work():
+    started.set()
+    hashlib.sha256(bytes(2**27))
+    print("finished")
+stream = ThreadStream("test-exit")
+stream.run(work)
+started.wait()
+"""
+
+
+def test_the_interpreter_waits_at_its_end_for_work_that_has_begun() -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2] / ".src")}
+    command = [sys.executable, "-P", "-c", EXIT_WHILE_WORKING]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "finished\n"), done.stderr
