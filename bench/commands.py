@@ -9,6 +9,7 @@ from .forward_command import forward
 from .gpu_command import gpu, tune
 from .kernels_command import kernels
 from .magcache_command import magcache
+from .peers_command import peers
 from .quality_command import quality
 from .ram_command import ram
 from .step_command import step
@@ -29,6 +30,7 @@ for command in (
     gpu,
     kernels,
     magcache,
+    peers,
     quality,
     ram,
     step,

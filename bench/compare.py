@@ -36,12 +36,7 @@ class Comparison:
         """95 % bootstrap interval of :attr:`ratio`; None where a side has a single value."""
         if min(len(self.before.values), len(self.after.values)) < 2:
             return None
-        draw = random.Random(0)
-        ratios = sorted(
-            _ratio(_resampled_median(draw, self.after.values), _resampled_median(draw, self.before.values))
-            for _ in range(_NUM_RESAMPLES)
-        )
-        return ratios[round(0.025 * _NUM_RESAMPLES)], ratios[round(0.975 * _NUM_RESAMPLES) - 1]
+        return bootstrap_ratio(self.after.values, self.before.values)
 
     def verdict(self) -> str:
         """The change in words: a speed-up for times, else per cent; neither behind a red gate."""
@@ -73,6 +68,15 @@ def differing_conditions(before: Environment, after: Environment) -> list[str]:
     """What is not the same around two measurements, in words."""
     pairs = ((name, getattr(before, name), getattr(after, name)) for name in _CONDITIONS)
     return [f"{name}: {old} -> {new}" for name, old, new in pairs if old != new]
+
+
+def bootstrap_ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the ratio of two medians, by resampling both."""
+    draw = random.Random(0)
+    ratios = sorted(
+        _ratio(_resampled_median(draw, above), _resampled_median(draw, below)) for _ in range(_NUM_RESAMPLES)
+    )
+    return ratios[round(0.025 * _NUM_RESAMPLES)], ratios[round(0.975 * _NUM_RESAMPLES) - 1]
 
 
 def _ratio(above: float, below: float) -> float:
