@@ -15,6 +15,8 @@ from .lora_names import LoraNames, LoraTarget
 from .tensor_files import TensorEntry, map_tensor
 from .transformer_config import first_names
 
+_MERGED_ROWS = 1024
+
 # Layers by checkpoint name without ".weight": shape of the weight.
 LayerShapes = Mapping[str, tuple[int, ...]]
 
@@ -33,9 +35,9 @@ class LoraFactors:
     up: Tensor
     scale: float
 
-    def change(self, strength: float) -> Tensor:
-        """[out, in] in fp32."""
-        return (self.up.float() * (self.scale * strength)) @ self.down.float()
+    def change(self, strength: float, rows: slice) -> Tensor:
+        """The rows ``rows`` of [out, in], in fp32."""
+        return (self.up[rows].float() * (self.scale * strength)) @ self.down.float()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -93,21 +95,26 @@ def read_lora(path: str | os.PathLike[str], shapes: LayerShapes, *, name: str | 
     return lora
 
 
-def merge(name: str, weight: Tensor, loras: ActiveLoras) -> Tensor:
-    """``weight`` with all ``loras`` worked into it: fp32, or as it is where none touches it.
+def merge(name: str, weight: Tensor, loras: ActiveLoras, dtype: torch.dtype | None = None) -> Tensor:
+    """``weight`` with all ``loras`` worked into it, in fp32 and rounded once; as it is where none touches it.
 
     Args:
         name: checkpoint name of the tensor, such as "proj_out.weight".
         weight: of any shape and float dtype; not changed.
         loras: with their strengths.
+        dtype: of the result; None for that of ``weight``.
     """
     layer, _, kind = name.rpartition(".")
     found = [(lora.factors[layer], strength) for lora, strength in loras if layer in lora.factors]
     if kind != "weight" or not found:
         return weight
-    merged = weight.float().clone()
-    for factors, strength in found:
-        merged += factors.change(strength).to(merged.device).view(merged.shape)
+    merged = torch.empty_like(weight, dtype=dtype or weight.dtype)
+    # By blocks of rows: a whole weight and its change in fp32 would take four times its memory.
+    for start in range(0, weight.shape[0], _MERGED_ROWS):
+        rows = slice(start, start + _MERGED_ROWS)
+        part = weight[rows].float()
+        changes = [factors.change(strength, rows).to(part.device) for factors, strength in found]
+        merged[rows] = sum(changes, part.flatten(1)).view(part.shape)
     return merged
 
 

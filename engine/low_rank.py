@@ -269,4 +269,4 @@ class LoraBook:
         return layer if branch is None else LoraLinear(layer, branch)
 
     def tensor(self, name: str, *shape: int) -> Tensor:
-        return merge(name, self._base.tensor(name, *shape), self._loras).to(self._dtype)
+        return merge(name, self._base.tensor(name, *shape), self._loras, self._dtype)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..config import COMPUTE_DTYPES, PRECISIONS, EngineConfig, check_choice
+from ..config import COMPUTE_DTYPES, PRECISIONS, EngineConfig, LoraStrength, check_choice
+from ..errors import ConfigError
 from . import options
 from .conversion_bar import conversion_bar
 from .failures import readable_errors
@@ -31,6 +32,14 @@ def convert(
             "--compute-dtype", help=f"Of the activations: {', '.join(COMPUTE_DTYPES)} (auto: bf16)."
         ),
     ] = "auto",
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora",
+            metavar="FILE[:STRENGTH]",
+            help="Work a LoRA into the weights for good; repeatable. Without it, generate takes LoRAs too.",
+        ),
+    ] = None,
     report: Annotated[
         bool,
         typer.Option(
@@ -49,12 +58,28 @@ def convert(
     with readable_errors(debug=debug):
         check_choice("--precision", precision, PRECISIONS)
         check_choice("--compute-dtype", compute_dtype, COMPUTE_DTYPES)
+        loras = _parse_loras(lora, destination)
         cache_path = EngineConfig(cache_dir=cache_dir).cache_path()
-        store = _convert(source, destination, precision, compute_dtype, cache_path, local_files_only, quiet)
+        store = _convert(
+            source, destination, precision, compute_dtype, loras, cache_path, local_files_only, quiet
+        )
         if report:
             _print_report(store)
         if not quiet:
             typer.echo(f"{store.folder}: {store.name} in {precision}, {store.num_bytes / 2**30:.2f} GiB")
+
+
+def _parse_loras(texts: list[str] | None, destination: Path | None) -> tuple[LoraStrength, ...]:
+    loras = options.parse_loras(texts)
+    if any(lora.sections is not None for lora in loras):
+        raise ConfigError(
+            f"--lora of convert must be FILE:STRENGTH without sections, got {', '.join(texts or ())}"
+        )
+    if loras and destination is None:
+        raise ConfigError(
+            "--lora needs a folder [DST]: where the engine looks, it expects the model without LoRAs"
+        )
+    return loras
 
 
 def _convert(
@@ -62,6 +87,7 @@ def _convert(
     destination: Path | None,
     precision: str,
     compute_dtype: str,
+    loras: tuple[LoraStrength, ...],
     cache_path: Path,
     local_files_only: bool,
     is_quiet: bool,
@@ -75,11 +101,17 @@ def _convert(
     from ..components import find_components
     from ..conversion import cached_store
     from ..conversion import convert as convert_model
+    from ..lora import read_lora
+    from ..merged_checkpoint import checkpoint_layers, merged_checkpoint
 
     weight_format = make_format(precision, DENSE_DTYPES.get(compute_dtype, torch.bfloat16))
     components = find_components(source, local_files_only=local_files_only)
     opened = open_transformer(components.transformer, local_files_only=local_files_only)
     checkpoint = dataclasses.replace(opened, name=components.name)
+    if loras:
+        layers = checkpoint_layers(checkpoint)
+        active = [(read_lora(lora.source, layers), lora.strength) for lora in loras]
+        checkpoint = merged_checkpoint(checkpoint, active)
     with conversion_bar(is_quiet=is_quiet) as on_progress:
         if destination is None:
             return cached_store(checkpoint, weight_format, cache_path, on_progress)

@@ -4,11 +4,19 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import Result
+from lora_cases import in_kohya_names, layer_shapes, random_lora, saved
+from packed_steps import one_step
+from tiny_models import relative_error, saved_model
 from typer.testing import CliRunner
 
 from isoframe.engine.commands.app import build_app
+from isoframe.engine.lora import read_lora
 from isoframe.engine.store import open_store
+from isoframe.engine.stored_transformer import open_units, stored_transformer
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -47,12 +55,37 @@ def test_the_report_lists_every_weight_once() -> None:
     assert lines["x_embedder.proj.weight"] == ["f16", "kept"]
 
 
+def test_loras_are_merged_into_the_store(tmp_path: Path) -> None:
+    model = saved_model(tmp_path / "model")
+    lora_file = saved(tmp_path / "style.safetensors", in_kohya_names(random_lora(layer_shapes(model))))
+    arguments = ("model", "--precision", "fp32", "--compute-dtype", "fp32")
+    for folder, extra in (("plain", ()), ("half", ("--lora", "style.safetensors:0.5"))):
+        result = run(arguments[0], folder, *arguments[1:], *extra)
+        assert result.exit_code == 0, result.output
+    plain, half = open_store("plain"), open_store("half")
+    transformers = [
+        stored_transformer(store, CPU, open_units(store, CPU, tier="pinned", ring=2))
+        for store in (plain, half)
+    ]
+    lora = read_lora(lora_file, transformers[0].layer_shapes)
+    expected = one_step(transformers[0].with_loras([(lora, 0.5)]))
+    assert relative_error(one_step(transformers[0]), expected) > 0.1
+    assert relative_error(one_step(transformers[1]), expected) <= 1e-5
+    result = run("model", "half", *arguments[1:], "--lora", "style.safetensors:0.6")
+    assert result.exit_code == 1
+    assert "half is a store of another model" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "exit_code"),
     [
         (["demo", "out", "--precision", "int9"], "--precision must be one of fp32, bf16, fp16, int8", 2),
         (["demo", "out", "--compute-dtype", "fp8"], "--compute-dtype must be one of auto, fp32", 2),
         (["nowhere", "out"], "must be demo, a folder, a .safetensors file or a Hub id", 2),
+        (["demo", "out", "--lora", "none:1"], "--lora must be FILE:STRENGTH: none does not exist", 2),
+        (["demo", "out", "--lora", "taken:1@2"], "must be FILE:STRENGTH without sections, got taken:1@2", 2),
+        (["demo", "--lora", "taken:1"], "--lora needs a folder [DST]", 2),
+        (["demo", "out", "--lora", "taken:1"], "taken must have one .safetensors file, got 0", 1),
         (["demo", "taken"], "taken exists and is not a unit store; choose another folder", 1),
     ],
 )

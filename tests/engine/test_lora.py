@@ -413,9 +413,9 @@ def test_merging_leaves_what_no_lora_touches_as_it_is(tmp_path: Path) -> None:
     lora = read(tmp_path, random_lora({layer: SHAPES[layer]}))
     weight = torch.randn(SHAPES[layer], dtype=torch.bfloat16)
     before = weight.clone()
-    merged = merge(f"{layer}.weight", weight, [(lora, 1.0)])
-    assert merged.dtype == torch.float32, "the caller rounds once"
+    merged = merge(f"{layer}.weight", weight, [(lora, 1.0)], torch.float32)
     assert not torch.equal(merged, before.float())
+    assert torch.equal(merge(f"{layer}.weight", weight, [(lora, 1.0)]), merged.to(torch.bfloat16))
     assert torch.equal(weight, before)
     for name in (f"{layer}.bias", "proj_out.weight"):
         assert merge(name, weight, [(lora, 1.0)]) is weight
