@@ -26,14 +26,25 @@ def index_bytes(num_frames: int, num_keys: int, num_bytes: int, comment: str) ->
 
 
 def write_mp4(
-    path: Path, video_format: H264Format, segments: Sequence[Segment], metadata: Mapping[str, object]
+    path: Path,
+    video_format: H264Format,
+    segments: Sequence[Segment],
+    metadata: Mapping[str, object],
+    token: str | None = None,
 ) -> int:
     """Join ``segments`` (in video order, without gaps) into ``path``, which appears complete or not at all.
+
+    Args:
+        path: the MP4.
+        video_format: of all segments.
+        segments: in video order, without gaps.
+        metadata: stored as the file's ``comment``.
+        token: tells the temporary file from those of other jobs, see :func:`temporary_name`; None is a new one.
 
     Returns:
         Bytes written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(temporary_name(path.name, token or secrets.token_hex(4)))
     try:
         _mux(temporary, video_format, segments, json.dumps(metadata))
         with temporary.open("r+b") as file:
@@ -45,6 +56,11 @@ def write_mp4(
             temporary.unlink()
         raise
     return num_bytes
+
+
+def temporary_name(name: str, token: str) -> str:
+    """What a file is called until it is complete."""
+    return f".{name}.{token}.tmp"
 
 
 def ffmpeg_url(path: Path) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from .errors import InputError
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def check_video_path(path: Path, *, overwrite: bool) -> None:
     """Raise :class:`InputError` unless a video can be written to ``path``; nothing is created."""
@@ -65,6 +67,17 @@ def folder_error(purpose: str, folder: Path, error: OSError) -> InputError:
         blocking = (path for path in (folder, *folder.parents) if path.exists() and not path.is_dir())
         reason = f"{next(blocking, folder)} is a file, not a folder"
     return InputError(f"{purpose} folder {folder} cannot be written: {reason}; choose another folder")
+
+
+def write_error(error: OSError, path: Path) -> InputError:
+    """What to tell about a ``path`` that could not be written."""
+    reason, remedy = error.strerror or str(error), "check the folder"
+    if error.errno == errno.EFBIG:
+        reason = "the file would be larger than its file system, or a limit of this process, allows"
+        remedy = "choose a folder on another file system or raise the limit (ulimit -f)"
+    elif error.errno in DISK_FULL:
+        remedy = "free some space or choose another folder"
+    return InputError(f"cannot write {path}: {reason}; {remedy}")
 
 
 def free_partial_path(path: Path) -> Path:

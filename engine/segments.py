@@ -132,18 +132,21 @@ class Segment:
 class SegmentSpool:
     """Append-only store of encoded segments.
 
-    The file has no name (where the platform allows it), so nothing can be left behind, whatever ends the process.
+    The file has no name (where the platform allows it), so nothing can be left behind, whatever ends the process;
+    :meth:`kept` is the exception.
 
     Attributes:
         size: bytes of the finished segments.
         num_bytes_written: bytes that went to the disk, those of failed appends not included.
         extradata: SPS and PPS that all segments share; empty before the first one.
+        is_kept: whether the file stays when the spool is closed.
     """
 
     def __init__(self, file: BinaryIO, *, reserved_bytes: int = 0) -> None:
         self.size = 0
         self.num_bytes_written = 0
         self.extradata = b""
+        self.is_kept = False
         self._file = file
         self._reserved_bytes = reserved_bytes
 
@@ -153,6 +156,13 @@ class SegmentSpool:
         # Unbuffered: after a failed write, a buffer would try again at the next seek.
         file = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115  # lives as long as the spool
         return cls(cast(BinaryIO, file), reserved_bytes=reserved_bytes)
+
+    @classmethod
+    def kept(cls, path: Path) -> "SegmentSpool":
+        """The spool at ``path``, created if it is missing, which outlives the process; it starts with what is there."""
+        spool = cls(cast(BinaryIO, path.open("r+b" if path.exists() else "x+b", buffering=0)))
+        spool.size, spool.is_kept = path.stat().st_size, True
+        return spool
 
     @classmethod
     def in_memory(cls) -> "SegmentSpool":
@@ -181,6 +191,15 @@ class SegmentSpool:
         self._file.seek(offset)
         return self._file.read(size)
 
+    def cut(self, size: int) -> None:
+        """Give up what lies beyond the first ``size`` bytes."""
+        self._file.truncate(size)
+        self.size = size
+
+    def sync(self) -> None:
+        """Have the segments reach the disk."""
+        os.fsync(self._file.fileno())
+
     def move_to_memory(self) -> None:
         """Give the disk space back and keep the segments in RAM."""
         file = io.BytesIO(self.read(0, self.size))
@@ -188,7 +207,7 @@ class SegmentSpool:
         self._file = file
 
     def close(self) -> None:
-        """Delete the file; closing twice is allowed."""
+        """Delete the file unless it is kept; closing twice is allowed."""
         self._file.close()
 
     def _encode(self, video_format: H264Format, frames: NDArray[np.uint8]) -> list[tuple[bytes, CodedFrame]]:
@@ -213,6 +232,21 @@ class SegmentSpool:
             raise
         self.size += len(data)
         self.num_bytes_written += len(data) if self.is_on_disk else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptSegments:
+    """The segments of a job that outlives its process.
+
+    Attributes:
+        spool: where new ones go.
+        segments: those that are there.
+        token: of the job, for its temporary files.
+    """
+
+    spool: SegmentSpool
+    segments: tuple[Segment, ...]
+    token: str
 
 
 def _instruction_set() -> str:

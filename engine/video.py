@@ -1,6 +1,5 @@
 """The video file: sections go in once, in any order; a file or a playable part of it comes out."""
 
-import errno
 import json
 import logging
 import os
@@ -16,11 +15,17 @@ from torch import Tensor
 
 from .errors import InputError
 from .mp4 import ffmpeg_url, index_bytes, write_mp4
-from .outputs import check_video_path, folder_error, free_partial_path, make_folder
-from .segments import H264Format, Segment, SegmentSpool
+from .outputs import (
+    DISK_FULL,
+    check_video_path,
+    folder_error,
+    free_partial_path,
+    make_folder,
+    write_error,
+)
+from .segments import H264Format, KeptSegments, Segment, SegmentSpool
 
 _logger = logging.getLogger(__name__)
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +67,7 @@ class VideoWriter:
         num_frames: frames of the whole video.
         metadata: anything JSON can hold; stored as the file's ``comment``.
         overwrite: replace an existing file.
+        kept: segments of a job that was stopped, and the spool that takes the others.
     """
 
     def __init__(
@@ -75,21 +81,19 @@ class VideoWriter:
         num_frames: int,
         metadata: Mapping[str, object] | None = None,
         overwrite: bool = False,
+        kept: KeptSegments | None = None,
     ) -> None:
         self.path = Path(path)
         self.num_frames = num_frames
         self._format = H264Format(height=height, width=width, fps=fps, crf=crf)
         self._metadata = dict(metadata or {})
-        self._segments: list[Segment] = []
+        self._segments: list[Segment] = [] if kept is None else list(kept.segments)
+        self._token = None if kept is None else kept.token
         self._num_joined_bytes = 0
         self._partial_path: Path | None = None
         check_video_path(self.path, overwrite=overwrite)
         make_folder("output", self.path.parent)
-        reserved_bytes = index_bytes(num_frames, num_frames, 0, json.dumps(self._metadata))
-        try:
-            self._spool = SegmentSpool.in_folder(self.path.parent, reserved_bytes=reserved_bytes)
-        except OSError as error:
-            raise folder_error("output", self.path.parent, error) from error
+        self._spool = self._make_spool() if kept is None else kept.spool
 
     @property
     def num_final_frames(self) -> int:
@@ -101,10 +105,10 @@ class VideoWriter:
         """Bytes that went to disk: segments, partial files and the video."""
         return self._spool.num_bytes_written + self._num_joined_bytes
 
-    def write(self, frames: Tensor | NDArray[np.uint8], first_frame: int) -> None:
+    def write(self, frames: Tensor | NDArray[np.uint8], first_frame: int) -> Segment | None:
         """Encode final frames, uint8 [T, H, W, 3]; the first of them is frame ``first_frame`` of the video.
 
-        Sections come in any order; each frame comes once. No frames (T = 0) is allowed.
+        Sections come in any order; each frame comes once. No frames (T = 0) is allowed, and makes no segment.
         """
         pixels = self._check_frames(frames, first_frame)
         for segment in self._segments:
@@ -113,11 +117,12 @@ class VideoWriter:
                     f"frames {segment.first_frame} to {segment.end_frame - 1} are written already"
                 )
         if len(pixels) == 0:
-            return
+            return None
         try:
             self._segments.append(self._spool.append(self._format, pixels, first_frame))
         except OSError as error:
-            raise _write_error(error, self.path) from error
+            raise write_error(error, self.path) from error
+        return self._segments[-1]
 
     def write_partial(
         self,
@@ -171,6 +176,13 @@ class VideoWriter:
     ) -> None:
         self.close()
 
+    def _make_spool(self) -> SegmentSpool:
+        reserved_bytes = index_bytes(self.num_frames, self.num_frames, 0, json.dumps(self._metadata))
+        try:
+            return SegmentSpool.in_folder(self.path.parent, reserved_bytes=reserved_bytes)
+        except OSError as error:
+            raise folder_error("output", self.path.parent, error) from error
+
     def _check_frames(self, frames: Tensor | NDArray[np.uint8], first_frame: int) -> NDArray[np.uint8]:
         pixels = np.asarray(frames)
         shape = (self._format.height, self._format.width, 3)
@@ -190,7 +202,7 @@ class VideoWriter:
         try:
             self._num_joined_bytes += self._write_with_room(path, segments, metadata)
         except OSError as error:
-            raise _write_error(error, path) from error
+            raise write_error(error, path) from error
         num_frames = sum(segment.num_frames for segment in segments)
         return Video(
             path=path,
@@ -206,14 +218,14 @@ class VideoWriter:
         self, path: Path, segments: Sequence[Segment], metadata: Mapping[str, object]
     ) -> int:
         try:
-            return write_mp4(path, self._format, segments, metadata)
+            return write_mp4(path, self._format, segments, metadata, self._token)
         except OSError as error:
-            if error.errno not in _DISK_FULL or not self._spool.is_on_disk:
+            if error.errno not in DISK_FULL or not self._spool.is_on_disk or self._spool.is_kept:
                 raise
             # The segments are small in RAM, and their room on the disk is what the file lacks.
             _logger.info("no room for %s beside its segments; moving the segments to memory", path)
             self._spool.move_to_memory()
-            return write_mp4(path, self._format, segments, metadata)
+            return write_mp4(path, self._format, segments, metadata, self._token)
 
 
 def read_video_info(path: str | os.PathLike[str]) -> Video:
@@ -241,16 +253,6 @@ def read_video_info(path: str | os.PathLike[str]) -> Video:
             )
     except (av.error.FFmpegError, OSError) as error:
         raise InputError(f"video must be readable, {path} is not: {error}") from error
-
-
-def _write_error(error: OSError, path: Path) -> InputError:
-    reason, remedy = error.strerror or str(error), "check the folder"
-    if error.errno == errno.EFBIG:
-        reason = "the file would be larger than its file system, or a limit of this process, allows"
-        remedy = "choose a folder on another file system or raise the limit (ulimit -f)"
-    elif error.errno in _DISK_FULL:
-        remedy = "free some space or choose another folder"
-    return InputError(f"cannot write {path}: {reason}; {remedy}")
 
 
 def _parse_comment(comment: str) -> dict[str, object]:
