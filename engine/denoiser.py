@@ -21,6 +21,7 @@ from .lora_library import LoraLibrary
 from .low_rank import branch_bytes
 from .model_memory import JobMemory
 from .packing import PackedSection
+from .sampled_sections import JobNoise, SampledSections
 from .sampler import Sampler, make_sampler, sigma_schedule
 from .sections import SectionPlan, plan_sections
 from .step_cache import StepCache, StepCacheFactory, make_step_cache
@@ -40,11 +41,13 @@ class LatentSection:
         index: position in generation order, from 0.
         first_latent_frame: position in the video; the start latent is 0.
         latents: [1, C, window, Y, X] fp32 on the CPU; never the start latent.
+        generator_state: of the job's noise once this section has drawn its own, uint8.
     """
 
     index: int
     first_latent_frame: int
     latents: Tensor
+    generator_state: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +95,16 @@ class Denoiser:
         sampling: SamplingConfig,
         on_event: EventHandler | None = None,
         memory: JobMemory | None = None,
+        resume: SampledSections | None = None,
     ) -> Iterator[LatentSection]:
-        """Yield every section in generation order.
+        """Yield every section that is not finished, in generation order.
 
         Args:
             conditioning: embeddings and start latent.
             sampling: how to sample.
             on_event: called with a :class:`StepEvent` after each step, and when a phase begins.
             memory: places the units before every section; None leaves them where they are.
+            resume: what is finished of a job that was stopped.
 
         Raises:
             ConfigError: the step cache cannot work with this checkpoint, or a LoRA is missing.
@@ -111,7 +116,9 @@ class Denoiser:
         conditioning.check(self.transformer.config, sampling.cfg_scale)
         self.check(sampling)
         attention = self._choose_attention(self._attention_shape(conditioning, sampling))
-        return self._sections(conditioning, sampling, attention, on_event or _ignore, memory)
+        return self._sections(
+            conditioning, sampling, attention, on_event or _ignore, memory, resume or SampledSections()
+        )
 
     def check(self, sampling: SamplingConfig) -> None:
         """Raise an error where the step cache or a LoRA cannot work with this checkpoint; reads the LoRAs."""
@@ -140,26 +147,27 @@ class Denoiser:
         attention: SelfAttention,
         report: EventHandler,
         memory: JobMemory | None,
+        resume: SampledSections,
     ) -> Iterator[LatentSection]:
-        # One stream of noise for the whole job: a section's noise depends on how many came before it.
-        generator = torch.Generator("cpu").manual_seed(sampling.seed)
         # History and results are kept on the CPU, wherever the conditioning was computed.
         start_latent = conditioning.start_latent.float().cpu()
         channels, height, width = start_latent.shape[1], *start_latent.shape[3:]
         shape = (1, channels, sampling.latent_window_size, height, width)
         sigmas = sigma_schedule(sampling.num_steps, shape[2] * height * width // 4)
-        history = History(start_latent, sampling.order)
+        job_noise = JobNoise(sampling.seed, shape, resume)
+        history = resume.history(start_latent, sampling.order)
         # All are found before the first section: a file may change while the job runs.
         active = [self._active(sampling, section) for section in range(sampling.num_sections)]
         model: _Model | None = None
-        for section, loras in zip(plan_sections(sampling), active, strict=True):
+        for section in plan_sections(sampling)[resume.num_sections :]:
+            loras = active[section.index]
             if model is None or model.loras != loras:
                 report(PhaseEvent(phase="prepare"))
                 # There may not be room for the old and the new LoRAs.
                 model = None
                 model = self._prepare(loras, conditioning, sampling, sigmas)
             report(PhaseEvent(phase="pack"))
-            noise = torch.randn(shape, generator=generator)
+            noise = job_noise.draw()
             # Jobs of one engine may take turns, section by section.
             self.transformer.self_attention = attention
             latents = _run_within(
@@ -168,7 +176,10 @@ class Denoiser:
             history.append(latents)
             _logger.info("section %d of %d sampled", section.index + 1, sampling.num_sections)
             yield LatentSection(
-                index=section.index, first_latent_frame=section.first_latent_frame, latents=latents
+                index=section.index,
+                first_latent_frame=section.first_latent_frame,
+                latents=latents,
+                generator_state=job_noise.state(),
             )
 
     @torch.inference_mode()

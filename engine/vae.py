@@ -181,6 +181,21 @@ class SectionDecoder:
         self._num_pushed += 1
         return self._release(frames)
 
+    def restart(self, num_pushed: int, latents: Tensor, before: Tensor | None) -> None:
+        """Stand where ``num_pushed`` (at least 1) sections leave a decoder, by decoding only the last one again.
+
+        The open edge is of the last section alone: what was blended with the one before it is final.
+
+        Args:
+            num_pushed: sections that were decoded.
+            latents: the last one of them.
+            before: the one before it; None if it was the first.
+        """
+        self._num_pushed, self._previous = num_pushed - 1, before
+        frames = self._vae.decode(self._with_neighbours(latents))[0].cpu()
+        self._num_pushed, self._previous = num_pushed, latents
+        self._release(frames)
+
     def provisional(self) -> DecodedFrames | None:
         """The frames at the open edge, which the next section changes; None before the first push."""
         if self._edge is None:
