@@ -2,9 +2,12 @@
 
 import math
 import os
+import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -26,11 +29,15 @@ from .encoders import Encoders
 from .errors import InputError
 from .events import Event, FileEvent, PartialEvent, PhaseEvent, SectionEvent, StepEvent
 from .generation import Generation, Section
+from .job_folder import JobFolder
+from .job_record import JobRecord, ModelSource
+from .job_run import JobRun
 from .known_shapes import shapes_of
 from .machine import this_machine
 from .magnitude import find_ratios
 from .metadata import video_metadata
 from .model_memory import ModelMemory, planned_job
+from .outputs import check_video_path
 from .plan import Plan
 from .png_writer import PngWriter
 from .previews import LatentPreviews, cached_latent_rgb
@@ -57,8 +64,10 @@ class Engine:
         components: Components,
         checkpoint: Checkpoint,
         memory: ModelMemory,
+        source: ModelSource | None = None,
     ) -> None:
         """Use :meth:`load`."""
+        self._source = source or ModelSource(model=components.name, config=config)
         self.config = config
         self.components = components
         self._checkpoint = checkpoint
@@ -127,7 +136,13 @@ class Engine:
                 machine,
                 on_conversion,
             )
-        engine = cls(config=config, components=found, checkpoint=checkpoint, memory=memory)
+        engine = cls(
+            config=config,
+            components=found,
+            checkpoint=checkpoint,
+            memory=memory,
+            source=ModelSource.absolute(source, components, config),
+        )
         if config.attention != "auto":
             # A library that is missing is not found out after the prompt has been encoded.
             engine._make_attention(_smallest_attention(memory.transformer))
@@ -232,6 +247,7 @@ class Engine:
         on_event: EventHandler | None = None,
         preview_dir: str | os.PathLike[str] | None = None,
         png_dir: str | os.PathLike[str] | None = None,
+        job_dir: str | os.PathLike[str] | None = None,
     ) -> Video:
         """Generate a whole video into an MP4, in bounded memory.
 
@@ -245,32 +261,118 @@ class Engine:
             overwrite: replace an existing file.
             on_event: called with every event.
             preview_dir: folder for pictures of the latents, one a section, renewed after every step.
-            png_dir: folder for every frame as PNG, beside the MP4.
+            png_dir: folder for every frame as PNG, beside the MP4. Frames that an earlier run finished are not
+                written again.
+            job_dir: folder that keeps what is finished after every section. If the same job is there, killed or
+                failed, it goes on bit for bit; see :meth:`resume`. None keeps nothing: latents are larger than the
+                video that they become.
+
+        Raises:
+            InputError: the image, an output or ``job_dir`` cannot be used, or holds another job.
         """
         job = Generation(request, self.components, self._denoiser, self._memory)
-        with self._open_writer(request, job, path, overwrite) as writer:
-            sinks = [writer.write]
+        with (
+            self._open_run(job_dir, request, job, path, overwrite) as run,
+            self._open_writer(request, job, path, overwrite, run) as writer,
+        ):
+            png = None
             if png_dir is not None:
-                sinks.append(PngWriter(png_dir, num_frames=job.num_frames, overwrite=overwrite).write)
+                png = PngWriter(png_dir, num_frames=job.num_frames, overwrite=overwrite)
             report = self._reporter(on_event, preview_dir)
             try:
-                for section in job.sections(self._encoders, lambda: self._vae, report):
+                for section in job.sections(self._encoders, lambda: self._vae, report, run):
                     report(PhaseEvent(phase="encode"))
-                    for write in sinks:
-                        write(section.frames, section.first_frame)
+                    if png is not None:
+                        png.write(section.frames, section.first_frame)
+                    segment = writer.write(section.frames, section.first_frame)
+                    if run is not None:
+                        run.keep_segment(section.index, segment)
                     report(_section_event(section, job, writer.num_final_frames))
                     # The next section is decoded before the loop would let go of this one's frames.
                     del section
                 report(PhaseEvent(phase="write"))
                 video = writer.finish()
+                if run is not None:
+                    run.finish(video.path)
             except BaseException as error:
-                _keep_what_is_finished(writer, job, error, report)
+                _keep_what_is_finished(writer, job, error, report, run)
                 raise
         report(FileEvent(path=video.path))
         return video
 
+    def resume(
+        self,
+        job_dir: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
+        *,
+        overwrite: bool = False,
+        on_event: EventHandler | None = None,
+        preview_dir: str | os.PathLike[str] | None = None,
+    ) -> Video:
+        """Finish the job in ``job_dir``, bit for bit as if it had never stopped.
+
+        Args:
+            job_dir: what :meth:`render` was given.
+            path: another MP4 than the one that was asked for first.
+            overwrite: replace an existing file.
+            on_event: called with every event.
+            preview_dir: as for :meth:`render`.
+
+        Raises:
+            InputError: there is no job, or it is of another model than this engine's.
+        """
+        folder = JobFolder.open(job_dir)
+        output = folder.record.output if path is None else path
+        return self.render(
+            folder.record.request,
+            output,
+            overwrite=overwrite or folder.may_replace(output),
+            on_event=on_event,
+            preview_dir=preview_dir,
+            job_dir=job_dir,
+        )
+
+    @contextmanager
+    def _open_run(
+        self,
+        job_dir: str | os.PathLike[str] | None,
+        request: Request,
+        job: Generation,
+        path: str | os.PathLike[str],
+        overwrite: bool,
+    ) -> Iterator[JobRun | None]:
+        """The job of ``request`` in ``job_dir``, new or continued."""
+        if job_dir is None:
+            yield None
+            return
+        check_video_path(Path(path), overwrite=overwrite)
+        loras = tuple(
+            replace(use, source=self._denoiser.loras.find(use.source).path.absolute())
+            for use in request.loras
+        )
+        size = job.image.height, job.image.width
+        record = JobRecord(
+            token=secrets.token_hex(4),
+            source=self._source,
+            request=replace(request, size=size, order=job.sampling.order, loras=loras),
+            sampling=replace(job.sampling, loras=loras),
+            metadata=self._metadata(request, job),
+            output=Path(path),
+            is_overwriting=overwrite,
+            vae_tile=job.memory.plan.vae_tile,
+        )
+        folder = JobFolder.make(job_dir, record, job.image)
+        job.memory.plan = replace(job.memory.plan, vae_tile=folder.record.vae_tile)
+        with folder.running() as run:
+            yield run
+
     def _open_writer(
-        self, request: Request, job: Generation, path: str | os.PathLike[str], overwrite: bool
+        self,
+        request: Request,
+        job: Generation,
+        path: str | os.PathLike[str],
+        overwrite: bool,
+        run: JobRun | None,
     ) -> VideoWriter:
         return VideoWriter(
             path,
@@ -279,8 +381,9 @@ class Engine:
             fps=request.fps,
             crf=request.crf,
             num_frames=job.num_frames,
-            metadata=self._metadata(request, job),
+            metadata=self._metadata(request, job) if run is None else run.metadata,
             overwrite=overwrite,
+            kept=None if run is None else run.segments,
         )
 
     def _reporter(
@@ -389,14 +492,23 @@ def _section_event(section: Section, job: Generation, num_final_frames: int) -> 
 
 
 def _keep_what_is_finished(
-    writer: VideoWriter, job: Generation, error: BaseException, report: EventHandler
+    writer: VideoWriter,
+    job: Generation,
+    error: BaseException,
+    report: EventHandler,
+    run: JobRun | None,
 ) -> None:
     """Leave a playable file of a job that stops early, and say so in a note of ``error``."""
+    if run is not None:
+        error.add_note(f"finished sections are kept in {run.path}; to go on: isoframe resume {run.path}")
     provisional = None if job.decoder is None else job.decoder.provisional()
     if provisional is None:
         return
     try:
-        video = writer.write_partial(preview=(provisional.frames, provisional.first_frame))
+        earlier = None if run is None else run.partial()
+        video = writer.write_partial(earlier, preview=(provisional.frames, provisional.first_frame))
+        if run is not None:
+            run.note_partial(video.path)
     except InputError as failure:
         error.add_note(f"the finished part could not be kept: {failure}")
         return

@@ -50,6 +50,8 @@ class JobEvent:
         width: pixels of the video.
         image_height: pixels of the image, which is scaled and cropped to the video's size.
         image_width: the same.
+        num_finished_sections: sections that an earlier run of the job has sampled.
+        job_dir: folder from which the job can be resumed; None where nothing is kept.
     """
 
     order: str
@@ -62,6 +64,8 @@ class JobEvent:
     width: int
     image_height: int
     image_width: int
+    num_finished_sections: int = 0
+    job_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

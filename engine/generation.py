@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 import torch
@@ -19,6 +19,7 @@ from .encoders import Encoders, PromptEmbeds
 from .errors import CheckpointError
 from .events import JobEvent, PhaseEvent
 from .images import choose_bucket, fit_to_bucket, image_to_tensor, load_image
+from .job_run import JobRun
 from .model_memory import ModelMemory
 from .vae import SectionDecoder, VideoVAE
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,15 +92,26 @@ class Generation:
         self.decoder: SectionDecoder | None = None
 
     def sections(
-        self, encoders: Encoders, load_vae: Callable[[], VideoVAE], on_event: EventHandler | None = None
+        self,
+        encoders: Encoders,
+        load_vae: Callable[[], VideoVAE],
+        on_event: EventHandler | None = None,
+        run: JobRun | None = None,
     ) -> Iterator[Section]:
         """Yield the sections in generation order; closing the iterator cancels the job.
 
-        ``load_vae`` is called in the image phase, after the text encoders have left.
+        Args:
+            encoders: of text and image.
+            load_vae: called in the image phase, after the text encoders have left.
+            on_event: called with every event.
+            run: what is finished of the job, and takes what is sampled; sections whose frames it has do not come.
         """
         report = on_event or _ignore
-        report(self._describe())
-        prompts = self._encode_text(encoders, report)
+        report(self._describe(run))
+        num_encoded = 0 if run is None else run.num_encoded
+        if num_encoded == self.sampling.num_sections:
+            return
+        prompts = self._encode_text(encoders, report, self._request.prompt if run is None else run.prompt)
         report(PhaseEvent(phase="image"))
         with memory_errors("image"):
             vae = load_vae()
@@ -110,16 +124,26 @@ class Generation:
             num_sections=self.sampling.num_sections,
             start_latent=conditioning.start_latent,
         )
-        latent_sections = self._denoiser.sample(conditioning, self.sampling, on_event, self.memory)
-        for _ in range(self.sampling.num_sections):
+        if run is not None and num_encoded:
+            self._restart(vae, decoder, run, num_encoded)
+        sampled = None if run is None else run.sampled
+        latent_sections = self._denoiser.sample(conditioning, self.sampling, on_event, self.memory, sampled)
+        for index in range(num_encoded, self.sampling.num_sections):
             start = time.perf_counter()
             with memory_errors("denoise"):
-                latent_section = next(latent_sections)
+                latents = _next_latents(index, latent_sections, run)
             denoised = time.perf_counter()
             report(PhaseEvent(phase="decode"))
-            yield self._decode(vae, decoder, latent_section, start, denoised)
+            yield self._decode(vae, decoder, index, latents, start, denoised)
 
-    def _describe(self) -> JobEvent:
+    def _restart(self, vae: VideoVAE, decoder: SectionDecoder, run: JobRun, num_encoded: int) -> None:
+        """Have ``decoder`` stand where an earlier run's sections left it."""
+        latents, before = run.latents(num_encoded - 1), None
+        if num_encoded > 1:
+            before = run.latents(num_encoded - 2)
+        self._with_room(vae, lambda: decoder.restart(num_encoded, latents, before))
+
+    def _describe(self, run: JobRun | None) -> JobEvent:
         fps, (image_height, image_width) = self._request.fps, self._image_size
         return JobEvent(
             order=self.sampling.order,
@@ -132,15 +156,17 @@ class Generation:
             width=self.image.width,
             image_height=image_height,
             image_width=image_width,
+            num_finished_sections=0 if run is None else run.sampled.num_sections,
+            job_dir=None if run is None else run.path,
         )
 
-    def _encode_text(self, encoders: Encoders, report: EventHandler) -> list[PromptEmbeds]:
+    def _encode_text(self, encoders: Encoders, report: EventHandler, prompt: str) -> list[PromptEmbeds]:
         """The prompt and, with true guidance, the negative prompt."""
         report(PhaseEvent(phase="text"))
         request = self._request
         negatives = [] if request.cfg_scale == 1.0 else [request.negative_prompt]
         with memory_errors("text"):
-            return encoders.encode_prompts([request.prompt, *negatives])
+            return encoders.encode_prompts([prompt, *negatives])
 
     def _condition(self, prompts: list[PromptEmbeds], encoders: Encoders, vae: VideoVAE) -> Conditioning:
         request = self._request
@@ -163,44 +189,57 @@ class Generation:
             negative_pooled_embeds=None if negative is None else negative.pooled_embeds,
         )
 
-    def _decode(
-        self,
-        vae: VideoVAE,
-        decoder: SectionDecoder,
-        latent_section: LatentSection,
-        start: float,
-        denoised: float,
-    ) -> Section:
+    def _with_room(self, vae: VideoVAE, decode: Callable[[], T]) -> T:
+        """The result of ``decode``, inside the budget."""
         self.memory.make_room_to_decode()
         # Jobs of one engine may take turns, and each has its own tiles.
         vae.use_tiles(self.memory.plan.vae_tile)
         with memory_errors("decode"):
-            decoded = self.memory.attempt(
-                "decode",
-                lambda: decoder.push(latent_section.latents),
-                before_retry=lambda: vae.use_tiles(self.memory.plan.vae_tile),
+            return self.memory.attempt(
+                "decode", decode, before_retry=lambda: vae.use_tiles(self.memory.plan.vae_tile)
             )
+
+    def _decode(
+        self,
+        vae: VideoVAE,
+        decoder: SectionDecoder,
+        index: int,
+        latents: Tensor,
+        start: float,
+        denoised: float,
+    ) -> Section:
+        decoded = self._with_room(vae, lambda: decoder.push(latents))
         provisional = decoder.provisional()
         assert provisional is not None, "a section was pushed"
         timings = {"denoise": denoised - start, "decode": time.perf_counter() - denoised}
         _logger.info(
             "section %d of %d: denoise %.2f s, decode %.2f s",
-            latent_section.index + 1,
+            index + 1,
             self.sampling.num_sections,
             timings["denoise"],
             timings["decode"],
         )
         return Section(
-            index=latent_section.index,
+            index=index,
             frames=decoded.frames,
             first_frame=decoded.first_frame,
             start_seconds=decoded.first_frame / self._request.fps,
             preview_frames=provisional.frames,
             preview_first_frame=provisional.first_frame,
-            latents=latent_section.latents,
+            latents=latents,
             timings=timings,
             memory=_memory(self._denoiser.transformer.device),
         )
+
+
+def _next_latents(index: int, latent_sections: Iterator[LatentSection], run: JobRun | None) -> Tensor:
+    """Latents of section ``index``: an earlier run's, or sampled now and kept."""
+    if run is not None and index < run.sampled.num_sections:
+        return run.latents(index)
+    section = next(latent_sections)
+    if run is not None:
+        run.keep_latents(section)
+    return section.latents
 
 
 def _memory(device: torch.device) -> dict[str, int]:

@@ -1,0 +1,250 @@
+"""The folder of one job: everything that a later process needs to go on bit for bit."""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from .durable import TEMPORARY_SUFFIX, write_durably
+from .errors import ConfigError, InputError
+from .file_lock import exclusive_lock
+from .job_record import JobRecord
+from .job_run import DONE, JobRun, Redo, redone_metadata, remove_temporaries
+from .outputs import check_folder, make_folder, write_error
+from .section_files import SectionFiles
+from .video import read_video_info
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_RECORD, _IMAGE, _REDOS, _LOCK = "job.json", "image.png", "redos.json", "lock"
+# A section's file beside its latents: the noise generator's state, the header, and the place of its frames.
+_SECTION_EXTRA_BYTES = 16 * 2**10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStatus:
+    """How far a job is.
+
+    Attributes:
+        num_finished_sections: sections that need not be sampled again.
+        num_sections: of the whole job.
+        is_done: whether the video was written.
+        is_running: whether a process works on it now.
+    """
+
+    num_finished_sections: int
+    num_sections: int
+    is_done: bool
+    is_running: bool
+
+
+class JobFolder:
+    """A job on disk. Files appear whole, and what is finished is never written again.
+
+    | file | holds |
+    |---|---|
+    | job.json | the request, the model, the plan (:class:`~.job_record.JobRecord`) |
+    | image.png | the start image as the model sees it |
+    | section_0000.safetensors | latents and the state of the noise, after each section |
+    | section_0000.json, segments.bin | its encoded frames |
+    | redos.json | sections that were made again with another seed or prompt |
+    | done.json | where the video is, once it is complete |
+
+    Attributes:
+        path: the folder.
+        record: what the job is.
+        redos: in order of their sections; each of another section.
+    """
+
+    def __init__(self, path: Path, record: JobRecord) -> None:
+        """Use :meth:`open` or :meth:`make`."""
+        self.path = path
+        self.record = record
+        self.redos = _read_redos(path / _REDOS)
+        self._sections = SectionFiles(path, self._origin)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """The job in ``path``.
+
+        Raises:
+            InputError: there is none, it is damaged, or another version made it.
+        """
+        path = Path(path)
+        try:
+            text = (path / _RECORD).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(
+                f"{path} is no job folder, its {_RECORD} cannot be read: {reason}; isoframe jobs lists the folders"
+            ) from error
+        return cls(path, JobRecord.from_json(text, path / _IMAGE, str(path / _RECORD)))
+
+    @classmethod
+    def make(cls, path: str | os.PathLike[str], record: JobRecord, image: "Image") -> Self:
+        """A new job in ``path``, or the one that is there if it makes the same video.
+
+        Raises:
+            InputError: another job or other files are there, or nothing can be written.
+        """
+        path = Path(path)
+        if (path / _RECORD).exists():
+            folder = cls.open(path)
+            folder.record.check_same(record, path)
+            return folder
+        check_folder("job", path)
+        if path.exists() and {entry.name for entry in path.iterdir()} - _unfinished_names():
+            raise InputError(f"job folder {path} holds other files; choose a new or an empty folder")
+        make_folder("job", path)
+        try:
+            write_durably(path / _IMAGE, _png(image))
+            # Last: with it the folder is a job.
+            write_durably(path / _RECORD, record.to_json().encode())
+        except OSError as error:
+            raise write_error(error, path) from error
+        return cls(path, record)
+
+    @contextmanager
+    def running(self) -> Iterator[JobRun]:
+        """Work on the job: nobody else does meanwhile, and what a killed process left half-written is gone.
+
+        Raises:
+            InputError: another process works on it, the folder cannot be written, or its disk is too full.
+        """
+        check_folder("job", self.path)
+        with exclusive_lock(self.path / _LOCK, f"job folder {self.path} is in use by another process"):
+            self._remove_leftovers()
+            self._check_room()
+            run = JobRun(self.path, self.record, self._sections, self.redos)
+            try:
+                yield run
+            finally:
+                run.close()
+
+    @property
+    def num_sections(self) -> int:
+        return self.record.sampling.num_sections
+
+    def status(self) -> JobStatus:
+        """How far the job is; asks the files, not the process."""
+        return JobStatus(
+            num_finished_sections=self._count_sampled(),
+            num_sections=self.num_sections,
+            is_done=(self.path / DONE).exists(),
+            is_running=self._is_running(),
+        )
+
+    def may_replace(self, video: str | os.PathLike[str]) -> bool:
+        """Whether ``video`` is this job's own: the output it may overwrite, or the same video."""
+        path = Path(video)
+        if path.absolute() == self.record.output and self.record.is_overwriting:
+            return True
+        try:
+            stored = read_video_info(path).metadata
+        except InputError:
+            return False
+        return bool(stored == json.loads(json.dumps(redone_metadata(self.record, self.redos))))
+
+    def redo(self, section: int, *, seed: int | None = None, prompt: str | None = None) -> None:
+        """Have ``section`` (generation order, from 0) and all later ones made again by the next run.
+
+        Redos of later sections are forgotten. One of the same section keeps what is not given anew.
+
+        Raises:
+            ConfigError: there is no such section, or nothing would change.
+            InputError: a process works on the job, or the folder cannot be written.
+        """
+        if not 0 <= section < self.num_sections:
+            raise ConfigError(f"section must be from 1 to {self.num_sections}, got {section + 1}")
+        if seed is None and prompt is None:
+            raise ConfigError("redo needs another seed or prompt; without one the same section comes again")
+        if seed is not None and not 0 <= seed < 2**63:
+            raise ConfigError(f"seed must be from 0 to 2**63 - 1, got {seed}")
+        before = next((redo for redo in self.redos if redo.section == section), Redo(section=section))
+        redo = Redo(
+            section=section,
+            seed=before.seed if seed is None else seed,
+            prompt=before.prompt if prompt is None else prompt,
+        )
+        with self.running():
+            self._set_redos((*(earlier for earlier in self.redos if earlier.section < section), redo))
+            self._sections.remove_from(section)
+
+    def delete(self) -> None:
+        """Remove the folder; the video stays.
+
+        Raises:
+            InputError: a process works on the job.
+        """
+        with exclusive_lock(self.path / _LOCK, f"job folder {self.path} is in use by another process"):
+            shutil.rmtree(self.path)
+
+    def _origin(self, section: int) -> str:
+        """What of the redos a section depends on."""
+        return json.dumps([asdict(redo) for redo in self.redos if redo.section <= section])
+
+    def _set_redos(self, redos: tuple[Redo, ...]) -> None:
+        try:
+            (self.path / DONE).unlink(missing_ok=True)
+            write_durably(self.path / _REDOS, json.dumps([asdict(redo) for redo in redos]).encode())
+        except OSError as error:
+            raise write_error(error, self.path) from error
+        self.redos = redos
+
+    def _count_sampled(self) -> int:
+        return self._sections.count_latents(self.num_sections)
+
+    def _is_running(self) -> bool:
+        try:
+            with exclusive_lock(self.path / _LOCK, ""):
+                return False
+        except InputError:
+            return True
+        except OSError:
+            # Nobody who can lock it can write to it.
+            return False
+
+    def _remove_leftovers(self) -> None:
+        for path in self.path.glob(f"*{TEMPORARY_SUFFIX}"):
+            path.unlink(missing_ok=True)
+        remove_temporaries(self.record.output.parent, self.record.token)
+
+    def _check_room(self) -> None:
+        """Raise :class:`InputError` where the latents of the sections to come do not fit on the disk."""
+        height, width = self.record.request.size or (0, 0)
+        latents = 4 * 16 * self.record.sampling.latent_window_size * (height // 8) * (width // 8)
+        missing = self.num_sections - self._count_sampled()
+        needed, free = missing * (latents + _SECTION_EXTRA_BYTES), shutil.disk_usage(self.path).free
+        if needed > free:
+            raise InputError(
+                f"job folder {self.path} needs {needed / 2**20:.0f} MiB for {missing} sections and its disk has "
+                f"{free / 2**20:.0f} MiB free; free some space or choose another folder"
+            )
+
+
+def _read_redos(path: Path) -> tuple[Redo, ...]:
+    try:
+        return tuple(Redo(**values) for values in json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return ()
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}); delete it to have the job as it was asked for"
+        ) from error
+
+
+def _unfinished_names() -> set[str]:
+    """What a process that was killed before job.json was written may have left."""
+    return {_IMAGE, _IMAGE + TEMPORARY_SUFFIX, _RECORD + TEMPORARY_SUFFIX, _LOCK}
+
+
+def _png(image: "Image") -> bytes:
+    content = io.BytesIO()
+    image.save(content, format="PNG")
+    return content.getvalue()

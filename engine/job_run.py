@@ -1,0 +1,175 @@
+"""A process at work on a job: what it finds finished, and what it adds."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .durable import write_durably
+from .errors import InputError
+from .job_record import JobRecord
+from .mp4 import temporary_name
+from .outputs import write_error
+from .sampled_sections import SampledSections, num_history_sections
+from .segments import H264Format, KeptSegments, Segment, SegmentSpool
+
+if TYPE_CHECKING:
+    from .denoiser import LatentSection
+    from .section_files import SectionFiles
+
+_logger = logging.getLogger(__name__)
+DONE, _PARTIAL, _SPOOL = "done.json", "partial.json", "segments.bin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redo:
+    """From ``section`` (generation order, from 0) on the job is made again.
+
+    Attributes:
+        section: the first one.
+        seed: this section alone is drawn from it; None continues the job's sequence.
+        prompt: of this section and all later ones; None keeps the one before.
+    """
+
+    section: int
+    seed: int | None = None
+    prompt: str | None = None
+
+
+class JobRun:
+    """One run of a job. Sections before :attr:`num_encoded` need nothing any more.
+
+    Attributes:
+        path: the job's folder.
+        num_encoded: sections whose frames are encoded.
+        sampled: the sections that are sampled, at least as many.
+        segments: the encoded frames.
+        prompt: of the sections that are still to be sampled.
+        metadata: of the video file; names the redos.
+    """
+
+    def __init__(
+        self, path: Path, record: JobRecord, sections: "SectionFiles", redos: Sequence[Redo]
+    ) -> None:
+        """Use :meth:`JobFolder.running`."""
+        self.path = path
+        self._record = record
+        self._sections = sections
+        self._redos = redos
+        prompts = [redo.prompt for redo in redos if redo.prompt is not None]
+        self.prompt = prompts[-1] if prompts else record.request.prompt
+        self.metadata = redone_metadata(record, redos)
+        self.num_encoded, self.segments = self._read_segments()
+        self.sampled = self._read_sampled()
+
+    @property
+    def token(self) -> str:
+        """Tells the job's temporary files from those of others."""
+        return self._record.token
+
+    def latents(self, index: int) -> Tensor:
+        """Latents of a finished section, [1, C, window, Y, X] fp32."""
+        found = self._sections.read_latents(index)
+        if found is None:
+            raise InputError(f"section {index + 1} in {self.path} was damaged while the job ran; resume it")
+        return found[0]
+
+    def keep_latents(self, section: "LatentSection") -> None:
+        """Keep a sampled section."""
+        try:
+            self._sections.write_latents(section.index, section.latents, section.generator_state)
+        except OSError as error:
+            raise write_error(error, self.path) from error
+
+    def keep_segment(self, index: int, segment: Segment | None) -> None:
+        """Keep the encoded frames that became final with section ``index``; None where there are none."""
+        try:
+            self._sections.write_segment(index, segment)
+        except OSError as error:
+            raise write_error(error, self.path) from error
+        self.num_encoded = index + 1
+
+    def partial(self) -> Path | None:
+        """The file that an earlier run left."""
+        try:
+            return Path(json.loads((self.path / _PARTIAL).read_bytes())["video"])
+        except FileNotFoundError:
+            return None
+
+    def note_partial(self, path: Path) -> None:
+        """A file beside the output holds what is finished; :meth:`finish` removes it."""
+        self._note(_PARTIAL, path)
+
+    def finish(self, video: Path) -> None:
+        """The video is complete."""
+        self._note(DONE, video)
+        partial = self.partial()
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+            (self.path / _PARTIAL).unlink()
+
+    def close(self) -> None:
+        """Close the files; closing twice is allowed."""
+        self.segments.spool.close()
+
+    def _note(self, name: str, video: Path) -> None:
+        try:
+            write_durably(self.path / name, json.dumps({"video": str(video.absolute())}).encode())
+        except OSError as error:
+            raise write_error(error, self.path) from error
+
+    def _read_segments(self) -> tuple[int, KeptSegments]:
+        num_sampled = self._find_whole()
+        try:
+            spool = SegmentSpool.kept(self.path / _SPOOL)
+            num_encoded, segments = self._sections.read_segments(spool, num_sampled, self._extradata())
+        except OSError as error:
+            raise write_error(error, self.path / _SPOOL) from error
+        return num_encoded, KeptSegments(spool=spool, segments=tuple(segments), token=self.token)
+
+    def _find_whole(self) -> int:
+        """Sections in a row, from the first, that are sampled and undamaged."""
+        num_sampled = self._sections.count_latents(self._record.sampling.num_sections)
+        for index in range(num_sampled):
+            if self._sections.read_latents(index) is None:
+                self._sections.remove_from(index)
+                return index
+        return num_sampled
+
+    def _read_sampled(self) -> SampledSections:
+        num_sections = self._sections.count_latents(self._record.sampling.num_sections)
+        num_history = num_history_sections(self._record.sampling.latent_window_size)
+        last = [
+            self._sections.read_latents(i) for i in range(max(num_sections - num_history, 0), num_sections)
+        ]
+        whole = [section for section in last if section is not None]
+        return SampledSections(
+            num_sections=num_sections,
+            latents=tuple(latents for latents, _ in whole),
+            generator_state=whole[-1][1] if whole else None,
+            next_seed=next((redo.seed for redo in self._redos if redo.section == num_sections), None),
+        )
+
+    def _extradata(self) -> bytes:
+        """Parameter sets that this machine's encoder gives the video; segments of another encoder do not join."""
+        request = self._record.request
+        assert request.size is not None, "the record holds the size of the video"
+        video_format = H264Format(
+            height=request.size[0], width=request.size[1], fps=request.fps, crf=request.crf
+        )
+        return bytes(video_format.open_encoder().extradata or b"")
+
+
+def redone_metadata(record: JobRecord, redos: Sequence[Redo]) -> dict[str, object]:
+    """What the video file says: how the job began, and what was made again."""
+    return {**record.metadata, **({"redos": [asdict(redo) for redo in redos]} if redos else {})}
+
+
+def remove_temporaries(folder: Path, token: str) -> None:
+    """Remove the half-written files that a killed run of a job left in ``folder``."""
+    for path in folder.glob(temporary_name("*", token)):
+        path.unlink(missing_ok=True)
