@@ -10,7 +10,10 @@ from .demo import demo
 from .doctor import doctor
 from .generate import generate
 from .info import info
+from .jobs import app as jobs
 from .plan import plan
+from .redo import redo
+from .resume import resume
 
 PLUGIN_GROUP = "isoframe.commands"
 
@@ -25,8 +28,9 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (convert, demo, doctor, generate, info, plan):
+    for command in (convert, demo, doctor, generate, info, plan, redo, resume):
         app.command()(command)
+    app.add_typer(jobs, name="jobs")
     plugins = {plugin.name: plugin for plugin in metadata.entry_points(group=PLUGIN_GROUP)}
     for name, plugin in sorted(plugins.items()):
         app.add_typer(plugin.load(), name=name)

@@ -1,6 +1,10 @@
 """``isoframe generate``: an image and a prompt in, an MP4 out."""
 
+from pathlib import Path
+
 from ..config import EngineConfig, Request
+from ..errors import ConfigError
+from ..job_paths import new_job_path
 from . import options
 from .failures import readable_errors
 from .options import DEFAULTS
@@ -35,6 +39,8 @@ def generate(
     crf: options.Crf = DEFAULTS.crf,
     preview: options.Preview = None,
     png: options.Png = None,
+    job: options.JobDir = None,
+    no_job: options.NoJob = False,
     json_progress: options.JsonProgress = False,
     quiet: options.Quiet = False,
     device: options.Device = "auto",
@@ -65,5 +71,15 @@ def generate(
         Rendering(
             request=request, model=model, config=config, components=options.parse_components(component),
             out=out, is_overwriting=overwrite, preview_dir=preview, png_dir=png,
+            job_dir=_job_dir(job, no_job, config),
             is_json=json_progress, is_quiet=quiet,
         ).run()  # fmt: skip
+
+
+def _job_dir(job: Path | None, no_job: bool, config: EngineConfig) -> Path | None:
+    """The folder that was asked for, or a new one in the cache folder."""
+    if no_job:
+        if job is not None:
+            raise ConfigError("--job and --no-job exclude each other")
+        return None
+    return new_job_path(config.cache_path()) if job is None else job

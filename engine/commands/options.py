@@ -130,6 +130,20 @@ Png = Annotated[
     Path | None,
     Option("--png", help="Also write every frame as PNG into this folder.", rich_help_panel=OUTPUT),
 ]
+JobDir = Annotated[
+    Path | None,
+    Option(
+        "--job",
+        metavar="DIR",
+        help="Folder that keeps every finished section, for `isoframe resume` and `isoframe redo` (default: a new one in "
+        "the cache folder). A folder of the same job is continued.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+NoJob = Annotated[
+    bool,
+    Option("--no-job", help="Keep no job folder: a job that is killed is lost.", rich_help_panel=OUTPUT),
+]
 JsonProgress = Annotated[
     bool,
     Option(

@@ -10,8 +10,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
 from ..events import Event, JobEvent, PhaseEvent, SectionEvent, StepEvent
+from ..pace import Pace, Reading, video_span
 from .json_lines import json_line
-from .pace import Pace, Reading, video_span
 
 # A progress line fits 80 columns; the bar before it takes the rest.
 _MIN_WIDTH_FOR_BAR = 96
@@ -153,8 +153,8 @@ def direction(event: StepEvent) -> str:
 
 
 def print_differences(console: Console, event: JobEvent) -> None:
-    """One line each for what the video does not take over as it was given: its length, the image's size."""
-    for line in (length_difference(event), size_difference(event)):
+    """One line each for what the video does not take over as it was given: its length, the image's size; for its job."""
+    for line in (length_difference(event), size_difference(event), job_place(event)):
         if line is not None:
             console.print(line, soft_wrap=True)
 
@@ -175,6 +175,14 @@ def size_difference(event: JobEvent) -> str | None:
         return None
     change = "scaled" if image[0] * video[1] == image[1] * video[0] else "scaled and cropped"
     return f"the image ({image[0]}x{image[1]}, height x width) is {change} to {video[0]}x{video[1]}"
+
+
+def job_place(event: JobEvent) -> str | None:
+    """Where the job is kept, and how much of it is finished."""
+    if event.job_dir is None:
+        return None
+    finished = f", {event.num_finished_sections} of {event.num_sections} sections are finished"
+    return f"the job is kept in {event.job_dir}{finished if event.num_finished_sections else ''}"
 
 
 def describe(event: StepEvent, reading: Reading, fps: float) -> str:

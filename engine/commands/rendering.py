@@ -30,6 +30,7 @@ class Rendering:
         is_overwriting: whether ``out`` may exist.
         preview_dir: folder for pictures of the run.
         png_dir: folder for every frame as PNG.
+        job_dir: folder that keeps the job.
         is_json: progress as JSON on stdout.
         is_quiet: no progress.
     """
@@ -42,6 +43,7 @@ class Rendering:
     is_overwriting: bool = False
     preview_dir: Path | None = None
     png_dir: Path | None = None
+    job_dir: Path | None = None
     is_json: bool = False
     is_quiet: bool = False
 
@@ -78,6 +80,8 @@ class Rendering:
             check_folder("preview", self.preview_dir)
         if self.png_dir is not None:
             check_png_folder(self.png_dir, overwrite=self.is_overwriting)
+        if self.job_dir is not None:
+            check_folder("job", self.job_dir)
 
     def _render(self, reporter: "Reporter", interrupt: Interrupt) -> "Video":
         from .. import Engine
@@ -113,4 +117,5 @@ class Rendering:
                 on_event=on_event,
                 preview_dir=self.preview_dir,
                 png_dir=self.png_dir,
+                job_dir=self.job_dir,
             )

@@ -10,7 +10,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from isoframe.engine.commands.pace import Pace, Reading, video_span
 from isoframe.engine.commands.progress import (
     BarReporter,
     JsonReporter,
@@ -20,6 +19,7 @@ from isoframe.engine.commands.progress import (
     make_reporter,
 )
 from isoframe.engine.events import Event, FileEvent, JobEvent, PhaseEvent, SectionEvent, StepEvent
+from isoframe.engine.pace import Pace, Reading, video_span
 
 NUM_SECTIONS, NUM_STEPS, WINDOW = 2, 4, 9
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..events import Event, PhaseEvent, SectionEvent, StepEvent
+from .events import Event, PhaseEvent, SectionEvent, StepEvent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,21 +44,23 @@ class Pace:
             self._denoise_seconds += now - started
             self._num_steps += 1
             self._last_step, self._last_step_end = event, now
-            return self._read(event)
+            return self._read(event, is_decoded=False)
         if isinstance(event, PhaseEvent) and event.phase == "denoise":
             self._section_start = now
         if isinstance(event, SectionEvent) and self._last_step is not None:
             self._decode_seconds = now - self._last_step_end
             self._num_sections += 1
-            reading = self._read(self._last_step)
+            reading = self._read(self._last_step, is_decoded=True)
             self._section_start = now
             return reading
         return None
 
-    def _read(self, event: StepEvent) -> Reading:
+    def _read(self, event: StepEvent, *, is_decoded: bool) -> Reading:
         step = self._denoise_seconds / self._num_steps
-        num_steps_left = event.num_sections * event.num_steps - self._num_steps
-        num_decodes_left = event.num_sections - self._num_sections
+        # A resumed job has sections that were not measured.
+        num_sections_left = event.num_sections - event.section
+        num_steps_left = num_sections_left * event.num_steps - (event.step + 1)
+        num_decodes_left = num_sections_left - int(is_decoded)
         section = event.num_steps * step + self._decode_seconds
         return Reading(
             seconds_per_step=(self._last_step_end - self._section_start) / (event.step + 1),
