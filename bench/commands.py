@@ -12,6 +12,7 @@ from .magcache_command import magcache
 from .peers_command import peers
 from .quality_command import quality
 from .ram_command import ram
+from .results_command import results
 from .step_command import step
 from .traffic_command import traffic
 
@@ -33,6 +34,7 @@ for command in (
     peers,
     quality,
     ram,
+    results,
     step,
     traffic,
     tune,

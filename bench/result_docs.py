@@ -1,0 +1,234 @@
+"""The committed results as Markdown: every figure with its interval, its machine and how it came about."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from .environment import Environment
+from .rows import BenchRow
+from .trend import mean_interval
+
+_HEAD = """# Benchmarks
+
+Generated from `bench/results/*.jsonl` by `isoframe bench results --docs docs/benchmarks.md`; a test compares the two.
+Every row holds hardware, driver, torch, Triton, commit, precision, unit and the correctness check that came before it
+(`bench/data/row.json` is the schema). How a figure came about:
+
+| basis | meaning |
+|---|---|
+| measured | on the machine that is named |
+| predicted | by the planner's model of the hardware (`isoframe plan`, `isoframe bench step`: what a card should do); nothing ran |
+| emulated | measured on other hardware that was held back, such as a memory cap on a larger card: neither its bandwidth nor its PCIe link |
+"""
+_MIB = 2**20
+Rows = Sequence[BenchRow]
+
+
+def render(rows: Rows) -> str:
+    """The whole page."""
+    parts = [_HEAD, *_basis_notes(rows)]
+    for title, prefix, section in _SECTIONS:
+        found = [row for row in rows if row.case.startswith(prefix)]
+        if found:
+            parts += [f"## {title}\n", *section(found), "\n".join(_machines(found)) + "\n"]
+    known = tuple(prefix for _, prefix, _ in _SECTIONS)
+    others = [row for row in rows if not row.case.startswith(known)]
+    if others:
+        parts += ["## Other figures\n", *_others(others), "\n".join(_machines(others)) + "\n"]
+    return "\n".join(parts)
+
+
+def _basis_notes(rows: Rows) -> Iterator[str]:
+    counts = {
+        basis: sum(row.basis == basis for row in rows) for basis in ("measured", "predicted", "emulated")
+    }
+    yield "Here: " + ", ".join(f"{count} rows {basis}" for basis, count in counts.items()) + "."
+    if not any(row.environment.gpu for row in rows):
+        yield "Nothing here was measured on a GPU.\n"
+    else:
+        yield ""
+
+
+def _machines(rows: Rows) -> Iterator[str]:
+    """Where and by what the rows were made, each once."""
+    seen = []
+    for row in rows:
+        line = f"* `{row.command}`: {_machine(row.environment)}, {row.date[:10]}, {row.basis}"
+        if line not in seen:
+            seen.append(line)
+    yield from seen
+
+
+def _machine(environment: Environment) -> str:
+    hardware = environment.gpu or environment.cpu
+    if environment.driver:
+        hardware += f" (driver {environment.driver})"
+    versions = f"torch {environment.torch}, Triton {environment.triton or 'none'}"
+    threads = f"{environment.num_threads} of {environment.num_cores} cores"
+    return f"{hardware}, {threads}, {versions}, commit {environment.commit or environment.isoframe}"
+
+
+def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Markdown; the first column is text, the others are figures."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines)) + "\n"
+
+
+def _constant(rows: Rows) -> Iterator[str]:
+    yield (
+        "One job at several lengths. Growth is what the last section costs more than the first; its whole 95 % interval "
+        "must lie within 5 %.\n"
+    )
+    by_variant = _group(rows, lambda row: row.variant)
+    lines = []
+    for found in by_variant.values():
+        by_case = {row.case.removeprefix("constant-"): row for row in found}
+        if "section" not in by_case:
+            continue
+        growth = ""
+        if "growth" in by_case:
+            growth = (
+                f"{by_case['growth'].median:+.1%} ({by_case['growth-low'].median:+.1%} to "
+                f"{by_case['growth-high'].median:+.1%})"
+            )
+        device = f"{max(by_case['device-peak'].values) / _MIB:.0f}" if "device-peak" in by_case else "none"
+        lines.append(
+            [
+                found[0].variant,
+                str(len(by_case["section"].values)),
+                f"{by_case['section'].median:.3f}",
+                f"{max(by_case['host-peak'].values) / _MIB:.1f}",
+                device,
+                growth,
+                f"{by_case['measuring'].median:.2%}",
+            ]
+        )
+    header = (
+        "video",
+        "sections",
+        "s/section",
+        "host peak MiB",
+        "device peak MiB",
+        "growth",
+        "cost of measuring",
+    )
+    yield _table(header, lines)
+    counts = {row.case.removeprefix("constant-count-"): row for row in rows if "-count-" in row.case}
+    figures = [f"{name.replace('-', ' ')} {row.values[0]:.0f}" for name, row in counts.items()]
+    if figures:
+        is_equal = all(len(set(row.values)) == 1 for row in counts.values())
+        yield f"Counters of section 6 and later, {'all equal' if is_equal else 'NOT EQUAL'}: {', '.join(figures)}.\n"
+
+
+def _pace(rows: Rows) -> Iterator[str]:
+    yield "Denoising alone, without VAE and file. Error: relative RMS of the latents to the first line.\n"
+    lines = []
+    for group in _group(
+        rows, lambda row: (row.variant, row.precision, *sorted(row.settings.items()))
+    ).values():
+        by_case = {row.case.removeprefix("pace-"): row for row in group}
+        settings, first = group[0].settings, group[0]
+        share = f"{by_case['share-of-card'].median:.0%}" if "share-of-card" in by_case else "unknown"
+        name = f"{first.variant} ({settings['weights']}), {settings['size']}, {settings['steps']} steps"
+        lines.append(
+            [
+                name,
+                first.precision,
+                str(settings["attention"]),
+                str(settings["step_cache"]),
+                f"{by_case['step'].median:.4g}",
+                f"{by_case['frame'].median:.4g}",
+                f"{by_case['section'].median:.4g}",
+                f"{by_case['flops'].median:.4g}",
+                share,
+                f"{by_case['error'].median:.1e}",
+            ]
+        )
+    header = (
+        "model", "precision", "attention", "step cache", "s/it", "s/frame", "s/section", "TFLOP/s", "of the card", "error",
+    )  # fmt: skip
+    yield _table(header, lines)
+
+
+def _errors(rows: Rows) -> Iterator[str]:
+    pairs = rows[0].settings["pairs"]
+    yield (
+        f"The demo model's videos with an option beside those without, {pairs} held-out images and prompts, same seeds: mean "
+        "and 95 % interval. 200 dB means identical. In inverted order the first section is the end of the video.\n"
+    )
+    lines = []
+    for group in _group(rows, lambda row: (row.variant, row.shape)).values():
+        by_metric = {row.case.removeprefix("option-error-"): row for row in group}
+        first = group[0]
+        figures = [_mean(by_metric[name], digits) for name, digits in (("sqnr", 1), ("psnr", 1), ("ssim", 4))]
+        computed = f"{float(first.settings['computed'] or 0):.0%}"
+        lines.append([first.variant, str(first.shape[0]), computed, *figures])
+    header = ("option", "sections", "steps computed", "latent SQNR dB", "PSNR dB", "SSIM")
+    yield _table(header, lines)
+
+
+def _drift(rows: Rows) -> Iterator[str]:
+    yield (
+        "How much further from the truth the last 15 % of a video's frames are than the first 15 %, on the demo model: "
+        "mean and 95 % interval. Sharpness and change from frame to frame are relative to the truth's; colour is the "
+        "distance of histograms (0 to 1); shape is 1 - IoU; position is in widths of the picture.\n"
+    )
+    measures = list(dict.fromkeys(row.case for row in rows))
+    lines: list[list[str]] = []
+    for name, group in _group(rows, lambda row: row.variant).items():
+        by_case = {row.case: row for row in group}
+        lines.append([str(name), *[_mean(by_case[measure], 3) for measure in measures]])
+    yield _table(("way", *(measure.removeprefix("drift-") for measure in measures)), lines)
+
+
+def _ratios(rows: Rows) -> Iterator[str]:
+    yield "The same weights and inputs, one of each in turn; both results agree, or nothing would have been timed.\n"
+    lines = []
+    for group in _group(rows, lambda row: (row.case, row.precision, row.shape)).values():
+        by_variant = {row.variant: row for row in group}
+        theirs, ours = by_variant["diffusers"], by_variant["isoframe"]
+        lines.append(
+            [
+                ours.case,
+                ours.precision,
+                f"{theirs.median:.4g} {theirs.unit}",
+                f"{ours.median:.4g} {ours.unit}",
+                f"{by_variant['isoframe/diffusers'].median:.3f}",
+                f"{_spread(ours, theirs)}",
+            ]
+        )
+    yield _table(("case", "precision", "diffusers", "isoframe", "ratio", "ratio of pairs"), lines)
+
+
+def _others(rows: Rows) -> Iterator[str]:
+    lines = [[row.case, row.variant, row.precision, f"{row.median:.4g} {row.unit}"] for row in rows]
+    yield _table(("case", "variant", "precision", "median"), lines)
+
+
+def _spread(ours: BenchRow, theirs: BenchRow) -> str:
+    """Tenth to ninetieth part of the ratios of neighbours."""
+    ratios = sorted(a / b for a, b in zip(ours.values, theirs.values, strict=True))
+    tenth = len(ratios) // 10
+    return f"{ratios[tenth]:.3f} to {ratios[-1 - tenth]:.3f}"
+
+
+def _mean(row: BenchRow, digits: int) -> str:
+    mean, low, high = mean_interval(row.values)
+    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def _group(rows: Rows, key: Callable[[BenchRow], object]) -> dict[object, list[BenchRow]]:
+    """Rows by key, in the order of the first of each."""
+    groups: defaultdict[object, list[BenchRow]] = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return dict(groups)
+
+
+_SECTIONS: tuple[tuple[str, str, Callable[[Rows], Iterator[str]]], ...] = (
+    ("Constant cost", "constant-", _constant),
+    ("Pace", "pace-", _pace),
+    ("Beside diffusers: a section", "peers-", _ratios),
+    ("Beside diffusers: a step", "forward-", _ratios),
+    ("What approximate options change", "option-error-", _errors),
+    ("Drift", "drift-", _drift),
+)
