@@ -32,14 +32,17 @@ def tune(arguments: list[str]) -> int:
         description="Measure launch settings on CUDA device 0 and write the fastest that were found.",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="settings to write; others in it are kept"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="settings to write, others in it are kept (default: where the engine looks for them)",
     )
     parser.add_argument(
         "--kernel", action="append", default=[], metavar="NAME", help="only these settings; repeatable"
     )
     _add_minutes(parser)
     options = parser.parse_args(arguments)
-    return _exit_code(lambda: _tune(options.out, options.kernel, options.minutes))
+    return _exit_code(lambda: _tune(options.out or _default_settings(), options.kernel, options.minutes))
 
 
 def _tune(path: Path, names: list[str], minutes: float) -> bool:
@@ -54,6 +57,14 @@ def _tune(path: Path, names: list[str], minutes: float) -> bool:
         print(f"{tuning.name:28} {change}, {tuning.num_tried} tried: {values}", flush=True)
         write_settings(path, device_capability(torch.device("cuda", 0)), [tuning])
     return True
+
+
+def _default_settings() -> Path:
+    from ..engine.config import TUNED_SETTINGS, EngineConfig
+
+    path = EngineConfig().cache_path() / TUNED_SETTINGS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _add_minutes(parser: argparse.ArgumentParser) -> None:

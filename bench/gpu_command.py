@@ -19,8 +19,13 @@ def gpu(
 
 def tune(
     out: Annotated[
-        str, typer.Option("--out", metavar="FILE", help="Settings to write; others in it are kept.")
-    ],
+        str | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="Settings to write, others in it are kept (default: where the engine looks for them).",
+        ),
+    ] = None,
     kernel: Annotated[
         list[str] | None, typer.Option("--kernel", help="Only these settings; repeatable.")
     ] = None,
@@ -28,4 +33,5 @@ def tune(
 ) -> None:
     """Measure launch settings of the kernels and write the fastest that were found."""
     names = [argument for name in kernel or () for argument in ("--kernel", name)]
-    raise typer.Exit(bare_commands.tune(["--out", out, "--minutes", str(minutes), *names]))
+    target = [] if out is None else ["--out", out]
+    raise typer.Exit(bare_commands.tune([*target, "--minutes", str(minutes), *names]))

@@ -23,6 +23,8 @@ PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8-weight", "fp8", "nf4")
 COMPUTE_DTYPES = ("auto", "fp32", "bf16", "fp16")
 ATTENTIONS = ("auto", "sdpa", "flash-attn", "flash-attn-3", "xformers", "sageattention", "int8", "int8-fp8")
 POSTERIORS = ("sample", "mode")
+# File in the cache folder: what `isoframe bench tune` found to be fast on this machine.
+TUNED_SETTINGS = "launch_settings.json"
 
 
 def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:

@@ -1,5 +1,6 @@
 """The engine: one model, any number of jobs."""
 
+import logging
 import math
 import os
 import secrets
@@ -13,6 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ..kernels import use_settings
 from ..quant import DENSE_DTYPES, WeightFormat, make_format
 from .attention import SelfAttention
 from .attention_backends import AttentionShape
@@ -21,7 +23,7 @@ from .budget import make_plan
 from .checkpoint import Checkpoint, open_transformer
 from .components import ComponentRef, Components, find_components
 from .conditioning import Conditioning
-from .config import EngineConfig, Request, SamplingConfig
+from .config import TUNED_SETTINGS, EngineConfig, Request, SamplingConfig
 from .conversion import OnProgress
 from .denoiser import Denoiser, EventHandler, LatentSection, assemble
 from .device import check_triton, memory_errors, resolve_device
@@ -46,6 +48,8 @@ from .transformer import PackedTransformer
 from .transformer_config import TransformerConfig
 from .vae import VideoVAE
 from .video import Video, VideoWriter
+
+_logger = logging.getLogger(__name__)
 
 
 class Engine:
@@ -109,6 +113,7 @@ class Engine:
         config = config or EngineConfig()
         device = resolve_device(config.device)
         check_triton(device)
+        _use_tuned_kernels(config)
         found = find_components(source, overrides=components, local_files_only=config.local_files_only)
         weight_format = _weight_format(config, device)
         machine = this_machine(device, vram=config.vram, ram=config.ram)
@@ -469,6 +474,19 @@ def _weight_format(config: EngineConfig, device: torch.device) -> WeightFormat:
     fallback = "fp32" if device.type == "cpu" else "bf16"
     dtype = DENSE_DTYPES[fallback if config.compute_dtype == "auto" else config.compute_dtype]
     return make_format(config.precision or fallback, dtype)
+
+
+def _use_tuned_kernels(config: EngineConfig) -> None:
+    """Take the launch settings that `isoframe bench tune` measured on this machine."""
+    tuned = config.cache_path() / TUNED_SETTINGS
+    if not tuned.is_file():
+        return
+    try:
+        use_settings(tuned)
+    except (OSError, ValueError, AttributeError) as error:
+        _logger.warning("%s is damaged (%s): delete it, or run isoframe bench tune again", tuned, error)
+    else:
+        _logger.info("launch settings of the kernels: %s", tuned)
 
 
 def _smallest_attention(transformer: PackedTransformer) -> AttentionShape:

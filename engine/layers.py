@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..quant import Activation, Projection
 from .attention import SelfAttention
-from .units import Unit
+from .units import Unit, UnitSource
 from .workspace import Workspace
 
 # shift, scale and gate of the attention, then of the MLP; each [1, D].
@@ -79,17 +79,30 @@ class DualBlock:
     def __call__(
         self,
         tokens: Tensor,
-        units: tuple[Unit, Unit],
+        units: UnitSource,
+        first_unit: int,
         modulations: tuple[StreamModulation, StreamModulation],
         context: BlockContext,
         latent_input: Tensor | None = None,
     ) -> None:
-        """Update ``tokens`` in place; ``latent_input`` is the modulated norm of the latent tokens if known."""
+        """Update ``tokens`` in place.
+
+        Args:
+            tokens: [1, N, D].
+            units: where the block's two units come from. Each is taken when it is needed and given back when it is
+                not, so that copies run beside as much of the block as possible.
+            first_unit: the latent stream's; the condition stream's is the next one.
+            modulations: of the latent and of the condition stream.
+            context: of the step.
+            latent_input: the modulated norm of the latent tokens [1, num_latent_tokens, D] if it is known.
+        """
         split, (num_tokens, dim) = context.num_latent_tokens, tokens.shape[1:]
         streams = (slice(0, split), slice(split, num_tokens))
         qkv = context.scratch("qkv", num_tokens, 3 * dim)
-        for unit, rows, (shift, scale, *_) in zip(units, streams, modulations, strict=True):
-            layer = unit.layer("qkv")
+        held: list[Unit] = []
+        for rows, (shift, scale, *_) in zip(streams, modulations, strict=True):
+            held.append(units.acquire(first_unit + len(held)))
+            layer = held[-1].layer("qkv")
             if latent_input is not None and rows.start == 0:
                 layer.into(layer.input(latent_input), qkv[:, rows])
             else:
@@ -97,12 +110,13 @@ class DualBlock:
         # The projected queries are not read again, so the attention writes over them.
         attended = qkv[:, :, :dim]
         context.attend(qkv, self.norms, attended, slice(0, num_tokens))
-        for unit, rows, (_, _, gate, mlp_shift, mlp_scale, mlp_gate) in zip(
-            units, streams, modulations, strict=True
+        for index, (unit, rows, (_, _, gate, mlp_shift, mlp_scale, mlp_gate)) in enumerate(
+            zip(held, streams, modulations, strict=True), first_unit
         ):
             stream, out = tokens[:, rows], unit.layer("out")
             out.add_gated(out.input(attended[:, rows]), stream, gate)
             _mlp(stream, unit, mlp_shift, mlp_scale, mlp_gate, context)
+            units.release(index)
 
 
 def _mlp(

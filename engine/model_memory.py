@@ -75,6 +75,8 @@ class ModelMemory:
         self._is_stored = num_bytes >= min(_STORED_BYTES, machine.vram - machine.context)
         self._placement: tuple[object, ...] = ()
         self.transformer = self._load()
+        if device.type == "cuda" and config.vram is not None:
+            limit_memory(device, machine.vram - machine.context)
 
     def plan(
         self,
@@ -214,6 +216,12 @@ class JobMemory:
         )
         self.place()
         return True
+
+
+def limit_memory(device: torch.device, num_bytes: int) -> None:
+    """Have torch's allocator fail, after it has given back what it keeps, rather than take more than ``num_bytes``."""
+    _, total = torch.cuda.mem_get_info(device)
+    torch.cuda.set_per_process_memory_fraction(min(num_bytes / total, 1.0), device)
 
 
 def planned_job(

@@ -385,11 +385,8 @@ class StepPass:
         latent_input = self.__dict__.pop("first_input", None)
         index = 0
         for i, dual_block in enumerate(self.transformer.dual_blocks):
-            streams = (units.acquire(index), units.acquire(index + 1))
-            dual_block(self.tokens, streams, self.modulation.dual(i), context, latent_input)
+            dual_block(self.tokens, units, index, self.modulation.dual(i), context, latent_input)
             latent_input = None
-            units.release(index)
-            units.release(index + 1)
             index += 2
         *blocks, last = self.transformer.single_blocks
         for i, block in enumerate(blocks):

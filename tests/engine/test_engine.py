@@ -1,5 +1,6 @@
 """Whole jobs with the built-in model: frames, files, failures."""
 
+import copy
 import errno
 import gc
 import json
@@ -36,6 +37,7 @@ from isoframe.engine.config import ORDERS
 from isoframe.engine.segments import Segment, SegmentSpool
 from isoframe.engine.vae import VideoVAE
 from isoframe.engine.video import read_video_info
+from isoframe.kernels import _launch as launching
 
 
 @pytest.fixture(scope="module")
@@ -403,3 +405,16 @@ def test_unknown_component_name_suggests_the_nearest() -> None:
 def test_an_attention_that_cannot_run_is_refused_at_load() -> None:
     with pytest.raises(DeviceError, match="'flash-attn' needs a CUDA device, got cpu; use attention='sdpa'"):
         Engine.load("demo", config=EngineConfig(device="cpu", attention="flash-attn"))
+
+
+def test_measured_launch_settings_are_used_and_damaged_ones_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(launching, "_settings", copy.deepcopy(launching._settings))
+    path = tmp_path / "launch_settings.json"
+    path.write_text('{"modulated_layer_norm": {"80": {"num_warps": 2}}}')
+    Engine.load("demo", config=EngineConfig(device="cpu", cache_dir=tmp_path)).close()
+    assert launching.settings("modulated_layer_norm", torch.device("cpu")) == {"num_warps": 2}
+    path.write_text("{")
+    Engine.load("demo", config=EngineConfig(device="cpu", cache_dir=tmp_path)).close()
+    assert "launch_settings.json is damaged" in caplog.text
