@@ -170,11 +170,6 @@ class SamplingConfig:
         _check_at_least("num_sections", self.num_sections, 1)
         check_choice("order", self.order, ORDERS)
         _check_sampling(self)
-        for lora in self.loras:
-            if max(lora.sections or (0,)) >= self.num_sections:
-                raise ConfigError(
-                    f"sections of a LoRA must be below num_sections = {self.num_sections}, got {lora.sections}"
-                )
         if self.latent_paddings is None:
             return
         for padding in self.latent_paddings:
@@ -285,6 +280,12 @@ def _check_sampling(config: SamplingConfig | Request) -> None:
         isinstance(lora, LoraStrength) for lora in config.loras
     ):
         raise ConfigError(f"loras must be a tuple of LoraStrength, got {config.loras!r}")
+    for lora in config.loras:
+        if max(lora.sections or (0,)) >= config.num_sections:
+            raise ConfigError(
+                f"sections of a LoRA must be below num_sections = {config.num_sections}, got {lora.sections} (counted "
+                "from 0; --lora counts from 1)"
+            )
     check_choice("step_cache", config.step_cache, STEP_CACHES)
     _check_at_least("step_cache_max_skips", config.step_cache_max_skips, 1)
     for name in (

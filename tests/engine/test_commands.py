@@ -133,7 +133,7 @@ def test_loras_reach_the_request(engine: type[FakeEngine], image: Path, tmp_path
     for path in paths:
         path.touch()
     texts = [f"{paths[0]}:0.8", f"{paths[1]}", f"{paths[2]}:-1.5e-1@2", f"{paths[3]}:1@1,3-5"]
-    result = generate(image, *(part for text in texts for part in ("--lora", text)))
+    result = generate(image, "--seconds", 8, *(part for text in texts for part in ("--lora", text)))
     assert result.exit_code == 0, result.output
     assert engine.renders[0][0].loras == (
         LoraStrength(source=str(paths[0]), strength=0.8),

@@ -240,6 +240,12 @@ def test_a_lora_that_cannot_work_is_refused_before_anything_runs(
             lambda: SamplingConfig(num_sections=2, loras=(LoraStrength(source="a", sections=(2,)),)),
             r"sections of a LoRA must be below num_sections = 2, got \(2,\)",
         ),
+        (
+            lambda: Request(
+                image="", prompt="", seconds=2.4, loras=(LoraStrength(source="a", sections=(0, 2)),)
+            ),
+            r"sections of a LoRA must be below num_sections = 2, got \(0, 2\) \(counted from 0; --lora counts from 1\)",
+        ),
         (lambda: Request(image="", prompt="", loras=("a",)), "loras must be a tuple of LoraStrength"),  # type: ignore[arg-type]  # that is the case
     ],
 )
