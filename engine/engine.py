@@ -192,7 +192,7 @@ class Engine:
         Jobs may also give the file itself. Either way it is read once and kept until :meth:`unload_lora`.
 
         Args:
-            path: a .safetensors file in the names of diffusers, PEFT, kohya, musubi or Tencent, or its folder.
+            path: a .safetensors file in the names of diffusers, PEFT, kohya, musubi, Tencent or ComfyUI, or its folder.
             name: what jobs call it; None takes the name of the file without its suffix.
 
         Returns:

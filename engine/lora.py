@@ -67,7 +67,7 @@ ActiveLoras = Sequence[tuple[Lora, float]]
 
 
 def read_lora(path: str | os.PathLike[str], shapes: LayerShapes, *, name: str | None = None) -> Lora:
-    """Read a LoRA in the names of diffusers, PEFT, kohya, musubi or Tencent.
+    """Read a LoRA in the names of diffusers, PEFT, kohya, musubi, Tencent or ComfyUI.
 
     Args:
         path: a .safetensors file, or a folder with one.

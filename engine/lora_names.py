@@ -1,4 +1,7 @@
-"""Names of LoRA layers: those of this checkpoint, those of Tencent's HunyuanVideo, and kohya's form of both."""
+"""Names of LoRA layers: those of this checkpoint, those of Tencent's HunyuanVideo and what ComfyUI makes of them.
+
+kohya's form of each has underscores for dots.
+"""
 
 import re
 from collections.abc import Mapping
@@ -64,6 +67,17 @@ _TENCENT |= {
         "modulation.linear": ("norm.linear",),
     }.items()
 }
+# What ComfyUI calls parts of Tencent's layers.
+_COMFY = (
+    (r"((time|guidance)_in|t_embedder)\.mlp\.0", r"\1.in_layer"),
+    (r"((time|guidance)_in|t_embedder)\.mlp\.2", r"\1.out_layer"),
+    (r"c_embedder\.linear_1", "c_embedder.in_layer"),
+    (r"c_embedder\.linear_2", "c_embedder.out_layer"),
+    (r"_attn_(qkv|proj)", r"_attn.\1"),
+    (r"mlp\.fc1", "mlp.0"),
+    (r"mlp\.fc2", "mlp.2"),
+    (r"(_mod|modulation)\.linear", r"\1.lin"),
+)
 # Tencent's output norm is (shift, scale), the checkpoint's is (scale, shift).
 _SWAPPED = ("final_layer.adaLN_modulation.1",)
 
@@ -90,7 +104,8 @@ class LoraNames:
         for theirs, ours in _TENCENT.items():
             for block in _blocks(ours[0], shapes):
                 layers = tuple(name.replace(_BLOCK, block) for name in ours)
-                self._targets[theirs.replace(_BLOCK, block)] = LoraTarget(layers, theirs in _SWAPPED)
+                for name in (theirs, _comfy_name(theirs)):
+                    self._targets[name.replace(_BLOCK, block)] = LoraTarget(layers, theirs in _SWAPPED)
         self._kohya = {name.replace(".", "_"): target for name, target in self._targets.items()}
 
     def find(self, name: str) -> LoraTarget | None:
@@ -104,6 +119,13 @@ def without_prefix(name: str) -> str:
     """``name`` less what a trainer put before it."""
     while (prefix := next((p for p in _PREFIXES if name.startswith(p)), None)) is not None:
         name = name.removeprefix(prefix)
+    return name
+
+
+def _comfy_name(name: str) -> str:
+    """Tencent's ``name`` as ComfyUI writes it."""
+    for pattern, replacement in _COMFY:
+        name = re.sub(pattern, replacement, name)
     return name
 
 

@@ -313,10 +313,42 @@ def test_factors_outlive_their_file(tmp_path: Path) -> None:
     assert torch.equal(lora.factors[LAYER].down, before)
 
 
+@pytest.mark.parametrize(
+    ("comfy", "tencent"),
+    [
+        ("double_blocks.1.img_attn.qkv", "double_blocks.1.img_attn_qkv"),
+        ("double_blocks.0.txt_attn.proj", "double_blocks.0.txt_attn_proj"),
+        ("double_blocks.0.img_mlp.0", "double_blocks.0.img_mlp.fc1"),
+        ("double_blocks.0.txt_mlp.2", "double_blocks.0.txt_mlp.fc2"),
+        ("double_blocks.0.txt_mod.lin", "double_blocks.0.txt_mod.linear"),
+        ("single_blocks.1.modulation.lin", "single_blocks.1.modulation.linear"),
+        (
+            "txt_in.individual_token_refiner.blocks.0.self_attn.qkv",
+            "txt_in.individual_token_refiner.blocks.0.self_attn_qkv",
+        ),
+        (
+            "txt_in.individual_token_refiner.blocks.1.mlp.2",
+            "txt_in.individual_token_refiner.blocks.1.mlp.fc2",
+        ),
+        ("txt_in.t_embedder.out_layer", "txt_in.t_embedder.mlp.2"),
+        ("txt_in.c_embedder.in_layer", "txt_in.c_embedder.linear_1"),
+        ("time_in.in_layer", "time_in.mlp.0"),
+        ("guidance_in.out_layer", "guidance_in.mlp.2"),
+        ("vector_in.in_layer", "vector_in.in_layer"),
+        ("final_layer.adaLN_modulation.1", "final_layer.adaLN_modulation.1"),
+    ],
+)
+def test_comfyui_names_are_tencents_names(comfy: str, tencent: str) -> None:
+    names = LoraNames(SHAPES)
+    assert names.find(tencent) is not None
+    assert names.find(f"diffusion_model.{comfy}") == names.find(tencent)
+
+
 def test_no_two_layers_share_a_kohya_name() -> None:
     """Underscores for dots could make two names one."""
     names = LoraNames(SHAPES)
-    assert len(names._kohya) == len(names._targets)
+    for name, target in names._targets.items():
+        assert names._kohya[name.replace(".", "_")] == target, name
     for name in SHAPES:
         for written in (
             name,
