@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +12,9 @@ import typer
 from ..engine.commands import options
 
 if TYPE_CHECKING:
+    import torch
+
     from ..engine.config import EngineConfig, Request
-    from ..engine.engine import Engine
     from .constant import ConstantResult, Render
     from .rows import BenchRow
 
@@ -26,6 +28,12 @@ def constant(
         str, typer.Option("--lengths", metavar="SECONDS,...", help="Lengths of video, with commas.")
     ] = _ALL,
     model: options.Model = "demo",
+    weights: Annotated[
+        str,
+        typer.Option(
+            "--weights", help="model, or random: the shape of --model (framepack-13b) without its files."
+        ),
+    ] = "model",
     image: Annotated[str | None, typer.Option("--image", help="Start image (default: the demo's).")] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="Prompt (default: the demo's).")] = None,
     size: options.Size = None,
@@ -63,7 +71,6 @@ def constant(
     """Run one job at several lengths; exit 0 if a second costs the same in all, 1 if not, 3 if noise hides it."""
     from ..engine.commands.failures import readable_errors
     from ..engine.config import EngineConfig, Request, check_choice
-    from ..engine.engine import Engine
     from ..engine.errors import ConfigError
 
     with readable_errors(debug=debug):
@@ -79,17 +86,18 @@ def constant(
             num_steps=steps,
             latent_window_size=window,
         )
+        check_choice("--weights", weights, ("model", "random"))
         config = EngineConfig(device=device, precision=precision, attention=attention)
-        engine = Engine.load(model, config=config)
+        subject = _Subject.open(model, config, is_random=weights == "random")
         if counters:
-            raise typer.Exit(_count(engine, request))
-        if clock == "cpu" and engine.device.type != "cpu":
+            raise typer.Exit(_count(subject, request))
+        if clock == "cpu" and subject.device.type != "cpu":
             raise ConfigError(
-                f"--clock cpu is for work on the CPU, this is on {engine.device}; use --clock wall"
+                f"--clock cpu is for work on the CPU, this is on {subject.device}; use --clock wall"
             )
-        result = _measure(engine, request, seconds, repeats, clock)
+        result = _measure(subject, request, seconds, repeats, clock)
         if json_file is not None or report is not None:
-            _store(result, _rows(result, engine, request, config, clock), others, json_file, report)
+            _store(result, _rows(result, subject, request, clock), others, json_file, report)
     raise typer.Exit(result.exit_code)
 
 
@@ -145,26 +153,65 @@ def _start(image: str | None, prompt: str | None) -> tuple[str, str]:
     return image or str(example), text if prompt is None else prompt
 
 
-def _count(engine: "Engine", request: "Request") -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Subject:
+    """What is measured.
+
+    Attributes:
+        name: of the model.
+        model_hash: of its files; "random" where the weights are.
+        device: where it computes.
+        config: what it was opened with.
+        render: makes a video.
+    """
+
+    name: str
+    model_hash: str
+    device: "torch.device"
+    config: "EngineConfig"
+    render: "Render"
+
+    @classmethod
+    def open(cls, model: str, config: "EngineConfig", *, is_random: bool) -> "_Subject":
+        from ..engine.device import resolve_device
+        from ..engine.engine import Engine
+
+        if is_random:
+            from .random_job import RandomJob
+
+            device = resolve_device(config.device)
+            render = RandomJob(model, config, device).render
+            return cls(name=model, model_hash="random", device=device, config=config, render=render)
+        engine = Engine.load(model, config=config)
+        return cls(
+            name=engine.components.name,
+            model_hash=engine.model_hash,
+            device=engine.device,
+            config=config,
+            render=lambda job, path, on_event: engine.render(job, path, on_event=on_event),
+        )
+
+
+def _count(subject: _Subject, request: "Request") -> int:
     from .constant import count_job, judge_counts
 
-    finding = judge_counts(count_job(_renderer(engine), request))
+    finding = judge_counts(count_job(subject.render, request))
     typer.echo(f"{finding.claim:14} {_MARKS[finding.status]}: {finding.text}")
     return 0 if finding.status == "passed" else 1
 
 
 def _measure(
-    engine: "Engine", request: "Request", lengths: tuple[float, ...], repeats: int, clock: str
+    subject: _Subject, request: "Request", lengths: tuple[float, ...], repeats: int, clock: str
 ) -> "ConstantResult":
     from .constant import measure_constant
     from .correctness import check_operations
     from .memory_meter import MemoryMeter
 
     result = measure_constant(
-        _renderer(engine),
+        subject.render,
         request,
-        gate=check_operations(engine.device),
-        meter=MemoryMeter(engine.device),
+        gate=check_operations(subject.device),
+        meter=MemoryMeter(subject.device),
         lengths=lengths,
         num_repeats=repeats,
         clock=_CLOCKS[clock],
@@ -172,10 +219,6 @@ def _measure(
     for line in format_result(result):
         typer.echo(line)
     return result
-
-
-def _renderer(engine: "Engine") -> "Render":
-    return lambda job, path, on_event: engine.render(job, path, on_event=on_event)
 
 
 def format_result(result: "ConstantResult") -> list[str]:
@@ -191,13 +234,12 @@ def format_result(result: "ConstantResult") -> list[str]:
     return lines + [f"{found.claim:14} {_MARKS[found.status]}: {found.text}" for found in result.findings]
 
 
-def _rows(
-    result: "ConstantResult", engine: "Engine", request: "Request", config: "EngineConfig", clock: str
-) -> "list[BenchRow]":
+def _rows(result: "ConstantResult", subject: _Subject, request: "Request", clock: str) -> "list[BenchRow]":
     from .constant_rows import ConstantRows
     from .environment import read_environment
 
-    fallback = "fp32" if engine.device.type == "cpu" else "bf16"
+    config = subject.config
+    fallback = "fp32" if subject.device.type == "cpu" else "bf16"
     precision = config.precision or fallback
     dtypes = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
     return ConstantRows(
@@ -206,9 +248,9 @@ def _rows(
         dtype=dtypes.get(precision, dtypes[fallback]),
         precision=precision,
         settings={
-            "model": engine.components.name,
-            "model_hash": engine.model_hash,
-            "device": engine.device.type,
+            "model": subject.name,
+            "model_hash": subject.model_hash,
+            "device": subject.device.type,
             "size": "auto" if request.size is None else "x".join(map(str, request.size)),
             "order": request.order,
             "steps": request.num_steps,

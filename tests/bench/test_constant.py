@@ -362,6 +362,15 @@ def test_command_may_count_only(monkeypatch: pytest.MonkeyPatch, engine: Engine)
     assert (result.exit_code, "FAILS: tokens 5 in section 6, 6 in section 7" in result.stdout) == (1, True)
 
 
+def test_a_model_of_random_weights_needs_no_files_and_keeps_the_promise() -> None:
+    result = run("--weights", "random", "--counters", "--size", "32x32", "--window", 2, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    # 2 x 2 cells of 4 latent frames, the history in 1 + 4 more.
+    assert "holds: sections 6 to 8 are equal: 21 tokens" in result.stdout
+    assert "13 frames decoded, 8 encoded" in result.stdout
+    assert run("--weights", "heavy").exit_code == 2
+
+
 @pytest.mark.parametrize("lengths", ["", "1,x", "0", "4000", "1;2"])
 def test_lengths_that_are_none_are_refused_before_a_model_is_loaded(lengths: str) -> None:
     result = run("--lengths", lengths, "--model", "nowhere")
