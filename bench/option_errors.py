@@ -33,9 +33,10 @@ class Option:
 
 
 OPTIONS: dict[str, Option] = {
-    "bf16": Option(config={"precision": "bf16"}),
-    "int8-weight": Option(config={"precision": "int8-weight"}),
-    "int8": Option(config={"precision": "int8"}),
+    **{
+        precision: Option(config={"precision": precision})
+        for precision in ("bf16", "fp16", "int8-weight", "int8", "fp8", "nf4")
+    },
     "attention-int8": Option(config={"attention": "int8"}),
     "attention-int8-fp8": Option(config={"attention": "int8-fp8"}),
     **{
