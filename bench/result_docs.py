@@ -29,11 +29,11 @@ def render(rows: Rows) -> str:
     for title, prefix, section in _SECTIONS:
         found = [row for row in rows if row.case.startswith(prefix)]
         if found:
-            parts += [f"## {title}\n", *section(found), "\n".join(_machines(found)) + "\n"]
+            parts += [f"## {title}\n", *section(found), "\n".join(machines(found)) + "\n"]
     known = tuple(prefix for _, prefix, _ in _SECTIONS)
     others = [row for row in rows if not row.case.startswith(known)]
     if others:
-        parts += ["## Other figures\n", *_others(others), "\n".join(_machines(others)) + "\n"]
+        parts += ["## Other figures\n", *_others(others), "\n".join(machines(others)) + "\n"]
     return "\n".join(parts)
 
 
@@ -48,7 +48,7 @@ def _basis_notes(rows: Rows) -> Iterator[str]:
         yield ""
 
 
-def _machines(rows: Rows) -> Iterator[str]:
+def machines(rows: Rows) -> Iterator[str]:
     """Where and by what the rows were made, each once."""
     seen = []
     for row in rows:
@@ -150,11 +150,12 @@ def _pace(rows: Rows) -> Iterator[str]:
 
 
 def _errors(rows: Rows) -> Iterator[str]:
+    yield error_table(rows)
+
+
+def error_table(rows: Rows) -> str:
+    """Errors of options, one line for each and each number of sections."""
     pairs = rows[0].settings["pairs"]
-    yield (
-        f"The demo model's videos with an option beside those without, {pairs} held-out images and prompts, same seeds: mean "
-        "and 95 % interval. 200 dB means identical. In inverted order the first section is the end of the video.\n"
-    )
     lines = []
     for group in _group(rows, lambda row: (row.variant, row.shape)).values():
         by_metric = {row.case.removeprefix("option-error-"): row for row in group}
@@ -163,7 +164,10 @@ def _errors(rows: Rows) -> Iterator[str]:
         computed = f"{float(first.settings['computed'] or 0):.0%}"
         lines.append([first.variant, str(first.shape[0]), computed, *figures])
     header = ("option", "sections", "steps computed", "latent SQNR dB", "PSNR dB", "SSIM")
-    yield _table(header, lines)
+    return (
+        f"The demo model's videos with an option beside those without, {pairs} held-out images and prompts, same seeds: mean "
+        "and 95 % interval. 200 dB means identical. In inverted order the first section is the end of the video.\n\n"
+    ) + _table(header, lines)
 
 
 def _drift(rows: Rows) -> Iterator[str]:
