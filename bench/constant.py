@@ -84,6 +84,7 @@ def measure_constant(
     lengths: Sequence[float] = LENGTHS,
     num_repeats: int = 1,
     clock: Callable[[], float] = time.perf_counter,
+    tell: Callable[[JobRecord], None] = lambda job: None,
 ) -> ConstantResult:
     """Count, run every length, judge.
 
@@ -96,16 +97,24 @@ def measure_constant(
         num_repeats: how often the longest job is repeated with twice the sections while its time does not pass: what
             other programs cost looks like growth once, not each time.
         clock: seconds.
+        tell: gets every job when it is done.
     """
     counts = count_job(render, request)
-    jobs = [run_job(render, replace(request, seconds=length), meter, clock) for length in sorted(lengths)]
+    jobs: list[JobRecord] = []
+
+    def run(length: float) -> None:
+        jobs.append(run_job(render, replace(request, seconds=length), meter, clock))
+        tell(jobs[-1])
+
+    for length in sorted(lengths):
+        run(length)
     for _ in range(num_repeats):
         found = judge_time(jobs[-1])
         if found.status == "passed":
             break
         longer = 2 * jobs[-1].length
         _logger.warning("%s: repeated with %g s", found.text, longer)
-        jobs.append(run_job(render, replace(request, seconds=longer), meter, clock))
+        run(longer)
     findings = [judge_gate(gate), judge_counts(counts), judge_time(jobs[-1]), judge_host_peak(jobs)]
     findings += [
         judge(jobs)

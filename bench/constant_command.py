@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
     from ..engine.config import EngineConfig, Request
     from .constant import ConstantResult, Render
+    from .job_record import JobRecord
     from .rows import BenchRow
 
 _ALL = "1,2,5,15,30,60,120"
 _CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+_HEADER = f"{'video':>7}{'sections':>9}{'s/section':>11}{'host MiB':>10}{'device MiB':>11}{'file MB':>9}"
 _MARKS = {"passed": "holds", "failed": "FAILS", "inconclusive": "CANNOT BE TOLD"}
 
 
@@ -207,6 +209,7 @@ def _measure(
     from .correctness import check_operations
     from .memory_meter import MemoryMeter
 
+    typer.echo(_HEADER)
     result = measure_constant(
         subject.render,
         request,
@@ -215,23 +218,20 @@ def _measure(
         lengths=lengths,
         num_repeats=repeats,
         clock=_CLOCKS[clock],
+        tell=lambda job: typer.echo(_line(job)),
     )
-    for line in format_result(result):
-        typer.echo(line)
+    for found in result.findings:
+        typer.echo(f"{found.claim:14} {_MARKS[found.status]}: {found.text}")
     return result
 
 
-def format_result(result: "ConstantResult") -> list[str]:
-    """A line for every length and one for every claim."""
-    lines = [f"{'video':>7}{'sections':>9}{'s/section':>11}{'host MiB':>10}{'device MiB':>11}{'file MB':>9}"]
-    for job in result.jobs:
-        times = [section.total for section in job.sections]
-        device = "-" if job.peak_allocated is None else f"{job.peak_allocated / 2**20:.1f}"
-        lines.append(
-            f"{job.length:5g} s{len(times):9d}{statistics.median(times):11.3f}{job.peak_rss / 2**20:10.1f}"
-            f"{device:>11}{job.file_bytes / 1e6:9.2f}"
-        )
-    return lines + [f"{found.claim:14} {_MARKS[found.status]}: {found.text}" for found in result.findings]
+def _line(job: "JobRecord") -> str:
+    times = [section.total for section in job.sections]
+    device = "-" if job.peak_allocated is None else f"{job.peak_allocated / 2**20:.1f}"
+    return (
+        f"{job.length:5g} s{len(times):9d}{statistics.median(times):11.3f}{job.peak_rss / 2**20:10.1f}"
+        f"{device:>11}{job.file_bytes / 1e6:9.2f}"
+    )
 
 
 def _rows(result: "ConstantResult", subject: _Subject, request: "Request", clock: str) -> "list[BenchRow]":

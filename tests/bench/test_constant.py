@@ -343,6 +343,10 @@ def test_command_writes_rows_and_its_verdict_is_the_exit_code(tmp_path: Path) ->
     )
     # So few sections cannot tell the growth of the time.
     assert result.exit_code in (1, 3), result.output
+    assert [line.split()[:3] for line in result.stdout.splitlines()[1:3]] == [
+        ["0.6", "s", "2"],
+        ["1.2", "s", "4"],
+    ]
     assert "counters       holds: sections 6 to 8 are equal: 72 tokens" in result.stdout
     rows = {(row.case, row.variant): row for row in read_rows(path)}
     assert len(rows["constant-section", "1.2 s"].values) == 4
