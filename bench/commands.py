@@ -10,6 +10,7 @@ from .gpu_command import gpu, tune
 from .kernels_command import kernels
 from .magcache_command import magcache
 from .peers_command import peers
+from .predict_command import predict
 from .quality_command import quality
 from .ram_command import ram
 from .results_command import results
@@ -32,6 +33,7 @@ for command in (
     kernels,
     magcache,
     peers,
+    predict,
     quality,
     ram,
     results,

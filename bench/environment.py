@@ -29,6 +29,7 @@ class Environment:
         python: version; so are torch, triton and diffusers, None where not installed.
         isoframe: version of the installed distribution, None when run from a checkout.
         commit: of the checkout, with "-dirty" if files differ from it; outside a checkout $ISOFRAME_COMMIT, else None.
+        load: programs that wanted a core in the last minute, this one included; None where the system cannot tell.
     """
 
     cpu: str
@@ -45,6 +46,7 @@ class Environment:
     diffusers: str | None
     isoframe: str | None
     commit: str | None
+    load: float | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -74,6 +76,7 @@ def read_environment() -> Environment:
         diffusers=installed_version("diffusers"),
         isoframe=installed_version("isoframe"),
         commit=_commit(),
+        load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     )
 
 

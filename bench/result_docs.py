@@ -11,7 +11,8 @@ _HEAD = """# Benchmarks
 
 Generated from `bench/results/*.jsonl` by `isoframe bench results --docs docs/benchmarks.md`; a test compares the two.
 Every row holds hardware, driver, torch, Triton, commit, precision, unit and the correctness check that came before it
-(`bench/data/row.json` is the schema). How a figure came about:
+(`bench/data/row.json` is the schema). The load is the number of programs that wanted a core when the measurement ended: one
+much above the threads that are named means a machine that others used too. How a figure came about:
 
 | basis | meaning |
 |---|---|
@@ -64,7 +65,10 @@ def _machine(environment: Environment) -> str:
         hardware += f" (driver {environment.driver})"
     versions = f"torch {environment.torch}, Triton {environment.triton or 'none'}"
     threads = f"{environment.num_threads} of {environment.num_cores} cores"
-    return f"{hardware}, {threads}, {versions}, commit {environment.commit or environment.isoframe}"
+    load = "unknown" if environment.load is None else f"{environment.load:.1f}"
+    return (
+        f"{hardware}, {threads}, load {load}, {versions}, commit {environment.commit or environment.isoframe}"
+    )
 
 
 def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -78,6 +82,9 @@ def _constant(rows: Rows) -> Iterator[str]:
         "One job at several lengths. Growth is what the last section costs more than the first; its whole 95 % interval "
         "must lie within 5 %.\n"
     )
+    if rows[0].settings.get("clock") == "cpu":
+        yield "Seconds are the process' own time on the CPU, for other programs ran too.\n"
+    yield f"Verdict: {'; '.join(dict.fromkeys(row.gate.text for row in rows))}.\n"
     by_variant = _group(rows, lambda row: row.variant)
     lines = []
     for found in by_variant.values():
@@ -146,6 +153,32 @@ def _pace(rows: Rows) -> Iterator[str]:
     header = (
         "model", "precision", "attention", "step cache", "s/it", "s/frame", "s/section", "TFLOP/s", "of the card", "error",
     )  # fmt: skip
+    yield _table(header, lines)
+
+
+def _predictions(rows: Rows) -> Iterator[str]:
+    first = rows[0].settings
+    yield (
+        f"What the planner expects of the published model at {first['size']}, {first['steps']} steps, with 90 % of a card's "
+        f"memory and {float(first['ram'] or 0) / 2**30:.0f} GiB of RAM for the weights. Nothing of this was run.\n"
+    )
+    lines = []
+    for group in _group(rows, lambda row: (row.variant, row.precision)).values():
+        by_case = {row.case.removeprefix("predicted-"): row for row in group}
+        settings = group[0].settings
+        peak = f"{by_case['device-peak'].median / 2**30:.1f}"
+        lines.append(
+            [
+                group[0].variant,
+                group[0].precision,
+                f"{by_case['step'].median:.2f}",
+                f"{by_case['frame'].median:.2f}",
+                peak,
+                f"{settings['residents']} of 80",
+                str(settings["bottleneck"]),
+            ]
+        )
+    header = ("card", "precision", "s/it", "s/frame", "peak GiB", "units that stay", "limited by")
     yield _table(header, lines)
 
 
@@ -231,6 +264,7 @@ def _group(rows: Rows, key: Callable[[BenchRow], object]) -> dict[object, list[B
 _SECTIONS: tuple[tuple[str, str, Callable[[Rows], Iterator[str]]], ...] = (
     ("Constant cost", "constant-", _constant),
     ("Pace", "pace-", _pace),
+    ("Pace that is predicted", "predicted-", _predictions),
     ("Beside diffusers: a section", "peers-", _ratios),
     ("Beside diffusers: a step", "forward-", _ratios),
     ("What approximate options change", "option-error-", _errors),

@@ -15,6 +15,7 @@ def test_names_this_machine_and_its_versions() -> None:
     assert found.cpu
     assert 1 <= found.num_cores <= 4096
     assert found.ram_bytes > 2**28
+    assert found.load is None or found.load >= 0
     assert (found.gpu is None) == (not torch.cuda.is_available())
 
 

@@ -38,7 +38,7 @@ def test_the_page_tells_what_is_measured_and_where() -> None:
     assert "Here: 1 rows measured, 1 rows predicted, 1 rows emulated." in page
     assert "Nothing here was measured on a GPU." in page
     assert (
-        "* `isoframe bench x`: a cpu, 2 of 2 cores, torch 2.13.0, Triton 3.7.1, commit abc, 2026-01-01, emulated"
+        "* `isoframe bench x`: a cpu, 2 of 2 cores, load unknown, torch 2.13.0, Triton 3.7.1, commit abc, 2026-01-01, emulated"
         in page
     )
     card = replace(ENVIRONMENT, gpu="RTX 9000", gpu_bytes=2**33, driver="580")
