@@ -80,7 +80,7 @@ def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 def _constant(rows: Rows) -> Iterator[str]:
     yield (
         "One job at several lengths. Growth is what the last section costs more than the first; its whole 95 % interval "
-        "must lie within 5 %.\n"
+        "must lie within 5 %. What `--report` draws of it: [a page](img/bench_constant.png).\n"
     )
     if rows[0].settings.get("clock") == "cpu":
         yield "Seconds are the process' own time on the CPU, for other programs ran too.\n"
