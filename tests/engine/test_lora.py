@@ -342,6 +342,24 @@ def test_half_precision_with_lora_is_near_fp32(tmp_path: Path, precision: str, t
     assert relative_error(one_step(make(precision).with_loras(lora)).float(), expected) <= tolerance
 
 
+def test_the_head_in_fp32_has_its_lora_too(tmp_path: Path) -> None:
+    """In bf16 the output projection runs on an fp32 copy, which the model without LoRA made first."""
+    model = tiny_model()
+    config = TransformerConfig.from_dict(model.config, source="test")
+    plain = PackedTransformer(config, torch.bfloat16, CPU, has_fp32_head=True)
+    for name, destination in plain.destinations.items():
+        destination.write(model.state_dict()[name])
+    lora = read(tmp_path, random_lora({"proj_out": SHAPES["proj_out"]}, alpha=9.0))
+    before = one_step(plain)
+    adapted = one_step(plain.with_loras([(lora, 1.0)]))
+    factors = lora.factors["proj_out"]
+    weight = plain.destinations["proj_out.weight"].tensor  # type: ignore[attr-defined]  # kept as it is
+    weight += factors.change(1.0, slice(None)).to(torch.bfloat16)
+    del plain.__dict__["_fp32_proj_out"]
+    assert relative_error(before, one_step(plain)) > 0.1
+    assert relative_error(adapted, one_step(plain)) <= 0.02
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int8-weight"])
 def test_streamed_weights_with_lora_are_the_resident_ones(tmp_path: Path, precision: str) -> None:
     lora = [(read(tmp_path, all_layers()[0]), 0.8)]

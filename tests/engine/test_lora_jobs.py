@@ -24,7 +24,10 @@ from isoframe.engine import (
     Request,
     SamplingConfig,
 )
+from isoframe.engine.low_rank import LoraUnits
 from isoframe.engine.metadata import video_metadata
+from isoframe.engine.transformer import PackedTransformer
+from isoframe.engine.units import UnitSource
 
 SHAPES = layer_shapes(tiny_model())
 SAMPLING = SamplingConfig(num_sections=3, num_steps=3, latent_window_size=2, seed=4)
@@ -303,17 +306,29 @@ def test_a_lora_follows_the_units_and_the_chunks_of_the_job(
             raise failures.pop()
         return denoise(*arguments)
 
-    chunks: list[int | None] = []
-    place = engine._memory.place
+    used: list[tuple[bool, int | None]] = []
+    place, step = engine._memory.place, PackedTransformer.step
 
-    def place_in_chunks(plan: Any) -> None:
+    def place_elsewhere(plan: Any) -> None:
         place(plan)
-        model.token_chunk = 64
-        chunks.append(model.token_chunk)
+        model.units, model.token_chunk = MovedUnits(model.units), 64
+
+    def watch(self: PackedTransformer, *arguments: Any) -> Any:
+        assert isinstance(self.units, LoraUnits)
+        used.append((self.units.base is model.units, self.token_chunk))
+        return step(self, *arguments)
 
     monkeypatch.setattr(engine._denoiser, "_denoise", fail_once)
-    monkeypatch.setattr(engine._memory, "place", place_in_chunks)
+    monkeypatch.setattr(engine._memory, "place", place_elsewhere)
+    monkeypatch.setattr(PackedTransformer, "step", watch)
     actual = run(engine, style)
-    assert chunks == [64] * 4, "three sections and one retry"
+    assert used == [(True, 64)] * (SAMPLING.num_sections * SAMPLING.num_steps)
     for one, other in zip(actual, expected, strict=True):
         assert relative_error(one, other) <= 1e-5
+
+
+class MovedUnits:
+    """The same units in another place."""
+
+    def __init__(self, units: UnitSource) -> None:
+        self.acquire, self.release = units.acquire, units.release
