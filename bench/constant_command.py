@@ -25,19 +25,48 @@ _HEADER = f"{'video':>7}{'sections':>9}{'s/section':>11}{'host MiB':>10}{'device
 _MARKS = {"passed": "holds", "failed": "FAILS", "inconclusive": "CANNOT BE TOLD"}
 
 
+_Lengths = Annotated[
+    str, typer.Option("--lengths", metavar="SECONDS,...", help="Lengths of video, with commas.")
+]
+_Weights = Annotated[
+    str,
+    typer.Option(
+        "--weights", help="model, or random: the shape of --model (framepack-13b) without its files."
+    ),
+]
+_Image = Annotated[str | None, typer.Option("--image", help="Start image (default: the demo's).")]
+_Prompt = Annotated[str | None, typer.Option("--prompt", help="Prompt (default: the demo's).")]
+_Counters = Annotated[
+    bool, typer.Option("--counters", help="Only count operations and bytes of a section; no timing.")
+]
+_Repeats = Annotated[
+    int,
+    typer.Option(
+        "--repeats", min=0, help="Repetitions with twice the sections while the time does not pass."
+    ),
+]
+_Clock = Annotated[
+    str,
+    typer.Option("--clock", help="wall, or cpu: this process' own time, for a CPU that others use too."),
+]
+_JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
+]
+_Report = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write a page with plots (HTML).")
+]
+_Cards = Annotated[
+    list[Path] | None,
+    typer.Option("--cards", metavar="FILE", help="Results of other machines for the page; repeatable."),
+]
+
+
 def constant(
-    lengths: Annotated[
-        str, typer.Option("--lengths", metavar="SECONDS,...", help="Lengths of video, with commas.")
-    ] = _ALL,
+    lengths: _Lengths = _ALL,
     model: options.Model = "demo",
-    weights: Annotated[
-        str,
-        typer.Option(
-            "--weights", help="model, or random: the shape of --model (framepack-13b) without its files."
-        ),
-    ] = "model",
-    image: Annotated[str | None, typer.Option("--image", help="Start image (default: the demo's).")] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", help="Prompt (default: the demo's).")] = None,
+    weights: _Weights = "model",
+    image: _Image = None,
+    prompt: _Prompt = None,
     size: options.Size = None,
     order: options.Order = "auto",
     steps: options.Steps = 25,
@@ -45,29 +74,12 @@ def constant(
     device: options.Device = "auto",
     precision: options.Precision = None,
     attention: options.Attention = "auto",
-    counters: Annotated[
-        bool, typer.Option("--counters", help="Only count operations and bytes of a section; no timing.")
-    ] = False,
-    repeats: Annotated[
-        int,
-        typer.Option(
-            "--repeats", min=0, help="Repetitions with twice the sections while the time does not pass."
-        ),
-    ] = 1,
-    clock: Annotated[
-        str,
-        typer.Option("--clock", help="wall, or cpu: this process' own time, for a CPU that others use too."),
-    ] = "wall",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
-    ] = None,
-    report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE", help="Write a page with plots (HTML).")
-    ] = None,
-    cards: Annotated[
-        list[Path] | None,
-        typer.Option("--cards", metavar="FILE", help="Results of other machines for the page; repeatable."),
-    ] = None,
+    counters: _Counters = False,
+    repeats: _Repeats = 1,
+    clock: _Clock = "wall",
+    json_file: _JsonFile = None,
+    report: _Report = None,
+    cards: _Cards = None,
     debug: options.Debug = False,
 ) -> None:
     """Run one job at several lengths; exit 0 if a second costs the same in all, 1 if not, 3 if noise hides it."""

@@ -11,35 +11,47 @@ if TYPE_CHECKING:
 _HEADER = f"{'':10}{'videos':>7}{'frames':>7}{'on path':>9}{'centre px':>10}{'hue deg':>9}{'IoU':>7}{'area':>7}{'PSNR':>7}"
 
 
+_What = Annotated[
+    str,
+    typer.Option(
+        "--what",
+        help="truth (videos against the formulas), drift (from the beginning to the end of a video) or errors (of "
+        "approximate options).",
+    ),
+]
+_Order = Annotated[
+    list[str] | None, typer.Option("--order", help="inverted or forward; repeatable, default both.")
+]
+_Pairs = Annotated[int, typer.Option("--pairs", min=1, help="Held-out (image, prompt) pairs.")]
+_Seconds = Annotated[float, typer.Option("--seconds", help="Length of each video.")]
+_Steps = Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")]
+_Option = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="With errors: only this option; repeatable."),
+]
+_Model = Annotated[str, typer.Option("--model", "-m", help="With errors: whose options.")]
+_Baselines = Annotated[
+    bool, typer.Option(help="Also measure the start image standing still, and the VAE alone.")
+]
+_Sheet = Annotated[
+    Path | None, typer.Option("--sheet", help="Folder for contact sheets, truth above result.")
+]
+_JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
+]
+
+
 def quality(
-    what: Annotated[
-        str,
-        typer.Option(
-            "--what",
-            help="truth (videos against the formulas), drift (from the beginning to the end of a video) or errors (of "
-            "approximate options).",
-        ),
-    ] = "truth",
-    order: Annotated[
-        list[str] | None, typer.Option("--order", help="inverted or forward; repeatable, default both.")
-    ] = None,
-    pairs: Annotated[int, typer.Option("--pairs", min=1, help="Held-out (image, prompt) pairs.")] = 32,
-    seconds: Annotated[float, typer.Option("--seconds", help="Length of each video.")] = 5.0,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 25,
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", help="With errors: only this option; repeatable."),
-    ] = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="With errors: whose options.")] = "demo",
-    baselines: Annotated[
-        bool, typer.Option(help="Also measure the start image standing still, and the VAE alone.")
-    ] = True,
-    sheet: Annotated[
-        Path | None, typer.Option("--sheet", help="Folder for contact sheets, truth above result.")
-    ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
-    ] = None,
+    what: _What = "truth",
+    order: _Order = None,
+    pairs: _Pairs = 32,
+    seconds: _Seconds = 5.0,
+    steps: _Steps = 25,
+    option: _Option = None,
+    model: _Model = "demo",
+    baselines: _Baselines = True,
+    sheet: _Sheet = None,
+    json_file: _JsonFile = None,
 ) -> None:
     """Compare the demo model's videos with the formulas of its world; exit 1 where a target is missed.
 

@@ -17,33 +17,42 @@ _HEADER = (
 )
 
 
+_Weights = Annotated[
+    str, typer.Option("--weights", help="model, or random: the shape of --model without its files.")
+]
+_Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="demo, framepack-13b, a Hub id or a folder (default: demo; with random weights framepack-13b).",
+    ),
+]
+_Sections = Annotated[
+    int, typer.Option("--sections", min=2, help="Of which the first warms up and does not count.")
+]
+_Precision = Annotated[
+    list[str] | None,
+    typer.Option("--precision", help="Repeatable; results are compared with those of the first."),
+]
+_Attention = Annotated[list[str] | None, typer.Option("--attention", help="Repeatable.")]
+_StepCache = Annotated[list[str] | None, typer.Option("--step-cache", help="Repeatable.")]
+_JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
+]
+
+
 def step(
-    weights: Annotated[
-        str, typer.Option("--weights", help="model, or random: the shape of --model without its files.")
-    ] = "model",
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="demo, framepack-13b, a Hub id or a folder (default: demo; with random weights framepack-13b).",
-        ),
-    ] = None,
+    weights: _Weights = "model",
+    model: _Model = None,
     size: options.Size = None,
     steps: options.Steps = 25,
-    sections: Annotated[
-        int, typer.Option("--sections", min=2, help="Of which the first warms up and does not count.")
-    ] = 4,
-    precision: Annotated[
-        list[str] | None,
-        typer.Option("--precision", help="Repeatable; results are compared with those of the first."),
-    ] = None,
-    attention: Annotated[list[str] | None, typer.Option("--attention", help="Repeatable.")] = None,
-    step_cache: Annotated[list[str] | None, typer.Option("--step-cache", help="Repeatable.")] = None,
+    sections: _Sections = 4,
+    precision: _Precision = None,
+    attention: _Attention = None,
+    step_cache: _StepCache = None,
     device: options.Device = "auto",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
-    ] = None,
+    json_file: _JsonFile = None,
     debug: options.Debug = False,
 ) -> None:
     """Denoise some sections, without VAE and file: s/it, s/frame, s/section. Exit 1 where an operation is wrong."""

@@ -210,11 +210,14 @@ def counts(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
 
 
 def measure(
-    machine: Machine, lengths: tuple[float, ...] = (5, 30, 120), num_repeats: int = 0
+    machine: Machine,
+    lengths: tuple[float, ...] = (5, 30, 120),
+    num_repeats: int = 0,
+    gate: Gate = GREEN,
 ) -> ConstantResult:
     request = dataclasses.replace(make_request(9), num_steps=25)
     return measure_constant(
-        machine.render, request, gate=GREEN, meter=machine, lengths=lengths, num_repeats=num_repeats,
+        machine.render, request, gate=gate, meter=machine, lengths=lengths, num_repeats=num_repeats,
         clock=machine.clock,
     )  # fmt: skip
 
@@ -239,6 +242,15 @@ def test_equal_sections_pass_at_every_length(machine: Machine) -> None:
     assert dict(first.seconds) == pytest.approx(
         {"pack": 0.01, "denoise": 1, "decode": 0.5, "encode": 0.05, "rest": 0}
     )
+
+
+@pytest.mark.usefixtures("counts")
+def test_wrong_operations_fail_the_measurement_and_are_named(machine: Machine) -> None:
+    result = measure(
+        machine, gate=Gate(is_green=False, text="gated_residual: relative RMS error 1e-3 > 1e-6")
+    )
+    assert (result.exit_code, statuses(result)["operations"]) == (1, "failed")
+    assert text_of(result, "operations").startswith("gated_residual")
 
 
 @pytest.mark.usefixtures("counts")
