@@ -82,7 +82,10 @@ class Fake:
                         first_latent_frame=1, x0=torch.zeros(1),
                     )
                 )  # fmt: skip
-            yield LatentSection(index=index, first_latent_frame=1, latents=torch.ones(1, 1, 9, 2, 2))
+            yield LatentSection(
+                index=index, first_latent_frame=1, latents=torch.ones(1, 1, 9, 2, 2),
+                generator_state=torch.zeros(1, dtype=torch.uint8),
+            )  # fmt: skip
 
 
 def pace_of(fake: Fake) -> Any:
