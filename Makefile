@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test setup clean
+.PHONY: demo test soak setup clean
 
 demo: setup
 	$(BIN)/isoframe demo --out isoframe-demo.mp4
@@ -9,6 +9,9 @@ demo: setup
 test: setup
 	$(BIN)/pytest --durations=10
 	TRITON_INTERPRET=1 $(BIN)/pytest -k kernel --durations=10
+
+soak: setup
+	ISOFRAME_SOAK=1 $(BIN)/pytest -m soak --durations=10
 
 setup: .venv/.installed
 

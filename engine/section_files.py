@@ -16,6 +16,7 @@ from .durable import write_durably
 from .segments import CodedFrame, Segment, SegmentSpool
 
 _logger = logging.getLogger(__name__)
+_ENTRY = "isoframe"
 
 
 class SectionFiles:
@@ -36,7 +37,8 @@ class SectionFiles:
     def write_latents(self, index: int, latents: Tensor, generator_state: Tensor) -> None:
         """Keep a sampled section."""
         tensors = {"latents": latents.contiguous(), "generator_state": generator_state}
-        metadata = {"origin": self._origin(index), "digest": _digest(tensors)}
+        # One entry: safetensors writes several in no order, and equal sections are to be equal files.
+        metadata = {_ENTRY: json.dumps({"origin": self._origin(index), "digest": _digest(tensors)})}
         write_durably(self._latents_path(index), save(tensors, metadata=metadata))
 
     def count_latents(self, num_sections: int) -> int:
@@ -49,7 +51,7 @@ class SectionFiles:
         path = self._latents_path(index)
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-            digest = (file.metadata() or {}).get("digest")
+            digest = _entry(file)["digest"]
         if digest != _digest(tensors):
             _warn_of_damage(path, "its content does not match its digest")
             return None
@@ -104,10 +106,10 @@ class SectionFiles:
         path = self._latents_path(index)
         try:
             with safetensors.safe_open(path, framework="pt") as file:
-                return bool((file.metadata() or {}).get("origin") == self._origin(index))
+                return bool(_entry(file)["origin"] == self._origin(index))
         except FileNotFoundError:
             return False
-        except (safetensors.SafetensorError, OSError) as error:
+        except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
             _warn_of_damage(path, error)
             return False
 
@@ -127,6 +129,12 @@ class SectionFiles:
 
     def _record_path(self, index: int) -> Path:
         return self._folder / f"section_{index:04d}.json"
+
+
+def _entry(file: Any) -> dict[str, Any]:
+    """What a file of latents says about itself; raises ValueError or KeyError where it says nothing."""
+    entry: dict[str, Any] = json.loads((file.metadata() or {})[_ENTRY])
+    return entry
 
 
 def _segment(record: dict[str, Any], spool: SegmentSpool) -> Segment:
