@@ -59,6 +59,7 @@ class EngineConfig:
         local_files_only: never ask the Hub; a file that is not cached is an error.
         vae_tiles: run the VAE in tiles: less memory, slightly different pixels (approximate). True always does, False
             never; None does where the budget needs it.
+        max_queued_jobs: jobs of :meth:`Engine.submit` that may wait.
     """
 
     device: str = "auto"
@@ -70,8 +71,10 @@ class EngineConfig:
     cache_dir: str | os.PathLike[str] | None = None
     local_files_only: bool = False
     vae_tiles: bool | None = None
+    max_queued_jobs: int = 64
 
     def __post_init__(self) -> None:
+        _check_at_least("max_queued_jobs", self.max_queued_jobs, 1)
         if re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is None:
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if self.precision is not None:

@@ -230,7 +230,9 @@ class Denoiser:
         timesteps = self._round_time(sigmas[:-1] * 1000)
         guidance = None
         if self.transformer.config.guidance_embeds:
-            guidance = self._round_time(torch.tensor(sampling.guidance_scale * 1000)).item()
+            guidance = self._round_time(
+                torch.tensor(sampling.guidance_scale * 1000, dtype=torch.float32)
+            ).item()
         vision = transformer.project_image(conditioning.image_embeds)
         texts = [(conditioning.text_embeds, conditioning.text_mask, conditioning.pooled_embeds)]
         if sampling.cfg_scale != 1.0:

@@ -18,6 +18,7 @@ from .components import Components
 from .embedding_cache import EmbeddingCache, cache_key
 from .errors import CheckpointError
 from .layerwise import load_llama_layerwise
+from .loading import LOADING
 from .tensor_files import open_tensor_file
 
 if TYPE_CHECKING:
@@ -203,7 +204,8 @@ class Encoders:
     @contextlib.contextmanager
     def _loaded(self, name: str) -> Iterator[Any]:
         """One encoder in memory; its tensors are freed on the way out."""
-        model: Any = load_encoder(name, self._folder(name), self._compute_dtype, self._device)
+        with LOADING:
+            model: Any = load_encoder(name, self._folder(name), self._compute_dtype, self._device)
         try:
             with torch.no_grad():
                 yield model

@@ -29,9 +29,12 @@ from .denoiser import Denoiser, EventHandler, LatentSection, assemble
 from .device import check_triton, memory_errors, resolve_device
 from .encoders import Encoders
 from .errors import InputError
-from .events import Event, FileEvent, PartialEvent, PhaseEvent, SectionEvent, StepEvent
+from .events import Event, FileEvent, PartialEvent, PhaseEvent, PreviewEvent, SectionEvent, StepEvent
 from .generation import Generation, Section
+from .job import Job
 from .job_folder import JobFolder
+from .job_paths import new_job_path
+from .job_queue import JobQueue
 from .job_record import JobRecord, ModelSource
 from .job_run import JobRun
 from .known_shapes import shapes_of
@@ -71,6 +74,7 @@ class Engine:
         source: ModelSource | None = None,
     ) -> None:
         """Use :meth:`load`."""
+        self._jobs = JobQueue(config.max_queued_jobs)
         self._source = source or ModelSource(model=components.name, config=config)
         self.config = config
         self.components = components
@@ -172,7 +176,8 @@ class Engine:
         return Generation(request, self.components, self._denoiser, self._memory).memory.plan
 
     def close(self) -> None:
-        """Give back the memory of the weights, and stop what reads them; the engine cannot be used any more."""
+        """Cancel the jobs, give back the memory of the weights; the engine cannot be used any more."""
+        self._jobs.close()
         self._memory.close()
 
     def __enter__(self) -> Self:
@@ -337,6 +342,53 @@ class Engine:
             job_dir=job_dir,
         )
 
+    def submit(
+        self,
+        request: Request,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        job_dir: str | os.PathLike[str] | None = None,
+        priority: int = 0,
+        overwrite: bool = False,
+        has_previews: bool = False,
+    ) -> Job:
+        """Have a thread of this engine make a video; jobs run one after the other.
+
+        Args:
+            request: the video.
+            path: the MP4; None is video.mp4 in the job's folder, or where a job that is continued was to write.
+            job_dir: folder of the job, new or to be continued; None is a new one in the cache folder.
+            priority: jobs with a higher one run first.
+            overwrite: replace an existing file.
+            has_previews: draw a picture of the latents at every step, in the job's folder.
+
+        Raises:
+            InputError: the image, an output or ``job_dir`` cannot be used.
+            BudgetError: the job does not fit into the budget.
+            QueueFullError: as many jobs wait as may.
+        """
+        job_dir = Path(new_job_path(self.config.cache_path()) if job_dir is None else job_dir)
+        if path is None:
+            is_new = not JobFolder.is_job(job_dir)
+            path = job_dir / "video.mp4" if is_new else JobFolder.open(job_dir).record.output
+        generation = Generation(request, self.components, self._denoiser, self._memory)
+        # From now on the folder tells a later process of the job, even if its turn never comes.
+        folder = self._make_folder(job_dir, request, generation, path, overwrite)
+        job = Job(
+            folder.path,
+            fps=request.fps,
+            priority=priority,
+            render=lambda on_event: self.resume(
+                job_dir,
+                path,
+                overwrite=overwrite,
+                on_event=on_event,
+                preview_dir=job_dir / "previews" if has_previews else None,
+            ),
+        )
+        self._jobs.put(job)
+        return job
+
     @contextmanager
     def _open_run(
         self,
@@ -350,7 +402,21 @@ class Engine:
         if job_dir is None:
             yield None
             return
-        check_video_path(Path(path), overwrite=overwrite)
+        folder = self._make_folder(job_dir, request, job, path, overwrite)
+        job.memory.plan = replace(job.memory.plan, vae_tile=folder.record.vae_tile)
+        with folder.running() as run:
+            yield run
+
+    def _make_folder(
+        self,
+        job_dir: str | os.PathLike[str],
+        request: Request,
+        job: Generation,
+        path: str | os.PathLike[str],
+        overwrite: bool,
+    ) -> JobFolder:
+        if not (overwrite or (JobFolder.is_job(job_dir) and JobFolder.open(job_dir).may_replace(path))):
+            check_video_path(Path(path), overwrite=False)
         loras = tuple(
             replace(use, source=self._denoiser.loras.find(use.source).path.absolute())
             for use in request.loras
@@ -362,14 +428,11 @@ class Engine:
             request=replace(request, size=size, order=job.sampling.order, loras=loras),
             sampling=replace(job.sampling, loras=loras),
             metadata=self._metadata(request, job),
-            output=Path(path),
+            output=Path(path).absolute(),
             is_overwriting=overwrite,
             vae_tile=job.memory.plan.vae_tile,
         )
-        folder = JobFolder.make(job_dir, record, job.image)
-        job.memory.plan = replace(job.memory.plan, vae_tile=folder.record.vae_tile)
-        with folder.running() as run:
-            yield run
+        return JobFolder.make(job_dir, record, job.image)
 
     def _open_writer(
         self,
@@ -394,14 +457,16 @@ class Engine:
     def _reporter(
         self, on_event: EventHandler | None, preview_dir: str | os.PathLike[str] | None
     ) -> EventHandler:
-        """Passes events on; with a ``preview_dir`` it draws each step first."""
+        """Passes events on; with a ``preview_dir`` it draws each step."""
         previews = None if preview_dir is None else LatentPreviews(preview_dir, self._latent_rgb())
 
         def report(event: Event) -> None:
-            if previews is not None and isinstance(event, StepEvent):
-                previews.write(event)
             if on_event is not None:
                 on_event(event)
+            if previews is not None and isinstance(event, StepEvent):
+                preview = PreviewEvent(path=previews.write(event), section=event.section, step=event.step)
+                if on_event is not None:
+                    on_event(preview)
 
         return report
 

@@ -8,7 +8,12 @@
   * DeviceError
   * BudgetError
   * NumericalError
+  * QueueFullError
+  * JobCancelledError
 """
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
 
 
 class IsoframeError(Exception):
@@ -65,3 +70,16 @@ class NumericalError(IsoframeError):
         self.section = section
         self.step = step
         self.backend = backend
+
+
+class QueueFullError(IsoframeError):
+    """An engine has as many jobs waiting as it may."""
+
+
+class JobCancelledError(IsoframeError):
+    """A job ended because it was told to."""
+
+
+def exit_code(error: BaseException) -> int:
+    """What a command that fails with ``error`` returns to the shell."""
+    return EXIT_USAGE if isinstance(error, ConfigError | BudgetError) else EXIT_FAILED

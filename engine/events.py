@@ -116,6 +116,58 @@ class FileEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedEvent:
+    """A job waits.
+
+    Attributes:
+        num_ahead: jobs that run before it, as things are.
+        priority: of this job.
+    """
+
+    num_ahead: int
+    priority: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartedEvent:
+    """The job's turn has come.
+
+    Attributes:
+        job_dir: the job's folder.
+    """
+
+    job_dir: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviewEvent:
+    """A picture of the latents at a step was renewed.
+
+    Attributes:
+        path: the PNG.
+        section: section in generation order, from 0.
+        step: step in the section, from 0.
+    """
+
+    path: Path
+    section: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoneEvent:
+    """The job is over, and the video complete.
+
+    Attributes:
+        path: the MP4.
+        num_frames: frames in it.
+    """
+
+    path: Path
+    num_frames: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PartialEvent:
     """The job stops early, and a playable file holds what is finished.
 
@@ -132,13 +184,13 @@ class PartialEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailureEvent:
-    """The command failed.
+    """The command or the job failed.
 
     Attributes:
         error: name of the exception's class.
         message: what went wrong, and the remedy.
         notes: what became of the finished part.
-        exit_code: of the process.
+        exit_code: of the process, or what a command would return.
     """
 
     error: str
@@ -149,10 +201,10 @@ class FailureEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelledEvent:
-    """The command was told to stop.
+    """The command or the job was told to stop.
 
     Attributes:
-        signal: "SIGINT" for Ctrl-C, "SIGTERM", or "SIGHUP" where the terminal closed.
+        signal: "SIGINT" for Ctrl-C, "SIGTERM", "SIGHUP" where the terminal closed, or "cancel" for ``Job.cancel``.
         notes: what became of the finished part.
         exit_code: of the process.
     """
@@ -170,6 +222,10 @@ Event = (
     | SectionEvent
     | FileEvent
     | PartialEvent
+    | QueuedEvent
+    | StartedEvent
+    | PreviewEvent
+    | DoneEvent
     | FailureEvent
     | CancelledEvent
 )

@@ -69,6 +69,11 @@ class JobFolder:
         self.redos = _read_redos(path / _REDOS)
         self._sections = SectionFiles(path, self._origin)
 
+    @staticmethod
+    def is_job(path: str | os.PathLike[str]) -> bool:
+        """Whether a job is in the folder ``path``."""
+        return (Path(path) / _RECORD).exists()
+
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
         """The job in ``path``.
@@ -94,7 +99,7 @@ class JobFolder:
             InputError: another job or other files are there, or nothing can be written.
         """
         path = Path(path)
-        if (path / _RECORD).exists():
+        if cls.is_job(path):
             folder = cls.open(path)
             folder.record.check_same(record, path)
             return folder
@@ -177,13 +182,21 @@ class JobFolder:
             self._sections.remove_from(section)
 
     def delete(self) -> None:
-        """Remove the folder; the video stays.
+        """Remove the folder, but not a video that lies in it.
 
         Raises:
             InputError: a process works on the job.
         """
         with exclusive_lock(self.path / _LOCK, f"job folder {self.path} is in use by another process"):
-            shutil.rmtree(self.path)
+            # Without its record it is no job any more, whatever happens next.
+            (self.path / _RECORD).unlink()
+            for entry in self.path.iterdir():
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                elif entry.absolute() != self.record.output:
+                    entry.unlink()
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def _origin(self, section: int) -> str:
         """What of the redos a section depends on."""

@@ -25,7 +25,7 @@ def list_jobs(cache_dir: Path) -> Iterator[JobFolder | InputError]:
     folder = jobs_path(cache_dir)
     if not folder.is_dir():
         return
-    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for path in sorted(path for path in folder.iterdir() if JobFolder.is_job(path)):
         try:
             yield JobFolder.open(path)
         except InputError as error:

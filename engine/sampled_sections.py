@@ -51,11 +51,13 @@ class JobNoise:
 
     def draw(self) -> Tensor:
         """Noise of the next section, fp32 on the CPU."""
-        noise = torch.randn(self._shape, generator=self._generator)
+        # Another engine of the process may be loading a model, which changes the default dtype.
+        noise = torch.randn(self._shape, generator=self._generator, dtype=torch.float32)
         if self._next_seed is not None:
             # A section that is made again takes its place in the sequence, so that those after it keep theirs.
             own = torch.Generator("cpu").manual_seed(self._next_seed)
-            noise, self._next_seed = torch.randn(self._shape, generator=own), None
+            noise = torch.randn(self._shape, generator=own, dtype=torch.float32)
+            self._next_seed = None
         return noise
 
     def state(self) -> Tensor:

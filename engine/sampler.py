@@ -35,7 +35,7 @@ def sigma_schedule(num_steps: int, num_tokens: int, *, shift: float | None = Non
         mu = min(_SLOPE * (num_tokens - 256) + _MU_AT_256, math.log(_MAX_SHIFT))
     else:
         mu = math.log(shift)
-    base = torch.linspace(1, 0, num_steps + 1)
+    base = torch.linspace(1, 0, num_steps + 1, dtype=torch.float32)
     return math.exp(mu) / (math.exp(mu) + (1 / base - 1))
 
 
@@ -147,7 +147,7 @@ def _coefficients(sigmas: Tensor, index: int, order: int, variant: str) -> _Coef
     z = -h
     ratios = [torch.log(last / sigmas[index - 1 - j]) / h for j in range(1, order)]
     scale = z if variant == "bh1" else torch.expm1(z)
-    points = torch.stack([*ratios, torch.ones(())])
+    points = torch.stack([*ratios, torch.ones((), dtype=torch.float32)])
     g = torch.expm1(z) / z - 1
     rows, targets = [], []
     for k in range(1, order + 1):
@@ -155,7 +155,7 @@ def _coefficients(sigmas: Tensor, index: int, order: int, variant: str) -> _Coef
         targets.append(g * math.factorial(k) / scale)
         g = g / z - 1 / math.factorial(k + 1)
     system, target = torch.stack(rows), torch.stack(targets)
-    half = torch.tensor([0.5])
+    half = torch.tensor([0.5], dtype=torch.float32)
     # Orders whose system is one equation take its limit 1/2, as published.
     corrector = half if order == 1 else torch.linalg.solve(system, target)
     predictor = {1: half[:0], 2: half}.get(order)

@@ -238,7 +238,9 @@ class PackedTransformer:
         timesteps = timesteps.to(self.device)
         text = text_embeds[:, :num_valid].to(self.device, self.residual_dtype)
         pooled = pooled_embeds.to(self.device, self.residual_dtype)
-        scale = None if guidance is None else torch.tensor([guidance], device=self.device)
+        scale = (
+            None if guidance is None else torch.tensor([guidance], dtype=torch.float32, device=self.device)
+        )
         embedding = self.time_text_embedding(timesteps, pooled, scale)
         return JobInvariants(
             modulation=modulation_table(self.modulation_linears, embedding),
@@ -280,7 +282,11 @@ class PackedTransformer:
             (1, num_clean, self.config.inner_dim), dtype=self.residual_dtype, device=self.device
         )
         cos, sin = (
-            torch.empty((num_clean + num_noisy, self.config.attention_head_dim // 2), device=self.device)
+            torch.empty(
+                (num_clean + num_noisy, self.config.attention_head_dim // 2),
+                dtype=torch.float32,
+                device=self.device,
+            )
             for _ in range(2)
         )
         offset = 0

@@ -15,6 +15,7 @@ from .companion_footprint import tile_stride
 from .components import ComponentRef
 from .config import ORDERS, POSTERIORS, check_choice
 from .errors import CheckpointError, InputError
+from .loading import LOADING
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo
@@ -51,7 +52,8 @@ class VideoVAE:
     ) -> Self:
         """Load diffusers' AutoencoderKLHunyuanVideo from a Hub id or a folder."""
         folder = ref.fetch(local_files_only=local_files_only)
-        return cls(_from_pretrained(folder, dtype).to(device))
+        with LOADING:
+            return cls(_from_pretrained(folder, dtype).to(device))
 
     def use_tiles(self, tile: int | None) -> None:
         """Work in square tiles of ``tile`` px that overlap by a quarter; None in whole pictures.

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import EXIT_FAILED
 from . import options
-from .failures import EXIT_FAILED, readable_errors
+from .failures import readable_errors
 
 if TYPE_CHECKING:
     from rich.console import Console

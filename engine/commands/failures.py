@@ -6,15 +6,13 @@ from contextlib import contextmanager
 
 import typer
 
-from ..errors import BudgetError, ConfigError, IsoframeError
+from ..errors import IsoframeError, exit_code
 from ..events import CancelledEvent, FailureEvent
 from .interrupt import Interrupt, lasting_interrupt
 from .json_lines import json_line
 
 # Where huggingface_hub tells of its attempts.
 _HUB_LOGGER = "huggingface_hub.utils._http"
-EXIT_FAILED = 1
-EXIT_USAGE = 2
 
 
 @contextmanager
@@ -47,8 +45,9 @@ def _describe(error: BaseException, interrupt: Interrupt) -> FailureEvent | Canc
     # An import that Ctrl-C breaks off may end in an exception of another kind.
     if isinstance(error, KeyboardInterrupt) or interrupt.was_pressed():
         return CancelledEvent(signal=interrupt.name, notes=notes, exit_code=interrupt.exit_code)
-    exit_code = EXIT_USAGE if isinstance(error, ConfigError | BudgetError) else EXIT_FAILED
-    return FailureEvent(error=type(error).__name__, message=_message(error), notes=notes, exit_code=exit_code)
+    return FailureEvent(
+        error=type(error).__name__, message=_message(error), notes=notes, exit_code=exit_code(error)
+    )
 
 
 def _summary(event: FailureEvent | CancelledEvent) -> str:

@@ -55,6 +55,6 @@ def test_killed_jobs_are_resumed_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 def test_many_killed_jobs_are_resumed_bit_for_bit(tmp_path: Path) -> None:
-    """At 30 random times with windows of the published size, and at all writes to the disk."""
-    check(killed_jobs(tmp_path / "long", 30, 1, 9, 4))
+    """At 16 random times with longer sections, and at all writes to the disk."""
+    check(killed_jobs(tmp_path / "long", 16, 1, 4, 4))
     check(killed_jobs(tmp_path / "writes", 1, 100, 1, 1))
