@@ -74,6 +74,8 @@ def constant(
     device: options.Device = "auto",
     precision: options.Precision = None,
     attention: options.Attention = "auto",
+    vram: options.Vram = None,
+    ram: options.Ram = None,
     counters: _Counters = False,
     repeats: _Repeats = 1,
     clock: _Clock = "wall",
@@ -101,7 +103,7 @@ def constant(
             latent_window_size=window,
         )
         check_choice("--weights", weights, ("model", "random"))
-        config = EngineConfig(device=device, precision=precision, attention=attention)
+        config = EngineConfig(device=device, precision=precision, attention=attention, vram=vram, ram=ram)
         subject = _Subject.open(model, config, is_random=weights == "random")
         if counters:
             raise typer.Exit(_count(subject, request))
@@ -269,5 +271,7 @@ def _rows(result: "ConstantResult", subject: _Subject, request: "Request", clock
             "window": request.latent_window_size,
             "attention": config.attention,
             "clock": clock,
+            "vram": None if config.vram is None else str(config.vram),
+            "ram": None if config.ram is None else str(config.ram),
         },
     ).rows()

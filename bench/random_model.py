@@ -53,7 +53,14 @@ class RandomModel:
             config: shapes.
             engine_config: precision, compute dtype, attention and cache folder.
             device: where it computes; all weights are there.
+
+        Raises:
+            ConfigError: a budget is given, which only weights on the disk can be streamed inside of.
         """
+        if engine_config.vram is not None or engine_config.ram is not None:
+            raise ConfigError(
+                "a budget (--vram, --ram) needs a model on the disk; give --weights model and --model ..."
+            )
         auto = "fp32" if device.type == "cpu" else "bf16"
         compute_dtype = auto if engine_config.compute_dtype == "auto" else engine_config.compute_dtype
         weight_format = make_format(engine_config.precision or auto, DENSE_DTYPES[compute_dtype])

@@ -1,6 +1,6 @@
 """Variants of one model's denoising, measured one after the other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -68,7 +68,7 @@ class StepBench:
         size: tuple[int, int] | None,
         num_steps: int,
         num_sections: int,
-        device: torch.device,
+        config: EngineConfig,
     ) -> None:
         """Find the shapes and check the operations.
 
@@ -78,7 +78,7 @@ class StepBench:
             size: (height, width) in pixels; None is the model's first bucket.
             num_steps: steps of a section.
             num_sections: sections, at least 2; the first one is not counted.
-            device: where to run.
+            config: device and budgets; variants replace the rest.
         """
         self._source = source
         self._is_random = is_random
@@ -86,8 +86,9 @@ class StepBench:
         self._size = size or self._known.buckets[0]
         self._num_steps = num_steps
         self._num_sections = num_sections
-        self._device = device
-        self.gate: Gate = check_operations(device)
+        self._config = config
+        self._device = torch.device(config.device)
+        self.gate: Gate = check_operations(self._device)
         self.results: list[StepResult] = []
 
     def describe(self) -> str:
@@ -129,9 +130,7 @@ class StepBench:
         return [row for result in self.results for row in self._rows(result)]
 
     def _sampler(self, variant: Variant) -> Sampler:
-        config = EngineConfig(
-            device=str(self._device), precision=variant.precision, attention=variant.attention
-        )
+        config = replace(self._config, precision=variant.precision, attention=variant.attention)
         if self._is_random:
             return RandomModel(self._known.shapes.transformer, config, self._device)
         return Engine.load(self._source, config=config)
@@ -196,6 +195,8 @@ class StepBench:
             "step_cache": variant.step_cache,
             "attention": variant.attention,
             "device": str(self._device),
+            "vram": None if self._config.vram is None else str(self._config.vram),
+            "ram": None if self._config.ram is None else str(self._config.ram),
         }
         compute = "fp32" if self._device.type == "cpu" else "bf16"
         gate = Gate(

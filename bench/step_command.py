@@ -52,12 +52,14 @@ def step(
     attention: _Attention = None,
     step_cache: _StepCache = None,
     device: options.Device = "auto",
+    vram: options.Vram = None,
+    ram: options.Ram = None,
     json_file: _JsonFile = None,
     debug: options.Debug = False,
 ) -> None:
     """Denoise some sections, without VAE and file: s/it, s/frame, s/section. Exit 1 where an operation is wrong."""
     from ..engine.commands.failures import readable_errors
-    from ..engine.config import check_choice
+    from ..engine.config import EngineConfig, check_choice
     from ..engine.device import resolve_device
     from .rows import append_rows
     from .step_bench import StepBench, Variant
@@ -70,7 +72,7 @@ def step(
             size=options.parse_size(size),
             num_steps=steps,
             num_sections=sections,
-            device=resolve_device(device),
+            config=EngineConfig(device=str(resolve_device(device)), vram=vram, ram=ram),
         )
         typer.echo(f"{bench.describe()}; {bench.gate.text}")
         if not bench.gate.is_green:
