@@ -164,7 +164,8 @@ def this_command() -> str:
     """The command line of this process, without folders of the machine."""
     program = Path(sys.argv[0])
     name = "python -P -m isoframe.bench" if program.name == "__main__.py" else program.stem
-    return shlex.join([*name.split(), *sys.argv[1:]])
+    arguments = [Path(part).name if Path(part).is_absolute() else part for part in sys.argv[1:]]
+    return shlex.join([*name.split(), *arguments])
 
 
 def now() -> str:

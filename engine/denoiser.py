@@ -116,9 +116,10 @@ class Denoiser:
         conditioning.check(self.transformer.config, sampling.cfg_scale)
         self.check(sampling)
         attention = self._choose_attention(self._attention_shape(conditioning, sampling))
-        return self._sections(
+        sections = self._sections(
             conditioning, sampling, attention, on_event or _ignore, memory, resume or SampledSections()
         )
+        return sections if memory is None else _giving_back(sections, memory)
 
     def check(self, sampling: SamplingConfig) -> None:
         """Raise an error where the step cache or a LoRA cannot work with this checkpoint; reads the LoRAs."""
@@ -163,8 +164,10 @@ class Denoiser:
             loras = active[section.index]
             if model is None or model.loras != loras:
                 report(PhaseEvent(phase="prepare"))
-                # There may not be room for the old and the new LoRAs.
+                # There may not be room for the old and the new LoRAs, nor for units beside what is computed once.
                 model = None
+                if memory is not None:
+                    memory.make_room()
                 model = self._prepare(loras, conditioning, sampling, sigmas)
             report(PhaseEvent(phase="pack"))
             noise = job_noise.draw()
@@ -327,6 +330,14 @@ def assemble(sections: list[LatentSection], start_latent: Tensor) -> Tensor:
     """All latents of a job in video order, the start latent first: [1, C, 1 + n * window, Y, X] on the CPU."""
     ordered = sorted(sections, key=lambda section: section.first_latent_frame)
     return torch.cat([start_latent.float().cpu(), *(section.latents for section in ordered)], dim=2)
+
+
+def _giving_back(sections: Iterator[LatentSection], memory: JobMemory) -> Iterator[LatentSection]:
+    """The sections; slots and residents are given up at the end, also where the job is cancelled or fails."""
+    try:
+        yield from sections
+    finally:
+        memory.make_room()
 
 
 def _run_within(memory: JobMemory | None, run: Callable[[], Tensor]) -> Tensor:

@@ -26,7 +26,7 @@ def resolve_device(name: str) -> torch.device:
         DeviceError: there is no such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError(
@@ -37,7 +37,8 @@ def resolve_device(name: str) -> torch.device:
         raise DeviceError(
             f"device {name!r} does not exist: torch sees {torch.cuda.device_count()} CUDA devices"
         )
-    return device
+    # torch wants a number where it limits the memory of a device.
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def check_triton(device: torch.device) -> None:

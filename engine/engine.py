@@ -41,7 +41,7 @@ from .known_shapes import shapes_of
 from .machine import this_machine
 from .magnitude import find_ratios
 from .metadata import video_metadata
-from .model_memory import ModelMemory, planned_job
+from .model_memory import ModelMemory, lift_memory_limit, planned_job
 from .outputs import check_video_path
 from .plan import Plan
 from .png_writer import PngWriter
@@ -179,6 +179,8 @@ class Engine:
         """Cancel the jobs, give back the memory of the weights; the engine cannot be used any more."""
         self._jobs.close()
         self._memory.close()
+        if self.device.type == "cuda":
+            lift_memory_limit(self.device)
 
     def __enter__(self) -> Self:
         return self

@@ -108,6 +108,8 @@ class Generation:
         """
         report = on_event or _ignore
         report(self._describe(run))
+        # An earlier job may have left its slots and residents.
+        self.memory.make_room()
         num_encoded = 0 if run is None else run.num_encoded
         if num_encoded == self.sampling.num_sections:
             return
@@ -191,13 +193,15 @@ class Generation:
 
     def _with_room(self, vae: VideoVAE, decode: Callable[[], T]) -> T:
         """The result of ``decode``, inside the budget."""
-        self.memory.make_room_to_decode()
-        # Jobs of one engine may take turns, and each has its own tiles.
-        vae.use_tiles(self.memory.plan.vae_tile)
+
+        def prepare() -> None:
+            self.memory.make_room_to_decode()
+            # Jobs of one engine may take turns, and each has its own tiles.
+            vae.use_tiles(self.memory.plan.vae_tile)
+
+        prepare()
         with memory_errors("decode"):
-            return self.memory.attempt(
-                "decode", decode, before_retry=lambda: vae.use_tiles(self.memory.plan.vae_tile)
-            )
+            return self.memory.attempt("decode", decode, before_retry=prepare)
 
     def _decode(
         self,

@@ -74,9 +74,9 @@ class ModelMemory:
         num_bytes = sum(layout.num_bytes for layout in self._layouts)
         self._is_stored = num_bytes >= min(_STORED_BYTES, machine.vram - machine.context)
         self._placement: tuple[object, ...] = ()
-        self.transformer = self._load()
-        if device.type == "cuda" and config.vram is not None:
+        if device.type == "cuda":
             limit_memory(device, machine.vram - machine.context)
+        self.transformer = self._load()
 
     def plan(
         self,
@@ -144,8 +144,8 @@ class ModelMemory:
 
     def _place_whole(self) -> None:
         units = ResidentUnits(self._layouts, self._device)
-        load_into(self._checkpoint, {**self.transformer.destinations, **units.destinations()})
         self.transformer.units = units
+        load_into(self._checkpoint, self.transformer.destinations)
 
     def _place_stored(self, plan: Plan) -> None:
         store = cached_store(self._checkpoint, self._format, self._config.cache_path(), self._on_progress)
@@ -174,7 +174,11 @@ class JobMemory:
     def make_room_to_decode(self) -> None:
         """Give up slots and residents where the plan needs their memory; the next step copies them again."""
         if not self.plan.is_arena_kept:
-            self._model.suspend()
+            self.make_room()
+
+    def make_room(self) -> None:
+        """Give up slots and residents: for what runs before the step loop, and when a job ends."""
+        self._model.suspend()
 
     def attempt(
         self, phase: str, work: Callable[[], T], before_retry: Callable[[], None] = lambda: None
@@ -222,6 +226,11 @@ def limit_memory(device: torch.device, num_bytes: int) -> None:
     """Have torch's allocator fail, after it has given back what it keeps, rather than take more than ``num_bytes``."""
     _, total = torch.cuda.mem_get_info(device)
     torch.cuda.set_per_process_memory_fraction(min(num_bytes / total, 1.0), device)
+
+
+def lift_memory_limit(device: torch.device) -> None:
+    """Let torch's allocator take the whole device again."""
+    torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
 def planned_job(

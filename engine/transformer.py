@@ -111,11 +111,10 @@ class PackedTransformer:
         self.dual_blocks = [_dual_block(book, i, config) for i in range(config.num_layers)]
         self.single_blocks = [_single_block(book, i, config) for i in range(config.num_single_layers)]
         self.weight_format = weight_format or DenseFormat(dtype)
-        self.destinations: dict[str, Destination] = {**book.destinations, **own_job_book.destinations}
+        self._destinations: dict[str, Destination] = {**book.destinations, **own_job_book.destinations}
         if units is None:
             layouts = [UnitLayout(spec, self.weight_format) for spec in unit_specs(config)]
-            units = resident = ResidentUnits(layouts, device)
-            self.destinations |= resident.destinations()
+            units = ResidentUnits(layouts, device)
         self.units: UnitSource = units
 
     def _build(self, book: JobBook, job_book: JobBook) -> None:
@@ -171,6 +170,12 @@ class PackedTransformer:
         )
         load_into(checkpoint, transformer.destinations)
         return transformer
+
+    @property
+    def destinations(self) -> dict[str, Destination]:
+        """Where every tensor of the checkpoint goes; those of the blocks only while all units are resident."""
+        units = self.units
+        return self._destinations | (units.destinations() if isinstance(units, ResidentUnits) else {})
 
     @property
     def layer_shapes(self) -> Mapping[str, tuple[int, ...]]:

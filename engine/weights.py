@@ -1,5 +1,6 @@
 """Where the units lie outside the device's memory: in RAM (page-locked for CUDA), mapped files, or read from disk."""
 
+import contextlib
 import logging
 import mmap
 import os
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import DeviceError
 from .tensor_files import TensorEntry, read_fully
 
 _logger = logging.getLogger(__name__)
@@ -21,6 +23,8 @@ Tier = Literal["pinned", "staged", "disk"]
 # Units are packed into slabs of about this size, each locked with one call: torch's own page-locked allocations are
 # rounded up to powers of two.
 _SLAB_BYTES = 2**30
+# Locked for every device of the process, as torch locks memory.
+_PORTABLE = 1
 
 
 class HostWeights(Protocol):
@@ -69,7 +73,7 @@ def open_weights(blobs: Sequence[TensorEntry], tier: Tier, device: torch.device)
     return DiskWeights(blobs) if tier == "disk" else MappedWeights(blobs)
 
 
-class PinError(Exception):
+class PinError(DeviceError):
     """The system does not lock this much memory."""
 
 
@@ -216,9 +220,20 @@ class HostBuffer:
 
 
 def _lock(address: int, num_bytes: int) -> None:
-    error = torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0)
+    error = torch.cuda.cudart().cudaHostRegister(address, num_bytes, _PORTABLE)
     if int(error) != 0:
-        raise PinError(f"cudaHostRegister of {num_bytes / 2**20:.0f} MiB failed with error {int(error)}")
+        _discard_last_error()
+        raise PinError(
+            f"{num_bytes / 2**20:.0f} MiB of RAM cannot be locked for copies to the device (cudaHostRegister: error "
+            f"{int(error)}); close other programs or allow less (--ram)"
+        )
+
+
+def _discard_last_error() -> None:
+    """CUDA remembers a failed call, and torch would raise it at the next kernel that it launches."""
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device="cuda")
+        torch.cuda.synchronize()
 
 
 def _unlock(address: int) -> None:

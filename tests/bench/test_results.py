@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from bench_rows import ENVIRONMENT, ROW
 from typer.testing import CliRunner
 
@@ -19,12 +20,13 @@ def make_row(
     return replace(ROW, case=case, variant=variant, values=values, unit=unit, shape=(5,), settings=settings)
 
 
-def test_the_page_is_that_of_the_committed_results(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["results", "--docs", str(tmp_path / "page.md")])
+@pytest.mark.parametrize("page", ["benchmarks", "precision"])
+def test_the_page_is_that_of_the_committed_results(tmp_path: Path, page: str) -> None:
+    result = CliRunner().invoke(app, ["results", "--page", page, "--docs", str(tmp_path / "page.md")])
     assert result.exit_code == 0, result.output
-    committed = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    committed = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == committed, (
-        "results were added: isoframe bench results --docs docs/benchmarks.md"
+        f"results were added: isoframe bench results --page {page} --docs docs/{page}.md"
     )
 
 

@@ -57,3 +57,11 @@ def test_cuda_without_triton_is_refused_with_the_pip_line(monkeypatch: pytest.Mo
     device.check_triton(torch.device("cpu"))
     with pytest.raises(DeviceError, match="pip install triton"):
         device.check_triton(torch.device("cuda"))
+
+
+def test_a_cuda_device_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch refuses to limit the memory of one that has none."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    names = [str(device.resolve_device(name)) for name in ("auto", "cuda", "cuda:1")]
+    assert names == ["cuda:0", "cuda:0", "cuda:1"]

@@ -1,6 +1,8 @@
 """A job inside a memory budget computes what it computes without one, and goes on after the device was full."""
 
+import gc
 import logging
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,15 @@ import pytest
 import torch
 from tiny_models import IMAGE_WIDTH, POOLED_WIDTH, TEXT_WIDTH, saved_model
 
-from isoframe.engine import BudgetError, Conditioning, Engine, EngineConfig, Request, SamplingConfig
+from isoframe.engine import (
+    BudgetError,
+    Conditioning,
+    Engine,
+    EngineConfig,
+    Request,
+    SamplingConfig,
+    model_memory,
+)
 from isoframe.engine.streaming import Streamer
 from isoframe.engine.transformer import StepPass
 from isoframe.engine.units import ResidentUnits
@@ -122,3 +132,38 @@ def test_the_plan_of_a_request_is_a_table(tmp_path: Path) -> None:
     assert plan.size == (64, 64)
     assert plan.fits
     assert "denoise" in str(plan)
+
+
+def test_a_cancelled_job_gives_its_slots_back(
+    model: Path, conditioning: Conditioning, tmp_path: Path
+) -> None:
+    with Engine.load(model, config=config(tmp_path, ram="220MiB"), size=(48, 32)) as engine:
+        sections = engine.sample(conditioning, SAMPLING)
+        next(sections)
+        units = engine._denoiser.transformer.units
+        assert isinstance(units, Streamer)
+        assert units._slots
+        sections.close()  # type: ignore[attr-defined]  # a generator
+        assert not units._slots
+
+
+def test_a_closed_engine_keeps_no_weights_of_the_blocks(tmp_path: Path) -> None:
+    engine = Engine.load("demo", config=config(tmp_path))
+    units = engine._denoiser.transformer.units
+    assert isinstance(units, ResidentUnits)
+    blobs = [weakref.ref(blob.untyped_storage()) for blob in units._blobs]
+    del units
+    engine.close()
+    gc.collect()
+    assert blobs
+    assert not any(blob() for blob in blobs)
+
+
+def test_the_allocator_is_held_to_the_budget_less_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * 2**30, 8 * 2**30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *args: limits.append(args))
+    device = torch.device("cuda", 0)
+    model_memory.limit_memory(device, 4 * 2**30)
+    model_memory.lift_memory_limit(device)
+    assert limits == [(0.5, device), (1.0, device)]
