@@ -287,9 +287,7 @@ class Engine:
             self._open_run(job_dir, request, job, path, overwrite) as run,
             self._open_writer(request, job, path, overwrite, run) as writer,
         ):
-            png = None
-            if png_dir is not None:
-                png = PngWriter(png_dir, num_frames=job.num_frames, overwrite=overwrite)
+            png = _open_png(png_dir, job, overwrite)
             report = self._reporter(on_event, preview_dir)
             try:
                 for section in job.sections(self._encoders, lambda: self._vae, report, run):
@@ -565,6 +563,10 @@ def _smallest_attention(transformer: PackedTransformer) -> AttentionShape:
         head_dim=config.attention_head_dim,
         dtype=transformer.dtype,
     )
+
+
+def _open_png(png_dir: str | os.PathLike[str] | None, job: Generation, overwrite: bool) -> PngWriter | None:
+    return None if png_dir is None else PngWriter(png_dir, num_frames=job.num_frames, overwrite=overwrite)
 
 
 def _section_event(section: Section, job: Generation, num_final_frames: int) -> SectionEvent:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -11,9 +12,19 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from lora_cases import in_peft_names, random_lora, saved
 from PIL import Image
 
-from isoframe.engine import ConfigError, Engine, EngineConfig, InputError, JobEvent, Request, section_files
+from isoframe.engine import (
+    ConfigError,
+    Engine,
+    EngineConfig,
+    InputError,
+    JobEvent,
+    LoraStrength,
+    Request,
+    section_files,
+)
 from isoframe.engine.config import ORDERS
 from isoframe.engine.events import Event, PhaseEvent, StepEvent
 from isoframe.engine.file_lock import exclusive_lock
@@ -113,6 +124,27 @@ def test_noise_of_a_redo_takes_its_place_in_the_sequence_of_the_job() -> None:
     own = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(77))
     assert torch.equal(redone.draw(), own)
     assert torch.equal(redone.draw(), noises[3])
+
+
+def test_a_job_with_a_lora_goes_on_and_another_lora_is_refused(
+    engine: Engine, request_of: Callable[..., Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = dict(itertools.islice(engine._denoiser.transformer.layer_shapes.items(), 40))
+    for seed, name in enumerate(("style", "other")):
+        saved(tmp_path / f"{name}.safetensors", in_peft_names(random_lora(layers, seed=seed)))
+    # Found by a relative name, and from another folder later.
+    monkeypatch.chdir(tmp_path)
+    uses = {
+        name: (LoraStrength(source=f"{name}.safetensors", strength=0.3, sections=(1, 2)),)
+        for name in ("style", "other")
+    }
+    whole = engine.render(request_of(loras=uses["style"]), tmp_path / "whole.mp4").path.read_bytes()
+    job_dir = stopped(engine, request_of(loras=uses["style"]), tmp_path, at_step(2, 1))
+    with pytest.raises(InputError, match="holds another job, with loras"):
+        engine.render(request_of(loras=uses["other"]), tmp_path / "new.mp4", job_dir=job_dir)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert engine.resume(job_dir).path.read_bytes() == whole
 
 
 POINTS = {
