@@ -187,18 +187,20 @@ def _errors(rows: Rows) -> Iterator[str]:
 
 
 def error_table(rows: Rows) -> str:
-    """Errors of options, one line for each and each number of sections."""
-    pairs = rows[0].settings["pairs"]
+    """Errors of options, one line for each order, number of videos and number of sections."""
     lines = []
-    for group in _group(rows, lambda row: (row.variant, row.shape)).values():
+    for group in _group(
+        rows, lambda row: (row.variant, row.settings["order"], row.settings["pairs"], row.shape)
+    ).values():
         by_metric = {row.case.removeprefix("option-error-"): row for row in group}
         first = group[0]
         figures = [_mean(by_metric[name], digits) for name, digits in (("sqnr", 1), ("psnr", 1), ("ssim", 4))]
         computed = f"{float(first.settings['computed'] or 0):.0%}"
-        lines.append([first.variant, str(first.shape[0]), computed, *figures])
-    header = ("option", "sections", "steps computed", "latent SQNR dB", "PSNR dB", "SSIM")
+        videos = f"{first.settings['pairs']} {first.settings['order']}"
+        lines.append([first.variant, videos, str(first.shape[0]), computed, *figures])
+    header = ("option", "videos", "sections", "steps computed", "latent SQNR dB", "PSNR dB", "SSIM")
     return (
-        f"The demo model's videos with an option beside those without, {pairs} held-out images and prompts, same seeds: mean "
+        "The demo model's videos with an option beside those without, held-out images and prompts, same seeds: mean "
         "and 95 % interval. 200 dB means identical. In inverted order the first section is the end of the video.\n\n"
     ) + _table(header, lines)
 

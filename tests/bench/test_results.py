@@ -50,14 +50,14 @@ def test_the_page_tells_what_is_measured_and_where() -> None:
 
 
 def test_means_have_their_interval() -> None:
-    shared = {"pairs": 3, "computed": 0.5}
+    shared = {"pairs": 3, "order": "forward", "computed": 0.5}
     rows = [
         make_row("option-error-sqnr", "int8", (30.0, 31.0, 32.0), "dB", **shared),
         make_row("option-error-psnr", "int8", (40.0, 40.0, 40.0), "dB", **shared),
         make_row("option-error-ssim", "int8", (0.9, 0.9, 0.9), "ratio", **shared),
     ]
     assert (
-        "| int8 | 5 | 50% | 31.0 (28.5 to 33.5) | 40.0 (40.0 to 40.0) | 0.9000 (0.9000 to 0.9000) |"
+        "| int8 | 3 forward | 5 | 50% | 31.0 (28.5 to 33.5) | 40.0 (40.0 to 40.0) | 0.9000 (0.9000 to 0.9000) |"
         in render(rows)
     )
 
