@@ -385,9 +385,16 @@ class Engine:
                 on_event=on_event,
                 preview_dir=job_dir / "previews" if has_previews else None,
             ),
+            release=self._release,
         )
         self._jobs.put(job)
         return job
+
+    def _release(self) -> None:
+        """Give back the memory of the device that the weights of the next job do not need yet."""
+        self._memory.suspend()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @contextmanager
     def _open_run(

@@ -26,12 +26,26 @@ class Job:
     """
 
     def __init__(
-        self, path: Path, *, fps: float, priority: int, render: Callable[[Callable[[Event], None]], Video]
+        self,
+        path: Path,
+        *,
+        fps: float,
+        priority: int,
+        render: Callable[[Callable[[Event], None]], Video],
+        release: Callable[[], None] = lambda: None,
     ) -> None:
-        """Use :meth:`Engine.submit`; ``render`` makes the video and reports to the function that it is given."""
+        """Use :meth:`Engine.submit`.
+
+        Args:
+            path: the job's folder.
+            fps: frames per second of the video.
+            priority: jobs with a higher one run first.
+            render: makes the video and reports to the function that it is given.
+            release: gives back the device's memory when the job was cancelled or failed.
+        """
         self.path = path
         self.priority = priority
-        self._render = render
+        self._render, self._release = render, release
         self._log = JobLog(fps)
         self._is_cancelled = False
         self._state = "queued"
@@ -117,6 +131,7 @@ class Job:
 
     def _fail(self, state: str, event: Event, error: Exception) -> None:
         _forget_frames(error)
+        self._release()
         with self._lock:
             self._end(state, event, error)
 

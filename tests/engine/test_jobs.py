@@ -272,7 +272,7 @@ def test_cancelling_takes_effect_within_one_step_and_keeps_what_is_finished(
 
 
 @pytest.mark.parametrize("ending", ["cancel", "failure"])
-def test_a_job_that_stops_early_lets_go_of_its_tensors(
+def test_a_job_that_stops_early_lets_go_of_its_tensors_and_then_of_the_device(
     engine: Engine,
     request_of: Callable[..., Request],
     tmp_path: Path,
@@ -292,8 +292,17 @@ def test_a_job_that_stops_early_lets_go_of_its_tensors(
             raise NumericalError("broken", section=1, step=0, backend="none")
         return denoise(self, noise, *args)
 
+    alive_at_release: list[Any] = []
+
+    def release() -> None:
+        gc.collect()
+        alive_at_release.extend(tensor() for tensor in tensors if tensor() is not None)
+        released.append(True)
+
+    released: list[bool] = []
     monkeypatch.setattr(History, "append", watch)
     monkeypatch.setattr(Denoiser, "_denoise", fail_at_the_second)
+    monkeypatch.setattr(engine, "_release", release)
     job = engine.submit(request_of(), job_dir=tmp_path / "job")
     for entry in job.events():
         if ending == "cancel" and isinstance(entry.event, SectionEvent):
@@ -301,8 +310,8 @@ def test_a_job_that_stops_early_lets_go_of_its_tensors(
     with pytest.raises((JobCancelledError, NumericalError)) as caught:
         job.result(TIMEOUT)
     assert len(tensors) >= 3
-    gc.collect()
-    assert [tensor() for tensor in tensors] == [None] * len(tensors)
+    assert released == [True]
+    assert alive_at_release == []
     assert caught.value.__notes__
 
 
