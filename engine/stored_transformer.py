@@ -34,7 +34,7 @@ def stored_transformer(
         units=units,
         job_book=StoredBook(store, residual_dtype, device),
     )
-    for name, destination in transformer.destinations.items():
+    for name, destination in transformer.outer_destinations.items():
         destination.write(read_tensor(store.parameters[name].entry))
     return transformer
 

@@ -64,7 +64,11 @@ class PatchEmbedding:
 
 
 class PackedTransformer:
-    """Weights and forward pass of one checkpoint, for one sample at a time."""
+    """Weights and forward pass of one checkpoint, for one sample at a time.
+
+    Attributes:
+        outer_destinations: where the checkpoint's tensors outside the blocks go, by name.
+    """
 
     def __init__(
         self,
@@ -111,7 +115,7 @@ class PackedTransformer:
         self.dual_blocks = [_dual_block(book, i, config) for i in range(config.num_layers)]
         self.single_blocks = [_single_block(book, i, config) for i in range(config.num_single_layers)]
         self.weight_format = weight_format or DenseFormat(dtype)
-        self._destinations: dict[str, Destination] = {**book.destinations, **own_job_book.destinations}
+        self.outer_destinations: dict[str, Destination] = {**book.destinations, **own_job_book.destinations}
         if units is None:
             layouts = [UnitLayout(spec, self.weight_format) for spec in unit_specs(config)]
             units = ResidentUnits(layouts, device)
@@ -175,7 +179,7 @@ class PackedTransformer:
     def destinations(self) -> dict[str, Destination]:
         """Where every tensor of the checkpoint goes; those of the blocks only while all units are resident."""
         units = self.units
-        return self._destinations | (units.destinations() if isinstance(units, ResidentUnits) else {})
+        return self.outer_destinations | (units.destinations() if isinstance(units, ResidentUnits) else {})
 
     @property
     def layer_shapes(self) -> Mapping[str, tuple[int, ...]]:

@@ -87,7 +87,7 @@ def start(folder: Path, *arguments: str, libraries: str = "") -> "subprocess.Pop
     ("number", "exit_code", "summary"),
     [(signal.SIGINT, 130, "cancelled"), (signal.SIGTERM, 143, "stopped by SIGTERM")],
 )
-def test_a_stopped_job_leaves_a_playable_part_and_nothing_else(
+def test_a_stopped_job_leaves_a_playable_part_its_folder_and_nothing_else(
     folder: Path, number: int, exit_code: int, summary: str
 ) -> None:
     image, prompt = find_example(None)
@@ -104,11 +104,15 @@ def test_a_stopped_job_leaves_a_playable_part_and_nothing_else(
     assert process.returncode == exit_code
     part = read_video_info(folder / "out.partial.mp4")
     assert 0 < part.num_frames < 901
-    kept = f"{part.num_frames} of 901 frames are kept in out.partial.mp4"
-    assert errors.endswith(f"{summary}\n{kept}\n")
+    (job,) = (folder.parent / "cache" / "jobs").iterdir()
+    notes = [
+        f"finished sections are kept in {job}; to go on: isoframe resume {job}",
+        f"{part.num_frames} of 901 frames are kept in out.partial.mp4",
+    ]
+    assert errors.endswith("\n".join([summary, *notes, ""]))
     partial, cancelled = (json.loads(line) for line in output.splitlines()[-2:])
     assert (partial["event"], partial["num_frames"]) == ("partial", part.num_frames)
-    assert (cancelled["event"], cancelled["notes"]) == ("cancelled", [kept])
+    assert (cancelled["event"], cancelled["notes"]) == ("cancelled", notes)
     assert os.listdir(folder) == ["out.partial.mp4"]
     assert os.listdir(folder.parent / "temp") == []
 
