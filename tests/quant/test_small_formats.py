@@ -116,7 +116,28 @@ def test_nf4_needs_whole_blocks() -> None:
         FORMATS[1].storage(8, 96)
 
 
+# What bitsandbytes 0.50.2 makes of ``waves()``: quantize_4bit(..., blocksize=64, quant_type="nf4").
+BITSANDBYTES_CODES = bytes.fromhex(
+    "79dfe30ea1f0f1ad13eec979ced31d91e1e29d13cec989cec32c82d2d38c23bdecacefd11e72e0e26e21beecbceea12e"
+    "54d1d45e329ddcccdd825d46b3b64d626effeffe507f19a4991e813ceeeeeb31ad1b676c1cb228cdddc723ca2c4a4c29"
+    "f204beeea304f71f1e1f15e61169a95119e34e1e1d52db313554214cc28a2c3a"
+)
+BITSANDBYTES_SCALES = (0.9312769770622253, 0.5015402436256409, 0.27242311835289, 0.13871023058891296)
+
+
+def waves() -> Tensor:
+    """A weight [2, 128] of four blocks that get smaller."""
+    i = torch.arange(256, dtype=torch.float64)
+    return (torch.sin(i * i / 7) * torch.exp(-i / 100)).float().reshape(2, 128)
+
+
 def test_nf4_is_that_of_bitsandbytes() -> None:
+    packed, scale = encode_nf4(waves())
+    assert packed.numpy().tobytes() == BITSANDBYTES_CODES
+    assert scale.flatten().tolist() == pytest.approx(BITSANDBYTES_SCALES, rel=1e-6)
+
+
+def test_nf4_is_that_of_the_installed_bitsandbytes() -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
     weight = wide(16, 128)
     packed, state = functional.quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
