@@ -202,33 +202,6 @@ def frequency_meta(axes: Sequence[Tensor]) -> dict[str, int]:
     return meta | {"BLOCK_F": triton.next_power_of_2(max(widths))}
 
 
-@torch.library.custom_op("isoframe::aligned_rope", mutates_args=("cos", "sin"), device_types="cpu")
-def aligned_rope(axes: Sequence[Tensor], cos: Tensor, sin: Tensor, offset: int, pool: int) -> None:
-    """Write the rotary rows of one group of latent frames into the tables of the packed sequence.
-
-    Args:
-        axes: cos of t, y and x, then sin of t, y and x; fp32 ``[positions, frequencies]`` each. Positions are frames
-            and noisy tokens along y and x.
-        cos: ``[N_latent, K/2]`` fp32, contiguous, K/2 frequencies in all; rows from ``offset`` are written, one for
-            each cell in the order time, y, x.
-        sin: the same for sin.
-        offset: first row to write.
-        pool: positions of each axis in a cell: 1, 2 or 4.
-    """
-    check_axes(axes, cos, sin, offset, pool)
-    write_rows(axes, cos, sin, offset, pool)
-
-
-@aligned_rope.register_kernel("cuda")
-def _(axes: Sequence[Tensor], cos: Tensor, sin: Tensor, offset: int, pool: int) -> None:
-    _launch(axes, cos, sin, offset, pool)
-
-
-@aligned_rope.register_fake
-def _(axes: Sequence[Tensor], cos: Tensor, sin: Tensor, offset: int, pool: int) -> None:
-    check_axes(axes, cos, sin, offset, pool)
-
-
 def check_axes(axes: Sequence[Tensor], cos: Tensor, sin: Tensor, offset: int, pool: int) -> None:
     """Raise a ValueError that names the argument that does not fit."""
     if pool < 1:
@@ -251,6 +224,27 @@ def check_axes(axes: Sequence[Tensor], cos: Tensor, sin: Tensor, offset: int, po
         if not out.is_contiguous():
             raise ValueError(f"{name} must be contiguous, got strides {out.stride()}")
     check_same_device(cos=cos, sin=sin, **{f"axes[{i}]": table for i, table in enumerate(axes)})
+
+
+@torch.library.custom_op("isoframe::aligned_rope", mutates_args=("cos", "sin"), device_types="cpu")
+def aligned_rope(axes: Sequence[Tensor], cos: Tensor, sin: Tensor, offset: int, pool: int) -> None:
+    """Write the rotary rows of one group of latent frames into the tables of the packed sequence.
+
+    Args:
+        axes: cos of t, y and x, then sin of t, y and x; fp32 ``[positions, frequencies]`` each. Positions are frames
+            and noisy tokens along y and x.
+        cos: ``[N_latent, K/2]`` fp32, contiguous, K/2 frequencies in all; rows from ``offset`` are written, one for
+            each cell in the order time, y, x.
+        sin: the same for sin.
+        offset: first row to write.
+        pool: positions of each axis in a cell: 1, 2 or 4.
+    """
+    check_axes(axes, cos, sin, offset, pool)
+    write_rows(axes, cos, sin, offset, pool)
+
+
+aligned_rope.register_kernel("cuda")(_launch)
+aligned_rope.register_fake(check_axes)
 
 
 def make_axes(positions: tuple[int, int, int], device: torch.device) -> list[Tensor]:

@@ -64,6 +64,21 @@ def _launch(residual: Tensor, x: Tensor, gate: Tensor) -> None:
     )
 
 
+def _check(residual: Tensor, x: Tensor, gate: Tensor) -> None:
+    if residual.ndim != 3:
+        raise ValueError(f"residual must be [B, N, D], got {tuple(residual.shape)}")
+    batch, _, dim = residual.shape
+    if x.shape != residual.shape:
+        raise ValueError(f"x must have the shape of residual {tuple(residual.shape)}, got {tuple(x.shape)}")
+    if gate.shape != (batch, dim):
+        raise ValueError(f"gate must be [B, D] = {(batch, dim)}, got {tuple(gate.shape)}")
+    if residual.stride(-1) != 1:
+        raise ValueError(f"residual must have contiguous channels, got strides {residual.stride()}")
+    for name, tensor in (("residual", residual), ("x", x), ("gate", gate)):
+        check_dtype(name, tensor)
+    check_same_device(residual=residual, x=x, gate=gate)
+
+
 @torch.library.custom_op("isoframe::gated_residual", mutates_args=("residual",), device_types="cpu")
 def gated_residual(residual: Tensor, x: Tensor, gate: Tensor) -> None:
     """Add a gated branch to the residual stream, in place.
@@ -78,29 +93,8 @@ def gated_residual(residual: Tensor, x: Tensor, gate: Tensor) -> None:
     residual.addcmul_(x, gate.unsqueeze(1))
 
 
-@gated_residual.register_kernel("cuda")
-def _(residual: Tensor, x: Tensor, gate: Tensor) -> None:
-    _launch(residual, x, gate)
-
-
-@gated_residual.register_fake
-def _(residual: Tensor, x: Tensor, gate: Tensor) -> None:
-    _check(residual, x, gate)
-
-
-def _check(residual: Tensor, x: Tensor, gate: Tensor) -> None:
-    if residual.ndim != 3:
-        raise ValueError(f"residual must be [B, N, D], got {tuple(residual.shape)}")
-    batch, _, dim = residual.shape
-    if x.shape != residual.shape:
-        raise ValueError(f"x must have the shape of residual {tuple(residual.shape)}, got {tuple(x.shape)}")
-    if gate.shape != (batch, dim):
-        raise ValueError(f"gate must be [B, D] = {(batch, dim)}, got {tuple(gate.shape)}")
-    if residual.stride(-1) != 1:
-        raise ValueError(f"residual must have contiguous channels, got strides {residual.stride()}")
-    for name, tensor in (("residual", residual), ("x", x), ("gate", gate)):
-        check_dtype(name, tensor)
-    check_same_device(residual=residual, x=x, gate=gate)
+gated_residual.register_kernel("cuda")(_launch)
+gated_residual.register_fake(_check)
 
 
 def _make_inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:

@@ -94,9 +94,7 @@ def modulated_layer_norm_int8(
     return values, row_scales
 
 
-@modulated_layer_norm_int8.register_kernel("cuda")
-def _(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
-    return _launch(x, scale, shift, eps)
+modulated_layer_norm_int8.register_kernel("cuda")(_launch)
 
 
 @modulated_layer_norm_int8.register_fake

@@ -244,6 +244,40 @@ _SCHEMA = (
 )
 
 
+def _check(
+    latents: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    packed: Tensor,
+    offset: int,
+    axes: Sequence[Tensor] | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+) -> None:
+    if latents.ndim != 5:
+        raise ValueError(f"latents must be [B, C, T, Y, X], got {tuple(latents.shape)}")
+    if weight.ndim != 5 or weight.shape[1] != latents.shape[1]:
+        raise ValueError(f"weight must be [D, C = {latents.shape[1]}, kt, ky, kx], got {tuple(weight.shape)}")
+    batch, dim = latents.shape[0], weight.shape[0]
+    if bias.shape != (dim,):
+        raise ValueError(f"bias must be [D] = {(dim,)}, got {tuple(bias.shape)}")
+    if packed.ndim != 3 or packed.shape[0] != batch or packed.shape[2] != dim:
+        raise ValueError(
+            f"packed must be [B, N, D] with B = {batch} and D = {dim}, got {tuple(packed.shape)}"
+        )
+    if packed.stride(-1) != 1:
+        raise ValueError(f"packed must have contiguous channels, got strides {packed.stride()}")
+    end = offset + num_patches(tuple(latents.shape[2:]), tuple(weight.shape[2:]))
+    if offset < 0 or end > packed.shape[1]:
+        raise ValueError(f"packed must have rows {offset} to {end}, got N = {packed.shape[1]}")
+    for name, tensor in (("latents", latents), ("weight", weight), ("packed", packed)):
+        check_dtype(name, tensor)
+    check_dtype("bias", bias, (weight.dtype,))
+    check_same_device(packed=packed, latents=latents, weight=weight, bias=bias, cos=cos, sin=sin)
+    if axes is not None:
+        _check_rope(latents, weight, offset, axes, cos, sin)
+
+
 @torch.library.custom_op(
     "isoframe::patchify_pack", mutates_args=("packed", "cos", "sin"), device_types="cpu", schema=_SCHEMA
 )
@@ -290,32 +324,8 @@ def patchify_pack(
         write_rows(axes, cos, sin, offset, kernel[0])
 
 
-@patchify_pack.register_kernel("cuda")
-def _(
-    latents: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    packed: Tensor,
-    offset: int,
-    axes: Sequence[Tensor] | None = None,
-    cos: Tensor | None = None,
-    sin: Tensor | None = None,
-) -> None:
-    _launch(latents, weight, bias, packed, offset, axes, cos, sin)
-
-
-@patchify_pack.register_fake
-def _(
-    latents: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    packed: Tensor,
-    offset: int,
-    axes: Sequence[Tensor] | None = None,
-    cos: Tensor | None = None,
-    sin: Tensor | None = None,
-) -> None:
-    _check(latents, weight, bias, packed, offset, axes, cos, sin)
+patchify_pack.register_kernel("cuda")(_launch)
+patchify_pack.register_fake(_check)
 
 
 def num_patches(size: tuple[int, ...], kernel: tuple[int, ...]) -> int:
@@ -324,40 +334,6 @@ def num_patches(size: tuple[int, ...], kernel: tuple[int, ...]) -> int:
     for length, k in zip(size, kernel, strict=True):
         count *= -(-length // k)
     return count
-
-
-def _check(
-    latents: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    packed: Tensor,
-    offset: int,
-    axes: Sequence[Tensor] | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-) -> None:
-    if latents.ndim != 5:
-        raise ValueError(f"latents must be [B, C, T, Y, X], got {tuple(latents.shape)}")
-    if weight.ndim != 5 or weight.shape[1] != latents.shape[1]:
-        raise ValueError(f"weight must be [D, C = {latents.shape[1]}, kt, ky, kx], got {tuple(weight.shape)}")
-    batch, dim = latents.shape[0], weight.shape[0]
-    if bias.shape != (dim,):
-        raise ValueError(f"bias must be [D] = {(dim,)}, got {tuple(bias.shape)}")
-    if packed.ndim != 3 or packed.shape[0] != batch or packed.shape[2] != dim:
-        raise ValueError(
-            f"packed must be [B, N, D] with B = {batch} and D = {dim}, got {tuple(packed.shape)}"
-        )
-    if packed.stride(-1) != 1:
-        raise ValueError(f"packed must have contiguous channels, got strides {packed.stride()}")
-    end = offset + num_patches(tuple(latents.shape[2:]), tuple(weight.shape[2:]))
-    if offset < 0 or end > packed.shape[1]:
-        raise ValueError(f"packed must have rows {offset} to {end}, got N = {packed.shape[1]}")
-    for name, tensor in (("latents", latents), ("weight", weight), ("packed", packed)):
-        check_dtype(name, tensor)
-    check_dtype("bias", bias, (weight.dtype,))
-    check_same_device(packed=packed, latents=latents, weight=weight, bias=bias, cos=cos, sin=sin)
-    if axes is not None:
-        _check_rope(latents, weight, offset, axes, cos, sin)
 
 
 def _check_rope(

@@ -125,9 +125,7 @@ def quantize_rows(x: Tensor, split: int = 0) -> tuple[Tensor, Tensor]:
     return values, scales
 
 
-@quantize_rows.register_kernel("cuda")
-def _(x: Tensor, split: int = 0) -> tuple[Tensor, Tensor]:
-    return _launch_quantize(x, split)
+quantize_rows.register_kernel("cuda")(_launch_quantize)
 
 
 @quantize_rows.register_fake
@@ -195,6 +193,20 @@ def _launch_dequantize(values: Tensor, scale: Tensor, out: Tensor) -> None:
     )
 
 
+def _check_dequantize(values: Tensor, scale: Tensor, out: Tensor) -> None:
+    if values.ndim != 2:
+        raise ValueError(f"values must be [N, K], got {tuple(values.shape)}")
+    check_shape("scale", scale, "[N]", (values.shape[0],))
+    check_shape("out", out, "[N, K]", tuple(values.shape))
+    check_dtype("values", values, (torch.int8,))
+    check_dtype("scale", scale, (torch.float32,))
+    check_dtype("out", out)
+    for name, tensor in (("values", values), ("out", out)):
+        if tensor.stride(-1) != 1:
+            raise ValueError(f"{name} must be contiguous along K, got strides {tensor.stride()}")
+    check_same_device(values=values, scale=scale, out=out)
+
+
 @torch.library.custom_op("isoframe::dequantize_unit", mutates_args=("out",), device_types="cpu")
 def dequantize_unit(values: Tensor, scale: Tensor, out: Tensor) -> None:
     """Expand an int8 weight for a matrix product in floating point.
@@ -208,28 +220,8 @@ def dequantize_unit(values: Tensor, scale: Tensor, out: Tensor) -> None:
     torch.mul(values, scale.unsqueeze(1), out=out)
 
 
-@dequantize_unit.register_kernel("cuda")
-def _(values: Tensor, scale: Tensor, out: Tensor) -> None:
-    _launch_dequantize(values, scale, out)
-
-
-@dequantize_unit.register_fake
-def _(values: Tensor, scale: Tensor, out: Tensor) -> None:
-    _check_dequantize(values, scale, out)
-
-
-def _check_dequantize(values: Tensor, scale: Tensor, out: Tensor) -> None:
-    if values.ndim != 2:
-        raise ValueError(f"values must be [N, K], got {tuple(values.shape)}")
-    check_shape("scale", scale, "[N]", (values.shape[0],))
-    check_shape("out", out, "[N, K]", tuple(values.shape))
-    check_dtype("values", values, (torch.int8,))
-    check_dtype("scale", scale, (torch.float32,))
-    check_dtype("out", out)
-    for name, tensor in (("values", values), ("out", out)):
-        if tensor.stride(-1) != 1:
-            raise ValueError(f"{name} must be contiguous along K, got strides {tensor.stride()}")
-    check_same_device(values=values, scale=scale, out=out)
+dequantize_unit.register_kernel("cuda")(_launch_dequantize)
+dequantize_unit.register_fake(_check_dequantize)
 
 
 def _make_rows(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:

@@ -205,9 +205,7 @@ def _row_chunks(qk: Tensor, num_latent_tokens: int, num_tokens: int) -> list[sli
     return latent + [slice(i, min(i + step, num_tokens)) for i in range(num_latent_tokens, num_tokens, step)]
 
 
-@qk_norm_rope.register_kernel("cuda")
-def _(qk: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float = 1e-6) -> Tensor:
-    return _launch(qk, q_weight, k_weight, cos, sin, eps)
+qk_norm_rope.register_kernel("cuda")(_launch)
 
 
 @qk_norm_rope.register_fake

@@ -225,17 +225,7 @@ def qk_norm_rope_int8(
     return blocks
 
 
-@qk_norm_rope_int8.register_kernel("cuda")
-def _(
-    qk: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    k_mean: Tensor,
-    eps: float = 1e-6,
-) -> Int8Blocks:
-    return _launch(qk, q_weight, k_weight, cos, sin, k_mean, eps)
+qk_norm_rope_int8.register_kernel("cuda")(_launch)
 
 
 @qk_norm_rope_int8.register_fake

@@ -124,9 +124,7 @@ def step_change(current: Tensor, previous: Tensor) -> Tensor:
     return step_change_reference(current, previous)
 
 
-@step_change.register_kernel("cuda")
-def _(current: Tensor, previous: Tensor) -> Tensor:
-    return _launch_step_change(current, previous)
+step_change.register_kernel("cuda")(_launch_step_change)
 
 
 @step_change.register_fake
@@ -235,9 +233,7 @@ def reuse_residual(
     return y
 
 
-@reuse_residual.register_kernel("cuda")
-def _(tokens: Tensor, residual: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Tensor:
-    return _launch_reuse_residual(tokens, residual, scale, shift, eps)
+reuse_residual.register_kernel("cuda")(_launch_reuse_residual)
 
 
 @reuse_residual.register_fake
