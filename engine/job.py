@@ -52,6 +52,7 @@ class Job:
         self._over = threading.Event()
         self._video: Video | None = None
         self._error: Exception | None = None
+        self._callbacks: list[Callable[[Job], None]] = []
         self._lock = threading.Lock()
 
     @property
@@ -67,6 +68,16 @@ class Job:
         """
         return self._log.entries(after)
 
+    def read_events(self, after: int = -1) -> tuple[list[LogEntry], bool]:
+        """What has happened since, and whether the job is over; does not wait. ``after`` as for :meth:`events`."""
+        return self._log.read(after)
+
+    def add_done_callback(self, function: "Callable[[Job], None]") -> None:
+        """Have ``function`` called with the job when it is over: by the thread that ends it, or now."""
+        with self._lock:
+            self._callbacks.append(function)
+        self._call_back()
+
     def cancel(self) -> bool:
         """Stop the job: at once in the queue, else after the step at hand; False if it is over already.
 
@@ -80,6 +91,7 @@ class Job:
                 self._end(
                     "cancelled", _cancelled_event(()), JobCancelledError(f"job {self.path} was cancelled")
                 )
+        self._call_back()
         return True
 
     def result(self, timeout: float | None = None) -> Video:
@@ -122,6 +134,7 @@ class Job:
         else:
             with self._lock:
                 self._end("done", DoneEvent(path=self._video.path, num_frames=self._video.num_frames))
+        self._call_back()
 
     def _on_event(self, event: Event) -> None:
         # That event comes because of the cancelling.
@@ -139,6 +152,15 @@ class Job:
         self._state, self._error = state, error
         self._log.close(event)
         self._over.set()
+
+    def _call_back(self) -> None:
+        """Once it is over, tell everyone who asked, without the lock: they may ask the job something."""
+        with self._lock:
+            if not self._over.is_set():
+                return
+            callbacks, self._callbacks = self._callbacks, []
+        for function in callbacks:
+            function(self)
 
 
 def _forget_frames(error: BaseException | None) -> None:

@@ -73,12 +73,20 @@ class JobLog:
                 return
             after = batch[-1].index
 
+    def read(self, after: int = -1) -> tuple[list[LogEntry], bool]:
+        """Entries after ``after`` that are there, and whether no more will come; does not wait."""
+        with self._changed:
+            return self._after(after), self._is_closed
+
     def _wait(self, after: int) -> tuple[list[LogEntry], bool]:
         """Entries after ``after``, and whether no more will come; at least one of both."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_closed or self._num_entries > after + 1)
-            num_gone = self._num_entries - len(self._entries)
-            return list(itertools.islice(self._entries, max(after + 1 - num_gone, 0), None)), self._is_closed
+            return self._after(after), self._is_closed
+
+    def _after(self, after: int) -> list[LogEntry]:
+        num_gone = self._num_entries - len(self._entries)
+        return list(itertools.islice(self._entries, max(after + 1 - num_gone, 0), None))
 
     def _append(self, event: Event) -> None:
         reading = self._pace.on_event(event)

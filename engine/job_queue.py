@@ -1,4 +1,4 @@
-"""Jobs that wait for one engine, and the thread that works on them."""
+"""Jobs that wait for one engine or several, and the threads that work on them."""
 
 import heapq
 import itertools
@@ -11,18 +11,19 @@ from .job import Job
 class JobQueue:
     """Runs jobs one after the other, the highest priority first, equals in the order in which they came.
 
-    The thread lives while there are jobs, so an idle engine holds none. The program ends when the jobs do; :meth:`close`
+    Threads live while there are jobs, so an idle engine holds none. The program ends when the jobs do; :meth:`close`
     ends them earlier.
     """
 
-    def __init__(self, max_queued: int) -> None:
-        """A queue in which at most ``max_queued`` jobs wait."""
+    def __init__(self, max_queued: int, num_threads: int = 1) -> None:
+        """A queue in which at most ``max_queued`` jobs wait, and of which ``num_threads`` run at a time."""
         self._max_queued = max_queued
+        self._num_threads = num_threads
         self._waiting: list[tuple[int, int, Job]] = []
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._running: Job | None = None
+        # The job of every thread; None between two jobs.
+        self._threads: dict[threading.Thread, Job | None] = {}
         self._is_closed = False
 
     def put(self, job: Job) -> None:
@@ -43,23 +44,24 @@ class JobQueue:
             # Cancelled ones go here.
             self._waiting = waiting
             heapq.heapify(self._waiting)
-            job.queued(
-                sum(entry[2].priority >= job.priority for entry in waiting) + (self._running is not None)
-            )
+            ahead = sum(entry[2].priority >= job.priority for entry in waiting)
+            job.queued(ahead + sum(running is not None for running in self._threads.values()))
             heapq.heappush(self._waiting, (-job.priority, next(self._numbers), job))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="isoframe-jobs")
-                self._thread.start()
+            if len(self._threads) < self._num_threads:
+                thread = threading.Thread(target=self._work, name="isoframe-jobs")
+                self._threads[thread] = None
+                thread.start()
 
     def close(self) -> None:
-        """Cancel all jobs, and wait for the one at work; closing twice is allowed."""
+        """Cancel all jobs, and wait for those at work; closing twice is allowed."""
         with self._lock:
             self._is_closed = True
-            jobs = [job for _, _, job in self._waiting] + ([self._running] if self._running else [])
-            thread = self._thread
+            jobs = [job for _, _, job in self._waiting]
+            jobs += [job for job in self._threads.values() if job is not None]
+            threads = list(self._threads)
         for job in jobs:
             job.cancel()
-        if thread is not None:
+        for thread in threads:
             thread.join()
 
     def _work(self) -> None:
@@ -68,7 +70,9 @@ class JobQueue:
 
     def _take(self) -> Job | None:
         with self._lock:
-            self._running = heapq.heappop(self._waiting)[2] if self._waiting else None
-            if self._running is None:
-                self._thread = None
-            return self._running
+            thread = threading.current_thread()
+            if not self._waiting:
+                del self._threads[thread]
+                return None
+            self._threads[thread] = job = heapq.heappop(self._waiting)[2]
+            return job

@@ -231,6 +231,35 @@ def test_higher_priorities_run_first_and_equals_in_order(
     assert ahead == [0, 1, 2, 2, 1]
 
 
+def test_a_queue_of_two_threads_runs_two_jobs_at_a_time(tmp_path: Path) -> None:
+    both = threading.Barrier(2, timeout=TIMEOUT)
+
+    def render(_: Callable[[Event], None]) -> Video:
+        both.wait()
+        return Video(path=tmp_path, num_frames=1, fps=30, width=1, height=1, seconds=1)
+
+    queue = JobQueue(max_queued=9, num_threads=2)
+    jobs = [Job(tmp_path, fps=30, priority=0, render=render) for _ in range(4)]
+    for job in jobs:
+        queue.put(job)
+    assert [job.result(TIMEOUT).num_frames for job in jobs] == [1] * 4
+    queue.close()
+
+
+def test_callbacks_come_once_when_the_job_is_over_or_at_once(tmp_path: Path) -> None:
+    told: list[str] = []
+    job = Job(tmp_path, fps=30, priority=0, render=lambda _: pytest.fail("it was cancelled"))
+    # It may ask the job, and that it has entries shows that the job's lock is free.
+    job.add_done_callback(
+        lambda over: told.append(f"{over.state} {len(over.read_events()[0])} {over.cancel()}")
+    )
+    assert (told, job.read_events()) == ([], ([], False))
+    job.cancel()
+    job.add_done_callback(lambda over: told.append(over.state))
+    job.run()
+    assert told == ["cancelled 1 False", "cancelled"]
+
+
 def test_a_full_queue_refuses_and_keeps_the_folder(
     engine: Engine, request_of: Callable[..., Request], tmp_path: Path, gate: Gate
 ) -> None:
