@@ -1,7 +1,5 @@
 """The engine: one model, any number of jobs."""
 
-import logging
-import math
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -14,22 +12,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..kernels import use_settings
-from ..quant import DENSE_DTYPES, WeightFormat, make_format
-from .attention import SelfAttention
-from .attention_backends import AttentionShape
-from .attention_choice import make_self_attention
-from .budget import make_plan
-from .checkpoint import Checkpoint, open_transformer
-from .components import ComponentRef, Components, find_components
 from .conditioning import Conditioning
-from .config import TUNED_SETTINGS, EngineConfig, Request, SamplingConfig
+from .config import EngineConfig, Request, SamplingConfig
 from .conversion import OnProgress
 from .denoiser import Denoiser, EventHandler, LatentSection, assemble
-from .device import check_triton, memory_errors, resolve_device
 from .encoders import Encoders
-from .errors import InputError
-from .events import Event, FileEvent, PartialEvent, PhaseEvent, PreviewEvent, SectionEvent, StepEvent
+from .events import FileEvent
 from .generation import Generation, Section
 from .job import Job
 from .job_folder import JobFolder
@@ -37,22 +25,15 @@ from .job_paths import new_job_path
 from .job_queue import JobQueue
 from .job_record import JobRecord, ModelSource
 from .job_run import JobRun
-from .known_shapes import shapes_of
-from .machine import this_machine
-from .magnitude import find_ratios
+from .loaded_model import LoadedModel
 from .metadata import video_metadata
-from .model_memory import ModelMemory, lift_memory_limit, planned_job
 from .outputs import check_video_path
 from .plan import Plan
-from .png_writer import PngWriter
-from .previews import LatentPreviews, cached_latent_rgb
-from .step_cache import StepCache, StepCacheFactory, make_step_cache
-from .transformer import PackedTransformer
-from .transformer_config import TransformerConfig
+from .previews import cached_latent_rgb
+from .rendering import Rendering, open_png, open_writer, reporter
+from .step_cache import StepCacheFactory
 from .vae import VideoVAE
-from .video import Video, VideoWriter
-
-_logger = logging.getLogger(__name__)
+from .video import Video
 
 
 class Engine:
@@ -64,25 +45,17 @@ class Engine:
         step_caches: makes the step cache of every branch and section; assign another factory to try another policy.
     """
 
-    def __init__(
-        self,
-        *,
-        config: EngineConfig,
-        components: Components,
-        checkpoint: Checkpoint,
-        memory: ModelMemory,
-        source: ModelSource | None = None,
-    ) -> None:
+    def __init__(self, model: LoadedModel, source: ModelSource) -> None:
         """Use :meth:`load`."""
-        self._jobs = JobQueue(config.max_queued_jobs)
-        self._source = source or ModelSource(model=components.name, config=config)
-        self.config = config
-        self.components = components
-        self._checkpoint = checkpoint
-        self._memory = memory
-        self.step_caches: StepCacheFactory = self._make_step_cache
+        self._model = model
+        self._source = source
+        self._jobs = JobQueue(model.config.max_queued_jobs)
+        self._memory = model.memory
+        self.config = model.config
+        self.components = model.components
+        self.step_caches: StepCacheFactory = model.make_step_cache
         self._denoiser = Denoiser(
-            memory.transformer, self._make_attention, lambda sampling: self.step_caches(sampling)
+            model.memory.transformer, model.make_attention, lambda sampling: self.step_caches(sampling)
         )
 
     @classmethod
@@ -115,57 +88,20 @@ class Engine:
             BudgetError: the weights are more than it holds.
         """
         config = config or EngineConfig()
-        device = resolve_device(config.device)
-        check_triton(device)
-        _use_tuned_kernels(config)
-        found = find_components(source, overrides=components, local_files_only=config.local_files_only)
-        weight_format = _weight_format(config, device)
-        machine = this_machine(device, vram=config.vram, ram=config.ram)
-        wanted = size or min(found.profile.buckets, key=math.prod)
-
-        def admit(_: str, shape: TransformerConfig) -> None:
-            # Encoders and VAE come in pieces where need be: the step loop decides whether a model fits.
-            job = planned_job(
-                shapes_of(found, shape), config, weight_format, SamplingConfig(num_sections=1), wanted
-            )
-            make_plan(replace(job, is_latents_only=True), machine)
-
-        checkpoint = open_transformer(
-            found.transformer,
-            local_files_only=config.local_files_only or found.is_hub_silent,
-            admit=admit,
+        model = LoadedModel.load(
+            source, config=config, components=components, size=size, on_conversion=on_conversion
         )
-        with memory_errors("load"):
-            memory = ModelMemory(
-                checkpoint,
-                shapes_of(found, checkpoint.config),
-                config,
-                weight_format,
-                device,
-                machine,
-                on_conversion,
-            )
-        engine = cls(
-            config=config,
-            components=found,
-            checkpoint=checkpoint,
-            memory=memory,
-            source=ModelSource.absolute(source, components, config),
-        )
-        if config.attention != "auto":
-            # A library that is missing is not found out after the prompt has been encoded.
-            engine._make_attention(_smallest_attention(memory.transformer))
-        return engine
+        return cls(model, ModelSource.absolute(source, components, config))
 
     @property
     def device(self) -> torch.device:
         """Where the transformer computes."""
-        return self._denoiser.transformer.device
+        return self._model.device
 
     @property
     def model_hash(self) -> str:
         """Source hash of the transformer, as in the metadata of videos."""
-        return self._checkpoint.source_hash
+        return self._model.checkpoint.source_hash
 
     def plan(self, request: Request) -> Plan:
         """How the video of ``request`` is made inside the budget; ``str(plan)`` is a table.
@@ -178,9 +114,7 @@ class Engine:
     def close(self) -> None:
         """Cancel the jobs, give back the memory of the weights; the engine cannot be used any more."""
         self._jobs.close()
-        self._memory.close()
-        if self.device.type == "cuda":
-            lift_memory_limit(self.device)
+        self._model.close()
 
     def __enter__(self) -> Self:
         return self
@@ -285,28 +219,14 @@ class Engine:
         job = Generation(request, self.components, self._denoiser, self._memory)
         with (
             self._open_run(job_dir, request, job, path, overwrite) as run,
-            self._open_writer(request, job, path, overwrite, run) as writer,
+            open_writer(
+                request, job, path, self._metadata(request, job), overwrite=overwrite, run=run
+            ) as writer,
         ):
-            png = _open_png(png_dir, job, overwrite)
-            report = self._reporter(on_event, preview_dir)
-            try:
-                for section in job.sections(self._encoders, lambda: self._vae, report, run):
-                    report(PhaseEvent(phase="encode"))
-                    if png is not None:
-                        png.write(section.frames, section.first_frame)
-                    segment = writer.write(section.frames, section.first_frame)
-                    if run is not None:
-                        run.keep_segment(section.index, segment)
-                    report(_section_event(section, job, writer.num_final_frames))
-                    # The next section is decoded before the loop would let go of this one's frames.
-                    del section
-                report(PhaseEvent(phase="write"))
-                video = writer.finish()
-                if run is not None:
-                    run.finish(video.path)
-            except BaseException as error:
-                _keep_what_is_finished(writer, job, error, report, run)
-                raise
+            png = open_png(png_dir, job, overwrite)
+            report = reporter(on_event, preview_dir, self._latent_rgb)
+            rendering = Rendering(job=job, writer=writer, run=run, png=png, report=report)
+            video = rendering.write(job.sections(self._encoders, lambda: self._vae, report, run))
         report(FileEvent(path=video.path))
         return video
 
@@ -391,10 +311,7 @@ class Engine:
         return job
 
     def _release(self) -> None:
-        """Give back the memory of the device that the weights of the next job do not need yet."""
-        self._memory.suspend()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._model.release()
 
     @contextmanager
     def _open_run(
@@ -441,86 +358,13 @@ class Engine:
         )
         return JobFolder.make(job_dir, record, job.image)
 
-    def _open_writer(
-        self,
-        request: Request,
-        job: Generation,
-        path: str | os.PathLike[str],
-        overwrite: bool,
-        run: JobRun | None,
-    ) -> VideoWriter:
-        return VideoWriter(
-            path,
-            height=job.image.height,
-            width=job.image.width,
-            fps=request.fps,
-            crf=request.crf,
-            num_frames=job.num_frames,
-            metadata=self._metadata(request, job) if run is None else run.metadata,
-            overwrite=overwrite,
-            kept=None if run is None else run.segments,
-        )
-
-    def _reporter(
-        self, on_event: EventHandler | None, preview_dir: str | os.PathLike[str] | None
-    ) -> EventHandler:
-        """Passes events on; with a ``preview_dir`` it draws each step."""
-        previews = None if preview_dir is None else LatentPreviews(preview_dir, self._latent_rgb())
-
-        def report(event: Event) -> None:
-            if on_event is not None:
-                on_event(event)
-            if previews is not None and isinstance(event, StepEvent):
-                preview = PreviewEvent(path=previews.write(event), section=event.section, step=event.step)
-                if on_event is not None:
-                    on_event(preview)
-
-        return report
-
-    def _make_attention(self, shape: AttentionShape) -> SelfAttention:
-        return make_self_attention(
-            self.config.attention,
-            precision=self._precision,
-            device=self.device,
-            cache_dir=self.config.cache_path(),
-            shape=shape,
-        )
-
-    @property
-    def _precision(self) -> str:
-        return self._denoiser.transformer.weight_format.name
-
     @cached_property
     def _encoders(self) -> Encoders:
-        return Encoders(
-            self.components,
-            device=self.device,
-            dtype=self._denoiser.transformer.dtype,
-            cache_dir=self.config.cache_path(),
-            local_files_only=self.config.local_files_only,
-        )
+        return self._model.open_encoders()
 
     @cached_property
     def _vae(self) -> VideoVAE:
-        folder = self.components.ref("vae").fetch(local_files_only=self.config.local_files_only)
-        # As published on CUDA; half precision is slow or missing on CPUs.
-        dtype = torch.float32 if self.device.type == "cpu" else torch.float16
-        with memory_errors("load"):
-            vae = VideoVAE.load(ComponentRef(str(folder)), device=self.device, dtype=dtype)
-        return vae
-
-    def _make_step_cache(self, sampling: SamplingConfig) -> StepCache:
-        ratios = None
-        if sampling.step_cache == "magcache":
-            name = self.components.name
-            ratios = find_ratios(
-                self._denoiser.transformer.config,
-                sampling.order,
-                model=name if name == "demo" else self.components.transformer,
-                model_hash=self.model_hash,
-                cache_dir=self.config.cache_path(),
-            )
-        return make_step_cache(sampling, ratios)
+        return self._model.load_vae()
 
     def _latent_rgb(self) -> Tensor:
         """The model's own latent-to-RGB map, or one fitted to its VAE."""
@@ -538,73 +382,5 @@ class Engine:
             model=self.components.name,
             model_hash=self.model_hash,
             device=torch.cuda.get_device_name(self.device) if is_cuda else "cpu",
-            precision=self._precision,
+            precision=self._model.precision,
         )
-
-
-def _weight_format(config: EngineConfig, device: torch.device) -> WeightFormat:
-    fallback = "fp32" if device.type == "cpu" else "bf16"
-    dtype = DENSE_DTYPES[fallback if config.compute_dtype == "auto" else config.compute_dtype]
-    return make_format(config.precision or fallback, dtype)
-
-
-def _use_tuned_kernels(config: EngineConfig) -> None:
-    """Take the launch settings that `isoframe bench tune` measured on this machine."""
-    tuned = config.cache_path() / TUNED_SETTINGS
-    if not tuned.is_file():
-        return
-    try:
-        use_settings(tuned)
-    except (OSError, ValueError, AttributeError) as error:
-        _logger.warning("%s is damaged (%s): delete it, or run isoframe bench tune again", tuned, error)
-    else:
-        _logger.info("launch settings of the kernels: %s", tuned)
-
-
-def _smallest_attention(transformer: PackedTransformer) -> AttentionShape:
-    """A shape that every attention accepts if it runs on the device at all."""
-    config = transformer.config
-    return AttentionShape(
-        num_tokens=1,
-        num_heads=config.num_attention_heads,
-        head_dim=config.attention_head_dim,
-        dtype=transformer.dtype,
-    )
-
-
-def _open_png(png_dir: str | os.PathLike[str] | None, job: Generation, overwrite: bool) -> PngWriter | None:
-    return None if png_dir is None else PngWriter(png_dir, num_frames=job.num_frames, overwrite=overwrite)
-
-
-def _section_event(section: Section, job: Generation, num_final_frames: int) -> SectionEvent:
-    return SectionEvent(
-        section=section.index,
-        num_sections=job.sampling.num_sections,
-        num_final_frames=num_final_frames,
-        num_frames=job.num_frames,
-    )
-
-
-def _keep_what_is_finished(
-    writer: VideoWriter,
-    job: Generation,
-    error: BaseException,
-    report: EventHandler,
-    run: JobRun | None,
-) -> None:
-    """Leave a playable file of a job that stops early, and say so in a note of ``error``."""
-    if run is not None:
-        error.add_note(f"finished sections are kept in {run.path}; to go on: isoframe resume {run.path}")
-    provisional = None if job.decoder is None else job.decoder.provisional()
-    if provisional is None:
-        return
-    try:
-        earlier = None if run is None else run.partial()
-        video = writer.write_partial(earlier, preview=(provisional.frames, provisional.first_frame))
-        if run is not None:
-            run.note_partial(video.path)
-    except InputError as failure:
-        error.add_note(f"the finished part could not be kept: {failure}")
-        return
-    error.add_note(f"{video.num_frames} of {job.num_frames} frames are kept in {video.path}")
-    report(PartialEvent(path=video.path, num_frames=video.num_frames, num_video_frames=job.num_frames))

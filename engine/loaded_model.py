@@ -1,0 +1,216 @@
+"""A model that is ready: its transformer inside the memory budget, and where its companions are."""
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Self
+
+import torch
+
+from ..kernels import use_settings
+from ..quant import DENSE_DTYPES, WeightFormat, make_format
+from .attention import SelfAttention
+from .attention_backends import AttentionShape
+from .attention_choice import make_self_attention
+from .budget import make_plan
+from .checkpoint import Checkpoint, open_transformer
+from .components import ComponentRef, Components, find_components
+from .config import TUNED_SETTINGS, EngineConfig, SamplingConfig
+from .conversion import OnProgress
+from .device import check_triton, memory_errors, resolve_device
+from .encoders import Encoders
+from .known_shapes import shapes_of
+from .machine import Machine, this_machine
+from .magnitude import find_ratios
+from .model_memory import ModelMemory, lift_memory_limit, planned_job
+from .step_cache import StepCache, make_step_cache
+from .transformer import PackedTransformer
+from .transformer_config import TransformerConfig
+from .vae import VideoVAE
+
+_logger = logging.getLogger(__name__)
+
+
+class LoadedModel:
+    """One transformer and what is chosen for it: budget, attention, step cache, companions.
+
+    Attributes:
+        config: what it may use.
+        components: where the companions are; they are opened when they are asked for.
+        checkpoint: the transformer's files.
+        memory: where the transformer's weights are.
+    """
+
+    def __init__(
+        self, *, config: EngineConfig, components: Components, checkpoint: Checkpoint, memory: ModelMemory
+    ) -> None:
+        """Use :meth:`load`."""
+        self.config = config
+        self.components = components
+        self.checkpoint = checkpoint
+        self.memory = memory
+        if config.attention != "auto":
+            # A library that is missing is not found out after the prompt has been encoded.
+            self.make_attention(_smallest_attention(memory.transformer))
+
+    @classmethod
+    def load(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        config: EngineConfig,
+        components: Mapping[str, str] | None = None,
+        size: tuple[int, int] | None = None,
+        on_conversion: OnProgress | None = None,
+    ) -> Self:
+        """Load a transformer; arguments and errors are those of :meth:`Engine.load`."""
+        device = prepare_device(config)
+        found = find_components(source, overrides=components, local_files_only=config.local_files_only)
+        weight_format = choose_format(config, device)
+        machine = this_machine(device, vram=config.vram, ram=config.ram)
+        checkpoint = _open_admitted(found, config, weight_format, machine, size)
+        with memory_errors("load"):
+            memory = ModelMemory(
+                checkpoint,
+                shapes_of(found, checkpoint.config),
+                config,
+                weight_format,
+                device,
+                machine,
+                on_conversion,
+            )
+        return cls(config=config, components=found, checkpoint=checkpoint, memory=memory)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer computes."""
+        return self.memory.transformer.device
+
+    @property
+    def precision(self) -> str:
+        """Format of the blocks' weights."""
+        return self.memory.transformer.weight_format.name
+
+    def make_attention(self, shape: AttentionShape) -> SelfAttention:
+        """The configured attention for a job of ``shape``, or the fastest."""
+        return make_self_attention(
+            self.config.attention,
+            precision=self.precision,
+            device=self.device,
+            cache_dir=self.config.cache_path(),
+            shape=shape,
+        )
+
+    def make_step_cache(self, sampling: SamplingConfig) -> StepCache:
+        """A fresh step cache for one branch of one section."""
+        ratios = None
+        if sampling.step_cache == "magcache":
+            name = self.components.name
+            ratios = find_ratios(
+                self.memory.transformer.config,
+                sampling.order,
+                model=name if name == "demo" else self.components.transformer,
+                model_hash=self.checkpoint.source_hash,
+                cache_dir=self.config.cache_path(),
+            )
+        return make_step_cache(sampling, ratios)
+
+    def open_encoders(self) -> Encoders:
+        """The encoders of text and image; none is loaded yet."""
+        return Encoders(
+            self.components,
+            device=self.device,
+            dtype=self.memory.transformer.dtype,
+            cache_dir=self.config.cache_path(),
+            local_files_only=self.config.local_files_only,
+        )
+
+    def load_vae(self) -> VideoVAE:
+        """The VAE, on the device."""
+        folder = self.components.ref("vae").fetch(local_files_only=self.config.local_files_only)
+        # As published on CUDA; half precision is slow or missing on CPUs.
+        dtype = torch.float32 if self.device.type == "cpu" else torch.float16
+        with memory_errors("load"):
+            vae = VideoVAE.load(ComponentRef(str(folder)), device=self.device, dtype=dtype)
+        return vae
+
+    def release(self) -> None:
+        """Give back the memory of the device that the weights of the next job do not need yet."""
+        self.memory.suspend()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Give back the memory of the weights; the model cannot be used any more."""
+        self.memory.close()
+        if self.device.type == "cuda":
+            lift_memory_limit(self.device)
+
+
+def prepare_device(config: EngineConfig) -> torch.device:
+    """The device that ``config`` names, checked, with the launch settings that were measured on it.
+
+    Raises:
+        DeviceError: it does not exist, or Triton is missing.
+    """
+    device = resolve_device(config.device)
+    check_triton(device)
+    _use_tuned_kernels(config)
+    return device
+
+
+def choose_format(config: EngineConfig, device: torch.device) -> WeightFormat:
+    """How the blocks' weights are stored and multiplied."""
+    fallback = "fp32" if device.type == "cpu" else "bf16"
+    dtype = DENSE_DTYPES[fallback if config.compute_dtype == "auto" else config.compute_dtype]
+    return make_format(config.precision or fallback, dtype)
+
+
+def _open_admitted(
+    found: Components,
+    config: EngineConfig,
+    weight_format: WeightFormat,
+    machine: Machine,
+    size: tuple[int, int] | None,
+) -> Checkpoint:
+    """The checkpoint; before anything is downloaded the budget is checked for videos of ``size``."""
+    wanted = size or min(found.profile.buckets, key=math.prod)
+
+    def admit(_: str, shape: TransformerConfig) -> None:
+        # Encoders and VAE come in pieces where need be: the step loop decides whether a model fits.
+        job = planned_job(
+            shapes_of(found, shape), config, weight_format, SamplingConfig(num_sections=1), wanted
+        )
+        make_plan(replace(job, is_latents_only=True), machine)
+
+    return open_transformer(
+        found.transformer,
+        local_files_only=config.local_files_only or found.is_hub_silent,
+        admit=admit,
+    )
+
+
+def _use_tuned_kernels(config: EngineConfig) -> None:
+    """Take the launch settings that `isoframe bench tune` measured on this machine."""
+    tuned = config.cache_path() / TUNED_SETTINGS
+    if not tuned.is_file():
+        return
+    try:
+        use_settings(tuned)
+    except (OSError, ValueError, AttributeError) as error:
+        _logger.warning("%s is damaged (%s): delete it, or run isoframe bench tune again", tuned, error)
+    else:
+        _logger.info("launch settings of the kernels: %s", tuned)
+
+
+def _smallest_attention(transformer: PackedTransformer) -> AttentionShape:
+    """A shape that every attention accepts if it runs on the device at all."""
+    config = transformer.config
+    return AttentionShape(
+        num_tokens=1,
+        num_heads=config.num_attention_heads,
+        head_dim=config.attention_head_dim,
+        dtype=transformer.dtype,
+    )

@@ -1,0 +1,139 @@
+"""One video on its way into a file: sections in, MP4, PNG frames and job folder out."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .config import Request
+from .denoiser import EventHandler
+from .errors import InputError
+from .events import Event, PartialEvent, PhaseEvent, PreviewEvent, SectionEvent, StepEvent
+from .generation import Generation, Section
+from .job_run import JobRun
+from .png_writer import PngWriter
+from .previews import LatentPreviews
+from .video import Video, VideoWriter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Rendering:
+    """Where the sections of one job go.
+
+    Attributes:
+        job: what is made.
+        writer: of the MP4.
+        run: the job on disk; None keeps nothing.
+        png: writer of the single frames, if there are any.
+        report: called with every event.
+    """
+
+    job: Generation
+    writer: VideoWriter
+    run: JobRun | None
+    png: PngWriter | None
+    report: EventHandler
+
+    def write(self, sections: Iterator[Section]) -> Video:
+        """Write all ``sections``; the video.
+
+        If that stops early, what is finished is left in a playable file, and a note of the exception says so.
+        """
+        try:
+            for section in sections:
+                self._write_section(section)
+                # The next section is decoded before the loop would let go of this one's frames.
+                del section
+            self.report(PhaseEvent(phase="write"))
+            video = self.writer.finish()
+            if self.run is not None:
+                self.run.finish(video.path)
+        except BaseException as error:
+            self._keep_what_is_finished(error)
+            raise
+        return video
+
+    def _write_section(self, section: Section) -> None:
+        self.report(PhaseEvent(phase="encode"))
+        if self.png is not None:
+            self.png.write(section.frames, section.first_frame)
+        segment = self.writer.write(section.frames, section.first_frame)
+        if self.run is not None:
+            self.run.keep_segment(section.index, segment)
+        self.report(
+            SectionEvent(
+                section=section.index,
+                num_sections=self.job.sampling.num_sections,
+                num_final_frames=self.writer.num_final_frames,
+                num_frames=self.job.num_frames,
+            )
+        )
+
+    def _keep_what_is_finished(self, error: BaseException) -> None:
+        """Leave a playable file of a job that stops early, and say so in a note of ``error``."""
+        run, job = self.run, self.job
+        if run is not None:
+            error.add_note(f"finished sections are kept in {run.path}; to go on: isoframe resume {run.path}")
+        provisional = None if job.decoder is None else job.decoder.provisional()
+        if provisional is None:
+            return
+        try:
+            earlier = None if run is None else run.partial()
+            video = self.writer.write_partial(earlier, preview=(provisional.frames, provisional.first_frame))
+            if run is not None:
+                run.note_partial(video.path)
+        except InputError as failure:
+            error.add_note(f"the finished part could not be kept: {failure}")
+            return
+        error.add_note(f"{video.num_frames} of {job.num_frames} frames are kept in {video.path}")
+        self.report(
+            PartialEvent(path=video.path, num_frames=video.num_frames, num_video_frames=job.num_frames)
+        )
+
+
+def open_writer(
+    request: Request,
+    job: Generation,
+    path: str | os.PathLike[str],
+    metadata: dict[str, object],
+    *,
+    overwrite: bool,
+    run: JobRun | None,
+) -> VideoWriter:
+    """The writer of the MP4; with ``run`` it has the segments of earlier runs, and the metadata of the job."""
+    return VideoWriter(
+        path,
+        height=job.image.height,
+        width=job.image.width,
+        fps=request.fps,
+        crf=request.crf,
+        num_frames=job.num_frames,
+        metadata=metadata if run is None else run.metadata,
+        overwrite=overwrite,
+        kept=None if run is None else run.segments,
+    )
+
+
+def open_png(png_dir: str | os.PathLike[str] | None, job: Generation, overwrite: bool) -> PngWriter | None:
+    """The writer of single frames; None without a folder."""
+    return None if png_dir is None else PngWriter(png_dir, num_frames=job.num_frames, overwrite=overwrite)
+
+
+def reporter(
+    on_event: EventHandler | None,
+    preview_dir: str | os.PathLike[str] | None,
+    latent_rgb: Callable[[], Tensor],
+) -> EventHandler:
+    """Passes events on; with a ``preview_dir`` it draws each step, in the colours of ``latent_rgb``."""
+    previews = None if preview_dir is None else LatentPreviews(preview_dir, latent_rgb())
+
+    def report(event: Event) -> None:
+        if on_event is not None:
+            on_event(event)
+        if previews is not None and isinstance(event, StepEvent):
+            preview = PreviewEvent(path=previews.write(event), section=event.section, step=event.step)
+            if on_event is not None:
+                on_event(preview)
+
+    return report
