@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from .errors import BudgetError
-from .footprint import PRECISIONS, unit_bytes
+from .footprint import PRECISIONS
+from .host_footprint import choose_host, host_on_disk
 from .machine import Machine
 from .phases import Phases
-from .plan import HostBytes, Plan, Tier
+from .plan import Plan
 from .planned_job import PlannedJob
 from .ring import spread_evenly
 from .roofline import StepTime, decode_seconds, step_time
@@ -18,10 +19,6 @@ TOKEN_CHUNKS = (4096, 2048, 1024, 512)
 # The published tile is 256 px; smaller ones change the picture a little more.
 VAE_TILES = (None, 256, 192, 128)
 _RINGS = (4, 3, 2)
-# Pinned memory cannot be given back under pressure, so it is never all of the RAM budget.
-_PINNED_SHARE = 0.8
-# Units that the staging buffers hold.
-_NUM_STAGED = 3
 
 
 def make_plan(job: PlannedJob, machine: Machine) -> Plan:
@@ -74,7 +71,7 @@ class _Planner:
         self._job = job
         self._machine = machine
         self._phases = Phases(job, machine)
-        self._host, self._tier = _host(job, machine)
+        self._host, self._tier = choose_host(job, machine)
         # On the CPU, frames lie in the same memory as everything else.
         self._room = machine.vram - (self._host.total if machine.is_cpu else 0)
 
@@ -91,7 +88,7 @@ class _Planner:
         host, tier = self._host, self._tier
         if choice.ring == 0 and choice.is_arena_kept:
             # Units that are copied once need no place in RAM; on the CPU, residents are in RAM themselves.
-            host, tier = _host_on_disk(job, machine), "pinned" if machine.is_cpu else "disk"
+            host, tier = host_on_disk(job, machine), "pinned" if machine.is_cpu else "disk"
         phases = self._phases.all(
             token_chunk=choice.token_chunk,
             num_residents=choice.num_residents,
@@ -200,41 +197,13 @@ def _tiles(job: PlannedJob) -> tuple[int | None, ...]:
     return VAE_TILES[1:] if job.vae_tiles else VAE_TILES[:1]
 
 
-def _host(job: PlannedJob, machine: Machine) -> tuple[HostBytes, Tier]:
-    """What is held in RAM, and the fastest tier that fits."""
-    on_disk = _host_on_disk(job, machine)
-    if machine.is_cpu:
-        return on_disk, "disk"
-    store = sum(unit_bytes(job.shapes.transformer, job.denoise_shape(machine).precision))
-    pinned = replace(on_disk, store=store, staging=0)
-    if pinned.total <= machine.ram and store <= _PINNED_SHARE * machine.ram:
-        return pinned, "pinned"
-    staged = replace(on_disk, store=store)
-    return (staged, "staged") if staged.total <= machine.ram else (on_disk, "disk")
-
-
-def _host_on_disk(job: PlannedJob, machine: Machine) -> HostBytes:
-    """What is held in RAM with the units on disk; on the CPU they are read straight into their slots."""
-    slot = max(unit_bytes(job.shapes.transformer, job.denoise_shape(machine).precision))
-    return HostBytes(
-        store=0, staging=0 if machine.is_cpu else _NUM_STAGED * slot, frames=_frame_bytes(job, machine)
-    )
-
-
-def _frame_bytes(job: PlannedJob, machine: Machine) -> int:
-    """Frames of a decode and the open edge, in the VAE's dtype and as uint8."""
-    window = job.sampling.latent_window_size
-    decoded, edge = 8 * window + 1, 4 * window - 3
-    return 3 * job.size[0] * job.size[1] * (machine.companion_bytes + 1) * (decoded + edge)
-
-
 def _refusal(job: PlannedJob, machine: Machine) -> BudgetError:
     """What is missing, and the nearest settings that fit."""
-    host = _host(job, machine)[0].total
+    host = choose_host(job, machine)[0].total
     if host > machine.ram:
         return BudgetError(
-            f"decoded frames and staging take {format_size(host)} of RAM, {format_size(machine.ram)} are allowed; "
-            f"use {_memory_option('ram', host)}",
+            f"staging, VAE, an encoder or decoded frames take {format_size(host)} of RAM, {format_size(machine.ram)} are "
+            f"allowed; use {_memory_option('ram', host)}",
             needed=host,
             available=machine.ram,
             option="ram",
@@ -259,7 +228,7 @@ def _least(job: PlannedJob, machine: Machine) -> tuple[int, str]:
     ring = min(*_RINGS, phases.num_units)
     smallest = phases.all(token_chunk=chunk, num_residents=0, ring=ring, tile=tile, is_arena_kept=False)
     largest = max(smallest, key=lambda phase: phase.total)
-    beside = _host(job, machine)[0].total if machine.is_cpu else 0
+    beside = choose_host(job, machine)[0].total if machine.is_cpu else 0
     return largest.total + beside, largest.name
 
 

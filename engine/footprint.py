@@ -213,13 +213,24 @@ class DenoiseShape:
     def dim(self) -> int:
         return self.config.inner_dim
 
-    def table_bytes(self) -> int:
-        """What jobs and sections compute once: modulation, refined text, vision and clean tokens, rotary tables."""
+    def embeds_bytes(self) -> int:
+        """The encoded prompts and image, which stay for the whole job."""
+        config, sequence = self.config, self.sequence
+        text = sequence.text * config.text_embed_dim + config.pooled_projection_dim
+        image = sequence.vision * config.image_proj_dim
+        return self.precision.activation * (self.num_branches * text + image)
+
+    def job_table_bytes(self) -> int:
+        """What a job computes once and keeps while it decodes too: modulation, refined text, vision tokens."""
         config, sequence = self.config, self.sequence
         vectors = 12 * config.num_layers + 3 * config.num_single_layers + 2
-        job = self.num_branches * self.num_steps * (vectors + sequence.text) + sequence.vision
-        rotary = 2 * 4 * sequence.latent * config.attention_head_dim // 2
-        return self.precision.residual * (job + sequence.clean) * self.dim + rotary
+        rows = self.num_branches * self.num_steps * (vectors + sequence.text) + sequence.vision
+        return self.precision.residual * rows * self.dim
+
+    def table_bytes(self) -> int:
+        """The tables of the job, and what a section computes once: clean tokens and rotary tables."""
+        rotary = 2 * 4 * self.sequence.latent * self.config.attention_head_dim // 2
+        return self.job_table_bytes() + self.precision.residual * self.sequence.clean * self.dim + rotary
 
     def activation_bytes(self, token_chunk: int | None) -> int:
         """Most that a step holds at once, tables and weights left out; None takes all tokens at once."""

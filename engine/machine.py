@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from .cards import Card, card_of_device, find_card, neutral_card
 from .errors import ConfigError
-from .sizes import Size, parse_size
+from .sizes import Size, format_size, parse_size
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ def this_machine(device: "torch.device", *, vram: Size | None = None, ram: Size 
 
     Args:
         device: where the transformer computes.
-        vram: budget on a CUDA device; None is 90 % of what is free. The CPU has none.
+        vram: budget on a CUDA device for the whole process; None is 90 % of what is free. The CPU has none.
         ram: budget in RAM; None is 60 % of what is available.
 
     Raises:
@@ -63,11 +63,16 @@ def this_machine(device: "torch.device", *, vram: Size | None = None, ram: Size 
     import torch
 
     free, total = torch.cuda.mem_get_info(device)
-    # What this process holds already, such as weights from an earlier job, is its own to use.
-    free += torch.cuda.memory_reserved(device)
-    vram_bytes = int(free * _VRAM_SHARE)
+    held = torch.cuda.memory_allocated(device)
+    # The allocator hands out again what it keeps; what tensors hold, such as another engine's weights, it does not.
+    vram_bytes = int((free + torch.cuda.memory_reserved(device) - held) * _VRAM_SHARE)
     if vram is not None:
-        vram_bytes = parse_size("vram", vram, available=total, owner=str(device))
+        vram_bytes = parse_size("vram", vram, available=total, owner=str(device)) - held
+        if vram_bytes <= CONTEXT_BYTES:
+            raise ConfigError(
+                f"vram must be more than the {format_size(CONTEXT_BYTES + held)} that this process takes on {device} "
+                f"already, got {vram!r}; close other engines or allow more"
+            )
     return Machine(vram=vram_bytes, ram=ram_bytes, card=card_of_device(torch.cuda.get_device_name(device)))
 
 

@@ -16,7 +16,7 @@ from .errors import BudgetError
 from .machine import Machine
 from .model_shapes import ModelShapes
 from .plan import Plan
-from .planned_job import PlannedJob
+from .planned_job import PlannedJob, needs_store
 from .stored_transformer import open_units, stored_transformer
 from .streaming import Streamer
 from .transformer import PackedTransformer
@@ -26,8 +26,6 @@ _logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# A smaller model is read from its checkpoint in a moment; others are worth a store on the disk.
-_STORED_BYTES = 2**30
 # What is left of the budget after the device ran out of memory inside it.
 _RELIEF = 0.9
 # Slots of a streamer that has all units resident: it uses none of them.
@@ -71,11 +69,12 @@ class ModelMemory:
         self._device = device
         self._on_progress = on_progress
         self._layouts = [UnitLayout(spec, weight_format) for spec in unit_specs(checkpoint.config)]
-        num_bytes = sum(layout.num_bytes for layout in self._layouts)
-        self._is_stored = num_bytes >= min(_STORED_BYTES, machine.vram - machine.context)
+        self._is_stored = needs_store(sum(layout.num_bytes for layout in self._layouts), machine)
         self._placement: tuple[object, ...] = ()
         if device.type == "cuda":
-            limit_memory(device, machine.vram - machine.context)
+            # Other engines of the process have a budget of their own, and the limit is on all of them together.
+            others = torch.cuda.memory_allocated(device)
+            limit_memory(device, machine.vram - machine.context + others)
         self.transformer = self._load()
 
     def plan(
@@ -98,7 +97,10 @@ class ModelMemory:
             BudgetError: it does not fit; the message names what would.
         """
         job = planned_job(self._shapes, self._config, self._format, sampling, size)
-        return JobMemory(self, replace(job, is_latents_only=is_latents_only, lora_bytes=lora_bytes))
+        return JobMemory(
+            self,
+            replace(job, is_latents_only=is_latents_only, lora_bytes=lora_bytes, has_store=self._is_stored),
+        )
 
     def place(self, plan: Plan) -> None:
         """Place the units as ``plan`` says; those that are in their place already stay."""

@@ -33,6 +33,11 @@ class Phases:
         self.shape = job.denoise_shape(machine)
         self.slot = max(unit_bytes(self.shape.config, self.shape.precision))
         self.num_units = num_units(self.shape.config)
+        self._kept = step_weight_bytes(self.shape.config, self.shape.precision) + self.shape.embeds_bytes()
+        self._vae = machine.companion_bytes * job.shapes.vae.num_params
+        if machine.is_cpu and not job.is_latents_only:
+            # It has no other place to go between two sections.
+            self._kept, self._vae = self._kept + self._vae, 0
 
     def all(
         self, *, token_chunk: int | None, num_residents: int, ring: int, tile: int | None, is_arena_kept: bool
@@ -82,7 +87,7 @@ class Phases:
         work = self.work(tile)
         return self._phase(
             "VAE encode",
-            weights=work.weight_bytes,
+            weights=self._vae,
             activations=work.encode_bytes(),
             workspace=work.encode_workspace_bytes(),
         )
@@ -103,9 +108,7 @@ class Phases:
         shape = self.shape
         return self._phase(
             "denoise",
-            weights=step_weight_bytes(shape.config, shape.precision)
-            + num_residents * self.slot
-            + self.job.lora_bytes,
+            weights=num_residents * self.slot + self.job.lora_bytes,
             slots=ring * self.slot,
             activations=shape.table_bytes() + shape.activation_bytes(token_chunk),
             note=f"{num_residents} of {self.num_units} units resident"
@@ -117,9 +120,9 @@ class Phases:
         work, latents = self.work(tile), self.job.num_decoded_latents
         return self._phase(
             "VAE decode",
-            weights=work.weight_bytes + self.job.lora_bytes,
+            weights=self._vae + self.job.lora_bytes,
             slots=arena,
-            activations=work.decode_bytes(latents),
+            activations=self.shape.job_table_bytes() + work.decode_bytes(latents),
             workspace=work.decode_workspace_bytes(latents),
             note="whole pictures" if tile is None else f"tiles of {tile} px",
         )
@@ -134,11 +137,11 @@ class Phases:
         workspace: int = 0,
         note: str = "",
     ) -> PhaseBytes:
-        """A phase with what libraries, allocator and driver take."""
+        """A phase with what stays for the whole job, and what libraries, allocator and driver take."""
         libraries = 0 if self.machine.is_cpu else workspace + _LIBRARY_BYTES
         return PhaseBytes(
             name=name,
-            weights=weights,
+            weights=self._kept + weights,
             slots=slots,
             activations=activations,
             workspace=activations // _GAP_SHARE + libraries,

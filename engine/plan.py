@@ -40,21 +40,27 @@ class PhaseBytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostBytes:
-    """Bytes that the engine adds to its process in RAM.
+    """Bytes that the engine adds to its process in RAM. On the CPU, VAE and encoders are in the phases.
 
     Attributes:
         store: weights of all units; none in tier "disk".
         staging: pinned buffers that copies pass through.
-        frames: decoded frames on their way to the file.
+        once: weights that a job needs once: all of a small model, one layer at a time of a stored one.
+        vae: the VAE's weights, which wait here while they do not compute.
+        encoder: the largest encoder that is loaded whole, on its way to the device.
+        frames: decoded frames on their way to the file; there are none yet while an encoder is loaded.
     """
 
     store: int
     staging: int
+    once: int
+    vae: int
+    encoder: int
     frames: int
 
     @property
     def total(self) -> int:
-        return self.store + self.staging + self.frames
+        return self.store + self.staging + self.once + self.vae + max(self.encoder, self.frames)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,9 +3,12 @@
 from dataclasses import dataclass, replace
 
 from .config import SamplingConfig
-from .footprint import DenoiseShape, Precision, find_precision, packed_sequence
+from .footprint import DenoiseShape, Precision, find_precision, packed_sequence, unit_bytes
 from .machine import Machine
 from .model_shapes import MAX_PROMPT_TOKENS, ModelShapes
+
+# A smaller model is read from its checkpoint in a moment; others are worth a store on the disk.
+_STORED_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +25,7 @@ class PlannedJob:
         vae_tiles: True allows tiles only, False whole pictures only, None what fits.
         num_text_tokens: tokens of the prompt; the most that a prompt may have if not known.
         lora_bytes: of the LoRAs on the device.
+        has_store: the model is a store.
         is_latents_only: conditioning comes as tensors, latents go out: neither encoders nor VAE run.
     """
 
@@ -34,6 +38,7 @@ class PlannedJob:
     vae_tiles: bool | None = None
     num_text_tokens: int = MAX_PROMPT_TOKENS
     lora_bytes: int = 0
+    has_store: bool = False
     is_latents_only: bool = False
 
     def denoise_shape(self, machine: Machine) -> DenoiseShape:
@@ -58,6 +63,11 @@ class PlannedJob:
             attention=self._attention(),
         )
 
+    def is_stored(self, machine: Machine) -> bool:
+        """Whether the units come from a store."""
+        num_bytes = sum(unit_bytes(self.shapes.transformer, self.denoise_shape(machine).precision))
+        return self.has_store or needs_store(num_bytes, machine)
+
     def _precision(self, machine: Machine, dtype: str) -> Precision:
         """Of the units; fp8 weights are expanded where the card has no products in fp8."""
         precision = find_precision(self.precision, dtype)
@@ -75,3 +85,8 @@ class PlannedJob:
     def num_decoded_latents(self) -> int:
         """Latent frames of the largest decode: a section, its neighbour, the start latent."""
         return 2 * self.sampling.latent_window_size + 1
+
+
+def needs_store(num_bytes: int, machine: Machine) -> bool:
+    """Whether units of ``num_bytes`` in all are kept in a store: they are large, or more than the device may hold."""
+    return num_bytes >= min(_STORED_BYTES, machine.vram - machine.context)

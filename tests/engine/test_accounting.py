@@ -17,7 +17,7 @@ from isoframe.engine.attention_backends import AttentionBackend
 from isoframe.engine.budget import make_plan
 from isoframe.engine.cards import find_card
 from isoframe.engine.config import SamplingConfig
-from isoframe.engine.footprint import find_precision, step_weight_bytes
+from isoframe.engine.footprint import find_precision, unit_bytes
 from isoframe.engine.history import CleanLatents
 from isoframe.engine.int8_attention import Int8Attention
 from isoframe.engine.invariants import JobInvariants
@@ -159,8 +159,9 @@ def measured_peak(
 def assert_exact(plan: Plan, peak: int, shapes: ModelShapes = PUBLISHED) -> None:
     """The plan is not below ``peak``, and at most 10 % above it even without the weights, which are exact."""
     phase = plan.phase("denoise")
-    outside = step_weight_bytes(shapes.transformer, find_precision(plan.precision))
-    arena = phase.weights - outside + phase.slots
+    slot = max(unit_bytes(shapes.transformer, find_precision(plan.precision)))
+    arena = slot * (plan.ring + len(plan.residents))
+    assert phase.weights + phase.slots > arena
     assert peak - arena <= phase.activations <= 1.10 * (peak - arena)
 
 

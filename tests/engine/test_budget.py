@@ -137,7 +137,7 @@ def test_a_refusal_offers_fewer_bits_and_a_smaller_picture() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ram", "tier"), [(64, "pinned"), (11.5, "pinned"), (9.5, "staged"), (8, "disk"), (1.2, "disk")]
+    ("ram", "tier"), [(64, "pinned"), (11.5, "pinned"), (10.3, "staged"), (9.5, "disk"), (1.9, "disk")]
 )
 def test_the_host_tier_follows_from_the_ram(ram: float, tier: str) -> None:
     plan = make_plan(job("int8"), machine(6, ram))
@@ -175,7 +175,8 @@ def test_whole_pictures_are_refused_where_only_tiles_fit() -> None:
 def test_the_text_encoder_comes_layer_by_layer() -> None:
     phase = make_plan(job(), machine(6)).phase("text encode")
     # 218 million parameters in fp16.
-    assert (phase.weights, phase.slots) == (0, 2 * 218_112_000)
+    assert phase.slots == 2 * 218_112_000
+    assert phase.weights < 40 * 2**20
 
 
 def test_the_published_seconds_per_step_are_met_within_a_fifth() -> None:
@@ -194,7 +195,7 @@ def test_int8_is_at_least_twice_as_fast_on_geforce(card: str) -> None:
 
 
 def test_slow_copies_are_the_bottleneck_where_they_outlast_the_arithmetic() -> None:
-    plan = make_plan(job("bf16"), Machine(vram=6 * GIB, ram=GIB * 2, card=find_card("H100")))
+    plan = make_plan(job("bf16"), Machine(vram=6 * GIB, ram=GIB * 3, card=find_card("H100")))
     assert plan.tier == "disk"
     assert plan.bottleneck == "copies"
     assert plan.step.total == plan.step.copies > plan.step.compute

@@ -37,7 +37,7 @@ def test_less_memory_and_bf16_fit_too(arguments: list[str]) -> None:
 
 
 def test_what_does_not_fit_exits_with_two_and_what_would() -> None:
-    result = run("--vram", "2GiB", "--ram", "16GiB", "--size", "640x608")
+    result = run("--vram", "2200MiB", "--ram", "16GiB", "--size", "640x608")
     assert result.exit_code == 2
     assert result.stdout == ""
     assert "needs at least" in result.stderr

@@ -13,18 +13,19 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An RTX 3060 Laptop with 5 of 6 GiB free, of which this process has reserved another half."""
+    """An RTX 3060 Laptop with 4.5 of 6 GiB free; this process has reserved another GiB, half of it for tensors."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (5 * GIB, 6 * GIB))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: GIB // 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (9 * GIB // 2, 6 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: GIB // 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA GeForce RTX 3060 Laptop GPU")
 
 
 @pytest.mark.usefixtures("card")
 def test_a_card_gives_nine_tenths_of_what_is_free_or_what_is_asked_for() -> None:
-    assert this_machine(CUDA).vram == int(5.5 * GIB * 0.9)
+    assert this_machine(CUDA).vram == int(5 * GIB * 0.9)
     machine = this_machine(CUDA, vram="4GiB", ram="1GiB")
-    assert (machine.vram, machine.ram, machine.card.name) == (4 * GIB, GIB, "RTX 3060 Laptop")
+    assert (machine.vram, machine.ram, machine.card.name) == (7 * GIB // 2, GIB, "RTX 3060 Laptop")
     assert described_machine(card=None, vram="4GiB", ram="1GiB") == machine
 
 
@@ -32,6 +33,12 @@ def test_a_card_gives_nine_tenths_of_what_is_free_or_what_is_asked_for() -> None
 def test_more_than_the_card_has_is_refused_with_what_it_has() -> None:
     with pytest.raises(ConfigError, match=r"vram must be at most the 6\.00 GiB that cuda has"):
         this_machine(CUDA, vram="8GiB")
+
+
+@pytest.mark.usefixtures("card")
+def test_a_budget_that_other_engines_fill_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"vram must be more than the 1\.00 GiB that this process takes"):
+        this_machine(CUDA, vram="1GiB")
 
 
 def test_more_than_the_machine_has_is_refused_with_what_it_has() -> None:

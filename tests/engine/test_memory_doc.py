@@ -12,7 +12,13 @@ from isoframe.engine import SamplingConfig
 from isoframe.engine.budget import make_plan
 from isoframe.engine.cards import find_card
 from isoframe.engine.companion_footprint import VaeWork, encoder_activation_bytes, prepare_activation_bytes
-from isoframe.engine.footprint import DenoiseShape, find_precision, packed_sequence, unit_bytes
+from isoframe.engine.footprint import (
+    DenoiseShape,
+    find_precision,
+    packed_sequence,
+    step_weight_bytes,
+    unit_bytes,
+)
 from isoframe.engine.machine import Machine
 from isoframe.engine.model_shapes import published_shapes
 from isoframe.engine.planned_job import PlannedJob
@@ -21,6 +27,7 @@ DOC = (Path(__file__).resolve().parents[2] / "docs" / "memory.md").read_text(enc
 FORMULAS = "\n".join(re.findall(r"```python\n(.*?)```", DOC, re.DOTALL))
 SHAPES = published_shapes()
 CONFIG = SHAPES.transformer
+SMALL = Machine(vram=6 * 2**30, ram=16 * 2**30, card=find_card("RTX 3060 Laptop"))
 # W, q, e, r
 BYTES = {"fp32": (4, 0, 4, 4), "bf16": (2, 0, 2, 2), "fp16": (2, 0, 2, 4), "int8-weight": (1, 4, 2, 2)}
 
@@ -33,6 +40,7 @@ def documented(precision: str, size: tuple[int, int], window: int, chunk: int) -
         "height": size[0] // 8, "width": size[1] // 8, "window": window, "vision": 729, "text": 100,
         "steps": 12, "branches": 1, "W": weight, "q": scale, "e": activation, "r": residual, "chunk": chunk,
         "L": 351, "E": 4096, "A": 32, "C1": 256, "C2": 512, "Y": 256, "X": 192,
+        "store": 0, "staging": 0, "once": 0, "vae": 0, "encoder": 0, "frames": 0,
     }  # fmt: skip
     exec(FORMULAS, names)
     return names
@@ -56,6 +64,9 @@ def test_the_step_loop_takes_what_the_formulas_say(
     names, shape = documented(precision, size, window, chunk), shape_of(precision, size, window)
     assert names["N"] == shape.sequence.total
     assert names["tables"] == shape.table_bytes()
+    assert names["job_tables"] == shape.job_table_bytes()
+    assert names["embeds"] == shape.embeds_bytes()
+    assert names["outside"] == step_weight_bytes(CONFIG, shape.precision)
     assert names["activations"] == shape.table_bytes() + shape.activation_bytes(chunk)
 
 
@@ -97,6 +108,54 @@ def test_encoders_and_tiles_take_what_the_formulas_say() -> None:
     assert work.decode_bytes(8) - names["tile"] == frames
 
 
+@pytest.mark.parametrize("branches", [1, 2])
+def test_weights_outside_the_units_are_in_every_phase_and_job_tables_in_decoding(branches: int) -> None:
+    sampling = SamplingConfig(num_sections=4, cfg_scale=float(branches))
+    job = PlannedJob(shapes=SHAPES, sampling=sampling, size=(640, 608), precision="int8")
+    phases = make_plan(job, SMALL).phases
+    shape = job.denoise_shape(SMALL)
+    kept = step_weight_bytes(CONFIG, shape.precision) + shape.embeds_bytes()
+    assert step_weight_bytes(CONFIG, shape.precision) / 2**20 == pytest.approx(28.9, abs=0.05)
+    assert all(phase.weights >= kept for phase in phases)
+    decode = phases[-1].activations - VaeWork(vae=SHAPES.vae, size=(640, 608), tile=256).decode_bytes(19)
+    assert decode == shape.job_table_bytes()
+    assert decode / 2**20 == pytest.approx(branches * 90.5 + 4.3, abs=0.3)
+
+
+@pytest.mark.parametrize(("ram", "store", "staging"), [(16, 80, 0), (10.3, 80, 3), (4, 0, 3)])
+def test_ram_holds_what_the_table_says(ram: float, store: int, staging: int) -> None:
+    job = PlannedJob(
+        shapes=SHAPES, sampling=SamplingConfig(num_sections=4), size=(640, 608), precision="int8"
+    )
+    host = make_plan(job, replace(SMALL, ram=int(ram * 2**30))).host
+    slot = max(unit_bytes(CONFIG, find_precision("int8")))
+    assert host.staging == staging * slot
+    assert host.store == (sum(unit_bytes(CONFIG, find_precision("int8"))) if store else 0)
+    row = {cells[1].strip(): cells[2] for line in DOC.splitlines() if len(cells := line.split("|")) == 5}
+    for name, size in (
+        ("VAE", host.vae),
+        ("encoder", host.encoder),
+        ("weights that a job needs once", host.once),
+    ):
+        found = re.search(r"(\d+) MiB", row[name])
+        assert found is not None
+        assert -(-size // 2**20) == int(found[1])
+    assert host.frames == eval(row["frames"].strip(" `"), {"pixels": 640 * 608, "window": 9})
+    names = {name: getattr(host, name) for name in ("store", "staging", "once", "vae", "encoder", "frames")}
+    formula = re.search(r"^ram = (.*)$", FORMULAS, re.MULTILINE)
+    assert formula is not None
+    assert host.total == eval(formula[1], names)
+
+
+def test_on_the_cpu_the_vae_is_in_every_phase_and_not_in_ram_twice() -> None:
+    job = PlannedJob(
+        shapes=SHAPES, sampling=SamplingConfig(num_sections=1), size=(640, 608), precision="fp32"
+    )
+    plan = make_plan(job, replace(SMALL, vram=64 * 2**30, ram=64 * 2**30, is_cpu=True))
+    assert all(phase.weights >= 4 * SHAPES.vae.num_params for phase in plan.phases)
+    assert (plan.host.vae, plan.host.encoder) == (0, 0)
+
+
 def test_the_example_is_what_the_planner_prints() -> None:
     example = re.search(r"```\n(\$ isoframe plan .*?)```", DOC, re.DOTALL)
     assert example is not None
@@ -107,6 +166,6 @@ def test_the_example_is_what_the_planner_prints() -> None:
     )
     plan = make_plan(
         PlannedJob(shapes=SHAPES, sampling=SamplingConfig(num_sections=4), size=(640, 608), precision="int8"),
-        Machine(vram=6 * 2**30, ram=16 * 2**30, card=find_card("RTX 3060 Laptop")),
+        SMALL,
     )
     assert table.strip() == str(plan).strip()

@@ -1,0 +1,58 @@
+"""Bytes that a job adds to the process in RAM."""
+
+from dataclasses import replace
+
+from .companion_footprint import largest_once_layer_bytes
+from .footprint import PRECISIONS, once_weight_bytes, unit_bytes
+from .machine import Machine
+from .plan import HostBytes, Tier
+from .planned_job import PlannedJob
+
+# Pinned memory cannot be given back under pressure, so it is never all of the RAM budget.
+_PINNED_SHARE = 0.8
+# Units that the staging buffers hold.
+_NUM_STAGED = 3
+
+
+def choose_host(job: PlannedJob, machine: Machine) -> tuple[HostBytes, Tier]:
+    """What is held in RAM, and the fastest tier that fits; on the CPU units are read straight into their slots."""
+    on_disk = host_on_disk(job, machine)
+    if machine.is_cpu:
+        return on_disk, "disk"
+    store = sum(unit_bytes(job.shapes.transformer, job.denoise_shape(machine).precision))
+    pinned = replace(on_disk, store=store, staging=0)
+    if pinned.total <= machine.ram and store <= _PINNED_SHARE * machine.ram:
+        return pinned, "pinned"
+    staged = replace(on_disk, store=store)
+    return (staged, "staged") if staged.total <= machine.ram else (on_disk, "disk")
+
+
+def host_on_disk(job: PlannedJob, machine: Machine) -> HostBytes:
+    """What is held in RAM with the units on disk."""
+    slot = max(unit_bytes(job.shapes.transformer, job.denoise_shape(machine).precision))
+    has_companions = not job.is_latents_only
+    is_device = has_companions and not machine.is_cpu
+    shapes, value = job.shapes, machine.companion_bytes
+    return HostBytes(
+        store=0,
+        staging=0 if machine.is_cpu else _NUM_STAGED * slot,
+        once=_once_bytes(job, machine),
+        vae=is_device * value * shapes.vae.num_params,
+        encoder=is_device * value * max(shapes.text_encoder_2.num_params, shapes.image_encoder.num_params),
+        frames=has_companions * _frame_bytes(job, machine),
+    )
+
+
+def _once_bytes(job: PlannedJob, machine: Machine) -> int:
+    """Of a stored model one layer is read at a time, in whatever dtype the checkpoint has."""
+    config = job.shapes.transformer
+    if job.is_stored(machine):
+        return largest_once_layer_bytes(config, PRECISIONS["fp32"])
+    return once_weight_bytes(config, job.denoise_shape(machine).precision)
+
+
+def _frame_bytes(job: PlannedJob, machine: Machine) -> int:
+    """Frames of a decode and the open edge, in the VAE's dtype and as uint8."""
+    window = job.sampling.latent_window_size
+    decoded, edge = 8 * window + 1, 4 * window - 3
+    return 3 * job.size[0] * job.size[1] * (machine.companion_bytes + 1) * (decoded + edge)
