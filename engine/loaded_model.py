@@ -10,7 +10,7 @@ from typing import Self
 import torch
 
 from ..kernels import use_settings
-from ..quant import DENSE_DTYPES, WeightFormat, make_format
+from ..quant import DENSE_DTYPES, Fp8Format, WeightFormat, make_format, multiplies_fp8
 from .attention import SelfAttention
 from .attention_backends import AttentionShape
 from .attention_choice import make_self_attention
@@ -165,7 +165,15 @@ def choose_format(config: EngineConfig, device: torch.device) -> WeightFormat:
     """How the blocks' weights are stored and multiplied."""
     fallback = "fp32" if device.type == "cpu" else "bf16"
     dtype = DENSE_DTYPES[fallback if config.compute_dtype == "auto" else config.compute_dtype]
-    return make_format(config.precision or fallback, dtype)
+    weight_format = make_format(config.precision or fallback, dtype)
+    if isinstance(weight_format, Fp8Format) and not multiplies_fp8(device, dtype):
+        _logger.warning(
+            "precision 'fp8' saves memory but no time here: %s has no fp8 product that gives %s (it takes compute "
+            "capability 8.9 and bf16), so every block expands its weights",
+            device,
+            str(dtype).removeprefix("torch."),
+        )
+    return weight_format
 
 
 def _open_admitted(

@@ -407,6 +407,13 @@ def test_an_attention_that_cannot_run_is_refused_at_load() -> None:
         Engine.load("demo", config=EngineConfig(device="cpu", attention="flash-attn"))
 
 
+def test_fp8_that_this_device_cannot_multiply_is_told_at_load(caplog: pytest.LogCaptureFixture) -> None:
+    Engine.load("demo", config=EngineConfig(device="cpu", precision="int8")).close()
+    assert "fp8" not in caplog.text
+    Engine.load("demo", config=EngineConfig(device="cpu", precision="fp8")).close()
+    assert "precision 'fp8' saves memory but no time here: cpu has no fp8 product that gives float32" in caplog.text
+
+
 def test_measured_launch_settings_are_used_and_damaged_ones_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
