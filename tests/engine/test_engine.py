@@ -411,7 +411,10 @@ def test_fp8_that_this_device_cannot_multiply_is_told_at_load(caplog: pytest.Log
     Engine.load("demo", config=EngineConfig(device="cpu", precision="int8")).close()
     assert "fp8" not in caplog.text
     Engine.load("demo", config=EngineConfig(device="cpu", precision="fp8")).close()
-    assert "precision 'fp8' saves memory but no time here: cpu has no fp8 product that gives float32" in caplog.text
+    assert (
+        "precision 'fp8' saves memory but no time here: cpu has no fp8 product that gives float32"
+        in caplog.text
+    )
 
 
 def test_measured_launch_settings_are_used_and_damaged_ones_are_told(
