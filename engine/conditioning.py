@@ -1,11 +1,41 @@
 """What the transformer is told about a job, as tensors."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .errors import InputError
 from .transformer_config import TransformerConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PromptEmbeds:
+    """An encoded prompt.
+
+    Attributes:
+        text_embeds: LLaMA hidden states [1, L, E] of the prompt's tokens, the template's left out.
+        text_mask: which of them are valid [1, L] bool, valid ones first.
+        pooled_embeds: CLIP's pooled output [1, P].
+    """
+
+    text_embeds: Tensor
+    text_mask: Tensor
+    pooled_embeds: Tensor
+
+
+def blend_prompts(shares: Sequence[tuple[PromptEmbeds, float]]) -> PromptEmbeds:
+    """The mean of prompts by their shares; beyond its end a shorter prompt is zero. One prompt comes back as it is."""
+    if len(shares) == 1:
+        return shares[0][0]
+    longest = max((prompt for prompt, _ in shares), key=lambda prompt: prompt.text_embeds.shape[1])
+    text = torch.zeros_like(longest.text_embeds)
+    pooled = torch.zeros_like(longest.pooled_embeds)
+    for prompt, share in shares:
+        text[:, : prompt.text_embeds.shape[1]] += share * prompt.text_embeds
+        pooled += share * prompt.pooled_embeds
+    return PromptEmbeds(text_embeds=text, text_mask=longest.text_mask, pooled_embeds=pooled)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -22,6 +52,9 @@ class Conditioning:
             if and only if cfg_scale is not 1.
         negative_text_mask: as ``text_mask``.
         negative_pooled_embeds: as ``pooled_embeds``.
+        section_prompts: of every section, in generation order, in place of ``text_embeds``, ``text_mask`` and
+            ``pooled_embeds``; empty where all sections have these. Equal neighbours are best one object: what a job
+            computes once is computed again where the object changes.
     """
 
     text_embeds: Tensor
@@ -32,6 +65,18 @@ class Conditioning:
     negative_text_embeds: Tensor | None = None
     negative_text_mask: Tensor | None = None
     negative_pooled_embeds: Tensor | None = None
+    section_prompts: tuple[PromptEmbeds, ...] = ()
+
+    def prompts(self, num_sections: int) -> tuple[PromptEmbeds, ...]:
+        """The prompt of every section, in generation order."""
+        if len(self.section_prompts) not in (0, num_sections):
+            raise InputError(
+                f"section_prompts must be empty or num_sections = {num_sections}, got {len(self.section_prompts)}"
+            )
+        shared = PromptEmbeds(
+            text_embeds=self.text_embeds, text_mask=self.text_mask, pooled_embeds=self.pooled_embeds
+        )
+        return self.section_prompts or (shared,) * num_sections
 
     def check(self, config: TransformerConfig, cfg_scale: float) -> None:
         """Raise :class:`InputError` unless every tensor fits ``config`` and the guidance."""
@@ -43,6 +88,10 @@ class Conditioning:
         _check_finite("image_embeds", self.image_embeds)
         _check_finite("start_latent", self.start_latent)
         _check_text(config, "", self.text_embeds, self.text_mask, self.pooled_embeds)
+        for prompt in set(self.section_prompts):
+            _check_text(
+                config, "section_prompts' ", prompt.text_embeds, prompt.text_mask, prompt.pooled_embeds
+            )
         negative = (self.negative_text_embeds, self.negative_text_mask, self.negative_pooled_embeds)
         embeds, mask, pooled = negative
         if cfg_scale == 1.0:

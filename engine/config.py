@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import ConfigError
+from .prompt_timeline import PromptSpan, PromptTimeline, plan_prompts
 from .sizes import Size, parse_size
 
 if TYPE_CHECKING:
@@ -194,7 +195,8 @@ class Request:
 
     Attributes:
         image: path, PIL image or uint8 array [H, W], [H, W, 3] or [H, W, 4].
-        prompt: what happens.
+        prompt: what happens; with times, as in "[0s] she sits [2.5s: 4s] she waves", what happens when. Text before
+            the first time belongs to all of them.
         negative_prompt: what to avoid; used when ``cfg_scale`` is not 1.
         seconds: wanted length; the video has a whole number of sections (36n + 1 frames at window 9).
         size: (height, width) in pixels; None takes the model's bucket nearest to the image's shape.
@@ -203,6 +205,8 @@ class Request:
         crf: H.264 quality, 0 (lossless) to 51.
         posterior: start latent is the "sample" of the VAE posterior (seeded) or its "mode".
         force: accept more than 3600 seconds and images beyond the usual shapes.
+        prompt_spans: prompts with times, in place of times in ``prompt``, which is the base text of all then.
+        prompt_blend: seconds around a change of prompt over which the embeddings blend; 0 changes at once.
 
     The other fields are those of :class:`SamplingConfig`.
     """
@@ -230,6 +234,8 @@ class Request:
     loras: tuple[LoraStrength, ...] = ()
     posterior: str = "sample"
     force: bool = False
+    prompt_spans: tuple[PromptSpan, ...] = ()
+    prompt_blend: float = 0.0
 
     def __post_init__(self) -> None:
         if not _is_finite(self.seconds) or self.seconds <= 0:
@@ -247,6 +253,25 @@ class Request:
         if self.size is not None and (len(self.size) != 2 or any(n < 16 or n % 16 for n in self.size)):
             raise ConfigError(f"size must be (height, width), multiples of 16, got {self.size}")
         _check_sampling(self)
+        self._check_prompts()
+
+    def _check_prompts(self) -> None:
+        if not _is_finite(self.prompt_blend) or self.prompt_blend < 0:
+            raise ConfigError(f"prompt_blend must be a number of seconds >= 0, got {self.prompt_blend!r}")
+        if not all(isinstance(span, PromptSpan) for span in self.prompt_spans):
+            raise ConfigError(f"prompt_spans must be a tuple of PromptSpan, got {self.prompt_spans!r}")
+        self.prompt_timeline()
+
+    def prompt_timeline(self) -> PromptTimeline:
+        """Which prompt every section has."""
+        return plan_prompts(
+            self.prompt,
+            self.prompt_spans,
+            num_sections=self.num_sections,
+            section_frames=4 * self.latent_window_size,
+            fps=self.fps,
+            blend_seconds=self.prompt_blend,
+        )
 
     @property
     def num_sections(self) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .attention import SDPA_ATTENTION, SelfAttention
 from .attention_backends import AttentionShape
-from .conditioning import Conditioning
+from .conditioning import Conditioning, PromptEmbeds
 from .config import SamplingConfig
 from .errors import NumericalError
 from .events import Event, PhaseEvent, StepEvent
@@ -61,9 +61,10 @@ class _Branch:
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """What a section samples with: the transformer with the LoRAs at work, and what a job computes once with it."""
+    """What a section samples with: the transformer with the LoRAs at work, and what is computed once for a prompt."""
 
     loras: list[tuple[Lora, float]]
+    prompt: PromptEmbeds
     transformer: PackedTransformer
     jobs: list[JobInvariants]
 
@@ -159,16 +160,17 @@ class Denoiser:
         history = resume.history(start_latent, sampling.order)
         # All are found before the first section: a file may change while the job runs.
         active = [self._active(sampling, section) for section in range(sampling.num_sections)]
+        prompts = conditioning.prompts(sampling.num_sections)
         model: _Model | None = None
         for section in plan_sections(sampling)[resume.num_sections :]:
-            loras = active[section.index]
-            if model is None or model.loras != loras:
+            loras, prompt = active[section.index], prompts[section.index]
+            if model is None or model.loras != loras or model.prompt is not prompt:
                 report(PhaseEvent(phase="prepare"))
                 # There may not be room for the old and the new LoRAs, nor for units beside what is computed once.
                 model = None
                 if memory is not None:
                     memory.make_room()
-                model = self._prepare(loras, conditioning, sampling, sigmas)
+                model = self._prepare(loras, prompt, conditioning, sampling, sigmas)
             report(PhaseEvent(phase="pack"))
             noise = job_noise.draw()
             # Jobs of one engine may take turns, section by section.
@@ -211,7 +213,8 @@ class Denoiser:
         height, width = conditioning.start_latent.shape[3:]
         section = _frame_indices(plan_sections(sampling)[0])
         num_latent = self.transformer.num_latent_tokens(section, (height, width))
-        num_text = int((conditioning.text_mask != 0).sum())
+        prompts = set(conditioning.prompts(sampling.num_sections))
+        num_text = max(int((prompt.text_mask != 0).sum()) for prompt in prompts)
         config = self.transformer.config
         return AttentionShape(
             num_tokens=num_latent + num_text + conditioning.image_embeds.shape[1],
@@ -224,6 +227,7 @@ class Denoiser:
     def _prepare(
         self,
         loras: list[tuple[Lora, float]],
+        prompt: PromptEmbeds,
         conditioning: Conditioning,
         sampling: SamplingConfig,
         sigmas: Tensor,
@@ -237,7 +241,7 @@ class Denoiser:
                 torch.tensor(sampling.guidance_scale * 1000, dtype=torch.float32)
             ).item()
         vision = transformer.project_image(conditioning.image_embeds)
-        texts = [(conditioning.text_embeds, conditioning.text_mask, conditioning.pooled_embeds)]
+        texts = [(prompt.text_embeds, prompt.text_mask, prompt.pooled_embeds)]
         if sampling.cfg_scale != 1.0:
             embeds, mask = conditioning.negative_text_embeds, conditioning.negative_text_mask
             pooled = conditioning.negative_pooled_embeds
@@ -247,7 +251,7 @@ class Denoiser:
             assert pooled is not None
             texts.append((embeds, mask, pooled))
         jobs = [transformer.prepare_job(timesteps, guidance, *text, vision) for text in texts]
-        return _Model(loras, transformer, jobs)
+        return _Model(loras, prompt, transformer, jobs)
 
     def _pack(
         self, transformer: PackedTransformer, history: History, section: SectionPlan, noise: Tensor

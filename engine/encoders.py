@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from .checkpoint import read_json
 from .components import Components
+from .conditioning import PromptEmbeds
 from .embedding_cache import EmbeddingCache, cache_key
 from .errors import CheckpointError
 from .layerwise import load_llama_layerwise
@@ -35,21 +35,6 @@ _MODEL_TYPES = {
     "text_encoder_2": ("clip_text_model", "clip"),
     "image_encoder": ("siglip_vision_model", "siglip"),
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PromptEmbeds:
-    """An encoded prompt.
-
-    Attributes:
-        text_embeds: LLaMA hidden states [1, L, E] of the prompt's tokens, the template's left out.
-        text_mask: which of them are valid [1, L] bool; here all are.
-        pooled_embeds: CLIP's pooled output [1, P].
-    """
-
-    text_embeds: Tensor
-    text_mask: Tensor
-    pooled_embeds: Tensor
 
 
 class Encoders:

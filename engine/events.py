@@ -36,6 +36,23 @@ class ConversionEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSlot:
+    """Neighbouring sections with one prompt, as they come in the video.
+
+    Attributes:
+        text: the whole prompt, base text included.
+        start_seconds: of video.
+        end_seconds: of video.
+        sections: in video order; each by its place in generation order, from 0.
+    """
+
+    text: str
+    start_seconds: float
+    end_seconds: float
+    sections: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobEvent:
     """The request is understood: what the video will be.
 
@@ -52,6 +69,7 @@ class JobEvent:
         image_width: the same.
         num_finished_sections: sections that an earlier run of the job has sampled.
         job_dir: folder from which the job can be resumed; None where nothing is kept.
+        prompts: what happens when, in video order; empty where all sections have one prompt.
     """
 
     order: str
@@ -66,6 +84,7 @@ class JobEvent:
     image_width: int
     num_finished_sections: int = 0
     job_dir: Path | None = None
+    prompts: tuple[PromptSlot, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from .components import Components, default_order
-from .conditioning import Conditioning
+from .conditioning import Conditioning, PromptEmbeds, blend_prompts
 from .config import Request, SamplingConfig
 from .denoiser import Denoiser, EventHandler, LatentSection
 from .device import memory_errors
-from .encoders import Encoders, PromptEmbeds
+from .encoders import Encoders
 from .errors import CheckpointError
-from .events import JobEvent, PhaseEvent
+from .events import JobEvent, PhaseEvent, PromptSlot
 from .images import choose_bucket, fit_to_bucket, image_to_tensor, load_image
 from .job_run import JobRun
 from .model_memory import ModelMemory
+from .prompt_timeline import PromptTimeline
+from .sections import SectionPlan, plan_sections
 from .vae import SectionDecoder, VideoVAE
 
 if TYPE_CHECKING:
@@ -107,18 +109,19 @@ class Generation:
             run: what is finished of the job, and takes what is sampled; sections whose frames it has do not come.
         """
         report = on_event or _ignore
-        report(self._describe(run))
+        timeline = (self._request if run is None else run.request).prompt_timeline()
+        report(self._describe(run, timeline))
         # An earlier job may have left its slots and residents.
         self.memory.make_room()
         num_encoded = 0 if run is None else run.num_encoded
         if num_encoded == self.sampling.num_sections:
             return
-        prompts = self._encode_text(encoders, report, self._request.prompt if run is None else run.prompt)
+        prompts, negative = self._encode_text(encoders, report, timeline)
         report(PhaseEvent(phase="image"))
         with memory_errors("image"):
             vae = load_vae()
             vae.use_tiles(self.memory.plan.vae_tile)
-            conditioning = self._condition(prompts, encoders, vae)
+            conditioning = self._condition(prompts, negative, encoders, vae)
         self.decoder = decoder = SectionDecoder(
             vae,
             order=self.sampling.order,
@@ -145,7 +148,7 @@ class Generation:
             before = run.latents(num_encoded - 2)
         self._with_room(vae, lambda: decoder.restart(num_encoded, latents, before))
 
-    def _describe(self, run: JobRun | None) -> JobEvent:
+    def _describe(self, run: JobRun | None, timeline: PromptTimeline) -> JobEvent:
         fps, (image_height, image_width) = self._request.fps, self._image_size
         return JobEvent(
             order=self.sampling.order,
@@ -160,17 +163,54 @@ class Generation:
             image_width=image_width,
             num_finished_sections=0 if run is None else run.sampled.num_sections,
             job_dir=None if run is None else run.path,
+            prompts=self._prompt_slots(timeline) if len(timeline.stretches) > 1 else (),
         )
 
-    def _encode_text(self, encoders: Encoders, report: EventHandler, prompt: str) -> list[PromptEmbeds]:
-        """The prompt and, with true guidance, the negative prompt."""
+    def _prompt_slots(self, timeline: PromptTimeline) -> tuple[PromptSlot, ...]:
+        """The timeline in seconds of video and in the order in which sections are made."""
+        window, fps = self.sampling.latent_window_size, self._request.fps
+        made = {_place(section, window): section.index for section in plan_sections(self.sampling)}
+        return tuple(
+            PromptSlot(
+                text=stretch.text,
+                # The start image is one frame more than the sections.
+                start_seconds=(4 * window * stretch.first_section + 1) / fps
+                if stretch.first_section
+                else 0.0,
+                end_seconds=(4 * window * stretch.end_section + 1) / fps,
+                sections=tuple(made[place] for place in range(stretch.first_section, stretch.end_section)),
+            )
+            for stretch in timeline.stretches
+        )
+
+    def _encode_text(
+        self, encoders: Encoders, report: EventHandler, timeline: PromptTimeline
+    ) -> tuple[tuple[PromptEmbeds, ...], PromptEmbeds | None]:
+        """The prompt of every section in generation order and, with true guidance, the negative prompt."""
         report(PhaseEvent(phase="text"))
         request = self._request
+        texts = list(dict.fromkeys(stretch.text for stretch in timeline.stretches))
         negatives = [] if request.cfg_scale == 1.0 else [request.negative_prompt]
         with memory_errors("text"):
-            return encoders.encode_prompts([prompt, *negatives])
+            encoded = encoders.encode_prompts([*texts, *negatives])
+        prompts = dict(zip(texts, encoded, strict=False))
+        # Sections with the same shares get the same object, for which the engine computes once.
+        blended: dict[tuple[tuple[str, float], ...], PromptEmbeds] = {}
+        sections = []
+        for section in plan_sections(self.sampling):
+            shares = tuple(timeline.weights(_place(section, self.sampling.latent_window_size)))
+            if shares not in blended:
+                blended[shares] = blend_prompts([(prompts[text], share) for text, share in shares])
+            sections.append(blended[shares])
+        return tuple(sections), encoded[-1] if negatives else None
 
-    def _condition(self, prompts: list[PromptEmbeds], encoders: Encoders, vae: VideoVAE) -> Conditioning:
+    def _condition(
+        self,
+        prompts: tuple[PromptEmbeds, ...],
+        negative: PromptEmbeds | None,
+        encoders: Encoders,
+        vae: VideoVAE,
+    ) -> Conditioning:
         request = self._request
         pixels = image_to_tensor(self.image)
         start_latent = vae.encode_image(pixels, posterior=request.posterior, seed=request.seed)
@@ -178,17 +218,16 @@ class Generation:
             raise CheckpointError(
                 f"the VAE of {self._components.name} encodes the image to NaN or infinity; check its files"
             )
-        positive, *negatives = prompts
-        negative: PromptEmbeds | None = negatives[0] if negatives else None
         return Conditioning(
-            text_embeds=positive.text_embeds,
-            text_mask=positive.text_mask,
-            pooled_embeds=positive.pooled_embeds,
+            text_embeds=prompts[0].text_embeds,
+            text_mask=prompts[0].text_mask,
+            pooled_embeds=prompts[0].pooled_embeds,
             image_embeds=encoders.encode_image(self.image),
             start_latent=start_latent.cpu(),
             negative_text_embeds=None if negative is None else negative.text_embeds,
             negative_text_mask=None if negative is None else negative.text_mask,
             negative_pooled_embeds=None if negative is None else negative.pooled_embeds,
+            section_prompts=prompts,
         )
 
     def _with_room(self, vae: VideoVAE, decode: Callable[[], T]) -> T:
@@ -234,6 +273,11 @@ class Generation:
             timings=timings,
             memory=_memory(self._denoiser.transformer.device),
         )
+
+
+def _place(section: SectionPlan, window: int) -> int:
+    """Position of a section in the video, from 0."""
+    return (section.first_latent_frame - 1) // window
 
 
 def _next_latents(index: int, latent_sections: Iterator[LatentSection], run: JobRun | None) -> Tensor:

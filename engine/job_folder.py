@@ -14,7 +14,7 @@ from .durable import TEMPORARY_SUFFIX, write_durably
 from .errors import ConfigError, InputError
 from .file_lock import exclusive_lock
 from .job_record import JobRecord
-from .job_run import DONE, JobRun, Redo, redone_metadata, remove_temporaries
+from .job_run import DONE, JobRun, Redo, redone_metadata, remove_temporaries, reprompted
 from .outputs import check_folder, make_folder, write_error
 from .section_files import SectionFiles
 from .video import read_video_info
@@ -171,6 +171,8 @@ class JobFolder:
             raise ConfigError("redo needs another seed or prompt; without one the same section comes again")
         if seed is not None and not 0 <= seed < 2**63:
             raise ConfigError(f"seed must be from 0 to 2**63 - 1, got {seed}")
+        if prompt is not None:
+            reprompted(self.record.request, prompt)
         before = next((redo for redo in self.redos if redo.section == section), Redo(section=section))
         redo = Redo(
             section=section,

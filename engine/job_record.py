@@ -9,12 +9,13 @@ from pathlib import Path
 
 from .config import EngineConfig, LoraStrength, Request, SamplingConfig
 from .errors import InputError
+from .prompt_timeline import PromptSpan
 from .sections import plan_sections
 
 # Of the whole folder: a change in any of its files counts.
 VERSION = 1
 # What decides every value of the video, besides the fields of SamplingConfig.
-_DECISIVE_REQUEST = ("prompt", "negative_prompt", "posterior", "fps", "crf")
+_DECISIVE_REQUEST = ("negative_prompt", "posterior", "fps", "crf", "prompt_blend")
 _DECISIVE_METADATA = ("image_sha256", "size", "model_hash", "precision")
 _MAX_VALUE_LENGTH = 60
 
@@ -117,8 +118,9 @@ class JobRecord:
             shared["loras"] = tuple(
                 LoraStrength(**use | {"sections": _tuple(use["sections"])}) for use in shared["loras"]
             )
+        spans = tuple(PromptSpan(**span) for span in request.get("prompt_spans", ()))
         # The kept image was cropped to the video and may have an unusual shape.
-        request |= {"image": image, "size": _tuple(request["size"]), "force": True}
+        request |= {"image": image, "size": _tuple(request["size"]), "force": True, "prompt_spans": spans}
         return cls(
             token=str(values["token"]),
             source=ModelSource(
@@ -150,6 +152,7 @@ class JobRecord:
     def _identity(self) -> dict[str, object]:
         """Everything that decides the frames, as JSON values."""
         decisive = {
+            "prompt": _prompts(self.request),
             **{name: getattr(self.request, name) for name in _DECISIVE_REQUEST},
             **{name: self.metadata[name] for name in _DECISIVE_METADATA},
             # LoRAs are in it by their content.
@@ -173,6 +176,14 @@ def _asked(request: Request) -> dict[str, object]:
         for name, value in dataclasses.asdict(replace(request, image=None)).items()
         if name != "image"
     }
+
+
+def _prompts(request: Request) -> object:
+    """The prompt, or the prompts of all sections in video order."""
+    stretches = request.prompt_timeline().stretches
+    if len(stretches) == 1:
+        return stretches[0].text
+    return [stretch.text for stretch in stretches for _ in range(stretch.first_section, stretch.end_section)]
 
 
 def _plan(sampling: SamplingConfig) -> list[list[int]]:

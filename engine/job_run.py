@@ -3,12 +3,13 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from .config import Request
 from .durable import write_durably
 from .errors import InputError
 from .job_record import JobRecord
@@ -48,7 +49,7 @@ class JobRun:
         num_encoded: sections whose frames are encoded.
         sampled: the sections that are sampled, at least as many.
         segments: the encoded frames.
-        prompt: of the sections that are still to be sampled.
+        request: of the sections that are still to be sampled: as asked for, or with the prompt of a redo.
         metadata: of the video file; names the redos.
     """
 
@@ -61,7 +62,7 @@ class JobRun:
         self._sections = sections
         self._redos = redos
         prompts = [redo.prompt for redo in redos if redo.prompt is not None]
-        self.prompt = prompts[-1] if prompts else record.request.prompt
+        self.request = reprompted(record.request, prompts[-1]) if prompts else record.request
         self.metadata = redone_metadata(record, redos)
         self.num_encoded, self.segments = self._read_segments()
         self.sampled = self._read_sampled()
@@ -162,6 +163,15 @@ class JobRun:
             height=request.size[0], width=request.size[1], fps=request.fps, crf=request.crf
         )
         return bytes(video_format.open_encoder().extradata or b"")
+
+
+def reprompted(request: Request, prompt: str) -> Request:
+    """The request with another prompt, which may have times of its own.
+
+    Raises:
+        ConfigError: its times do not fit the video.
+    """
+    return replace(request, prompt=prompt, prompt_spans=())
 
 
 def redone_metadata(record: JobRecord, redos: Sequence[Redo]) -> dict[str, object]:

@@ -48,10 +48,12 @@ def video_metadata(
     path = request.image if isinstance(request.image, str | os.PathLike) else None
     asked["image"] = None if path is None else os.path.basename(os.fspath(path))
     uses = [_describe_lora(use, lora) for use, lora in zip(sampling.loras, loras, strict=True)]
+    asked["prompt_spans"] = [dataclasses.asdict(span) for span in request.prompt_spans]
     return {
         "request": asked | {"loras": uses},
         "sampling": dataclasses.asdict(sampling) | {"loras": uses},
         "seed": sampling.seed,
+        **_timeline(request),
         "image_sha256": hashlib.sha256(np.asarray(image).tobytes()).hexdigest(),
         "size": [image.height, image.width],
         "model": model,
@@ -60,6 +62,12 @@ def video_metadata(
         "precision": precision,
         "versions": _versions(),
     }
+
+
+def _timeline(request: Request) -> dict[str, Any]:
+    """Which prompt the sections have, in video order, where there are several."""
+    stretches = request.prompt_timeline().stretches
+    return {} if len(stretches) == 1 else {"prompts": [dataclasses.asdict(stretch) for stretch in stretches]}
 
 
 def _describe_lora(use: LoraStrength, lora: Lora) -> dict[str, Any]:

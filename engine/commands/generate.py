@@ -16,6 +16,7 @@ def generate(
     prompt: options.Prompt,
     out: options.Out,
     negative_prompt: options.NegativePrompt = DEFAULTS.negative_prompt,
+    prompt_blend: options.PromptBlend = DEFAULTS.prompt_blend,
     seconds: options.Seconds = DEFAULTS.seconds,
     model: options.Model = "demo",
     order: options.Order = DEFAULTS.order,
@@ -63,6 +64,7 @@ def generate(
             step_cache=step_cache, step_cache_threshold=step_cache_threshold,
             step_cache_max_skips=step_cache_max_skips, step_cache_retention=step_cache_retention,
             loras=options.parse_loras(lora), latent_window_size=window, fps=fps, crf=crf,
+            prompt_blend=prompt_blend,
         )  # fmt: skip
         config = EngineConfig(
             device=device, precision=precision, attention=attention, vram=vram, ram=ram,

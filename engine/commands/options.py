@@ -15,7 +15,25 @@ DEFAULTS = Request(image="", prompt="")
 JOB, SAMPLING, OUTPUT, MACHINE = "Job", "Sampling", "Output", "Machine"
 
 ImagePath = Annotated[str, typer.Argument(metavar="IMAGE", help="Image the video starts from.")]
-Prompt = Annotated[str, Option("--prompt", "-p", help="What happens in the video.", rich_help_panel=JOB)]
+Prompt = Annotated[
+    str,
+    Option(
+        "--prompt",
+        "-p",
+        help='What happens in the video; with times, as in "A dog. [0s] It sits. [2.5s: 4s] It barks.", what happens '
+        "when. Times snap to sections; text before the first one belongs to all.",
+        rich_help_panel=JOB,
+    ),
+]
+PromptBlend = Annotated[
+    float,
+    Option(
+        "--prompt-blend",
+        metavar="SECONDS",
+        help="Blend the embeddings of prompts over so many seconds around a change.",
+        rich_help_panel=JOB,
+    ),
+]
 NegativePrompt = Annotated[
     str, Option("--negative-prompt", help="What to avoid; used when --cfg is not 1.", rich_help_panel=JOB)
 ]

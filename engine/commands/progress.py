@@ -154,7 +154,7 @@ def direction(event: StepEvent) -> str:
 
 def print_differences(console: Console, event: JobEvent) -> None:
     """One line each for what the video does not take over as it was given: its length, the image's size; for its job."""
-    for line in (length_difference(event), size_difference(event), job_place(event)):
+    for line in (length_difference(event), size_difference(event), *prompt_lines(event), job_place(event)):
         if line is not None:
             console.print(line, soft_wrap=True)
 
@@ -175,6 +175,17 @@ def size_difference(event: JobEvent) -> str | None:
         return None
     change = "scaled" if image[0] * video[1] == image[1] * video[0] else "scaled and cropped"
     return f"the image ({image[0]}x{image[1]}, height x width) is {change} to {video[0]}x{video[1]}"
+
+
+def prompt_lines(event: JobEvent) -> list[str]:
+    """What happens when, where that changes: seconds of video, and the place of the sections in the making."""
+    if not event.prompts:
+        return []
+    lines = [f"prompts, in seconds of video; sections count in the order they are made ({event.order}):"]
+    for slot in event.prompts:
+        sections = ", ".join(str(section + 1) for section in slot.sections)
+        lines.append(f"  {slot.start_seconds:.1f}-{slot.end_seconds:.1f} s (section {sections}): {slot.text}")
+    return lines
 
 
 def job_place(event: JobEvent) -> str | None:
