@@ -60,6 +60,7 @@ class JobFolder:
         path: the folder.
         record: what the job is.
         redos: in order of their sections; each of another section.
+        sections: files of the finished sections.
     """
 
     def __init__(self, path: Path, record: JobRecord) -> None:
@@ -67,7 +68,7 @@ class JobFolder:
         self.path = path
         self.record = record
         self.redos = _read_redos(path / _REDOS)
-        self._sections = SectionFiles(path, self._origin)
+        self.sections = SectionFiles(path, self._origin)
 
     @staticmethod
     def is_job(path: str | os.PathLike[str]) -> bool:
@@ -126,7 +127,7 @@ class JobFolder:
         with exclusive_lock(self.path / _LOCK, f"job folder {self.path} is in use by another process"):
             self._remove_leftovers()
             self._check_room()
-            run = JobRun(self.path, self.record, self._sections, self.redos)
+            run = JobRun(self.path, self.record, self.sections, self.redos)
             try:
                 yield run
             finally:
@@ -181,7 +182,7 @@ class JobFolder:
         )
         with self.running():
             self._set_redos((*(earlier for earlier in self.redos if earlier.section < section), redo))
-            self._sections.remove_from(section)
+            self.sections.remove_from(section)
 
     def delete(self) -> None:
         """Remove the folder, but not a video that lies in it.
@@ -213,7 +214,7 @@ class JobFolder:
         self.redos = redos
 
     def _count_sampled(self) -> int:
-        return self._sections.count_latents(self.num_sections)
+        return self.sections.count_latents(self.num_sections)
 
     def _is_running(self) -> bool:
         try:

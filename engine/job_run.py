@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .section_files import SectionFiles
 
 _logger = logging.getLogger(__name__)
-DONE, _PARTIAL, _SPOOL = "done.json", "partial.json", "segments.bin"
+DONE, SPOOL, _PARTIAL = "done.json", "segments.bin", "partial.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,10 +126,10 @@ class JobRun:
     def _read_segments(self) -> tuple[int, KeptSegments]:
         num_sampled = self._find_whole()
         try:
-            spool = SegmentSpool.kept(self.path / _SPOOL)
+            spool = SegmentSpool.kept(self.path / SPOOL)
             num_encoded, segments = self._sections.read_segments(spool, num_sampled, self._extradata())
         except OSError as error:
-            raise write_error(error, self.path / _SPOOL) from error
+            raise write_error(error, self.path / SPOOL) from error
         return num_encoded, KeptSegments(spool=spool, segments=tuple(segments), token=self.token)
 
     def _find_whole(self) -> int:
@@ -157,12 +157,14 @@ class JobRun:
 
     def _extradata(self) -> bytes:
         """Parameter sets that this machine's encoder gives the video; segments of another encoder do not join."""
-        request = self._record.request
-        assert request.size is not None, "the record holds the size of the video"
-        video_format = H264Format(
-            height=request.size[0], width=request.size[1], fps=request.fps, crf=request.crf
-        )
-        return bytes(video_format.open_encoder().extradata or b"")
+        return bytes(video_format(self._record).open_encoder().extradata or b"")
+
+
+def video_format(record: JobRecord) -> H264Format:
+    """Of the video of a job."""
+    request = record.request
+    assert request.size is not None, "the record holds the size of the video"
+    return H264Format(height=request.size[0], width=request.size[1], fps=request.fps, crf=request.crf)
 
 
 def reprompted(request: Request, prompt: str) -> Request:

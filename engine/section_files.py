@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,23 +78,29 @@ class SectionFiles:
 
         The rest of the spool is cut off.
         """
-        segments: list[Segment] = []
-        num_sections = end = 0
-        while num_sections < most and (record := self._read_record(num_sections)) is not None:
-            if "offset" in record:
-                segment = _segment(record, spool)
-                if record["extradata"] != extradata.hex():
-                    _logger.warning("another version encoded the first sections; they are encoded again")
-                    break
-                if record["digest"] != _segment_digest(segment):
-                    _warn_of_damage(self._record_path(num_sections), "its segment does not match its digest")
-                    break
-                segments.append(segment)
-                end = segment.offset + segment.num_bytes
-            num_sections += 1
-        spool.cut(end)
+        kept = list(self.kept_segments(spool, most, extradata))
+        segments = [segment for segment in kept if segment is not None]
+        spool.cut(segments[-1].offset + segments[-1].num_bytes if segments else 0)
         spool.extradata = extradata if segments else b""
-        return num_sections, segments
+        return len(kept), segments
+
+    def kept_segments(self, spool: SegmentSpool, most: int, extradata: bytes) -> Iterator[Segment | None]:
+        """What each of at most ``most`` sections, those in a row from the first, has in ``spool``; writes nothing."""
+        for index in range(most):
+            record = self._read_record(index)
+            if record is None:
+                return
+            if "offset" not in record:
+                yield None
+                continue
+            segment = _segment(record, spool)
+            if record["extradata"] != extradata.hex():
+                _logger.warning("another version encoded the first sections; they are encoded again")
+                return
+            if record["digest"] != _segment_digest(segment):
+                _warn_of_damage(self._record_path(index), "its segment does not match its digest")
+                return
+            yield segment
 
     def remove_from(self, index: int) -> None:
         """Delete the files of section ``index`` and all later ones."""

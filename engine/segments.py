@@ -4,7 +4,7 @@ import errno
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -169,6 +169,11 @@ class SegmentSpool:
         """A spool that touches no disk."""
         return cls(io.BytesIO())
 
+    @classmethod
+    def reading(cls, path: Path) -> "SegmentSpool":
+        """The spool at ``path``, to read from while another process or thread appends."""
+        return cls(cast(BinaryIO, path.open("rb")))
+
     @property
     def is_on_disk(self) -> bool:
         return not isinstance(self._file, io.BytesIO)
@@ -247,6 +252,17 @@ class KeptSegments:
     spool: SegmentSpool
     segments: tuple[Segment, ...]
     token: str
+
+
+def longest_run(segments: Sequence[Segment]) -> list[Segment]:
+    """The segments of the longest stretch of the video without a gap, in video order."""
+    runs: list[list[Segment]] = []
+    for segment in sorted(segments, key=lambda segment: segment.first_frame):
+        if runs and runs[-1][-1].end_frame == segment.first_frame:
+            runs[-1].append(segment)
+        else:
+            runs.append([segment])
+    return max(runs, key=lambda run: run[-1].end_frame - run[0].first_frame)
 
 
 def _instruction_set() -> str:

@@ -23,7 +23,7 @@ from .outputs import (
     make_folder,
     write_error,
 )
-from .segments import H264Format, KeptSegments, Segment, SegmentSpool
+from .segments import H264Format, KeptSegments, Segment, SegmentSpool, longest_run
 
 _logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class VideoWriter:
             segments.append(SegmentSpool.in_memory().append(self._format, pixels, preview[1]))
         if not segments:
             raise InputError(f"{target} cannot be written: no frame of the video is finished yet")
-        run = _longest_run(segments)
+        run = longest_run(segments)
         part = {"first_frame": run[0].first_frame, "num_frames": sum(segment.num_frames for segment in run)}
         video = self._join(target, run, {**self._metadata, "partial": part})
         if path is None:
@@ -261,14 +261,3 @@ def _parse_comment(comment: str) -> dict[str, object]:
     except json.JSONDecodeError:
         return {}
     return metadata if isinstance(metadata, dict) else {}
-
-
-def _longest_run(segments: Sequence[Segment]) -> list[Segment]:
-    """The segments of the longest stretch of the video without a gap, in video order."""
-    runs: list[list[Segment]] = []
-    for segment in sorted(segments, key=lambda segment: segment.first_frame):
-        if runs and runs[-1][-1].end_frame == segment.first_frame:
-            runs[-1].append(segment)
-        else:
-            runs.append([segment])
-    return max(runs, key=lambda run: run[-1].end_frame - run[0].first_frame)
