@@ -99,6 +99,11 @@ class Engine:
         return self._model.device
 
     @property
+    def precision(self) -> str:
+        """How the blocks' weights are stored and multiplied, as in a configuration."""
+        return self._model.precision
+
+    @property
     def model_hash(self) -> str:
         """Source hash of the transformer, as in the metadata of videos."""
         return self._model.checkpoint.source_hash

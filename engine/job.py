@@ -160,7 +160,11 @@ class Job:
                 return
             callbacks, self._callbacks = self._callbacks, []
         for function in callbacks:
-            function(self)
+            try:
+                function(self)
+            except Exception:
+                # The thread has other jobs to do.
+                _logger.exception("what was to follow the end of job %s failed", self.path)
 
 
 def _forget_frames(error: BaseException | None) -> None:

@@ -14,6 +14,7 @@ from .jobs import app as jobs
 from .plan import plan
 from .redo import redo
 from .resume import resume
+from .serve import serve
 
 PLUGIN_GROUP = "isoframe.commands"
 
@@ -28,7 +29,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (convert, demo, doctor, generate, info, plan, redo, resume):
+    for command in (convert, demo, doctor, generate, info, plan, redo, resume, serve):
         app.command()(command)
     app.add_typer(jobs, name="jobs")
     plugins = {plugin.name: plugin for plugin in metadata.entry_points(group=PLUGIN_GROUP)}

@@ -1,0 +1,111 @@
+"""What ``serve`` and ``mcp`` share: an engine, and the videos that it makes for others."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Option
+
+from ..config import EngineConfig
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+    from ..server.service import VideoService
+    from ..server.workers import Workers
+
+SERVER = "Server"
+# The service has a bound of its own, which does not hold for jobs that it resumes.
+_UNBOUNDED = 10**6
+
+Data = Annotated[
+    Path | None,
+    Option(
+        "--data",
+        metavar="DIR",
+        help="Folder of the videos, which another start goes on with (default: one in the cache folder).",
+        rich_help_panel=SERVER,
+    ),
+]
+MaxQueue = Annotated[
+    int, Option("--max-queue", help="Videos that may wait; more are refused.", rich_help_panel=SERVER)
+]
+Loras = Annotated[
+    list[str] | None,
+    Option(
+        "--lora",
+        metavar="FILE",
+        help="A LoRA that requests may name, by its file's name without .safetensors; repeatable.",
+        rich_help_panel=SERVER,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    Option(
+        "--threads",
+        help="Threads that compute on the CPU (default: one less than there are cores, so that the server answers).",
+        rich_help_panel=SERVER,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """What to serve.
+
+    Attributes:
+        model: "demo", a Hub id, a folder or a file.
+        config: what the engine may use.
+        components: other sources of companion models, by name.
+        data: folder of the videos.
+        max_queue: videos that may wait.
+        loras: files that requests may name.
+        num_threads: that compute on the CPU; None leaves one core to the server.
+        upload_bytes: of an image.
+        max_seconds: of a video.
+        max_steps: of a section.
+    """
+
+    model: str
+    config: EngineConfig
+    components: Mapping[str, str] = field(default_factory=dict)
+    data: Path
+    max_queue: int = 16
+    loras: tuple[str, ...] = ()
+    num_threads: int | None = None
+    upload_bytes: int = 20 * 2**20
+    max_seconds: float = 120
+    max_steps: int = 100
+
+    def __post_init__(self) -> None:
+        if self.max_queue < 1:
+            raise ConfigError(f"--max-queue must be at least 1, got {self.max_queue}")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ConfigError(f"--threads must be at least 1, got {self.num_threads}")
+
+    def open(self) -> "VideoService":
+        """Load the model, and go on with the videos that an earlier service left."""
+        from ..server.limits import Limits
+        from ..server.service import VideoService
+
+        limits = Limits(upload_bytes=self.upload_bytes, seconds=self.max_seconds, num_steps=self.max_steps)
+        return VideoService(self._workers(), self.data, max_queued=self.max_queue, limits=limits)
+
+    def _workers(self) -> "Workers":
+        from ..server.workers import LocalWorkers
+
+        return LocalWorkers(self._load())
+
+    def _load(self) -> "Engine":
+        import torch
+
+        from ..engine import Engine
+
+        torch.set_num_threads(self.num_threads or max((os.cpu_count() or 2) - 1, 1))
+        config = replace(self.config, max_queued_jobs=_UNBOUNDED)
+        engine = Engine.load(self.model, config=config, components=self.components)
+        for path in self.loras:
+            engine.load_lora(path)
+        return engine

@@ -1,0 +1,82 @@
+"""A job that is queued, runs, or ended lately: its progress, and its events with keys that a restart does not confuse."""
+
+import secrets
+import threading
+from dataclasses import dataclass, replace
+
+from ..events import JobEvent, StepEvent
+from ..job import Job
+from ..job_log import LogEntry
+from .status import VideoStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventKey:
+    """Which event a reader has.
+
+    Attributes:
+        run: of the job; another one begins with every start of the service.
+        index: of the event in the run.
+    """
+
+    run: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.run}-{self.index}"
+
+    @classmethod
+    def parse(cls, text: str) -> "EventKey | None":
+        """The key in ``text``; None if it is none."""
+        run, _, index = text.rpartition("-")
+        is_key = run.isalnum() and index.isascii() and index.isdigit() and len(text) < 40
+        return cls(run=run, index=int(index)) if is_key else None
+
+
+class LiveJob:
+    """Every method may be called from any thread.
+
+    Attributes:
+        job: at work.
+    """
+
+    def __init__(self, job: Job, status: VideoStatus) -> None:
+        """``job`` makes the video of ``status``."""
+        self.job = job
+        self._run = secrets.token_hex(4)
+        self._status = status
+        self._last_index = -1
+        self._lock = threading.Lock()
+
+    def status(self) -> VideoStatus:
+        """How far the video is."""
+        with self._lock:
+            entries, _ = self.job.read_events(self._last_index)
+            for entry in entries:
+                self._status = _advance(self._status, entry)
+            if entries:
+                self._last_index = entries[-1].index
+            state = self.job.state
+            if state == "done":
+                sections = self._status.num_sections
+                self._status = replace(self._status, progress=1.0, num_finished_sections=sections)
+            return replace(self._status, state=state)
+
+    def events(self, after: EventKey | None) -> tuple[list[tuple[EventKey, LogEntry]], bool]:
+        """What has happened after a key, and whether no more will; a key of another run has all come again."""
+        index = after.index if after is not None and after.run == self._run else -1
+        entries, is_over = self.job.read_events(index)
+        return [(EventKey(run=self._run, index=entry.index), entry) for entry in entries], is_over
+
+
+def _advance(status: VideoStatus, entry: LogEntry) -> VideoStatus:
+    status = replace(status, seconds_left=entry.seconds_left)
+    event = entry.event
+    if isinstance(event, JobEvent):
+        share = event.num_finished_sections / event.num_sections
+        return replace(status, num_finished_sections=event.num_finished_sections, progress=share)
+    if isinstance(event, StepEvent):
+        done = event.section + (event.step + 1) / event.num_steps
+        sections = event.section + (event.step + 1 == event.num_steps)
+        return replace(status, num_finished_sections=sections, progress=done / event.num_sections)
+    return status

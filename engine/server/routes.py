@@ -1,0 +1,165 @@
+"""The operations of /v1."""
+
+from typing import Annotated, Any
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Header, Path, Query, Request
+from fastapi.responses import FileResponse, StreamingResponse
+
+from .event_stream import event_stream
+from .live_job import EventKey
+from .pictures import read_picture
+from .problems import PROBLEM_RESPONSES
+from .schemas import DeletedVideo, ModelList, ModelObject, Problem, VideoList, VideoObject
+from .service import VideoService
+from .service_errors import FieldError
+from .uploads import FORM, JSON, Upload, receive_upload
+
+_MAX_PAGE = 100
+_VideoId = Annotated[str, Path(pattern="^video_[0-9a-f]{24}$", description="Of the video.")]
+_CREATE_PROBLEMS = {
+    400: "The body is broken.",
+    408: "The body came too slowly.",
+    413: "The body is too large.",
+    415: "The body is neither JSON nor a form.",
+    429: "The queue is full; Retry-After says when to try again.",
+    507: "The server's disk is full.",
+}
+
+
+def make_router(service: VideoService) -> APIRouter:
+    """The operations on ``service``."""
+    router = APIRouter(prefix="/v1", responses=PROBLEM_RESPONSES)
+    _add_create(router, service)
+    _add_queries(router, service)
+    _add_changes(router, service)
+    _add_files(router, service)
+    return router
+
+
+def _add_create(router: APIRouter, service: VideoService) -> None:
+    # Decoding an image takes much memory: one at a time.
+    limiter = CapacityLimiter(1)
+
+    def submit(upload: Upload) -> VideoObject:
+        parameters, content = upload.parse()
+        if parameters.model not in (None, service.card.name):
+            raise FieldError("model", f"model must be {service.card.name}, got {parameters.model!r}")
+        request = parameters.to_request(read_picture(content, service.limits), service.card.loras)
+        return VideoObject.of(
+            service.create(request, priority=parameters.priority, has_previews=parameters.previews)
+        )
+
+    @router.post(
+        "/videos",
+        status_code=201,
+        tags=["videos"],
+        responses={code: {"model": Problem, "description": text} for code, text in _CREATE_PROBLEMS.items()},
+        openapi_extra={"requestBody": _request_body()},
+    )
+    async def create_video(request: Request) -> VideoObject:
+        """Have a video made of an image and a prompt."""
+        upload = await receive_upload(request)
+        return await to_thread.run_sync(submit, upload, limiter=limiter)
+
+
+def _add_queries(router: APIRouter, service: VideoService) -> None:
+    @router.get("/models", tags=["models"])
+    def list_models() -> ModelList:
+        """The model that this server runs."""
+        return ModelList(data=[ModelObject.of(service.card)])
+
+    @router.get("/videos", tags=["videos"])
+    def list_videos(
+        after: Annotated[
+            str | None, Query(pattern="^video_[0-9a-f]{24}$", description="Id of a video.")
+        ] = None,
+        limit: Annotated[int, Query(ge=1, le=_MAX_PAGE)] = 20,
+        order: Annotated[str, Query(pattern="^(asc|desc)$", description="desc: the newest first.")] = "desc",
+    ) -> VideoList:
+        """The videos that are kept, a page at a time."""
+        found = service.page(after, limit + 1, is_oldest_first=order == "asc")
+        data = [VideoObject.of(status) for status in found[:limit]]
+        return VideoList(
+            data=data,
+            first_id=data[0].id if data else None,
+            last_id=data[-1].id if data else None,
+            has_more=len(found) > limit,
+        )
+
+    @router.get("/videos/{video_id}", tags=["videos"])
+    def get_video(video_id: _VideoId) -> VideoObject:
+        """How a video stands."""
+        return VideoObject.of(service.get(video_id))
+
+
+def _add_changes(router: APIRouter, service: VideoService) -> None:
+    @router.post("/videos/{video_id}/cancel", tags=["videos"])
+    def cancel_video(video_id: _VideoId) -> VideoObject:
+        """Stop making a video, after the step at hand; one that is over stays as it is."""
+        return VideoObject.of(service.cancel(video_id))
+
+    @router.delete("/videos/{video_id}", tags=["videos"])
+    def delete_video(video_id: _VideoId) -> DeletedVideo:
+        """Remove a video and its files; one at work is cancelled."""
+        service.delete(video_id)
+        return DeletedVideo(id=video_id)
+
+
+def _add_files(router: APIRouter, service: VideoService) -> None:
+    not_finished: dict[int | str, dict[str, Any]] = {
+        409: {"model": Problem, "description": "It is not there, or not yet."}
+    }
+
+    @router.get(
+        "/videos/{video_id}/content",
+        tags=["videos"],
+        response_class=FileResponse,
+        responses={
+            200: {"content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}},
+            206: {"description": "The part that the header Range asks for."},
+            400: {"description": "The header Range is malformed."},
+            416: {"description": "The file has no such part."},
+            **not_finished,
+        },
+    )
+    def download_video(video_id: _VideoId) -> FileResponse:
+        """The MP4; parts of it with the header Range."""
+        return FileResponse(service.video_path(video_id), media_type="video/mp4", filename=f"{video_id}.mp4")
+
+    @router.get(
+        "/videos/{video_id}/previews/{section}",
+        tags=["videos"],
+        response_class=FileResponse,
+        responses={
+            200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+            **not_finished,
+        },
+    )
+    def get_preview(video_id: _VideoId, section: Annotated[int, Path(ge=0, le=100_000)]) -> FileResponse:
+        """The latest picture of a section, by its place in the order of making."""
+        return FileResponse(service.preview_path(video_id, section), media_type="image/png")
+
+    @router.get(
+        "/videos/{video_id}/events",
+        tags=["videos"],
+        response_class=StreamingResponse,
+        responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    )
+    def follow_video(
+        video_id: _VideoId,
+        last_event_id: Annotated[str | None, Header(max_length=64, description="Goes on after it.")] = None,
+    ) -> StreamingResponse:
+        """What has happened and what happens, as Server-Sent Events; the last one is the video."""
+        service.get(video_id)
+        after = None if last_event_id is None else EventKey.parse(last_event_id)
+        stream = event_stream(service, video_id, after)
+        return StreamingResponse(
+            stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+        )
+
+
+def _request_body() -> dict[str, object]:
+    json_body = {"$ref": "#/components/schemas/VideoBody"}
+    form = {"$ref": "#/components/schemas/VideoForm"}
+    return {"required": True, "content": {JSON: {"schema": json_body}, FORM: {"schema": form}}}

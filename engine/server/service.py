@@ -1,0 +1,376 @@
+"""The videos of one model: create, look up, cancel, delete; all of them survive a restart."""
+
+import contextlib
+import logging
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ..config import Request
+from ..errors import InputError, IsoframeError, QueueFullError
+from ..file_lock import exclusive_lock
+from ..job import Job
+from ..job_folder import JobFolder
+from ..job_log import LogEntry
+from ..job_run import DONE
+from ..outputs import make_folder
+from .index import VideoIndex
+from .limits import Limits
+from .live_job import EventKey, LiveJob
+from .notes import DELETED, Asked, End, read_asked, read_end, write_asked, write_end
+from .service_errors import NotFinishedError, UnknownVideoError
+from .status import VideoFailure, VideoStatus, describe
+from .workers import ModelCard, Workers
+
+_logger = logging.getLogger(__name__)
+_NAME = re.compile(r"video_[0-9a-f]{24}")
+# Jobs whose events are still kept after they ended; up to some megabytes each.
+_NUM_RECENT = 8
+_LONGEST_WAIT_SECONDS = 3600
+
+
+class VideoService:
+    """Knows no protocol; every method may be called from any thread.
+
+    Videos lie in ``folder/jobs``, one job folder each. ``folder/index.sqlite`` is made of them at every start, and what a
+    crash or :meth:`close` interrupted goes on.
+    """
+
+    def __init__(
+        self, workers: Workers, folder: Path, *, max_queued: int = 16, limits: Limits | None = None
+    ) -> None:
+        """Open the service.
+
+        Args:
+            workers: make the videos; closed with the service.
+            folder: of this service alone; created.
+            max_queued: videos that may wait.
+            limits: of one request.
+
+        Raises:
+            InputError: the folder cannot be used, or another service has it.
+        """
+        self.limits = limits or Limits()
+        self._workers = workers
+        self._max_queued = max_queued
+        self._jobs = folder.absolute() / "jobs"
+        self._lock = threading.RLock()
+        self._creating = threading.Lock()
+        self._live: dict[str, LiveJob] = {}
+        self._recent: OrderedDict[str, LiveJob] = OrderedDict()
+        self._is_closing = False
+        self._exit = contextlib.ExitStack()
+        make_folder("service", self._jobs)
+        self._exit.enter_context(
+            exclusive_lock(
+                folder / "lock", f"folder {folder} is in use by another service; choose another one"
+            )
+        )
+        self._index = VideoIndex(folder / "index.sqlite", [])
+        self._exit.callback(self._index.close)
+        self._resume_all()
+
+    @property
+    def card(self) -> ModelCard:
+        """The model."""
+        return self._workers.card
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._is_closing
+
+    def create(self, request: Request, *, priority: int = 0, has_previews: bool = False) -> VideoStatus:
+        """Have a video made.
+
+        Raises:
+            QueueFullError: as many wait as may.
+            FieldError: the request is beyond the limits.
+            IsoframeError: the engine refuses it.
+        """
+        self.limits.check(request)
+        # One after the other: the bound of the queue holds, and so does that of the memory for images.
+        with self._creating:
+            self._check_room()
+            name = f"video_{secrets.token_hex(12)}"
+            asked = Asked(created=time.time(), priority=priority, has_previews=has_previews)
+            with _nothing_left_of_failures(self._jobs / name):
+                job = self._workers.submit(self._jobs / name, request, asked)
+            write_asked(job.path, asked)
+            return self._watch(name, job, asked)
+
+    def get(self, name: str) -> VideoStatus:
+        """How a video stands.
+
+        Raises:
+            UnknownVideoError: there is none of this id.
+        """
+        status = self._index.get(name)
+        if status is None:
+            raise UnknownVideoError("there is no video of this id")
+        with self._lock:
+            live = self._live.get(name)
+        return status if live is None else live.status()
+
+    def page(
+        self, after: str | None = None, limit: int = 20, *, is_oldest_first: bool = False
+    ) -> list[VideoStatus]:
+        """At most ``limit`` videos, those that follow ``after``.
+
+        Raises:
+            UnknownVideoError: ``after`` is none.
+        """
+        if after is not None:
+            self.get(after)
+        videos = self._index.page(after, limit, is_oldest_first=is_oldest_first)
+        with self._lock:
+            live = dict(self._live)
+        return [live[video.id].status() if video.id in live else video for video in videos]
+
+    def cancel(self, name: str) -> VideoStatus:
+        """Stop making a video: at once if it waits, else after the step at hand. One that is over stays as it is.
+
+        Raises:
+            UnknownVideoError: there is none of this id.
+        """
+        with self._lock:
+            live = self._live.get(name)
+            if live is not None and not live.status().is_over:
+                # Before the job knows: a crash in between must not have it resumed.
+                write_end(self._jobs / name, End(state="cancelled", ended=time.time()))
+                live.job.cancel()
+            return self.get(name)
+
+    def delete(self, name: str) -> None:
+        """Remove a video and all its files; one at work is cancelled first and goes when it has stopped.
+
+        Raises:
+            UnknownVideoError: there is none of this id.
+        """
+        with self._lock:
+            self.get(name)
+            path = self._jobs / name
+            write_end(path, End(state=DELETED, ended=time.time()))
+            self._index.remove(name)
+            self._recent.pop(name, None)
+            live = self._live.get(name)
+            if live is None:
+                _remove(path)
+            else:
+                # Its end removes the files.
+                live.job.cancel()
+
+    def events(
+        self, name: str, after: EventKey | None = None
+    ) -> tuple[list[tuple[EventKey, LogEntry]], bool]:
+        """What has happened to a video since, without waiting, and whether no more will.
+
+        Args:
+            name: id of the video.
+            after: what the reader has; a key from before a restart has all come again. Those of a video that ended long ago
+                or before the restart are gone.
+
+        Raises:
+            UnknownVideoError: there is none of this id.
+        """
+        self.get(name)
+        with self._lock:
+            live = self._live.get(name) or self._recent.get(name)
+        return ([], True) if live is None else live.events(after)
+
+    def wait(self, name: str, timeout: float | None = None) -> VideoStatus:
+        """How the video stands when it is over, or after ``timeout`` seconds.
+
+        Raises:
+            UnknownVideoError: there is none of this id.
+        """
+        over = threading.Event()
+        with self._lock:
+            live = self._live.get(name)
+        if live is not None:
+            live.job.add_done_callback(lambda _: over.set())
+            over.wait(timeout)
+        return self.get(name)
+
+    def video_path(self, name: str) -> Path:
+        """The MP4.
+
+        Raises:
+            UnknownVideoError: there is none of this id.
+            NotFinishedError: it is not done.
+        """
+        status = self.get(name)
+        if status.state != "done":
+            raise NotFinishedError(f"the video is {status.state}; its file is there when it is done")
+        return JobFolder.open(self._jobs / name).record.output
+
+    def preview_path(self, name: str, section: int) -> Path:
+        """The latest picture of a section (generation order, from 0).
+
+        Raises:
+            UnknownVideoError: there is none of this id.
+            NotFinishedError: the section was not drawn.
+        """
+        self.get(name)
+        path = self._jobs / name / "previews" / f"section_{section:03d}.png"
+        if not path.is_file():
+            raise NotFinishedError(
+                f"section {section} has no picture; ask for previews, and wait for its first step"
+            )
+        return path
+
+    def counts(self) -> dict[str, int]:
+        """Videos by state."""
+        ended = self._index.counts()
+        with self._lock:
+            states = [live.job.state for live in self._live.values()]
+        waiting = {state: states.count(state) for state in ("queued", "running")}
+        return {**waiting, **{state: ended.get(state, 0) for state in ("done", "failed", "cancelled")}}
+
+    def retry_seconds(self) -> int:
+        """When there may be room in the queue."""
+        with self._lock:
+            lives = list(self._live.values())
+        left = [live.status().seconds_left for live in lives if live.job.state == "running"]
+        soonest = min((seconds for seconds in left if seconds is not None), default=5)
+        return min(max(round(soonest), 1), _LONGEST_WAIT_SECONDS)
+
+    def close(self) -> None:
+        """Stop what runs; the next service in this folder goes on with it. Closing twice is allowed."""
+        self._is_closing = True
+        self._workers.close()
+        self._exit.close()
+
+    def __enter__(self) -> "VideoService":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_room(self) -> None:
+        with self._lock:
+            waiting = sum(live.job.state == "queued" for live in self._live.values())
+        if waiting >= self._max_queued:
+            raise QueueFullError(
+                f"{waiting} videos wait, and no more than {self._max_queued} may; try again later"
+            )
+
+    def _watch(self, name: str, job: Job, asked: Asked) -> VideoStatus:
+        live = LiveJob(job, describe(name, JobFolder.open(job.path), created=asked.created))
+        with self._lock:
+            self._index.put(live.status())
+            self._live[name] = live
+        status = live.status()
+        job.add_done_callback(lambda _: self._on_end(name, live))
+        return status
+
+    def _on_end(self, name: str, live: LiveJob) -> None:
+        """Called by the thread that ended the job."""
+        # What stops with the service goes on with the next one.
+        if self._is_closing and live.job.state == "cancelled":
+            return
+        with self._lock:
+            del self._live[name]
+            end = read_end(live.job.path)
+            if end is not None and end.state == DELETED:
+                _remove(live.job.path)
+                return
+            status = replace(live.status(), ended=time.time(), seconds_left=None, failure=_failure(live.job))
+            self._index.put(status)
+            _keep_failure(live.job.path, status)
+            self._recent[name] = live
+            if len(self._recent) > _NUM_RECENT:
+                self._recent.popitem(last=False)
+
+    def _resume_all(self) -> None:
+        found = sorted(self._find_folders(), key=lambda pair: pair[1].created)
+        for path, asked in found:
+            try:
+                folder = JobFolder.open(path)
+            except InputError as error:
+                _logger.warning("left as it is: %s", error)
+                continue
+            status = _ended_status(path.name, folder, asked)
+            if status is not None:
+                self._index.put(status)
+                continue
+            try:
+                self._watch(path.name, self._workers.resume(path, asked), asked)
+            except (IsoframeError, OSError) as error:
+                failure = VideoFailure(error=type(error).__name__, message=str(error))
+                status = replace(describe(path.name, folder, created=asked.created), failure=failure)
+                self._index.put(replace(status, state="failed", ended=time.time()))
+
+    def _find_folders(self) -> Iterator[tuple[Path, Asked]]:
+        """Jobs; what is left of those that were being made or deleted when the process ended goes."""
+        for path in list(self._jobs.iterdir()):
+            if _NAME.fullmatch(path.name) is None:
+                continue
+            end = read_end(path)
+            if not JobFolder.is_job(path) or (end is not None and end.state == DELETED):
+                _remove(path)
+            else:
+                yield path, read_asked(path)
+
+
+@contextlib.contextmanager
+def _nothing_left_of_failures(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def _ended_status(name: str, folder: JobFolder, asked: Asked) -> VideoStatus | None:
+    """Of a job that is not to be resumed."""
+    status, job = describe(name, folder, created=asked.created), folder.status()
+    if job.is_done:
+        ended = (folder.path / DONE).stat().st_mtime
+        return replace(
+            status, state="done", progress=1.0, num_finished_sections=job.num_sections, ended=ended
+        )
+    end = read_end(folder.path)
+    if end is None:
+        return None
+    finished = job.num_finished_sections
+    return replace(
+        status,
+        state=end.state,
+        ended=end.ended,
+        failure=end.failure,
+        num_finished_sections=finished,
+        progress=finished / job.num_sections,
+    )
+
+
+def _failure(job: Job) -> VideoFailure | None:
+    if job.state != "failed":
+        return None
+    try:
+        job.result(0)
+    except Exception as error:
+        return VideoFailure(error=type(error).__name__, message=str(error))
+    raise AssertionError("a job that failed raises its error")
+
+
+def _keep_failure(path: Path, status: VideoStatus) -> None:
+    if status.failure is None or status.ended is None:
+        return
+    try:
+        write_end(path, End(state="failed", ended=status.ended, failure=status.failure))
+    except OSError as error:
+        # A full disk is one reason to fail; after a restart the job is then tried again.
+        _logger.warning("that %s failed could not be written: %s", path, error)
+
+
+def _remove(path: Path) -> None:
+    """Without its record the folder is no job any more, whatever happens next."""
+    (path / "job.json").unlink(missing_ok=True)
+    shutil.rmtree(path)

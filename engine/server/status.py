@@ -1,0 +1,91 @@
+"""What a service tells of a video."""
+
+from dataclasses import dataclass
+
+from ..job_folder import JobFolder
+from ..job_record import JobRecord
+
+# A video is in one of these; the last three are for ever.
+STATES = ("queued", "running", "done", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoFailure:
+    """Why a video was not made.
+
+    Attributes:
+        error: name of the exception's class.
+        message: what went wrong, and the remedy.
+    """
+
+    error: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoStatus:
+    """One video of a service.
+
+    Attributes:
+        id: its name.
+        state: one of :data:`STATES`.
+        created: seconds since 1970.
+        ended: the same; None while it is queued or runs.
+        model: that makes it.
+        prompt: as asked for.
+        seed: of the noise.
+        seconds: length of the video.
+        fps: frames per second.
+        height: pixels.
+        width: pixels.
+        num_frames: of the whole video.
+        num_sections: of the whole video.
+        num_finished_sections: sampled so far.
+        progress: from 0 to 1.
+        seconds_left: expected; None while nothing is known.
+        failure: set if and only if it failed.
+    """
+
+    id: str
+    state: str
+    created: float
+    ended: float | None = None
+    model: str
+    prompt: str
+    seed: int
+    seconds: float
+    fps: int
+    height: int
+    width: int
+    num_frames: int
+    num_sections: int
+    num_finished_sections: int = 0
+    progress: float = 0.0
+    seconds_left: float | None = None
+    failure: VideoFailure | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in STATES[2:]
+
+
+def describe(name: str, folder: JobFolder, *, created: float) -> VideoStatus:
+    """The video of a job as it waits."""
+    record: JobRecord = folder.record
+    sampling, request = record.sampling, record.request
+    assert request.size is not None, "the record holds the size of the video"
+    num_frames = 4 * sampling.latent_window_size * sampling.num_sections + 1
+    return VideoStatus(
+        id=name,
+        state="queued",
+        created=created,
+        model=str(record.metadata["model"]),
+        prompt=request.prompt,
+        seed=sampling.seed,
+        seconds=num_frames / request.fps,
+        fps=request.fps,
+        height=request.size[0],
+        width=request.size[1],
+        num_frames=num_frames,
+        num_sections=sampling.num_sections,
+    )

@@ -1,0 +1,83 @@
+"""A video that a client asks for, as JSON or as a form."""
+
+import json
+from dataclasses import dataclass
+
+from fastapi import Request
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+
+from .parameters import VideoParameters
+from .pictures import decode_base64
+from .schemas import VideoBody
+from .service_errors import FieldError
+
+FORM = "multipart/form-data"
+JSON = "application/json"
+_MAX_FIELDS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """What a client sent.
+
+    Attributes:
+        content: the body as JSON, or the image's file.
+        fields: of a form; None for JSON.
+    """
+
+    content: bytes
+    fields: dict[str, object] | None
+
+    def parse(self) -> tuple[VideoParameters, bytes]:
+        """What is wanted, and the image's file; takes a while for large bodies.
+
+        Raises:
+            ValidationError: a field has a wrong type or value.
+            FieldError: the image is no base64.
+        """
+        if self.fields is not None:
+            return VideoParameters.model_validate(self.fields), self.content
+        body = VideoBody.model_validate_json(self.content, strict=True)
+        return body, decode_base64(body.image)
+
+
+async def receive_upload(request: Request) -> Upload:
+    """Read the body.
+
+    Raises:
+        HTTPException: it has another type, is too large, too slow or broken.
+        FieldError: the form has no image, or a field twice.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == JSON:
+        return Upload(content=await request.body(), fields=None)
+    if content_type != FORM:
+        raise HTTPException(415, f"content-type must be {JSON} or {FORM}, got {content_type[:60]!r}")
+    async with request.form(max_files=1, max_fields=_MAX_FIELDS) as form:
+        image = form.get("image")
+        if not isinstance(image, UploadFile):
+            raise FieldError(
+                "image", "image must be a file of the form, with a file name; it is missing or cut off"
+            )
+        return Upload(content=await image.read(), fields=_fields(form))
+
+
+def _fields(form: FormData) -> dict[str, object]:
+    """All but the image."""
+    fields: dict[str, object] = {}
+    for name, value in form.multi_items():
+        if name in fields or (name == "image" and len(form.getlist(name)) > 1):
+            raise FieldError(name, f"{name[:60]} must be given once")
+        if isinstance(value, UploadFile) != (name == "image"):
+            raise FieldError(name, f"{name[:60]} must be text, and image alone a file")
+        if name != "image":
+            fields[name] = _parse_loras(str(value)) if name == "loras" else value
+    return fields
+
+
+def _parse_loras(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FieldError("loras", "loras must be a list in JSON") from error
