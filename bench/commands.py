@@ -16,6 +16,7 @@ from .ram_command import ram
 from .results_command import results
 from .step_command import step
 from .traffic_command import traffic
+from .vram_command import vram
 
 app = typer.Typer(
     name="bench",
@@ -40,5 +41,6 @@ for command in (
     step,
     traffic,
     tune,
+    vram,
 ):
     app.command()(command)

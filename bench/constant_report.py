@@ -1,14 +1,15 @@
 """The page of ``isoframe bench constant --report``."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .constant import ConstantResult
 from .plots import plot_memory, plot_phase_times, plot_section_times
-from .report import describe_environment, make_cards, write_report
+from .report import make_cards, write_report
 from .rows import BenchRow
+from .trend import Status
 
-_VERDICTS = {
+_VERDICTS: Mapping[int, tuple[Status, str]] = {
     0: ("passed", "Every second of video costs the same."),
     1: ("failed", "A second of video does not cost the same everywhere."),
     3: ("inconclusive", "The measurement cannot tell: too noisy or too short."),
@@ -29,24 +30,19 @@ def write_constant_report(
         rows: of the measurement.
         others: rows of other machines, for the table of cards.
     """
-    from markupsafe import Markup
-
     longest = max(result.jobs, key=lambda job: job.length)
-    # The plots are ours; everything else on the page is escaped.
-    figures = [
-        ("Time of a section at every length", Markup(plot_section_times(result.jobs))),
-        (f"Time of a section by phase, {longest.length:g} s of video", Markup(plot_phase_times(longest))),
-        ("Memory by phase", Markup(plot_memory(longest))),
-    ]
     status, verdict = _VERDICTS[result.exit_code]
     write_report(
         path,
         title="Does every second of video cost the same?",
         status=status,
         verdict=verdict,
+        rows=rows,
         findings=result.findings,
-        figures=figures,
+        figures=[
+            ("Time of a section at every length", plot_section_times(result.jobs)),
+            (f"Time of a section by phase, {longest.length:g} s of video", plot_phase_times(longest)),
+            ("Memory by phase", plot_memory(longest)),
+        ],
         cards=make_cards([*rows, *others]),
-        environment=describe_environment(rows),
-        settings=sorted(rows[-1].settings.items()),
     )

@@ -1,36 +1,39 @@
 """Plots of a constant-cost measurement as SVG, with the page's own fonts."""
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from .job_record import SECTION_PHASES, JobRecord, PhaseRecord
+from .svg import draw, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
 _MIB = 2**20
-# Colour-blind safe (Okabe and Ito), in the order of the phases.
-PHASE_COLOURS: Mapping[str, str] = dict(
-    zip(SECTION_PHASES, ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#999999"), strict=True)
-)
+# Colour-blind safe (Okabe and Ito), in the order of the phases; then those outside of sections.
+PHASE_COLOURS: Mapping[str, str] = {
+    **dict(
+        zip(SECTION_PHASES, ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#999999"), strict=True)
+    ),
+    "text": "#F0E442",
+    "image": "#56B4E9",
+    "prepare": "#666666",
+}
 _LENGTH_COLOURS = ("#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b", "#041f44", "#000000")
-_CURVES = (
+MEMORY_CURVES = (
     ("allocated", "allocated (tensors)", "#0072B2"),
     ("reserved", "reserved (allocator)", "#E69F00"),
     ("device_used", "in use on the device (all programs)", "#D55E00"),
 )
-_HOST_COLOUR = "#333333"
+HOST_COLOUR = "#333333"
 # Sections whose phases can still be told apart by eye.
 _MAX_BANDS = 8
 
 
 def plot_section_times(jobs: Sequence[JobRecord]) -> str:
     """Seconds of every section against its place in the job: one curve a length, all at one height."""
-    with _figure(1) as (figure, (axes,)):
+    with draw(1) as (figure, (axes,)):
         for index, job in enumerate(jobs):
             times = [section.total for section in job.sections]
             colour = _LENGTH_COLOURS[min(index, len(_LENGTH_COLOURS) - 1)]
@@ -40,12 +43,12 @@ def plot_section_times(jobs: Sequence[JobRecord]) -> str:
             )
         _label_sections(axes)
         figure.legend(title="length of the video", ncols=len(jobs), loc="outside upper right")
-        return _to_svg(figure)
+        return to_svg(figure)
 
 
 def plot_phase_times(job: JobRecord) -> str:
     """Seconds of every section of one job, stacked by phase."""
-    with _figure(1) as (figure, (axes,)):
+    with draw(1) as (figure, (axes,)):
         sections = job.sections
         phases = [phase for phase in SECTION_PHASES if any(phase in section.seconds for section in sections)]
         axes.stackplot(
@@ -58,7 +61,7 @@ def plot_phase_times(job: JobRecord) -> str:
         )
         _label_sections(axes)
         figure.legend(ncols=len(phases), loc="outside upper right")
-        return _to_svg(figure)
+        return to_svg(figure)
 
 
 def _label_sections(axes: "Axes") -> None:
@@ -72,7 +75,7 @@ def plot_memory(job: JobRecord) -> str:
     early = [phase for phase in job.phases if phase.section is None or phase.section < _MAX_BANDS]
     first_end = max(phase.start + phase.seconds for phase in early if phase.section is not None)
     early = [phase for phase in early if phase.start < first_end]
-    with _figure(2) as (figure, (whole, zoomed)):
+    with draw(2) as (figure, (whole, zoomed)):
         _draw_memory(whole, job.phases)
         _draw_memory(zoomed, early)
         for phase in early:
@@ -82,18 +85,18 @@ def plot_memory(job: JobRecord) -> str:
         zoomed.set(xlabel="seconds since the start")
         zoomed.set_title(f"its first {min(_MAX_BANDS, len(job.sections))} sections, coloured by phase")
         lines, labels = whole.get_legend_handles_labels()
-        patches = _phase_patches(early)
+        patches = phase_patches(phase.phase for phase in early)
         labels += [str(patch.get_label()) for patch in patches]
         figure.legend([*lines, *patches], labels, ncols=4, loc="outside lower center")
-        return _to_svg(figure)
+        return to_svg(figure)
 
 
 def _draw_memory(axes: "Axes", phases: Sequence[PhaseRecord]) -> None:
     """The largest resident set of every phase as a step; device figures at the end of each phase."""
     edges = [phases[0].start, *(phase.start + phase.seconds for phase in phases)]
     peaks = [phase.memory.peak_rss / _MIB for phase in phases]
-    axes.stairs(peaks, edges, color=_HOST_COLOUR, baseline=None, label="host: resident set, peak of a phase")
-    for name, label, colour in _CURVES:
+    axes.stairs(peaks, edges, color=HOST_COLOUR, baseline=None, label="host: resident set, peak of a phase")
+    for name, label, colour in MEMORY_CURVES:
         values = [getattr(phase.memory, name) for phase in phases]
         if None not in values:
             axes.plot(edges[1:], [value / _MIB for value in values], color=colour, linewidth=1, label=label)
@@ -101,44 +104,13 @@ def _draw_memory(axes: "Axes", phases: Sequence[PhaseRecord]) -> None:
     axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
 
 
-def _phase_patches(phases: Sequence[PhaseRecord]) -> "list[Patch]":
-    """A legend's patches for the phases of sections."""
+def phase_patches(phases: Iterable[str]) -> "list[Patch]":
+    """A legend's patches for the phases among ``phases`` that have a colour."""
     from matplotlib.patches import Patch
 
-    found = [phase for phase in PHASE_COLOURS if any(record.phase == phase for record in phases)]
-    return [Patch(color=PHASE_COLOURS[phase], alpha=0.4, label=phase) for phase in found]
-
-
-@contextmanager
-def _figure(num_rows: int) -> "Iterator[tuple[Figure, Sequence[Axes]]]":
-    """A figure of ``num_rows`` plots; neither a window system nor global state is touched."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    # Any: its stubs list every key as a literal.
-    settings: Any = {
-        "svg.fonttype": "none",
-        # The same figures give the same file.
-        "svg.hashsalt": "isoframe",
-        "font.family": "sans-serif",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.25,
-        "legend.frameon": True,
-        "legend.fontsize": 8,
-        "figure.facecolor": "none",
-    }
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(9, 2.9 * num_rows), layout="constrained")
-        axes = figure.subplots(num_rows, squeeze=False)[:, 0]
-        yield figure, list(axes)
-
-
-def _to_svg(figure: "Figure") -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    # Inside HTML there is no room for an XML prologue.
-    return svg[svg.index("<svg") :]
+    known = set(phases)
+    return [
+        Patch(color=colour, alpha=0.4, label=phase)
+        for phase, colour in PHASE_COLOURS.items()
+        if phase in known
+    ]

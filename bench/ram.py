@@ -1,9 +1,5 @@
 """RAM of a step on the CPU with a model larger than its budget: a random model, its store, a fresh process."""
 
-import json
-import os
-import subprocess
-import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +15,7 @@ from ..engine.tensor_files import TensorEntry
 from ..engine.transformer import PackedTransformer
 from ..engine.transformer_config import TransformerConfig
 from ..quant import DenseFormat
+from .fresh_process import run_module
 
 # Allowed above the budget, for what the allocator and the threads round up.
 TOLERANCE = 1.1
@@ -136,21 +133,12 @@ def measure_ram(case: RamCase, store: Store, tier: Literal["auto", "pinned"]) ->
     """Run one step in a fresh process; "auto" is the tier that follows from the budget.
 
     Raises:
-        RuntimeError: the process failed; with what it wrote.
+        ProcessError: the process failed; with what it wrote.
     """
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "isoframe.bench.ram_step",
-        str(store.folder),
-        str(case.ram_bytes),
-        tier,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr}")
-    measured = json.loads(done.stdout)
+    # One thread: every further one has buffers of its own, which are not the model's.
+    measured = run_module(
+        "ram_step", str(store.folder), str(case.ram_bytes), tier, environment={"OMP_NUM_THREADS": "1"}
+    )
     return RamResult(
         case=case.name,
         tier=measured["tier"],
@@ -159,11 +147,6 @@ def measure_ram(case: RamCase, store: Store, tier: Literal["auto", "pinned"]) ->
         limit_bytes=int(case.ram_bytes * TOLERANCE),
         checksum=measured["checksum"],
     )
-
-
-def _environment() -> dict[str, str]:
-    """One thread: every further one has buffers of its own, which are not the model's."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def describe(result: RamResult) -> str:

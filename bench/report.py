@@ -5,14 +5,19 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..engine.errors import ConfigError
-from .rows import BenchRow
+from .rows import Basis, BenchRow
+from .trend import Status
 
 _TEMPLATE = Path(__file__).resolve().parent / "data" / "report.html"
 _LIBRARIES = ("jinja2", "matplotlib")
 _MIB = 2**20
+_HEADINGS: Mapping[Basis, str] = {
+    "measured": "Measured with",
+    "predicted": "Predicted, on",
+    "emulated": "Measured with a card that was held back",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,16 +58,70 @@ def check_report_libraries() -> None:
         )
 
 
-def write_report(path: str | os.PathLike[str], **content: Any) -> None:
-    """Fill ``data/report.html`` with ``content`` and write it; its folder is created."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Figures under a caption; the first column is text.
+
+    Attributes:
+        caption: above it.
+        header: names of the columns.
+        rows: cells as text.
+        note: a line under the caption.
+    """
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    status: Status,
+    verdict: str,
+    rows: Sequence[BenchRow],
+    findings: Sequence[object] = (),
+    figures: Sequence[tuple[str, str]] = (),
+    tables: Sequence[Table] = (),
+    cards: Sequence[Card] = (),
+) -> None:
+    """Fill ``data/report.html`` and write it; its folder is created.
+
+    Args:
+        path: the HTML file.
+        title: of the page.
+        status: colours the verdict.
+        verdict: in a sentence.
+        rows: of the measurement; hardware, versions and settings are those of the last.
+        findings: claims with what became of them.
+        figures: captions and SVG.
+        tables: figures as text.
+        cards: what machines did.
+    """
     check_report_libraries()
     import jinja2
+    from markupsafe import Markup
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    page = template.render(
+        title=title,
+        status=status,
+        verdict=verdict,
+        findings=findings,
+        # The plots are ours; everything else on the page is escaped.
+        figures=[(caption, Markup(svg)) for caption, svg in figures],
+        tables=tables,
+        cards=cards,
+        heading=_HEADINGS[rows[-1].basis],
+        environment=describe_environment(rows),
+        settings=sorted(rows[-1].settings.items()),
+    )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(template.render(**content), encoding="utf-8")
+    path.write_text(page, encoding="utf-8")
 
 
 def make_cards(rows: Iterable[BenchRow]) -> list[Card]:
