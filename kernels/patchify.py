@@ -250,9 +250,9 @@ def _check(
     bias: Tensor,
     packed: Tensor,
     offset: int,
-    axes: Sequence[Tensor] | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
+    axes: Sequence[Tensor] | None = None,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
 ) -> None:
     if latents.ndim != 5:
         raise ValueError(f"latents must be [B, C, T, Y, X], got {tuple(latents.shape)}")

@@ -105,6 +105,14 @@ def test_launcher_refuses_sizes_that_contradict_each_other(spec: KernelSpec) -> 
             launch_with(spec, positions[-1], lambda tensor: tensor.repeat_interleave(2, dim=-1))
 
 
+def test_patches_are_checked_without_rotary_tables_too() -> None:
+    spec = KERNELS["patchify_pack"]
+    args = spec.make_inputs(spec.test_shapes[0], torch.float32, torch.device("meta"))
+    assert spec.op(*args[:5]) is None
+    with pytest.raises(ValueError, match="packed must have rows"):
+        spec.op(*args[:4], args[3].shape[1])
+
+
 def test_patchify_writes_only_its_rows() -> None:
     latents, weight, bias, packed, offset, axes, cos, sin = KERNELS["patchify_pack"].make_inputs(
         (1, 16, 3, 6, 10, 1, 2, 24, 1), torch.float32, DEVICE
