@@ -15,6 +15,7 @@ from torch import Tensor
 from .attention import FloatAttention, SelfAttention
 from .attention_backends import BACKENDS, AttentionShape, Exactness, Obstacle, device_capability
 from .config import ATTENTIONS, check_choice
+from .device import is_out_of_memory
 from .embedding_cache import cache_key, write_atomically
 from .errors import DeviceError
 from .int8_attention import Int8Attention, int8_fp8_obstacle, int8_obstacle
@@ -95,14 +96,22 @@ def make_self_attention(
         ConfigError: there is no such attention.
         DeviceError: it cannot run here; the message says what would.
     """
-    check_choice("attention", name, ATTENTIONS)
+    check_self_attention(name, precision=precision, device=device, shape=shape)
     if name == "auto":
         is_cuda = device.type == "cuda"
         name = choose_attention(precision, device, cache_dir, shape) if is_cuda else "sdpa"
+    return CANDIDATES[name].make()
+
+
+def check_self_attention(name: str, *, precision: str, device: torch.device, shape: AttentionShape) -> None:
+    """What :func:`make_self_attention` would refuse is refused, and nothing measured; arguments and errors as there."""
+    check_choice("attention", name, ATTENTIONS)
+    if name == "auto":
+        _admitted(CANDIDATES, precision, shape, device)
+        return
     obstacle = CANDIDATES[name].obstacle(shape, device)
     if obstacle is not None:
         raise DeviceError(obstacle)
-    return CANDIDATES[name].make()
 
 
 def choose_attention(
@@ -129,8 +138,9 @@ def choose_attention(
     path = cache_dir / "attention" / f"{_key(admitted, device, shape)}.json"
     seconds, origin = _read(path, admitted), "measured before"
     if seconds is None:
-        seconds, origin = _measure_all(admitted, device, shape, measure), "measured now"
-        _write(path, seconds)
+        (seconds, is_lasting), origin = _measure_all(admitted, device, shape, measure), "measured now"
+        if is_lasting:
+            _write(path, seconds)
         # The trial's memory must not stay with the allocator while the job's is planned.
         torch.cuda.empty_cache()
     name = min(seconds, key=seconds.__getitem__)
@@ -182,11 +192,15 @@ def _version(package: str) -> str | None:
 
 def _measure_all(
     admitted: Candidates, device: torch.device, shape: AttentionShape, measure: Measure
-) -> dict[str, float]:
-    """Seconds of every candidate that runs and agrees with the first one that does."""
+) -> tuple[dict[str, float], bool]:
+    """Seconds of every candidate that runs and agrees with the first one that does; whether they hold another time.
+
+    They do not where one lacked memory, of which there may be more then.
+    """
     trial = _Trial.draw(shape, device)
     expected: Tensor | None = None
     seconds: dict[str, float] = {}
+    is_lasting = True
     for name, candidate in admitted.items():
         attention = candidate.make()
         try:
@@ -196,6 +210,7 @@ def _measure_all(
         except (RuntimeError, ValueError, AssertionError) as error:
             # Libraries refuse a card or lack memory in their own ways; the other candidates may still run.
             _logger.warning("attention: %s is left out, it fails here: %s", name, error)
+            is_lasting = is_lasting and not is_out_of_memory(error)
             continue
         expected = result if expected is None else expected
         difference = _relative_rms(result, expected)
@@ -204,9 +219,11 @@ def _measure_all(
             seconds[name] = duration
         else:
             _logger.warning("attention: %s is left out, its relative error is %.2g", name, difference)
+    if not seconds and not is_lasting:
+        raise torch.OutOfMemoryError(f"no attention has the memory to try {shape.num_tokens} tokens")
     if not seconds:
         raise DeviceError(f"no attention runs on {device}: {', '.join(admitted)} failed; see the log")
-    return seconds
+    return seconds, is_lasting
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,6 +192,8 @@ class _Planner:
 
 
 def _tiles(job: PlannedJob) -> tuple[int | None, ...]:
+    if job.tile_choices is not None:
+        return job.tile_choices
     if job.vae_tiles is None:
         return VAE_TILES
     return VAE_TILES[1:] if job.vae_tiles else VAE_TILES[:1]
@@ -212,12 +214,21 @@ def _refusal(job: PlannedJob, machine: Machine) -> BudgetError:
     option = "ram" if machine.is_cpu else "vram"
     ways = " or ".join([_memory_option(option, needed), *_smaller_jobs(job, machine)])
     return BudgetError(
-        f"{job.shapes.name} in {job.precision} at {job.size[0]}x{job.size[1]} needs at least {format_size(needed)} "
-        f"(phase {phase}), {format_size(machine.vram)} are allowed; use {ways}",
+        f"{job.shapes.name} in {job.precision} at {job.size[0]}x{job.size[1]}{_begun_with(job)} needs at least "
+        f"{format_size(needed)} (phase {phase}), {format_size(machine.vram)} are allowed; use {ways}",
         needed=needed,
         available=machine.vram,
         option=option,
     )
+
+
+def _begun_with(job: PlannedJob) -> str:
+    """Why a job that goes on cannot take smaller tiles."""
+    if job.tile_choices is None:
+        return ""
+    (tile,) = job.tile_choices
+    kind = "whole pictures" if tile is None else f"VAE tiles of {tile} px"
+    return f", begun with {kind} (others would change its pixels),"
 
 
 def _least(job: PlannedJob, machine: Machine) -> tuple[int, str]:
@@ -233,7 +244,9 @@ def _least(job: PlannedJob, machine: Machine) -> tuple[int, str]:
 
 
 def _smaller_jobs(job: PlannedJob, machine: Machine) -> Iterator[str]:
-    """Options with which the job fits, nearest first: tiles, fewer bits, a smaller picture."""
+    """Options with which the job fits, nearest first: tiles, fewer bits, a smaller picture; a begun one takes none."""
+    if job.tile_choices is not None:
+        return
     if job.vae_tiles is False and _fits(replace(job, vae_tiles=None), machine):
         yield "--vae-tiles"
     bits = PRECISIONS[job.precision].weight

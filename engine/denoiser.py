@@ -83,10 +83,15 @@ class Denoiser:
         transformer: PackedTransformer,
         choose_attention: Callable[[AttentionShape], SelfAttention] = lambda _: SDPA_ATTENTION,
         step_caches: StepCacheFactory = make_step_cache,
+        check_attention: Callable[[AttentionShape], None] = lambda _: None,
     ) -> None:
-        """Sample with ``transformer``; ``choose_attention`` is asked at the start of every job."""
+        """Sample with ``transformer``; ``choose_attention`` is asked at the start of every job, and may refuse its shape.
+
+        ``check_attention`` refuses the same shapes, and measures nothing.
+        """
         self.transformer = transformer
         self._choose_attention = choose_attention
+        self._check_attention = check_attention
         self.step_caches = step_caches
         self.loras = LoraLibrary(transformer.layer_shapes)
 
@@ -116,7 +121,8 @@ class Denoiser:
         """
         conditioning.check(self.transformer.config, sampling.cfg_scale)
         self.check(sampling)
-        attention = self._choose_attention(self._attention_shape(conditioning, sampling))
+        choose = partial(self._choose_attention, self._shape_of(conditioning, sampling))
+        attention = choose() if memory is None else memory.attempt("prepare", choose)
         sections = self._sections(
             conditioning, sampling, attention, on_event or _ignore, memory, resume or SampledSections()
         )
@@ -127,6 +133,19 @@ class Denoiser:
         self.step_caches(sampling)
         for lora in sampling.loras:
             self.loras.find(lora.source)
+
+    def check_attention(
+        self, sampling: SamplingConfig, size: tuple[int, int], num_condition_tokens: int
+    ) -> None:
+        """Raise :class:`DeviceError` where the configured attention does not run, before anything is encoded.
+
+        Args:
+            sampling: of the job.
+            size: (height, width) in pixels.
+            num_condition_tokens: of image and prompt, at most.
+        """
+        latent_size = size[0] // 8, size[1] // 8
+        self._check_attention(self._attention_shape(sampling, latent_size, num_condition_tokens))
 
     def lora_bytes(self, sampling: SamplingConfig) -> int:
         """Most memory that the LoRAs of a job take on the device; reads them."""
@@ -170,7 +189,8 @@ class Denoiser:
                 model = None
                 if memory is not None:
                     memory.make_room()
-                model = self._prepare(loras, prompt, conditioning, sampling, sigmas)
+                prepare = partial(self._prepare, loras, prompt, conditioning, sampling, sigmas)
+                model = prepare() if memory is None else memory.attempt("prepare", prepare)
             report(PhaseEvent(phase="pack"))
             noise = job_noise.draw()
             # Jobs of one engine may take turns, section by section.
@@ -208,16 +228,22 @@ class Denoiser:
         with torch.inference_mode(False):
             return latents.clone()
 
-    def _attention_shape(self, conditioning: Conditioning, sampling: SamplingConfig) -> AttentionShape:
+    def _shape_of(self, conditioning: Conditioning, sampling: SamplingConfig) -> AttentionShape:
         """The joint self-attention of every step of the job."""
         height, width = conditioning.start_latent.shape[3:]
-        section = _frame_indices(plan_sections(sampling)[0])
-        num_latent = self.transformer.num_latent_tokens(section, (height, width))
         prompts = set(conditioning.prompts(sampling.num_sections))
         num_text = max(int((prompt.text_mask != 0).sum()) for prompt in prompts)
+        num_condition_tokens = num_text + conditioning.image_embeds.shape[1]
+        return self._attention_shape(sampling, (height, width), num_condition_tokens)
+
+    def _attention_shape(
+        self, sampling: SamplingConfig, latent_size: tuple[int, int], num_condition_tokens: int
+    ) -> AttentionShape:
+        section = _frame_indices(plan_sections(sampling)[0])
+        num_latent = self.transformer.num_latent_tokens(section, latent_size)
         config = self.transformer.config
         return AttentionShape(
-            num_tokens=num_latent + num_text + conditioning.image_embeds.shape[1],
+            num_tokens=num_latent + num_condition_tokens,
             num_heads=config.num_attention_heads,
             head_dim=config.attention_head_dim,
             dtype=self.transformer.dtype,
@@ -349,7 +375,7 @@ def _run_within(memory: JobMemory | None, run: Callable[[], Tensor]) -> Tensor:
     if memory is None:
         return run()
     memory.place()
-    return memory.attempt("denoise", run)
+    return memory.attempt("denoise", run, before_retry=memory.place)
 
 
 def _ignore(event: object) -> None:

@@ -15,8 +15,23 @@ _REMEDIES = {
     "text": _OTHER_DEVICE,
     "image": _OTHER_DEVICE,
     "denoise": _SMALLER,
+    "prepare": _OTHER_DEVICE,
     "decode": f"set vae_tiles=True (--vae-tiles) or {_SMALLER}",
 }
+
+# What libraries say in a plain RuntimeError: cuBLAS cannot make its handle without memory, and cuDNN has no algorithm for a
+# convolution whose workspace does not fit.
+_MEMORY_TEXTS = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_NOT_SUPPORTED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "unable to find an engine to execute this computation",
+    "can't allocate memory",
+    "not enough memory",
+)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -50,12 +65,21 @@ def check_triton(device: torch.device) -> None:
         )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that the device, or the RAM on the CPU, does not suffice: torch's own way, or a library's."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MEMORY_TEXTS)
+
+
 @contextlib.contextmanager
 def memory_errors(phase: str) -> Iterator[None]:
-    """Turn torch's lack of memory in ``phase`` (see :class:`PhaseEvent`) into a :class:`DeviceError` with a remedy."""
+    """Turn a lack of memory in ``phase`` (see :class:`PhaseEvent`) into a :class:`DeviceError` with a remedy."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         reason = str(error).partition("\n")[0].partition(" GPU ")[0]
         raise DeviceError(
             f"the device has too little memory for phase {phase!r} ({reason}); {_REMEDIES[phase]}"

@@ -55,7 +55,10 @@ class Engine:
         self.components = model.components
         self.step_caches: StepCacheFactory = model.make_step_cache
         self._denoiser = Denoiser(
-            model.memory.transformer, model.make_attention, lambda sampling: self.step_caches(sampling)
+            model.memory.transformer,
+            model.make_attention,
+            lambda sampling: self.step_caches(sampling),
+            model.check_attention,
         )
 
     @classmethod
@@ -332,7 +335,7 @@ class Engine:
             yield None
             return
         folder = self._make_folder(job_dir, request, job, path, overwrite)
-        job.memory.plan = replace(job.memory.plan, vae_tile=folder.record.vae_tile)
+        job.memory.keep_tile(folder.record.vae_tile)
         with folder.running() as run:
             yield run
 

@@ -91,6 +91,7 @@ class Generation:
         bucket = request.size or choose_bucket((image.height, image.width), profile.buckets)
         self.image: Image = fit_to_bucket(image, bucket)
         self.memory = memory.plan(self.sampling, bucket, lora_bytes=denoiser.lora_bytes(self.sampling))
+        denoiser.check_attention(self.sampling, bucket, self.memory.num_condition_tokens)
         self.decoder: SectionDecoder | None = None
 
     def sections(
@@ -118,10 +119,7 @@ class Generation:
             return
         prompts, negative = self._encode_text(encoders, report, timeline)
         report(PhaseEvent(phase="image"))
-        with memory_errors("image"):
-            vae = load_vae()
-            vae.use_tiles(self.memory.plan.vae_tile)
-            conditioning = self._condition(prompts, negative, encoders, vae)
+        vae, conditioning = self._encode_image(encoders, load_vae, prompts, negative)
         self.decoder = decoder = SectionDecoder(
             vae,
             order=self.sampling.order,
@@ -132,7 +130,10 @@ class Generation:
         if run is not None and num_encoded:
             self._restart(vae, decoder, run, num_encoded)
         sampled = None if run is None else run.sampled
-        latent_sections = self._denoiser.sample(conditioning, self.sampling, on_event, self.memory, sampled)
+        with memory_errors("prepare"):
+            latent_sections = self._denoiser.sample(
+                conditioning, self.sampling, on_event, self.memory, sampled
+            )
         for index in range(num_encoded, self.sampling.num_sections):
             start = time.perf_counter()
             with memory_errors("denoise"):
@@ -192,7 +193,7 @@ class Generation:
         texts = list(dict.fromkeys(stretch.text for stretch in timeline.stretches))
         negatives = [] if request.cfg_scale == 1.0 else [request.negative_prompt]
         with memory_errors("text"):
-            encoded = encoders.encode_prompts([*texts, *negatives])
+            encoded = self.memory.attempt("text", lambda: encoders.encode_prompts([*texts, *negatives]))
         prompts = dict(zip(texts, encoded, strict=False))
         # Sections with the same shares get the same object, for which the engine computes once.
         blended: dict[tuple[tuple[str, float], ...], PromptEmbeds] = {}
@@ -203,6 +204,21 @@ class Generation:
                 blended[shares] = blend_prompts([(prompts[text], share) for text, share in shares])
             sections.append(blended[shares])
         return tuple(sections), encoded[-1] if negatives else None
+
+    def _encode_image(
+        self,
+        encoders: Encoders,
+        load_vae: Callable[[], VideoVAE],
+        prompts: tuple[PromptEmbeds, ...],
+        negative: PromptEmbeds | None,
+    ) -> tuple[VideoVAE, Conditioning]:
+        def encode() -> tuple[VideoVAE, Conditioning]:
+            vae = load_vae()
+            vae.use_tiles(self.memory.plan.vae_tile)
+            return vae, self._condition(prompts, negative, encoders, vae)
+
+        with memory_errors("image"):
+            return self.memory.attempt("image", encode)
 
     def _condition(
         self,

@@ -12,8 +12,8 @@ import torch
 from ..kernels import use_settings
 from ..quant import DENSE_DTYPES, Fp8Format, WeightFormat, make_format, multiplies_fp8
 from .attention import SelfAttention
-from .attention_backends import AttentionShape
-from .attention_choice import make_self_attention
+from .attention_backends import AttentionShape, device_capability
+from .attention_choice import check_self_attention, make_self_attention
 from .budget import make_plan
 from .checkpoint import Checkpoint, open_transformer
 from .components import ComponentRef, Components, find_components
@@ -53,7 +53,7 @@ class LoadedModel:
         self.memory = memory
         if config.attention != "auto":
             # A library that is missing is not found out after the prompt has been encoded.
-            self.make_attention(_smallest_attention(memory.transformer))
+            self.check_attention(_smallest_attention(memory.transformer))
 
     @classmethod
     def load(
@@ -103,6 +103,10 @@ class LoadedModel:
             shape=shape,
         )
 
+    def check_attention(self, shape: AttentionShape) -> None:
+        """Raise :class:`DeviceError` where the configured attention cannot run ``shape``; nothing is measured."""
+        check_self_attention(self.config.attention, precision=self.precision, device=self.device, shape=shape)
+
     def make_step_cache(self, sampling: SamplingConfig) -> StepCache:
         """A fresh step cache for one branch of one section."""
         ratios = None
@@ -132,9 +136,7 @@ class LoadedModel:
         folder = self.components.ref("vae").fetch(local_files_only=self.config.local_files_only)
         # As published on CUDA; half precision is slow or missing on CPUs.
         dtype = torch.float32 if self.device.type == "cpu" else torch.float16
-        with memory_errors("load"):
-            vae = VideoVAE.load(ComponentRef(str(folder)), device=self.device, dtype=dtype)
-        return vae
+        return VideoVAE.load(ComponentRef(str(folder)), device=self.device, dtype=dtype)
 
     def release(self) -> None:
         """Give back the memory of the device that the weights of the next job do not need yet."""
@@ -157,7 +159,8 @@ def prepare_device(config: EngineConfig) -> torch.device:
     """
     device = resolve_device(config.device)
     check_triton(device)
-    _use_tuned_kernels(config)
+    if device.type == "cuda":
+        _use_tuned_kernels(config, device_capability(device))
     return device
 
 
@@ -191,7 +194,7 @@ def _open_admitted(
         job = planned_job(
             shapes_of(found, shape), config, weight_format, SamplingConfig(num_sections=1), wanted
         )
-        make_plan(replace(job, is_latents_only=True), machine)
+        make_plan(replace(job, is_latents_only=True, has_store=job.needs_store(machine)), machine)
 
     return open_transformer(
         found.transformer,
@@ -200,14 +203,14 @@ def _open_admitted(
     )
 
 
-def _use_tuned_kernels(config: EngineConfig) -> None:
-    """Take the launch settings that `isoframe bench tune` measured on this machine."""
+def _use_tuned_kernels(config: EngineConfig, capability: int) -> None:
+    """Take the launch settings that `isoframe bench tune` measured on a card of this ``capability``."""
     tuned = config.cache_path() / TUNED_SETTINGS
     if not tuned.is_file():
         return
     try:
-        use_settings(tuned)
-    except (OSError, ValueError, AttributeError) as error:
+        use_settings(tuned, capability)
+    except (OSError, ValueError) as error:
         _logger.warning("%s is damaged (%s): delete it, or run isoframe bench tune again", tuned, error)
     else:
         _logger.info("launch settings of the kernels: %s", tuned)

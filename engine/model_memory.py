@@ -12,11 +12,12 @@ from .budget import make_plan
 from .checkpoint import Checkpoint, load_into
 from .config import EngineConfig, SamplingConfig
 from .conversion import OnProgress, cached_store
+from .device import is_out_of_memory
 from .errors import BudgetError
 from .machine import Machine
 from .model_shapes import ModelShapes
 from .plan import Plan
-from .planned_job import PlannedJob, needs_store
+from .planned_job import PlannedJob
 from .stored_transformer import open_units, stored_transformer
 from .streaming import Streamer
 from .transformer import PackedTransformer
@@ -69,7 +70,8 @@ class ModelMemory:
         self._device = device
         self._on_progress = on_progress
         self._layouts = [UnitLayout(spec, weight_format) for spec in unit_specs(checkpoint.config)]
-        self._is_stored = needs_store(sum(layout.num_bytes for layout in self._layouts), machine)
+        job = planned_job(shapes, config, weight_format, SamplingConfig(num_sections=1), (16, 16))
+        self._is_stored = job.needs_store(machine)
         self._placement: tuple[object, ...] = ()
         if device.type == "cuda":
             # Other engines of the process have a budget of their own, and the limit is on all of them together.
@@ -118,8 +120,14 @@ class ModelMemory:
 
     def suspend(self) -> None:
         """Give up the units' memory on the device until a unit is asked for."""
-        if isinstance(self.transformer.units, Streamer):
-            self.transformer.units.suspend()
+        units = self.transformer.units
+        if not isinstance(units, Streamer):
+            return
+        if units.has_failed:
+            # The next job opens the files anew: a disk may have come back, or the store been made again.
+            self.close()
+        else:
+            units.suspend()
 
     def close(self) -> None:
         """Stop the copies and let go of the units."""
@@ -182,46 +190,70 @@ class JobMemory:
         """Give up slots and residents: for what runs before the step loop, and when a job ends."""
         self._model.suspend()
 
+    @property
+    def num_condition_tokens(self) -> int:
+        """Tokens of image and prompt, at most."""
+        return self._job.num_condition_tokens
+
+    def keep_tile(self, tile: int | None) -> None:
+        """Plan again with VAE tiles of ``tile`` px, None for whole pictures: a job must end as it began.
+
+        Raises:
+            BudgetError: it does not fit any more.
+        """
+        self._job = replace(self._job, tile_choices=(tile,))
+        self.plan = make_plan(self._job, self._model.machine)
+
     def attempt(
         self, phase: str, work: Callable[[], T], before_retry: Callable[[], None] = lambda: None
     ) -> T:
         """The result of ``work``; where the device runs out of memory, once more with a smaller plan.
 
         Args:
-            phase: of the job, for the log.
+            phase: of the job, see :class:`PhaseEvent`.
             work: may be called twice.
             before_retry: called after the smaller plan is made.
         """
         try:
             return work()
-        except torch.OutOfMemoryError as error:
-            # Its frames hold the tensors of the attempt.
-            failure = error.with_traceback(None)
-        if not self._shrink(phase):
-            raise failure
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0]
+        # Outside of the block: the frames of the error held the tensors of the attempt.
+        self._shrink(phase, reason)
         before_retry()
         return work()
 
-    def _shrink(self, phase: str) -> bool:
-        """Plan again with a tenth less; False if nothing fits then."""
-        machine = self._model.machine
+    def _shrink(self, phase: str, reason: str) -> None:
+        """Free what can come again, and plan with a tenth less; the plan stays where nothing less fits."""
+        self._model.suspend()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        job, machine = self._job, self._model.machine
+        if phase == "decode":
+            # Other pixels are better than none.
+            job = replace(job, tile_choices=None)
         try:
-            self.plan = make_plan(self._job, replace(machine, vram=int(machine.vram * _RELIEF)))
+            plan = make_plan(job, replace(machine, vram=int(machine.vram * _RELIEF)))
         except BudgetError:
-            return False
+            _logger.warning(
+                "out of memory in phase %r (%s); nothing smaller fits: once more with memory that was freed",
+                phase,
+                reason,
+            )
+            return
+        self._job, self.plan = job, plan
         _logger.warning(
-            "out of memory in phase %r; going on with %d of %d units resident, %s tokens at a time in the MLP, "
+            "out of memory in phase %r (%s); going on with %d of %d units resident, %s tokens at a time in the MLP, "
             "VAE tiles: %s",
             phase,
-            len(self.plan.residents) if self.plan.ring else self.plan.num_units,
-            self.plan.num_units,
-            self.plan.token_chunk or "all",
-            f"{self.plan.vae_tile} px" if self.plan.vae_tile else "none",
+            reason,
+            len(plan.residents) if plan.ring else plan.num_units,
+            plan.num_units,
+            plan.token_chunk or "all",
+            f"{plan.vae_tile} px" if plan.vae_tile else "none",
         )
-        self.place()
-        return True
 
 
 def limit_memory(device: torch.device, num_bytes: int) -> None:

@@ -23,9 +23,10 @@ class PlannedJob:
         compute_dtype: of activations, as in a configuration.
         attention: as in a configuration.
         vae_tiles: True allows tiles only, False whole pictures only, None what fits.
+        tile_choices: tiles that the VAE may have, in pixels, whatever ``vae_tiles`` says; None leaves it to that.
         num_text_tokens: tokens of the prompt; the most that a prompt may have if not known.
         lora_bytes: of the LoRAs on the device.
-        has_store: the model is a store.
+        has_store: the units come from a store; None where that follows from their size.
         is_latents_only: conditioning comes as tensors, latents go out: neither encoders nor VAE run.
     """
 
@@ -36,9 +37,10 @@ class PlannedJob:
     compute_dtype: str = "auto"
     attention: str = "auto"
     vae_tiles: bool | None = None
+    tile_choices: tuple[int | None, ...] | None = None
     num_text_tokens: int = MAX_PROMPT_TOKENS
     lora_bytes: int = 0
-    has_store: bool = False
+    has_store: bool | None = None
     is_latents_only: bool = False
 
     def denoise_shape(self, machine: Machine) -> DenoiseShape:
@@ -65,8 +67,16 @@ class PlannedJob:
 
     def is_stored(self, machine: Machine) -> bool:
         """Whether the units come from a store."""
-        num_bytes = sum(unit_bytes(self.shapes.transformer, self.denoise_shape(machine).precision))
-        return self.has_store or needs_store(num_bytes, machine)
+        if self.has_store is not None:
+            return self.has_store
+        return self._unit_bytes(machine) >= _STORED_BYTES
+
+    def needs_store(self, machine: Machine) -> bool:
+        """Whether the units are kept in a store: they are large, or more than the device may hold."""
+        return self._unit_bytes(machine) >= min(_STORED_BYTES, machine.vram - machine.context)
+
+    def _unit_bytes(self, machine: Machine) -> int:
+        return sum(unit_bytes(self.shapes.transformer, self.denoise_shape(machine).precision))
 
     def _precision(self, machine: Machine, dtype: str) -> Precision:
         """Of the units; fp8 weights are expanded where the card has no products in fp8."""
@@ -82,11 +92,11 @@ class PlannedJob:
         return "int8" if self.attention.startswith("int8") else "float"
 
     @property
+    def num_condition_tokens(self) -> int:
+        """Tokens of image and prompt, at most."""
+        return self.shapes.image_encoder.num_tokens + self.num_text_tokens
+
+    @property
     def num_decoded_latents(self) -> int:
         """Latent frames of the largest decode: a section, its neighbour, the start latent."""
         return 2 * self.sampling.latent_window_size + 1
-
-
-def needs_store(num_bytes: int, machine: Machine) -> bool:
-    """Whether units of ``num_bytes`` in all are kept in a store: they are large, or more than the device may hold."""
-    return num_bytes >= min(_STORED_BYTES, machine.vram - machine.context)

@@ -57,6 +57,9 @@ class Streamer:
     skipped ask for nothing and copy nothing. A pass that is left before its end costs its copies, nothing else.
 
     Use it from one thread at a time. The memory is allocated when the first unit is asked for.
+
+    Attributes:
+        has_failed: a copy failed, such as a read from a damaged file; close it, it gives no unit any more.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Streamer:
             residents: units that are copied once, see :func:`spread_evenly`.
             log: gets the events of every copy and use.
         """
+        self.has_failed = False
         self._layouts = layouts
         self._copies = copies
         self._log = log
@@ -96,7 +100,12 @@ class Streamer:
         self._open().prefetch()
 
     def acquire(self, index: int) -> Unit:
-        slot = self._open().acquire(index)
+        pipeline = self._open()
+        try:
+            slot = pipeline.acquire(index)
+        except Exception:
+            self.has_failed = True
+            raise
         if (index, slot) not in self._units:
             self._units[index, slot] = self._layouts[index].bind(self._slots[slot])
         return self._units[index, slot]

@@ -18,6 +18,15 @@ _TABLE = Path(__file__).parent / "data" / "launch_settings.json"
 
 Settings = Mapping[str, int]
 
+# Values that a setting may have; those that are not listed are sizes of tiles.
+_TILES = tuple(2**power for power in range(13))
+_ALLOWED = {
+    "num_warps": (1, 2, 4, 8, 16, 32),
+    "num_stages": tuple(range(1, 9)),
+    "HALF_SUMS": (0, 1),
+    "ROUND_FIRST": (0, 1),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -61,30 +70,58 @@ def _read_table(path: Path) -> dict[str, dict[str, dict[str, int]]]:
 
 
 _settings = _read_table(_TABLE)
+# Of a kernel on one compute capability, and on no other.
+_measured: dict[tuple[str, int], Settings] = {}
 
 
-def use_settings(path: Path) -> None:
-    """Take launch settings from ``path`` for the kernels and compute capabilities that it lists."""
-    for name, archs in _read_table(path).items():
-        _settings.setdefault(name, {}).update(archs)
+def use_settings(path: Path, arch: int) -> None:
+    """Take launch settings from ``path`` for the compute capability ``arch`` (10 * major + minor); all or none of them.
+
+    Raises:
+        ValueError: an entry for ``arch`` is of no kernel, has other keys than the kernel's, or an impossible value.
+    """
+    table = _read_table(path)
+    if not isinstance(table, dict) or not all(isinstance(archs, dict) for archs in table.values()):
+        raise ValueError("it must map names of kernels to compute capabilities")
+    found = {name: archs[str(arch)] for name, archs in table.items() if str(arch) in archs}
+    for name, given in found.items():
+        _check_settings(name, given)
+    _measured.update({(name, arch): given for name, given in found.items()})
+
+
+def _check_settings(name: str, given: object) -> None:
+    if name not in _settings:
+        raise ValueError(f"{name} is no kernel of this version")
+    keys = set(next(iter(_settings[name].values())))
+    if not isinstance(given, dict) or set(given) != keys:
+        raise ValueError(f"{name} must have {', '.join(sorted(keys))}, got {given!r}")
+    for key, value in given.items():
+        allowed = _ALLOWED.get(key, _TILES)
+        if isinstance(value, bool) or not isinstance(value, int) or value not in allowed:
+            raise ValueError(f"{key} of {name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
 
 
 def settings(name: str, device: torch.device) -> Settings:
     """Tile sizes and launch options of kernel ``name`` on ``device``.
 
-    A compute capability that the table lacks takes the entry of the next lower one that it has.
+    Those that were measured on its compute capability, see :func:`use_settings`, else the shipped ones.
     """
     recording, overrides = _recording.get(), _overrides.get()
     if name in overrides:
         found = overrides[name]
     else:
         arch = recording.arch if recording is not None else _capability(device)
-        table = _settings[name]
-        known = sorted(int(key) for key in table)
-        found = table[str(max((key for key in known if key <= arch), default=known[0]))]
+        found = _measured.get((name, arch)) or _shipped(name, arch)
     if recording is not None:
         recording.settings[name] = found
     return found
+
+
+def _shipped(name: str, arch: int) -> Settings:
+    """A compute capability that the table lacks takes the entry of the next lower one that it has."""
+    table = _settings[name]
+    known = sorted(int(key) for key in table)
+    return table[str(max((key for key in known if key <= arch), default=known[0]))]
 
 
 @contextlib.contextmanager

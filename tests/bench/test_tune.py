@@ -128,24 +128,51 @@ def test_trial_rejects_other_results(trial: Trial) -> None:
 
 @pytest.fixture
 def _own_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = {name: dict(archs) for name, archs in _launch._settings.items()}
-    monkeypatch.setattr(_launch, "_settings", table)
+    monkeypatch.setattr(_launch, "_measured", {})
 
 
 @pytest.mark.usefixtures("_own_table")
-def test_written_settings_are_used_on_their_architecture_and_above(tmp_path: Path) -> None:
+def test_written_settings_are_used_on_their_architecture_alone(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
+    with record_launches(80):
+        shipped = settings("gated_residual", CPU)
     path.write_text(json.dumps({"gated_residual": {"80": {"BLOCK": 256, "num_warps": 2}}, "other": {}}))
     best = {"BLOCK": 512, "num_warps": 1}
     tuning = Tuning(
         name="gated_residual", shipped={}, shipped_seconds=2.0, best=best, best_seconds=1.0, num_tried=3
     )
     write_settings(path, 90, [tuning])
-    use_settings(path)
-    for arch, expected in ((80, {"BLOCK": 256, "num_warps": 2}), (90, best), (120, best)):
+    use_settings(path, 90)
+    for arch, expected in ((80, shipped), (90, best), (120, shipped)):
         with record_launches(arch):
             assert settings("gated_residual", CPU) == expected
     assert "other" in json.loads(path.read_text())
+
+
+@pytest.mark.usefixtures("_own_table")
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"gated": {"90": {"BLOCK": 256, "num_warps": 2}}}, "gated is no kernel of this version"),
+        ({"gated_residual": {"90": {"BLOCK": 256}}}, "gated_residual must have BLOCK, num_warps"),
+        ({"gated_residual": {"90": {"BLOCK": 100, "num_warps": 2}}}, "BLOCK of gated_residual must be one of 1, 2"),
+        ({"gated_residual": {"90": {"BLOCK": 256, "num_warps": 64}}}, "num_warps of gated_residual must be one of"),
+        ({"gated_residual": {"90": {"BLOCK": 256, "num_warps": True}}}, "got True"),
+        ({"gated_residual": {"90": {"BLOCK": "256", "num_warps": 2}}}, "got '256'"),
+        ({"gated_residual": {"90": [256, 2]}}, "gated_residual must have"),
+        ({"gated_residual": 90}, "must map names of kernels to compute capabilities"),
+        ([], "must map names of kernels to compute capabilities"),
+    ],
+)  # fmt: skip
+def test_impossible_settings_are_refused_as_a_whole(tmp_path: Path, table: object, message: str) -> None:
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(table))
+    with pytest.raises(ValueError, match=message):
+        use_settings(path, 90)
+    assert not _launch._measured
+    if isinstance(table, dict):
+        path.write_text(json.dumps({name: {"80": value} for name, value in table.items()}))
+        use_settings(path, 90)
 
 
 def test_overrides_end_with_their_block() -> None:

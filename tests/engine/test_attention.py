@@ -366,6 +366,14 @@ def test_auto_leaves_out_what_is_wrong_or_fails(tmp_path: Path, caplog: pytest.L
     ]
 
 
+def test_a_candidate_that_lacked_memory_is_tried_again_another_time(tmp_path: Path) -> None:
+    full = {"sdpa": candidate(), "b": candidate(error="CUDA out of memory")}
+    assert choose(tmp_path, full, 2.0) == "sdpa"
+    assert choose(tmp_path, {"sdpa": candidate(), "b": candidate()}, 2.0, 1.0) == "b"
+    with pytest.raises(torch.OutOfMemoryError):
+        choose(tmp_path / "other", dict.fromkeys("ab", candidate(error="CUDA out of memory")))
+
+
 def test_auto_without_anything_that_runs_says_what_would(tmp_path: Path) -> None:
     blocked = Candidate(
         exactness="exact", obstacle=lambda *_: "no kernel; use attention='xformers'", make=_unused

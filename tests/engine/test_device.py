@@ -1,5 +1,6 @@
 """A device that is absent or too small is named, with what would help."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from tiny_models import saved_model
 
 from isoframe.engine import BudgetError, DeviceError, Engine, EngineConfig, Request, device
+from isoframe.engine.attention_backends import AttentionShape
+from isoframe.engine.attention_choice import CANDIDATES
 from isoframe.engine.encoders import Encoders
 from isoframe.engine.transformer import PackedTransformer, StepPass
 from isoframe.engine.vae import VideoVAE
@@ -19,7 +22,7 @@ def test_a_model_that_cannot_fit_is_refused_before_its_weights_are_read(
     monkeypatch.setattr(PackedTransformer, "load", None)
     with pytest.raises(
         BudgetError,
-        match=r"take 581 MiB of RAM, 1 MiB are allowed; use --ram 640MiB",
+        match=r"needs at least \d+ MiB \(phase denoise\), 1 MiB are allowed; use --ram \d+MiB",
     ) as caught:
         Engine.load(tmp_path / "small", config=EngineConfig(device="cpu", ram="1MiB"))
     assert caught.value.available == 2**20 < caught.value.needed
@@ -49,6 +52,23 @@ def test_lack_of_memory_names_the_phase_and_what_helps(
     )
     with pytest.raises(DeviceError, match=message):
         next(engine.generate(request))
+
+
+def test_an_attention_that_cannot_run_at_the_size_is_refused_before_anything_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def obstacle(shape: AttentionShape, _: torch.device) -> str | None:
+        return f"{shape.num_tokens} tokens are too many" if shape.num_tokens > 100 else None
+
+    refusing = replace(CANDIDATES["sdpa"], obstacle=obstacle)
+    monkeypatch.setitem(CANDIDATES, "sdpa", refusing)  # type: ignore[arg-type]  # a dict
+    monkeypatch.setattr(Encoders, "encode_prompts", lambda *_: pytest.fail("encoded"))
+    image = Path(__file__).parents[2] / "examples" / "spin.png"
+    with (
+        Engine.load("demo", config=EngineConfig(device="cpu", cache_dir=tmp_path)) as engine,
+        pytest.raises(DeviceError, match="tokens are too many"),
+    ):
+        engine.generate(Request(image=image, prompt="a red circle spins"))
 
 
 def test_cuda_without_triton_is_refused_with_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:

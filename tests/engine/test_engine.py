@@ -1,6 +1,5 @@
 """Whole jobs with the built-in model: frames, files, failures."""
 
-import copy
 import errno
 import gc
 import json
@@ -31,6 +30,7 @@ from isoframe.engine import (
     Request,
     SectionEvent,
     StepEvent,
+    loaded_model,
     video,
 )
 from isoframe.engine.config import ORDERS
@@ -417,14 +417,21 @@ def test_fp8_that_this_device_cannot_multiply_is_told_at_load(caplog: pytest.Log
     )
 
 
-def test_measured_launch_settings_are_used_and_damaged_ones_are_told(
+def test_measured_launch_settings_are_used_on_their_card_and_damaged_ones_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(launching, "_settings", copy.deepcopy(launching._settings))
+    monkeypatch.setattr(launching, "_measured", {})
+    config, device = EngineConfig(device="cpu", cache_dir=tmp_path), torch.device("cuda", 0)
     path = tmp_path / "launch_settings.json"
-    path.write_text('{"modulated_layer_norm": {"80": {"num_warps": 2}}}')
-    Engine.load("demo", config=EngineConfig(device="cpu", cache_dir=tmp_path)).close()
-    assert launching.settings("modulated_layer_norm", torch.device("cpu")) == {"num_warps": 2}
-    path.write_text("{")
-    Engine.load("demo", config=EngineConfig(device="cpu", cache_dir=tmp_path)).close()
-    assert "launch_settings.json is damaged" in caplog.text
+    path.write_text('{"modulated_layer_norm": {"86": {"num_warps": 2}}}')
+    monkeypatch.setattr(loaded_model, "resolve_device", lambda _: device)
+    for capability, expected in ((89, {}), (86, {("modulated_layer_norm", 86): {"num_warps": 2}})):
+        monkeypatch.setattr(loaded_model, "device_capability", lambda _, found=capability: found)
+        loaded_model.prepare_device(config)
+        assert launching._measured == expected
+    for content in ("{", '{"modulated_layer_norm": {"86": {"num_warps": 3}}}'):
+        caplog.clear()
+        path.write_text(content)
+        loaded_model.prepare_device(config)
+        assert "launch_settings.json is damaged" in caplog.text
+    assert launching._measured == expected

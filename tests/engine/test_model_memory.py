@@ -3,6 +3,7 @@
 import gc
 import logging
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from isoframe.engine import (
     SamplingConfig,
     model_memory,
 )
+from isoframe.engine.encoders import Encoders
 from isoframe.engine.streaming import Streamer
-from isoframe.engine.transformer import StepPass
+from isoframe.engine.transformer import PackedTransformer, StepPass
 from isoframe.engine.units import ResidentUnits
 from isoframe.engine.vae import VideoVAE
+from isoframe.engine.weights import DiskWeights
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "spin.png"
 SAMPLING = SamplingConfig(num_sections=2, num_steps=2, latent_window_size=2)
@@ -94,10 +97,23 @@ def request(**options: Any) -> Request:
     )
 
 
+CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+CUDNN = "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"
+
+
 @pytest.mark.parametrize(
-    ("owner", "method", "phase"),
-    [(StepPass, "compute", "denoise"), (VideoVAE, "decode", "decode")],
-    ids=["denoise", "decode"],
+    ("owner", "method", "phase", "failing_call", "error"),
+    [
+        (Encoders, "encode_prompts", "text", 1, torch.OutOfMemoryError("no room")),
+        (VideoVAE, "encode_image", "image", 1, RuntimeError(CUDNN)),
+        (Encoders, "encode_image", "image", 1, RuntimeError(CUBLAS)),
+        (PackedTransformer, "prepare_job", "prepare", 1, RuntimeError(CUBLAS)),
+        (StepPass, "compute", "denoise", 2, torch.OutOfMemoryError("no room")),
+        (StepPass, "compute", "denoise", 1, RuntimeError(CUBLAS)),
+        (VideoVAE, "decode", "decode", 2, torch.OutOfMemoryError("no room")),
+        (VideoVAE, "decode", "decode", 2, RuntimeError(CUDNN)),
+    ],
+    ids=["text", "vae", "siglip", "prepare", "denoise", "denoise-cublas", "decode", "decode-cudnn"],
 )
 def test_a_job_goes_on_from_the_same_section_after_the_device_was_full(
     tmp_path: Path,
@@ -106,6 +122,8 @@ def test_a_job_goes_on_from_the_same_section_after_the_device_was_full(
     owner: type,
     method: str,
     phase: str,
+    failing_call: int,
+    error: Exception,
 ) -> None:
     with Engine.load("demo", config=config(tmp_path)) as engine:
         expected = torch.cat([section.frames for section in engine.generate(request())])
@@ -114,16 +132,93 @@ def test_a_job_goes_on_from_the_same_section_after_the_device_was_full(
 
         def fails_once(*args: Any, **options: Any) -> Any:
             calls.append(phase)
-            if len(calls) == 2:
-                raise torch.OutOfMemoryError("no room")
+            if len(calls) == failing_call:
+                raise error
             return original(*args, **options)
 
         monkeypatch.setattr(owner, method, fails_once)
         with caplog.at_level(logging.WARNING):
             frames = torch.cat([section.frames for section in engine.generate(request())])
     assert torch.equal(frames, expected)
-    assert len(calls) == 3
-    assert f"out of memory in phase '{phase}'; going on with" in caplog.text
+    assert len(calls) > failing_call
+    assert caplog.text.count(f"out of memory in phase '{phase}' (") == 1
+    assert "going on with" in caplog.text
+
+
+def test_what_is_no_lack_of_memory_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def fail(*_args: object, **_options: object) -> None:
+        calls.append(1)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with Engine.load("demo", config=config(tmp_path)) as engine:
+        monkeypatch.setattr(StepPass, "compute", fail)
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            next(engine.generate(request()))
+    assert len(calls) == 1
+
+
+def test_a_job_that_nothing_smaller_fits_is_tried_once_more_with_the_same_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Engine.load("demo", config=config(tmp_path)) as engine:
+        full = engine._memory.machine
+        monkeypatch.setattr(engine._memory, "machine", replace(full, vram=2**20))
+        with pytest.raises(BudgetError) as refusal:
+            engine._memory.plan(SAMPLING, (64, 64))
+        monkeypatch.setattr(engine._memory, "machine", replace(full, vram=refusal.value.needed))
+        job = engine._memory.plan(SAMPLING, (64, 64))
+        plan, failures = job.plan, [RuntimeError(CUBLAS)]
+
+        def work() -> str:
+            if failures:
+                raise failures.pop()
+            return "done"
+
+        assert job.attempt("denoise", work) == "done"
+        assert job.plan is plan
+    assert "nothing smaller fits: once more with memory that was freed" in caplog.text
+
+
+def test_a_begun_job_keeps_its_tiles_or_says_that_they_do_not_fit(tmp_path: Path) -> None:
+    with Engine.load("demo", config=config(tmp_path)) as engine:
+        job = engine._memory.plan(SAMPLING, (512, 512))
+        assert job.plan.vae_tile is None
+        job.keep_tile(128)
+        assert job.plan.vae_tile == 128
+        tiled = engine._memory.plan(SAMPLING, (512, 512))
+        engine._memory.machine = replace(
+            engine._memory.machine, vram=job.plan.peak + job.plan.host.total + 2**20
+        )
+        tiled = engine._memory.plan(SAMPLING, (512, 512))
+        assert tiled.plan.vae_tile == 128
+        with pytest.raises(
+            BudgetError,
+            match=r"at 512x512, begun with whole pictures \(others would change its pixels\), needs at least .* use "
+            r"--ram \d+MiB$",
+        ):
+            tiled.keep_tile(None)
+
+
+def test_a_job_after_one_whose_copy_failed_works(
+    model: Path, conditioning: Conditioning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Engine.load(model, config=config(tmp_path, ram="220MiB"), size=(48, 32)) as engine:
+        expected = engine.sample_video(conditioning, SAMPLING)
+        read, failures = DiskWeights.read, [OSError(5, "the disk is gone")]
+
+        def fail_once(self: DiskWeights, unit: int, out: torch.Tensor) -> None:
+            if unit == 7 and failures:
+                raise failures.pop()
+            read(self, unit, out)
+
+        monkeypatch.setattr(DiskWeights, "read", fail_once)
+        with pytest.raises(OSError, match="the disk is gone"):
+            engine.sample_video(conditioning, SAMPLING)
+        assert torch.equal(engine.sample_video(conditioning, SAMPLING), expected)
 
 
 def test_the_plan_of_a_request_is_a_table(tmp_path: Path) -> None:
