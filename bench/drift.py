@@ -16,6 +16,7 @@ from ..engine.demo.world import Scene, center_of_mass, render, truth
 from ..engine.engine import Engine
 from ..engine.history import CleanLatents, History
 from .metrics import histogram_distance, sharpness
+from .optical_flow import warping_errors
 from .probe import replace
 from .quality import FPS, aligned_iou, draw_frames, generate_frames, held_out_scene, segment, to_uint8
 from .trend import mean_interval
@@ -26,6 +27,7 @@ MEASURES = {
     "shape": "1 - intersection over union of the aligned masks",
     "position": "distance of the centres, in widths",
     "change": "change from frame to frame, relative to the truth's",
+    "flow": "part of the change from frame to frame that no motion explains, relative to the truth's change",
 }
 _SHARE = 0.15
 _NUM_PICTURED = 4
@@ -90,12 +92,14 @@ def distances_to_truth(frames: Tensor, scene: Scene) -> dict[str, Tensor]:
     overlaps = torch.tensor([aligned_iou(*pair) for pair in zip(masks, expected.masks, strict=True)])
     centres = (center_of_mass(masks) - expected.centers).norm(dim=1) / size
     centres[masks.sum((1, 2)) == 0] = 1.0
+    expected_change = _changes(drawn).mean()
     return {
         "sharpness": sharpness(frames) / sharpness(drawn) - 1,
         "colour": histogram_distance(frames, drawn),
         "shape": 1 - overlaps,
         "position": centres,
-        "change": _changes(frames) / _changes(drawn).mean() - _changes(drawn) / _changes(drawn).mean(),
+        "change": (_changes(frames) - _changes(drawn)) / expected_change,
+        "flow": (warping_errors(frames) - warping_errors(drawn)) / expected_change,
     }
 
 

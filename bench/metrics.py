@@ -68,11 +68,16 @@ def _histograms(frames: Tensor) -> Tensor:
     return functional.one_hot(bins, _NUM_BINS).float().mean(1)
 
 
-def _blur(x: Tensor) -> Tensor:
-    offsets = torch.arange(_SSIM_SIZE, dtype=x.dtype) - _SSIM_SIZE // 2
-    window = torch.exp(-(offsets**2) / (2 * _SSIM_SIGMA**2))
+def gaussian_blur(x: Tensor, size: int, deviation: float) -> Tensor:
+    """Blur ``x`` [N, 1, H, W] with a window of ``size`` pixels; without padding, the result is smaller by size - 1."""
+    offsets = torch.arange(size, dtype=x.dtype) - size // 2
+    window = torch.exp(-(offsets**2) / (2 * deviation**2))
     window = window / window.sum()
     return functional.conv2d(functional.conv2d(x, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+
+
+def _blur(x: Tensor) -> Tensor:
+    return gaussian_blur(x, _SSIM_SIZE, _SSIM_SIGMA)
 
 
 def _decibels(signal: float, noise: float) -> float:

@@ -41,7 +41,7 @@ OPTIONS: dict[str, Option] = {
     "attention-int8-fp8": Option(config={"attention": "int8-fp8"}),
     **{
         f"{name}-{threshold}": Option(request={"step_cache": name, "step_cache_threshold": threshold})
-        for name, thresholds in (("teacache", (0.05, 0.15, 0.25)), ("magcache", (0.06, 0.15, 0.24)))
+        for name, thresholds in (("teacache", (0.05, 0.1, 0.15, 0.25)), ("magcache", (0.06, 0.15, 0.24)))
         for threshold in thresholds
     },
 }

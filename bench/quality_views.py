@@ -64,7 +64,12 @@ class QualityView:
         typer.echo(
             f"{'':20}{'sections':>9}{'computed':>10}  mean of {self.pairs} videos (95 % interval): SQNR dB, PSNR dB, SSIM"
         )
-        found: list[OptionErrors] = []
+        settings: dict[str, Setting] = {
+            "model": model,
+            "order": order,
+            "pairs": self.pairs,
+            "steps": self.steps,
+        }
         pictures = [bench.exact[0].frames]
         for name in options or OPTIONS:
             errors, samples = bench.compare(name)
@@ -72,18 +77,11 @@ class QualityView:
                 typer.echo(error.describe())
             if not errors:
                 typer.echo(f"{name:20} does not run here")
-            found += errors
             pictures += [sample.frames for sample in samples[:1]]
+            if self.json_file is not None:
+                append_rows(self.json_file, _error_rows(errors, settings))
         if self.sheet is not None:
             save_rows(pictures, self.sheet / "options.png")
-        if self.json_file is not None:
-            settings: dict[str, Setting] = {
-                "model": model,
-                "order": order,
-                "pairs": self.pairs,
-                "steps": self.steps,
-            }
-            append_rows(self.json_file, _error_rows(found, settings))
 
 
 def _drift_rows(result: DriftResult, device: torch.device, settings: Mapping[str, Setting]) -> list[BenchRow]:

@@ -209,7 +209,9 @@ def _drift(rows: Rows) -> Iterator[str]:
     yield (
         "How much further from the truth the last 15 % of a video's frames are than the first 15 %, on the demo model: "
         "mean and 95 % interval. Sharpness and change from frame to frame are relative to the truth's; colour is the "
-        "distance of histograms (0 to 1); shape is 1 - IoU; position is in widths of the picture.\n"
+        "distance of histograms (0 to 1); shape is 1 - IoU; position is in widths of the picture; flow is the part of the "
+        "change from frame to frame that no motion explains (frames moved back along a Lucas-Kanade flow), relative to the "
+        "truth's change.\n"
     )
     measures = list(dict.fromkeys(row.case for row in rows))
     lines: list[list[str]] = []

@@ -48,9 +48,21 @@ def standing(frames: Tensor) -> Tensor:
     return torch.cat((frames[:half], frames[half : half + 1].expand(len(frames) - half, -1, -1, -1)))
 
 
+def flickering(frames: Tensor) -> Tensor:
+    spoilt = frames.clone()
+    spoilt[len(frames) // 2 :: 2] = (spoilt[len(frames) // 2 :: 2].float() * 0.95).to(torch.uint8)
+    return spoilt
+
+
 @pytest.mark.parametrize(
     ("spoil", "measure"),
-    [(darker, "colour"), (softer, "sharpness"), (standing, "change"), (standing, "position")],
+    [
+        (flickering, "flow"),
+        (darker, "colour"),
+        (softer, "sharpness"),
+        (standing, "change"),
+        (standing, "position"),
+    ],
 )
 def test_what_gets_worse_is_seen_in_its_measure(spoil: Any, measure: str) -> None:
     def make(scene: Scene) -> Tensor:
