@@ -22,7 +22,7 @@ class Job:
 
     Attributes:
         path: the job's folder, the only truth about it; :meth:`Engine.resume` goes on from it.
-        priority: jobs with a higher one run first.
+        priority: jobs with a higher one run first; it may be changed while the job waits.
     """
 
     def __init__(

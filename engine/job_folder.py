@@ -3,10 +3,11 @@
 import io
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -14,9 +15,9 @@ from .durable import TEMPORARY_SUFFIX, write_durably
 from .errors import ConfigError, InputError
 from .file_lock import exclusive_lock
 from .job_record import JobRecord
-from .job_run import DONE, JobRun, Redo, redone_metadata, remove_temporaries, reprompted
+from .job_run import DONE, SPOOL, JobRun, Redo, redone_metadata, remove_temporaries, reprompted
 from .outputs import check_folder, make_folder, write_error
-from .section_files import SectionFiles
+from .section_files import SECTION_FILES, SectionFiles
 from .video import read_video_info
 
 if TYPE_CHECKING:
@@ -115,6 +116,31 @@ class JobFolder:
         except OSError as error:
             raise write_error(error, path) from error
         return cls(path, record)
+
+    def copy(self, path: str | os.PathLike[str], output: Path) -> Self:
+        """The same job in a new folder, with what is finished of it, that writes its own video.
+
+        Args:
+            path: the new folder.
+            output: the new MP4.
+
+        Raises:
+            InputError: a process works on this job, or ``path`` cannot be written.
+        """
+        path = Path(path)
+        record = replace(
+            self.record, token=secrets.token_hex(4), output=output.absolute(), is_overwriting=False
+        )
+        make_folder("job", path)
+        with exclusive_lock(self.path / _LOCK, f"job folder {self.path} is in use by another process"):
+            try:
+                for pattern in (_IMAGE, _REDOS, SPOOL, *SECTION_FILES):
+                    for file in self.path.glob(pattern):
+                        shutil.copyfile(file, path / file.name)
+                write_durably(path / _RECORD, record.to_json().encode())
+            except OSError as error:
+                raise write_error(error, path) from error
+        return self.open(path)
 
     @contextmanager
     def running(self) -> Iterator[JobRun]:

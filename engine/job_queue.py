@@ -1,7 +1,5 @@
 """Jobs that wait for one engine or several, and the threads that work on them."""
 
-import heapq
-import itertools
 import threading
 
 from .errors import ConfigError, QueueFullError
@@ -19,8 +17,8 @@ class JobQueue:
         """A queue in which at most ``max_queued`` jobs wait, and of which ``num_threads`` run at a time."""
         self._max_queued = max_queued
         self._num_threads = num_threads
-        self._waiting: list[tuple[int, int, Job]] = []
-        self._numbers = itertools.count()
+        # In the order in which they came.
+        self._waiting: list[Job] = []
         self._lock = threading.Lock()
         # The job of every thread; None between two jobs.
         self._threads: dict[threading.Thread, Job | None] = {}
@@ -36,17 +34,15 @@ class JobQueue:
         with self._lock:
             if self._is_closed:
                 raise ConfigError("the engine must be open to take jobs, it is closed; load another one")
-            waiting = [entry for entry in self._waiting if entry[2].state == "queued"]
+            waiting = [other for other in self._waiting if other.state == "queued"]
             if len(waiting) >= self._max_queued:
                 raise QueueFullError(
                     f"{len(waiting)} jobs wait, max_queued_jobs={self._max_queued} may; submit it again later"
                 )
-            # Cancelled ones go here.
-            self._waiting = waiting
-            heapq.heapify(self._waiting)
-            ahead = sum(entry[2].priority >= job.priority for entry in waiting)
+            ahead = sum(other.priority >= job.priority for other in waiting)
             job.queued(ahead + sum(running is not None for running in self._threads.values()))
-            heapq.heappush(self._waiting, (-job.priority, next(self._numbers), job))
+            # Cancelled ones go here.
+            self._waiting = [*waiting, job]
             if len(self._threads) < self._num_threads:
                 thread = threading.Thread(target=self._work, name="isoframe-jobs")
                 self._threads[thread] = None
@@ -56,7 +52,7 @@ class JobQueue:
         """Cancel all jobs, and wait for those at work; closing twice is allowed."""
         with self._lock:
             self._is_closed = True
-            jobs = [job for _, _, job in self._waiting]
+            jobs = list(self._waiting)
             jobs += [job for job in self._threads.values() if job is not None]
             threads = list(self._threads)
         for job in jobs:
@@ -74,5 +70,8 @@ class JobQueue:
             if not self._waiting:
                 del self._threads[thread]
                 return None
-            self._threads[thread] = job = heapq.heappop(self._waiting)[2]
+            # Priorities may have changed since they came; of equals the first one is taken.
+            job = max(self._waiting, key=lambda waiting: waiting.priority)
+            self._waiting.remove(job)
+            self._threads[thread] = job
             return job

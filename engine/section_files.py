@@ -16,6 +16,7 @@ from .durable import write_durably
 from .segments import CodedFrame, Segment, SegmentSpool
 
 _logger = logging.getLogger(__name__)
+SECTION_FILES = ("section_*.safetensors", "section_*.json")
 _ENTRY = "isoframe"
 
 
@@ -104,9 +105,10 @@ class SectionFiles:
 
     def remove_from(self, index: int) -> None:
         """Delete the files of section ``index`` and all later ones."""
-        for path in (*self._folder.glob("section_*.safetensors"), *self._folder.glob("section_*.json")):
-            if int(path.stem.removeprefix("section_")) >= index:
-                path.unlink(missing_ok=True)
+        for pattern in SECTION_FILES:
+            for path in self._folder.glob(pattern):
+                if int(path.stem.removeprefix("section_")) >= index:
+                    path.unlink(missing_ok=True)
 
     def _has_latents(self, index: int) -> bool:
         path = self._latents_path(index)

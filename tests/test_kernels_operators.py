@@ -1,5 +1,6 @@
 """Every registered operation, as the dispatcher runs it on this device, against its reference."""
 
+import inspect
 from typing import Any
 
 import pytest
@@ -103,6 +104,16 @@ def test_launcher_refuses_sizes_that_contradict_each_other(spec: KernelSpec) -> 
     if len(positions) > 1:
         with pytest.raises(ValueError, match=r"must .* got"):
             launch_with(spec, positions[-1], lambda tensor: tensor.repeat_interleave(2, dim=-1))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_launcher_takes_what_the_operator_takes(spec: KernelSpec) -> None:
+    # The dispatcher leaves out arguments that have their default.
+    taken, offered = (
+        {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+        for function in (spec.launch, spec.op._init_fn)
+    )
+    assert list(taken.items()) == list(offered.items())
 
 
 def test_patches_are_checked_without_rotary_tables_too() -> None:

@@ -13,7 +13,7 @@ _logger = logging.getLogger(__name__)
 # A job that starts removes temporary files from its own folder, notes that are being written among them.
 _NOTES = "service"
 _ASKED, _END = "asked.json", "end.json"
-DELETED = "deleted"
+PAUSED, CANCELLED, DELETED = "paused", "cancelled", "deleted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class End:
     """How a job ended.
 
     Attributes:
-        state: "failed", "cancelled" or :data:`DELETED`.
+        state: "failed", :data:`PAUSED`, :data:`CANCELLED` or :data:`DELETED`.
         ended: seconds since 1970.
         failure: why it failed.
     """
@@ -74,6 +74,11 @@ def read_end(folder: Path) -> End | None:
 def _write(folder: Path, name: str, values: Mapping[str, object]) -> None:
     (folder / _NOTES).mkdir(exist_ok=True)
     write_durably(folder / _NOTES / name, json.dumps(values).encode())
+
+
+def forget_end(folder: Path) -> None:
+    """The job goes on."""
+    (folder / _END).unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, object] | None:

@@ -12,6 +12,7 @@ from .workers import ModelCard
 _STATUSES = {
     "queued": "queued",
     "running": "in_progress",
+    "paused": "paused",
     "done": "completed",
     "failed": "failed",
     "cancelled": "cancelled",
@@ -53,7 +54,7 @@ class VideoObject(BaseModel):
 
     id: str
     object: Literal["video"] = "video"
-    status: Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+    status: Literal["queued", "in_progress", "paused", "completed", "failed", "cancelled"]
     progress: int = Field(ge=0, le=100)
     created_at: int
     completed_at: int | None = Field(description="When it ended, in whatever way.")

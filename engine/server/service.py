@@ -23,7 +23,18 @@ from ..outputs import make_folder
 from .index import VideoIndex
 from .limits import Limits
 from .live_job import EventKey, LiveJob
-from .notes import DELETED, Asked, End, read_asked, read_end, write_asked, write_end
+from .notes import (
+    CANCELLED,
+    DELETED,
+    PAUSED,
+    Asked,
+    End,
+    forget_end,
+    read_asked,
+    read_end,
+    write_asked,
+    write_end,
+)
 from .service_errors import NotFinishedError, UnknownVideoError
 from .status import VideoFailure, VideoStatus, describe
 from .workers import ModelCard, Workers
@@ -98,7 +109,7 @@ class VideoService:
         # One after the other: the bound of the queue holds, and so does that of the memory for images.
         with self._creating:
             self._check_room()
-            name = f"video_{secrets.token_hex(12)}"
+            name = _new_name()
             asked = Asked(created=time.time(), priority=priority, has_previews=has_previews)
             with _nothing_left_of_failures(self._jobs / name):
                 job = self._workers.submit(self._jobs / name, request, asked)
@@ -139,13 +150,100 @@ class VideoService:
         Raises:
             UnknownVideoError: there is none of this id.
         """
+        return self._stop(name, CANCELLED)
+
+    def pause(self, name: str) -> VideoStatus:
+        """Stop making a video as :meth:`cancel` does, but only until :meth:`go_on`; a restart leaves it paused.
+
+        Raises:
+            UnknownVideoError: there is none of this id.
+        """
+        return self._stop(name, PAUSED)
+
+    def go_on(self, name: str) -> VideoStatus:
+        """Take up a video that was paused or cancelled, or failed, where it was. Others stay as they are.
+
+        Raises:
+            UnknownVideoError: there is none of this id.
+            QueueFullError: as many wait as may.
+            IsoframeError: the engine refuses it.
+        """
+        # The job that was stopped has to be over.
+        if self.wait(name, 0).state in (PAUSED, CANCELLED, "failed"):
+            self.wait(name)
+        with self._creating:
+            status, path = self.get(name), self._jobs / name
+            if status.state not in (PAUSED, CANCELLED, "failed"):
+                return status
+            self._check_room()
+            asked, end = read_asked(path), read_end(path)
+            forget_end(path)
+            try:
+                job = self._workers.resume(path, asked)
+            except BaseException:
+                if end is not None:
+                    write_end(path, end)
+                raise
+            return self._watch(name, job, asked)
+
+    def redo(
+        self, name: str, section: int, *, seed: int | None = None, prompt: str | None = None
+    ) -> VideoStatus:
+        """Make a section of a video and all later ones again, as a new video; the old one stays as it is.
+
+        Args:
+            name: id of the video, which must not be at work.
+            section: in generation order, from 0.
+            seed: of that section's noise.
+            prompt: of that section and all later ones.
+
+        Raises:
+            UnknownVideoError: there is none of this id.
+            QueueFullError: as many wait as may.
+            IsoframeError: nothing would change, there is no such section, or the video is at work.
+        """
+        self.get(name)
+        with self._creating:
+            self._check_room()
+            new = _new_name()
+            path = self._jobs / new
+            asked = replace(read_asked(self._jobs / name), created=time.time())
+            with _nothing_left_of_failures(path):
+                folder = JobFolder.open(self._jobs / name).copy(path, path / "video.mp4")
+                folder.redo(section, seed=seed, prompt=prompt)
+                write_asked(path, asked)
+                job = self._workers.resume(path, asked)
+            return self._watch(new, job, asked)
+
+    def prioritize(self, name: str, priority: int) -> None:
+        """Have a video that waits come before those of a lower priority; others stay as they are.
+
+        Raises:
+            UnknownVideoError: there is none of this id.
+        """
+        self.get(name)
         with self._lock:
             live = self._live.get(name)
-            if live is not None and not live.status().is_over:
-                # Before the job knows: a crash in between must not have it resumed.
-                write_end(self._jobs / name, End(state="cancelled", ended=time.time()))
-                live.job.cancel()
-            return self.get(name)
+            if live is not None and live.job.state == "queued":
+                write_asked(live.job.path, replace(read_asked(live.job.path), priority=priority))
+                live.job.priority = priority
+
+    def folder(self, name: str) -> JobFolder:
+        """The job of a video.
+
+        Raises:
+            UnknownVideoError: there is none of this id.
+        """
+        self.get(name)
+        return JobFolder.open(self._jobs / name)
+
+    def queue(self) -> list[tuple[VideoStatus, int]]:
+        """Videos that are not over, with their priorities: what runs, then what waits in its order."""
+        with self._lock:
+            lives = list(self._live.values())
+        found = [(live.status(), live.job.priority) for live in lives]
+        found = [(status, priority) for status, priority in found if not status.is_over]
+        return sorted(found, key=lambda pair: (pair[0].state != "running", -pair[1], pair[0].created))
 
     def delete(self, name: str) -> None:
         """Remove a video and all its files; one at work is cancelled first and goes when it has stopped.
@@ -231,7 +329,7 @@ class VideoService:
         with self._lock:
             states = [live.job.state for live in self._live.values()]
         waiting = {state: states.count(state) for state in ("queued", "running")}
-        return {**waiting, **{state: ended.get(state, 0) for state in ("done", "failed", "cancelled")}}
+        return {**waiting, **{state: ended.get(state, 0) for state in (PAUSED, "done", "failed", CANCELLED)}}
 
     def retry_seconds(self) -> int:
         """When there may be room in the queue."""
@@ -253,6 +351,19 @@ class VideoService:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _stop(self, name: str, state: str) -> VideoStatus:
+        with self._lock:
+            status, end = self.get(name), End(state=state, ended=time.time())
+            live = self._live.get(name)
+            if live is not None and not status.is_over:
+                # Before the job knows: a crash in between must not have it resumed.
+                write_end(self._jobs / name, end)
+                live.job.cancel()
+            elif status.state == PAUSED:
+                write_end(self._jobs / name, end)
+                self._index.put(replace(status, state=state))
+            return self.get(name)
+
     def _check_room(self) -> None:
         with self._lock:
             waiting = sum(live.job.state == "queued" for live in self._live.values())
@@ -273,7 +384,7 @@ class VideoService:
     def _on_end(self, name: str, live: LiveJob) -> None:
         """Called by the thread that ended the job."""
         # What stops with the service goes on with the next one.
-        if self._is_closing and live.job.state == "cancelled":
+        if self._is_closing and live.job.state == CANCELLED:
             return
         with self._lock:
             del self._live[name]
@@ -282,6 +393,8 @@ class VideoService:
                 _remove(live.job.path)
                 return
             status = replace(live.status(), ended=time.time(), seconds_left=None, failure=_failure(live.job))
+            if end is not None and status.state == CANCELLED:
+                status = replace(status, state=end.state)
             self._index.put(status)
             _keep_failure(live.job.path, status)
             self._recent[name] = live
@@ -317,6 +430,10 @@ class VideoService:
                 _remove(path)
             else:
                 yield path, read_asked(path)
+
+
+def _new_name() -> str:
+    return f"video_{secrets.token_hex(12)}"
 
 
 @contextlib.contextmanager

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from ..job_folder import JobFolder
 from ..job_record import JobRecord
 
-# A video is in one of these; the last three are for ever.
-STATES = ("queued", "running", "done", "failed", "cancelled")
+# A video is in one of these; the last three are for ever, unless somebody takes it up again.
+STATES = ("queued", "running", "paused", "done", "failed", "cancelled")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,7 @@ class VideoStatus:
         ended: the same; None while it is queued or runs.
         model: that makes it.
         prompt: as asked for.
+        order: "inverted" (the end of the video is made first) or "forward".
         seed: of the noise.
         seconds: length of the video.
         fps: frames per second.
@@ -52,6 +53,7 @@ class VideoStatus:
     ended: float | None = None
     model: str
     prompt: str
+    order: str
     seed: int
     seconds: float
     fps: int
@@ -66,7 +68,7 @@ class VideoStatus:
 
     @property
     def is_over(self) -> bool:
-        return self.state in STATES[2:]
+        return self.state in STATES[3:]
 
 
 def describe(name: str, folder: JobFolder, *, created: float) -> VideoStatus:
@@ -81,6 +83,7 @@ def describe(name: str, folder: JobFolder, *, created: float) -> VideoStatus:
         created=created,
         model=str(record.metadata["model"]),
         prompt=request.prompt,
+        order=sampling.order,
         seed=sampling.seed,
         seconds=num_frames / request.fps,
         fps=request.fps,

@@ -1,0 +1,107 @@
+"""Small drawings as SVG and HTML: sections in video time, memory over time, progress."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_WIDTH, _BAR_HEIGHT = 640, 34
+_COLOURS = {"done": "#2e7d5b", "at work": "#d9822b", "waiting": "#b9c0c8"}
+_MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SectionBar:
+    """One section of a video.
+
+    Attributes:
+        number: in the order in which sections are made, from 1.
+        start: seconds in the video.
+        end: seconds in the video.
+        state: "done", "at work" or "waiting".
+    """
+
+    number: int
+    start: float
+    end: float
+    state: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySample:
+    """Memory at a time.
+
+    Attributes:
+        seconds: since the app began to look.
+        ram_bytes: resident memory of this process.
+        device_bytes: memory of the device that this process has reserved; None on the CPU.
+    """
+
+    seconds: float
+    ram_bytes: int
+    device_bytes: int | None
+
+
+def draw_sections(bars: Sequence[SectionBar], *, is_end_first: bool) -> str:
+    """The sections in video time, each with its turn; says which end of the video is made first."""
+    if not bars:
+        return ""
+    length = max(bar.end for bar in bars)
+    parts = [
+        f'<svg viewBox="0 0 {_WIDTH} 62" width="100%" role="img" aria-label="sections of the video" '
+        'font-family="sans-serif" font-size="11">'
+    ]
+    for bar in bars:
+        x, width = _WIDTH * bar.start / length, _WIDTH * (bar.end - bar.start) / length
+        parts.append(
+            f'<rect class="{bar.state.replace(" ", "-")}" x="{x + 1:.1f}" y="16" width="{max(width - 2, 1):.1f}" '
+            f'height="{_BAR_HEIGHT}" rx="4" fill="{_COLOURS[bar.state]}"><title>section {bar.number}: '
+            f"{bar.start:.1f} to {bar.end:.1f} s, {bar.state}</title></rect>"
+        )
+        if width >= 18:
+            parts.append(
+                f'<text x="{x + width / 2:.1f}" y="37" text-anchor="middle" fill="#fff">{bar.number}</text>'
+            )
+    order = "the end is made first: 1 is the last part" if is_end_first else "made from the start on"
+    parts.append(f'<text x="0" y="11" fill="currentColor">{order}</text>')
+    parts.append('<text x="0" y="61" fill="currentColor">0 s</text>')
+    parts.append(
+        f'<text x="{_WIDTH}" y="61" text-anchor="end" fill="currentColor">{length:.1f} s</text></svg>'
+    )
+    return "".join(parts)
+
+
+def draw_memory(samples: Sequence[MemorySample]) -> str:
+    """RAM and device memory over the last minutes."""
+    if len(samples) < 2:
+        return ""
+    curves = {"RAM": [sample.ram_bytes for sample in samples]}
+    device = [sample.device_bytes for sample in samples]
+    if all(value is not None for value in device):
+        curves["GPU"] = [value for value in device if value is not None]
+    top = max(max(values) for values in curves.values()) * 1.1 or 1
+    first, last = samples[0].seconds, samples[-1].seconds
+    parts = [
+        f'<svg viewBox="0 0 {_WIDTH} 92" width="100%" role="img" aria-label="memory" font-family="sans-serif" '
+        'font-size="11">'
+    ]
+    for values, colour in zip(curves.values(), ("#3f6fb5", "#8b4fb0"), strict=False):
+        points = " ".join(
+            f"{_WIDTH * (sample.seconds - first) / max(last - first, 1e-9):.1f},{74 - 60 * value / top:.1f}"
+            for sample, value in zip(samples, values, strict=True)
+        )
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    legend = ", ".join(f"{name} {values[-1] / _MIB:.0f} MiB" for name, values in curves.items())
+    parts.append(f'<text x="0" y="11" fill="currentColor">{legend} (last {last - first:.0f} s)</text>')
+    parts.append('<line x1="0" y1="75" x2="640" y2="75" stroke="currentColor" stroke-width=".5"/></svg>')
+    return "".join(parts)
+
+
+def draw_progress(share: float, text: str) -> str:
+    """A bar filled to ``share`` of 1, with what happens now."""
+    percent = 100 * min(max(share, 0.0), 1.0)
+    return (
+        f'<div role="progressbar" aria-valuenow="{percent:.0f}" aria-valuemin="0" aria-valuemax="100" '
+        'style="background:#b9c0c855;border-radius:6px;overflow:hidden">'
+        f'<div style="width:{percent:.1f}%;height:10px;background:{_COLOURS["done"]}"></div></div>'
+        f"<p>{html.escape(text)}</p>"
+    )

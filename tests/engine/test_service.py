@@ -1,0 +1,138 @@
+"""Videos that are paused, taken up again, made again in part, and moved in the queue."""
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from video_server import KeptWorkers, load
+
+from isoframe.engine import ConfigError, Engine, InputError, Request
+from isoframe.engine.server.service import VideoService
+from isoframe.engine.server.service_errors import UnknownVideoError
+from isoframe.engine.server.status import VideoStatus
+from isoframe.engine.video import read_video_info
+
+NUM_SECTIONS = 4
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with load(tmp_path_factory.mktemp("cache")) as engine:
+        yield engine
+
+
+@pytest.fixture
+def service(engine: Engine, tmp_path: Path) -> Iterator[VideoService]:
+    with VideoService(KeptWorkers(engine), tmp_path / "data", max_queued=4) as service:
+        yield service
+
+
+def request_of(num_sections: int = NUM_SECTIONS, **changes: object) -> Request:
+    """A job of short sections."""
+    request = Request(
+        image=Image.new("RGB", (64, 64), (200, 60, 40)), prompt="a red circle moves right",
+        seconds=4 * num_sections / 30, num_steps=2, latent_window_size=1, order="forward",
+    )  # fmt: skip
+    return dataclasses.replace(request, **changes)  # type: ignore[arg-type]  # fields of a request
+
+
+def create_running(service: VideoService) -> VideoStatus:
+    """A long video whose first section is finished."""
+    video = service.create(request_of(200))
+    while service.get(video.id).num_finished_sections == 0:
+        threading.Event().wait(0.01)
+    return service.get(video.id)
+
+
+def content(service: VideoService, name: str) -> bytes:
+    return service.video_path(name).read_bytes()
+
+
+def test_a_paused_video_goes_on_where_it_was_and_becomes_the_same_file(service: VideoService) -> None:
+    plain = service.create(request_of(12))
+    paused = service.create(request_of(12))
+    service.wait(plain.id)
+    while service.get(paused.id).num_finished_sections == 0:
+        threading.Event().wait(0.005)
+    service.pause(paused.id)
+    stopped = service.wait(paused.id)
+    assert stopped.state == "paused"
+    assert 0 < stopped.num_finished_sections < 12
+    assert service.go_on(paused.id).state in ("queued", "running")
+    assert service.wait(paused.id).state == "done"
+    assert content(service, paused.id) == content(service, plain.id)
+
+
+def test_a_restart_leaves_paused_videos_paused_until_they_are_taken_up(
+    engine: Engine, tmp_path: Path
+) -> None:
+    with VideoService(KeptWorkers(engine), tmp_path) as service:
+        name = create_running(service).id
+        service.pause(name)
+        service.wait(name)
+    with VideoService(KeptWorkers(engine), tmp_path) as service:
+        assert service.get(name).state == "paused"
+        assert service.counts()["paused"] == 1
+        service.go_on(name)
+        assert service.cancel(name).id == name
+        assert service.wait(name).state == "cancelled"
+
+
+def test_a_paused_video_can_be_cancelled_for_good(service: VideoService) -> None:
+    name = create_running(service).id
+    service.pause(name)
+    service.wait(name)
+    assert service.cancel(name).state == "cancelled"
+
+
+def test_a_redo_is_a_new_video_with_the_first_sections_of_the_old_one(service: VideoService) -> None:
+    old = service.create(request_of())
+    service.wait(old.id)
+    before = content(service, old.id)
+    new = service.redo(old.id, 2, seed=7)
+    assert service.wait(new.id).state == "done"
+    assert content(service, old.id) == before
+    assert read_video_info(service.video_path(new.id)).metadata["redos"] == [
+        {"section": 2, "seed": 7, "prompt": None}
+    ]
+    names = [f"section_{i:04d}.safetensors" for i in range(NUM_SECTIONS)]
+    old_latents, new_latents = (
+        [load_file(service.folder(video.id).path / name)["latents"] for name in names] for video in (old, new)
+    )
+    assert [torch.equal(*pair) for pair in zip(old_latents, new_latents, strict=True)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_a_redo_that_is_refused_leaves_nothing(service: VideoService) -> None:
+    old = service.create(request_of())
+    service.wait(old.id)
+    with pytest.raises(ConfigError, match="section must be from 1 to 4, got 9"):
+        service.redo(old.id, 8, seed=7)
+    with pytest.raises(UnknownVideoError):
+        service.redo("video_0", 0, seed=7)
+    running = create_running(service).id
+    with pytest.raises(InputError, match="in use by another process"):
+        service.redo(running, 0, seed=7)
+    assert len(service.page()) == 2
+    service.cancel(running)
+    service.wait(running)
+
+
+def test_a_video_that_is_moved_to_the_front_is_made_first(service: VideoService) -> None:
+    running = create_running(service).id
+    names = [service.create(request_of(1, seed=seed)).id for seed in range(3)]
+    service.prioritize(names[2], 1)
+    assert [status.id for status, _ in service.queue()] == [running, names[2], names[0], names[1]]
+    service.cancel(running)
+    ends = [service.wait(name).ended for name in names]
+    assert None not in ends
+    assert sorted(names, key=lambda name: service.get(name).ended or 0) == [names[2], names[0], names[1]]
