@@ -256,10 +256,10 @@ def check_attention(device: torch.device, cache_dir: Path) -> Iterator[Check]:
 
 def check_encoder() -> Check:
     """Whether videos can be written."""
-    from .segments import H264Format
+    from .codecs import VideoFormat
 
     try:
-        H264Format(height=16, width=16, fps=30, crf=16).open_encoder()
+        VideoFormat(height=16, width=16, fps=30, crf=16).open_encoder()
     except (ImportError, DeviceError) as error:
         return Check(
             name="video", status="problem", text=str(error), remedy="pip install --force-reinstall av"

@@ -24,6 +24,9 @@ PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8-weight", "fp8", "nf4")
 COMPUTE_DTYPES = ("auto", "fp32", "bf16", "fp16")
 ATTENTIONS = ("auto", "sdpa", "flash-attn", "flash-attn-3", "xformers", "sageattention", "int8", "int8-fp8")
 POSTERIORS = ("sample", "mode")
+# Codecs of video files, and the worst quality of each.
+CODECS = ("h264", "hevc", "av1")
+MAX_CRF = {"h264": 51, "hevc": 51, "av1": 63}
 # File in the cache folder: what `isoframe bench tune` found to be fast on this machine.
 TUNED_SETTINGS = "launch_settings.json"
 
@@ -202,11 +205,12 @@ class Request:
         size: (height, width) in pixels; None takes the model's bucket nearest to the image's shape.
         order: "auto" (forward for an F1 checkpoint, else inverted), "inverted" or "forward".
         fps: frames per second of the file.
-        crf: H.264 quality, 0 (lossless) to 51.
+        crf: quality, 0 (lossless) to 51, with AV1 to 63; the scales of the codecs differ.
         posterior: start latent is the "sample" of the VAE posterior (seeded) or its "mode".
         force: accept more than 3600 seconds and images beyond the usual shapes.
         prompt_spans: prompts with times, in place of times in ``prompt``, which is the base text of all then.
         prompt_blend: seconds around a change of prompt over which the embeddings blend; 0 changes at once.
+        codec: "h264" (plays everywhere), "hevc" or "av1".
 
     The other fields are those of :class:`SamplingConfig`.
     """
@@ -236,6 +240,7 @@ class Request:
     force: bool = False
     prompt_spans: tuple[PromptSpan, ...] = ()
     prompt_blend: float = 0.0
+    codec: str = "h264"
 
     def __post_init__(self) -> None:
         if not _is_finite(self.seconds) or self.seconds <= 0:
@@ -248,8 +253,11 @@ class Request:
         check_choice("posterior", self.posterior, POSTERIORS)
         _check_at_least("fps", self.fps, 1)
         _check_at_least("crf", self.crf, 0)
-        if self.crf > 51:
-            raise ConfigError(f"crf must be from 0 (lossless) to 51, got {self.crf}")
+        check_choice("codec", self.codec, CODECS)
+        if self.crf > MAX_CRF[self.codec]:
+            raise ConfigError(
+                f"crf must be from 0 (lossless) to {MAX_CRF[self.codec]} for {self.codec}, got {self.crf}"
+            )
         if self.size is not None and (len(self.size) != 2 or any(n < 16 or n % 16 for n in self.size)):
             raise ConfigError(f"size must be (height, width), multiples of 16, got {self.size}")
         _check_sampling(self)

@@ -15,7 +15,7 @@ from .sections import plan_sections
 # Of the whole folder: a change in any of its files counts.
 VERSION = 1
 # What decides every value of the video, besides the fields of SamplingConfig.
-_DECISIVE_REQUEST = ("negative_prompt", "posterior", "fps", "crf", "prompt_blend")
+_DECISIVE_REQUEST = ("negative_prompt", "posterior", "fps", "crf", "codec", "prompt_blend")
 _DECISIVE_METADATA = ("image_sha256", "size", "model_hash", "precision")
 _MAX_VALUE_LENGTH = 60
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from .codecs import VideoFormat
 from .config import Request
 from .durable import write_durably
 from .errors import InputError
@@ -16,7 +17,7 @@ from .job_record import JobRecord
 from .mp4 import temporary_name
 from .outputs import write_error
 from .sampled_sections import SampledSections, num_history_sections
-from .segments import H264Format, KeptSegments, Segment, SegmentSpool
+from .segments import KeptSegments, Segment, SegmentSpool
 
 if TYPE_CHECKING:
     from .denoiser import LatentSection
@@ -160,11 +161,17 @@ class JobRun:
         return bytes(video_format(self._record).open_encoder().extradata or b"")
 
 
-def video_format(record: JobRecord) -> H264Format:
+def video_format(record: JobRecord) -> VideoFormat:
     """Of the video of a job."""
     request = record.request
     assert request.size is not None, "the record holds the size of the video"
-    return H264Format(height=request.size[0], width=request.size[1], fps=request.fps, crf=request.crf)
+    return VideoFormat(
+        height=request.size[0],
+        width=request.size[1],
+        fps=request.fps,
+        crf=request.crf,
+        codec=request.codec,
+    )
 
 
 def reprompted(request: Request, prompt: str) -> Request:

@@ -7,13 +7,15 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from .segments import H264Format, Segment
+from .codecs import VideoFormat
+from .segments import Segment
 
 if TYPE_CHECKING:
     from av.packet import Packet
     from av.stream import Stream
+    from av.video.stream import VideoStream
 
 
 def index_bytes(num_frames: int, num_keys: int, num_bytes: int, comment: str) -> int:
@@ -27,7 +29,7 @@ def index_bytes(num_frames: int, num_keys: int, num_bytes: int, comment: str) ->
 
 def write_mp4(
     path: Path,
-    video_format: H264Format,
+    video_format: VideoFormat,
     segments: Sequence[Segment],
     metadata: Mapping[str, object],
     token: str | None = None,
@@ -68,7 +70,7 @@ def ffmpeg_url(path: Path) -> str:
     return f"file:{path}"
 
 
-def _mux(path: Path, video_format: H264Format, segments: Sequence[Segment], comment: str) -> None:
+def _mux(path: Path, video_format: VideoFormat, segments: Sequence[Segment], comment: str) -> None:
     import av
 
     num_frames = sum(segment.num_frames for segment in segments)
@@ -79,7 +81,7 @@ def _mux(path: Path, video_format: H264Format, segments: Sequence[Segment], comm
     # FFmpeg writes the file itself: an interrupt that arrives inside a Python file's write would be lost.
     with av.open(ffmpeg_url(path), "w", format="mp4", options=options) as container:
         container.metadata["comment"] = comment
-        stream = container.add_stream("libx264", rate=video_format.fps)
+        stream = cast("VideoStream", container.add_stream(video_format.encoder, rate=video_format.fps))
         video_format.configure(stream.codec_context)
         container.start_encoding()
         _check_parameters(bytes(stream.codec_context.extradata or b""), segments)
@@ -90,10 +92,10 @@ def _mux(path: Path, video_format: H264Format, segments: Sequence[Segment], comm
 
 def _check_parameters(extradata: bytes, segments: Sequence[Segment]) -> None:
     if any(segment.spool.extradata != extradata for segment in segments):
-        raise RuntimeError("segments of one file must share their H.264 parameter sets")
+        raise RuntimeError("segments of one file must share their parameter sets")
 
 
-def _timed_packets(video_format: H264Format, segments: Sequence[Segment]) -> Iterator["Packet[Stream]"]:
+def _timed_packets(video_format: VideoFormat, segments: Sequence[Segment]) -> Iterator["Packet[Stream]"]:
     """Packets in decoding order with one decoding time per packet, whatever the reordering inside a segment."""
     from av.packet import Packet
 

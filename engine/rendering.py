@@ -108,6 +108,7 @@ def open_writer(
         width=job.image.width,
         fps=request.fps,
         crf=request.crf,
+        codec=request.codec,
         num_frames=job.num_frames,
         metadata=metadata if run is None else run.metadata,
         overwrite=overwrite,

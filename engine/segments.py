@@ -1,4 +1,4 @@
-"""Closed-GOP H.264 segments: encoded once, kept in one spool file, read back for every join."""
+"""Closed-GOP segments: encoded once, kept in one spool file, read back for every join."""
 
 import errno
 import io
@@ -6,15 +6,13 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from .errors import ConfigError, DeviceError
+from .codecs import VideoFormat
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -24,62 +22,6 @@ if TYPE_CHECKING:
 _START_CODE = b"\0\0\1"
 # Supplemental information of the kind "unregistered user data".
 _SETTINGS_NAL = bytes((6, 5))
-_BT709 = 1
-_LIMITED_RANGE = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class H264Format:
-    """What every segment of a video shares.
-
-    RGB is converted to BT.709, limited range, 4:2:0, and the stream is tagged so: an untagged small video
-    would be read as BT.601 by some players and as BT.709 by others.
-
-    Attributes:
-        height: pixels, even.
-        width: pixels, even.
-        fps: frames per second.
-        crf: 0 (lossless but for the colour conversion) to 51.
-    """
-
-    height: int
-    width: int
-    fps: int
-    crf: int
-
-    def __post_init__(self) -> None:
-        for name, value in (("height", self.height), ("width", self.width)):
-            if value < 2 or value % 2:
-                raise ConfigError(f"{name} must be even and at least 2 for yuv420p, got {value}")
-        if self.fps < 1:
-            raise ConfigError(f"fps must be at least 1, got {self.fps}")
-        if not 0 <= self.crf <= 51:
-            raise ConfigError(f"crf must be from 0 (lossless) to 51, got {self.crf}")
-
-    def configure(self, context: "VideoCodecContext") -> None:
-        """Give an unopened libx264 context the parameters of this format."""
-        from av.codec.context import Flags
-
-        context.width, context.height, context.pix_fmt = self.width, self.height, "yuv420p"
-        context.time_base, context.framerate = Fraction(1, self.fps), Fraction(self.fps)
-        context.color_range = _LIMITED_RANGE
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
-        # One SPS/PPS for the file instead of a copy in every segment.
-        context.flags |= Flags.global_header
-        context.options = {"crf": str(self.crf), "x264-params": f"open-gop=0{_instruction_set()}"}
-
-    def open_encoder(self) -> "VideoCodecContext":
-        """A fresh encoder; its ``extradata`` (SPS and PPS) is the same every time."""
-        import av
-        from av.codec.codec import UnknownCodecError
-
-        try:
-            context = av.CodecContext.create("libx264", "w")
-        except UnknownCodecError:
-            raise DeviceError("this build of PyAV has no libx264; pip install --force-reinstall av") from None
-        self.configure(context)
-        context.open()
-        return context
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +120,7 @@ class SegmentSpool:
     def is_on_disk(self) -> bool:
         return not isinstance(self._file, io.BytesIO)
 
-    def append(self, video_format: H264Format, frames: NDArray[np.uint8], first_frame: int) -> Segment:
+    def append(self, video_format: VideoFormat, frames: NDArray[np.uint8], first_frame: int) -> Segment:
         """Encode ``frames`` [T, H, W, 3] as one segment; after a failure the spool is as it was before."""
         packets = self._encode(video_format, frames)
         offset = self.size
@@ -215,12 +157,12 @@ class SegmentSpool:
         """Delete the file unless it is kept; closing twice is allowed."""
         self._file.close()
 
-    def _encode(self, video_format: H264Format, frames: NDArray[np.uint8]) -> list[tuple[bytes, CodedFrame]]:
+    def _encode(self, video_format: VideoFormat, frames: NDArray[np.uint8]) -> list[tuple[bytes, CodedFrame]]:
         encoder = video_format.open_encoder()
         extradata = bytes(encoder.extradata or b"")
         if self.extradata and extradata != self.extradata:
             raise RuntimeError("the encoder changed its parameter sets between two segments of one video")
-        packets = [_strip_settings(packet) for packet in _encode_frames(encoder, frames)]
+        packets = [_coded(packet, video_format) for packet in _encode_frames(encoder, frames)]
         if len(packets) != len(frames) or not packets[0][1].is_key:
             raise RuntimeError(f"the encoder returned {len(packets)} packets for {len(frames)} frames")
         self.extradata = extradata
@@ -265,15 +207,6 @@ def longest_run(segments: Sequence[Segment]) -> list[Segment]:
     return max(runs, key=lambda run: run[-1].end_frame - run[0].first_frame)
 
 
-def _instruction_set() -> str:
-    """x264 without its AVX-512 code, which reads past the rows of its macroblock tree.
-
-    With some widths (96 px is one) the same frames then give other bytes each time. AVX2 gives the bytes of the
-    plain C code. Naming an instruction set replaces x264's own detection, hence only where AVX-512 is.
-    """
-    return ":asm=AVX2" if torch.backends.cpu.get_cpu_capability() == "AVX512" else ""
-
-
 def _encode_frames(
     encoder: "VideoCodecContext", frames: NDArray[np.uint8]
 ) -> Iterator["Packet[VideoStream]"]:
@@ -295,14 +228,19 @@ def _encode_frames(
     yield from encoder.encode(None)
 
 
-def _strip_settings(packet: "Packet[VideoStream]") -> tuple[bytes, CodedFrame]:
-    """The packet without the text of encoder settings that x264 puts before each first frame (about 700 bytes)."""
+def _coded(packet: "Packet[VideoStream]", video_format: VideoFormat) -> tuple[bytes, CodedFrame]:
     data = bytes(packet)
-    start = data.index(_START_CODE) + len(_START_CODE)
-    if data[start : start + 2] == _SETTINGS_NAL:
-        data = data[data.index(_START_CODE, start) :]
+    if video_format.codec == "h264":
+        data = _strip_settings(data)
     assert packet.pts is not None
     return data, CodedFrame(size=len(data), position=packet.pts, is_key=packet.is_keyframe)
+
+
+def _strip_settings(data: bytes) -> bytes:
+    """The packet without the text of encoder settings that x264 puts before each first frame (about 700 bytes)."""
+    start = data.index(_START_CODE) + len(_START_CODE)
+    is_text = data[start : start + 2] == _SETTINGS_NAL
+    return data[data.index(_START_CODE, start) :] if is_text else data
 
 
 def _allocate(file: BinaryIO, num_bytes: int) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .codecs import VideoFormat
 from .errors import InputError
 from .mp4 import ffmpeg_url, index_bytes, write_mp4
 from .outputs import (
@@ -23,7 +24,7 @@ from .outputs import (
     make_folder,
     write_error,
 )
-from .segments import H264Format, KeptSegments, Segment, SegmentSpool, longest_run
+from .segments import KeptSegments, Segment, SegmentSpool, longest_run
 
 _logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Video:
 class VideoWriter:
     """Writes an MP4 section by section.
 
-    Each :meth:`write` encodes its frames once, as a closed-GOP H.264 segment, into a nameless file beside the
+    Each :meth:`write` encodes its frames once, as a closed-GOP segment, into a nameless file beside the
     output. :meth:`finish` and :meth:`write_partial` copy the packets into an MP4 in video order. The writer keeps
     no frames. Use it as a context manager: leaving it, by an error or Ctrl-C too, frees the segments.
 
@@ -63,7 +64,8 @@ class VideoWriter:
         height: pixels, even.
         width: pixels, even.
         fps: frames per second.
-        crf: H.264 quality, 0 to 51.
+        crf: quality, 0 to 51, for AV1 to 63.
+        codec: "h264", "hevc" or "av1".
         num_frames: frames of the whole video.
         metadata: anything JSON can hold; stored as the file's ``comment``.
         overwrite: replace an existing file.
@@ -78,6 +80,7 @@ class VideoWriter:
         width: int,
         fps: int = 30,
         crf: int = 16,
+        codec: str = "h264",
         num_frames: int,
         metadata: Mapping[str, object] | None = None,
         overwrite: bool = False,
@@ -85,7 +88,7 @@ class VideoWriter:
     ) -> None:
         self.path = Path(path)
         self.num_frames = num_frames
-        self._format = H264Format(height=height, width=width, fps=fps, crf=crf)
+        self._format = VideoFormat(height=height, width=width, fps=fps, crf=crf, codec=codec)
         self._metadata = dict(metadata or {})
         self._segments: list[Segment] = [] if kept is None else list(kept.segments)
         self._token = None if kept is None else kept.token

@@ -38,6 +38,7 @@ def generate(
     overwrite: options.Overwrite = False,
     fps: options.Fps = DEFAULTS.fps,
     crf: options.Crf = DEFAULTS.crf,
+    codec: options.Codec = DEFAULTS.codec,
     preview: options.Preview = None,
     png: options.Png = None,
     job: options.JobDir = None,
@@ -64,7 +65,7 @@ def generate(
             step_cache=step_cache, step_cache_threshold=step_cache_threshold,
             step_cache_max_skips=step_cache_max_skips, step_cache_retention=step_cache_retention,
             loras=options.parse_loras(lora), latent_window_size=window, fps=fps, crf=crf,
-            prompt_blend=prompt_blend,
+            codec=codec, prompt_blend=prompt_blend,
         )  # fmt: skip
         config = EngineConfig(
             device=device, precision=precision, attention=attention, vram=vram, ram=ram,

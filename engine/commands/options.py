@@ -140,7 +140,11 @@ Window = Annotated[
 Out = Annotated[Path, Option("--out", "-o", help="The MP4 to write.", rich_help_panel=OUTPUT)]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace --out if it exists.", rich_help_panel=OUTPUT)]
 Fps = Annotated[int, Option("--fps", help="Frames per second of the file.", rich_help_panel=OUTPUT)]
-Crf = Annotated[int, Option("--crf", help="H.264 quality: 0 lossless, 51 worst.", rich_help_panel=OUTPUT)]
+Crf = Annotated[int, Option("--crf", help="Quality: 0 lossless, 51 worst (av1: 63).", rich_help_panel=OUTPUT)]
+Codec = Annotated[
+    str,
+    Option("--codec", help="h264 (plays everywhere), hevc or av1 (smaller files).", rich_help_panel=OUTPUT),
+]
 Preview = Annotated[
     Path | None, Option("--preview", help="Folder for small pictures of the run.", rich_help_panel=OUTPUT)
 ]
