@@ -12,16 +12,33 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def check_video_path(path: Path, *, overwrite: bool) -> None:
     """Raise :class:`InputError` unless a video can be written to ``path``; nothing is created."""
+    _check_file(path, (".mp4",), overwrite)
+
+
+def check_export_path(path: Path, *, overwrite: bool) -> None:
+    """As :func:`check_video_path`, for what a video may be exported to."""
+    _check_file(path, (".mp4", ".gif", ".webp"), overwrite)
+
+
+def check_latents_path(path: Path, *, overwrite: bool) -> None:
+    """As :func:`check_video_path`, for latents."""
+    _check_file(path, (".safetensors",), overwrite)
+
+
+def _check_file(path: Path, suffixes: tuple[str, ...], overwrite: bool) -> None:
+    suffix = suffixes[0]
     if path.is_dir():
         raise InputError(
-            f"output must be a file, {path} is a folder; add a file name such as {path / 'video.mp4'}"
+            f"output must be a file, {path} is a folder; add a file name such as {path / f'video{suffix}'}"
         )
     if path.exists() and not path.is_file():
         raise InputError(
             f"output must be a file of its own, {path} is a device or a pipe; choose another path"
         )
-    if path.suffix.lower() != ".mp4":
-        raise InputError(f"output must end in .mp4, got {path}; use {path.with_suffix('.mp4')}")
+    if path.suffix.lower() not in suffixes:
+        raise InputError(
+            f"output must end in {' or '.join(suffixes)}, got {path}; use {path.with_suffix(suffix)}"
+        )
     if path.exists() and not overwrite:
         raise InputError(f"output {path} exists; pass --overwrite (overwrite=True) or another name")
     check_folder("output", path.parent)

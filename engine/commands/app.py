@@ -8,6 +8,7 @@ import typer
 from .convert import convert
 from .demo import demo
 from .doctor import doctor
+from .export import export
 from .generate import generate
 from .info import info
 from .jobs import app as jobs
@@ -29,7 +30,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (convert, demo, doctor, generate, info, plan, redo, resume, serve):
+    for command in (convert, demo, doctor, export, generate, info, plan, redo, resume, serve):
         app.command()(command)
     app.add_typer(jobs, name="jobs")
     plugins = {plugin.name: plugin for plugin in metadata.entry_points(group=PLUGIN_GROUP)}
