@@ -30,7 +30,7 @@ from .metadata import video_metadata
 from .outputs import check_video_path
 from .plan import Plan
 from .previews import cached_latent_rgb
-from .rendering import Rendering, open_png, open_writer, reporter
+from .rendering import Rendering, open_latents, open_png, open_writer, reporter
 from .step_cache import StepCacheFactory
 from .vae import VideoVAE
 from .video import Video
@@ -202,6 +202,7 @@ class Engine:
         preview_dir: str | os.PathLike[str] | None = None,
         png_dir: str | os.PathLike[str] | None = None,
         job_dir: str | os.PathLike[str] | None = None,
+        latents_path: str | os.PathLike[str] | None = None,
     ) -> Video:
         """Generate a whole video into an MP4, in bounded memory.
 
@@ -220,6 +221,7 @@ class Engine:
             job_dir: folder that keeps what is finished after every section. If the same job is there, killed or
                 failed, it goes on bit for bit; see :meth:`resume`. None keeps nothing: latents are larger than the
                 video that they become.
+            latents_path: file for the latents of the whole video, .safetensors.
 
         Raises:
             InputError: the image, an output or ``job_dir`` cannot be used, or holds another job.
@@ -230,10 +232,11 @@ class Engine:
             open_writer(
                 request, job, path, self._metadata(request, job), overwrite=overwrite, run=run
             ) as writer,
+            open_latents(latents_path, job, writer, overwrite) as latents,
         ):
-            png = open_png(png_dir, job, overwrite)
+            png = open_png(png_dir, job, writer, overwrite)
             report = reporter(on_event, preview_dir, self._latent_rgb)
-            rendering = Rendering(job=job, writer=writer, run=run, png=png, report=report)
+            rendering = Rendering(job=job, writer=writer, run=run, png=png, latents=latents, report=report)
             video = rendering.write(job.sections(self._encoders, lambda: self._vae, report, run))
         report(FileEvent(path=video.path))
         return video

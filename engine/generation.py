@@ -72,6 +72,7 @@ class Generation:
         num_frames: frames of the whole video.
         memory: the plan of the job, and its units.
         decoder: joins the sections; None until :meth:`sections` has encoded the request.
+        start_latent: of the image, [1, C, 1, Y, X] fp32; None until then.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Generation:
         order = default_order(components.name, profile) if request.order == "auto" else request.order
         self.sampling: SamplingConfig = request.sampling(order)
         denoiser.check(self.sampling)
+        self._plans = plan_sections(self.sampling)
         self.num_frames = 4 * self.sampling.latent_window_size * self.sampling.num_sections + 1
         image = load_image(request.image, force=request.force)
         self._image_size = image.height, image.width
@@ -93,6 +95,11 @@ class Generation:
         self.memory = memory.plan(self.sampling, bucket, lora_bytes=denoiser.lora_bytes(self.sampling))
         denoiser.check_attention(self.sampling, bucket, self.memory.num_condition_tokens)
         self.decoder: SectionDecoder | None = None
+        self.start_latent: Tensor | None = None
+
+    def first_latent_frame(self, section: int) -> int:
+        """Place of ``section`` (generation order) in the video; the start latent is 0."""
+        return self._plans[section].first_latent_frame
 
     def sections(
         self,
@@ -120,6 +127,7 @@ class Generation:
         prompts, negative = self._encode_text(encoders, report, timeline)
         report(PhaseEvent(phase="image"))
         vae, conditioning = self._encode_image(encoders, load_vae, prompts, negative)
+        self.start_latent = conditioning.start_latent
         self.decoder = decoder = SectionDecoder(
             vae,
             order=self.sampling.order,
@@ -170,7 +178,7 @@ class Generation:
     def _prompt_slots(self, timeline: PromptTimeline) -> tuple[PromptSlot, ...]:
         """The timeline in seconds of video and in the order in which sections are made."""
         window, fps = self.sampling.latent_window_size, self._request.fps
-        made = {_place(section, window): section.index for section in plan_sections(self.sampling)}
+        made = {_place(section, window): section.index for section in self._plans}
         return tuple(
             PromptSlot(
                 text=stretch.text,
@@ -198,7 +206,7 @@ class Generation:
         # Sections with the same shares get the same object, for which the engine computes once.
         blended: dict[tuple[tuple[str, float], ...], PromptEmbeds] = {}
         sections = []
-        for section in plan_sections(self.sampling):
+        for section in self._plans:
             shares = tuple(timeline.weights(_place(section, self.sampling.latent_window_size)))
             if shares not in blended:
                 blended[shares] = blend_prompts([(prompts[text], share) for text, share in shares])

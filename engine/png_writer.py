@@ -1,6 +1,8 @@
 """Frames as a numbered PNG sequence."""
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +20,22 @@ class PngWriter:
     Args:
         folder: created with the first frame.
         num_frames: frames of the whole video.
+        metadata: of the video; every frame carries it as ``comment``, with its own number.
         overwrite: replace the sequence that is in the folder; it goes when the first frame comes.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, num_frames: int, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        num_frames: int,
+        metadata: Mapping[str, object] | None = None,
+        overwrite: bool = False,
+    ) -> None:
         self.folder = Path(folder)
         self.num_frames = num_frames
         self._num_digits = max(len(str(num_frames - 1)), 5)
+        self._metadata = dict(metadata or {})
         self._old_frames = check_png_folder(self.folder, overwrite=overwrite)
 
     def write(self, frames: Tensor | NDArray[np.uint8], first_frame: int) -> None:
@@ -40,7 +51,8 @@ class PngWriter:
         if len(pixels):
             self._make_room()
         for index, frame in enumerate(pixels, start=first_frame):
-            save_png(frame, self.folder / f"frame_{index:0{self._num_digits}d}.png")
+            comment = json.dumps({**self._metadata, "frame": index})
+            save_png(frame, self.folder / f"frame_{index:0{self._num_digits}d}.png", comment)
 
     def _make_room(self) -> None:
         make_folder("PNG", self.folder)

@@ -86,13 +86,18 @@ def tile_frames(frames: Tensor) -> Tensor:
     return strip.repeat_interleave(factor, dim=0).repeat_interleave(factor, dim=1)
 
 
-def save_png(pixels: Tensor, path: Path) -> None:
-    """Write uint8 [H, W, 3] as a PNG that appears complete."""
+def save_png(pixels: Tensor, path: Path, comment: str | None = None) -> None:
+    """Write uint8 [H, W, 3] as a PNG that appears complete, with a ``comment`` as text inside."""
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    texts = PngInfo()
+    if comment is not None:
+        texts.add_text("comment", comment, zip=True)
 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        Image.fromarray(pixels.numpy()).save(temporary, format="PNG")
+        Image.fromarray(pixels.numpy()).save(temporary, format="PNG", pnginfo=texts)
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -9,9 +10,10 @@ from torch import Tensor
 from .config import Request
 from .denoiser import EventHandler
 from .errors import InputError
-from .events import Event, PartialEvent, PhaseEvent, PreviewEvent, SectionEvent, StepEvent
+from .events import Event, FileEvent, PartialEvent, PhaseEvent, PreviewEvent, SectionEvent, StepEvent
 from .generation import Generation, Section
 from .job_run import JobRun
+from .latents_file import LatentsWriter, check_resumable
 from .png_writer import PngWriter
 from .previews import LatentPreviews
 from .video import Video, VideoWriter
@@ -26,6 +28,7 @@ class Rendering:
         writer: of the MP4.
         run: the job on disk; None keeps nothing.
         png: writer of the single frames, if there are any.
+        latents: writer of the latents, if they are asked for.
         report: called with every event.
     """
 
@@ -33,6 +36,7 @@ class Rendering:
     writer: VideoWriter
     run: JobRun | None
     png: PngWriter | None
+    latents: LatentsWriter | None = None
     report: EventHandler
 
     def write(self, sections: Iterator[Section]) -> Video:
@@ -41,12 +45,14 @@ class Rendering:
         If that stops early, what is finished is left in a playable file, and a note of the exception says so.
         """
         try:
+            self._write_earlier_latents()
             for section in sections:
                 self._write_section(section)
                 # The next section is decoded before the loop would let go of this one's frames.
                 del section
             self.report(PhaseEvent(phase="write"))
             video = self.writer.finish()
+            self._finish_latents()
             if self.run is not None:
                 self.run.finish(video.path)
         except BaseException as error:
@@ -54,8 +60,25 @@ class Rendering:
             raise
         return video
 
+    def _write_earlier_latents(self) -> None:
+        """Those of the sections that an earlier run has encoded, which do not come again."""
+        if self.latents is None or self.run is None:
+            return
+        check_resumable(self.run.num_encoded, self.job.sampling.num_sections)
+        for index in range(self.run.num_encoded):
+            self.latents.write(self.run.latents(index), self.job.first_latent_frame(index))
+
+    def _finish_latents(self) -> None:
+        if self.latents is None:
+            return
+        assert self.job.start_latent is not None, "a section came"
+        self.latents.write(self.job.start_latent, 0)
+        self.report(FileEvent(path=self.latents.finish()))
+
     def _write_section(self, section: Section) -> None:
         self.report(PhaseEvent(phase="encode"))
+        if self.latents is not None:
+            self.latents.write(section.latents, self.job.first_latent_frame(section.index))
         if self.png is not None:
             self.png.write(section.frames, section.first_frame)
         segment = self.writer.write(section.frames, section.first_frame)
@@ -116,9 +139,23 @@ def open_writer(
     )
 
 
-def open_png(png_dir: str | os.PathLike[str] | None, job: Generation, overwrite: bool) -> PngWriter | None:
+def open_png(
+    png_dir: str | os.PathLike[str] | None, job: Generation, writer: VideoWriter, overwrite: bool
+) -> PngWriter | None:
     """The writer of single frames; None without a folder."""
-    return None if png_dir is None else PngWriter(png_dir, num_frames=job.num_frames, overwrite=overwrite)
+    if png_dir is None:
+        return None
+    return PngWriter(png_dir, num_frames=job.num_frames, metadata=writer.metadata, overwrite=overwrite)
+
+
+def open_latents(
+    path: str | os.PathLike[str] | None, job: Generation, writer: VideoWriter, overwrite: bool
+) -> AbstractContextManager[LatentsWriter | None]:
+    """The writer of the latents; None without a path."""
+    if path is None:
+        return nullcontext()
+    num_frames = 1 + job.sampling.num_sections * job.sampling.latent_window_size
+    return LatentsWriter(path, num_frames=num_frames, metadata=writer.metadata, overwrite=overwrite)
 
 
 def reporter(

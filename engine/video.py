@@ -99,6 +99,11 @@ class VideoWriter:
         self._spool = self._make_spool() if kept is None else kept.spool
 
     @property
+    def metadata(self) -> dict[str, object]:
+        """What the file says of its making."""
+        return dict(self._metadata)
+
+    @property
     def num_final_frames(self) -> int:
         """Frames written so far."""
         return sum(segment.num_frames for segment in self._segments)
@@ -232,10 +237,12 @@ class VideoWriter:
 
 
 def read_video_info(path: str | os.PathLike[str]) -> Video:
-    """Size, length and metadata of a video file; no frame is decoded."""
+    """Size, length and metadata of a video file, or of one frame as PNG; nothing is decoded."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"video must be a file, {path} is {'a folder' if path.is_dir() else 'missing'}")
+    if path.suffix.lower() == ".png":
+        return _read_png_info(path)
     import av
 
     try:
@@ -256,6 +263,25 @@ def read_video_info(path: str | os.PathLike[str]) -> Video:
             )
     except (av.error.FFmpegError, OSError) as error:
         raise InputError(f"video must be readable, {path} is not: {error}") from error
+
+
+def _read_png_info(path: Path) -> Video:
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            comment = str(image.info.get("comment", ""))
+            return Video(
+                path=path,
+                num_frames=1,
+                fps=0.0,
+                width=image.width,
+                height=image.height,
+                seconds=0.0,
+                metadata=_parse_comment(comment),
+            )
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path} must be a PNG, it cannot be read: {error}") from error
 
 
 def _parse_comment(comment: str) -> dict[str, object]:

@@ -152,6 +152,10 @@ Png = Annotated[
     Path | None,
     Option("--png", help="Also write every frame as PNG into this folder.", rich_help_panel=OUTPUT),
 ]
+Latents = Annotated[
+    Path | None,
+    Option("--latents", help="Also write the latents of the video, .safetensors.", rich_help_panel=OUTPUT),
+]
 JobDir = Annotated[
     Path | None,
     Option(

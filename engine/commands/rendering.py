@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..config import EngineConfig, Request
-from ..outputs import check_folder, check_png_folder, check_video_path
+from ..outputs import check_folder, check_latents_path, check_png_folder, check_video_path
 from .interrupt import Interrupt, lasting_interrupt
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Rendering:
         is_overwriting: whether ``out`` may exist.
         preview_dir: folder for pictures of the run.
         png_dir: folder for every frame as PNG.
+        latents: file for the latents.
         job_dir: folder that keeps the job.
         is_json: progress as JSON on stdout.
         is_quiet: no progress.
@@ -43,6 +44,7 @@ class Rendering:
     is_overwriting: bool = False
     preview_dir: Path | None = None
     png_dir: Path | None = None
+    latents: Path | None = None
     job_dir: Path | None = None
     is_json: bool = False
     is_quiet: bool = False
@@ -80,6 +82,8 @@ class Rendering:
             check_folder("preview", self.preview_dir)
         if self.png_dir is not None:
             check_png_folder(self.png_dir, overwrite=self.is_overwriting)
+        if self.latents is not None:
+            check_latents_path(self.latents, overwrite=self.is_overwriting)
         if self.job_dir is not None:
             check_folder("job", self.job_dir)
 
@@ -118,4 +122,5 @@ class Rendering:
                 preview_dir=self.preview_dir,
                 png_dir=self.png_dir,
                 job_dir=self.job_dir,
+                latents_path=self.latents,
             )

@@ -10,6 +10,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import safetensors
 import torch
 from PIL import Image
 from tiny_models import saved_model
@@ -435,3 +436,58 @@ def test_measured_launch_settings_are_used_on_their_card_and_damaged_ones_are_to
         loaded_model.prepare_device(config)
         assert "launch_settings.json is damaged" in caplog.text
     assert launching._measured == expected
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_latents_are_written_in_video_order_with_what_the_video_says(
+    engine: Engine, make_request: Callable[..., Request], tmp_path: Path, order: str
+) -> None:
+    request, path = make_request(order=order), tmp_path / "deep" / "a.safetensors"
+    video = engine.render(request, tmp_path / "v.mp4", latents_path=path)
+    sections = list(engine.generate(request))
+    in_order = sections if order == "forward" else sections[::-1]
+    with safetensors.safe_open(path, framework="pt") as file:
+        latents = file.get_tensor("latents")
+        assert json.loads(file.metadata()["comment"]) == video.metadata
+    assert torch.equal(latents[:, :, 1:], torch.cat([section.latents for section in in_order], dim=2))
+    assert [found.name for found in path.parent.iterdir()] == [path.name]
+
+
+def test_latents_of_a_resumed_job_are_those_of_a_whole_one(
+    engine: Engine, make_request: Callable[..., Request], tmp_path: Path
+) -> None:
+    request = make_request()
+    engine.render(request, tmp_path / "a.mp4", latents_path=tmp_path / "a.safetensors")
+
+    def stop(event: Event) -> None:
+        if isinstance(event, StepEvent) and event.section == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.render(
+            request, tmp_path / "b.mp4", job_dir=tmp_path / "job", latents_path=tmp_path / "b.safetensors",
+            on_event=stop,
+        )  # fmt: skip
+    assert not list(tmp_path.glob("*b.safetensors*"))
+    engine.render(
+        request, tmp_path / "b.mp4", job_dir=tmp_path / "job", latents_path=tmp_path / "b.safetensors"
+    )
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    with pytest.raises(InputError, match="cannot be written of a job that is complete"):
+        engine.render(
+            request, tmp_path / "c.mp4", job_dir=tmp_path / "job", latents_path=tmp_path / "c.safetensors"
+        )  # fmt: skip
+    with pytest.raises(InputError, match=r"must end in .safetensors"):
+        engine.render(request, tmp_path / "c.mp4", latents_path=tmp_path / "c.pt")
+
+
+def test_every_png_carries_the_metadata_and_its_number(
+    engine: Engine, make_request: Callable[..., Request], tmp_path: Path
+) -> None:
+    made = engine.render(make_request(), tmp_path / "v.mp4", png_dir=tmp_path / "frames")
+    info = read_video_info(tmp_path / "frames" / "frame_00007.png")
+    assert info.metadata == {**made.metadata, "frame": 7}
+    assert (info.num_frames, info.width, info.height) == (1, 64, 64)
+    (tmp_path / "no.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="must be a PNG"):
+        read_video_info(tmp_path / "no.png")
