@@ -8,6 +8,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 UPLOAD_SECONDS = 60.0
 # Base64 has four characters for three bytes; the other fields are small.
 _MAX_FIELDS_BYTES = 2**20
+# What is left of the body is not read.
+_HANG_UP = {"Connection": "close"}
 
 
 class BodyLimit:
@@ -43,9 +45,9 @@ class _LimitedBody:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
         except TimeoutError as error:
-            raise HTTPException(408, f"the body must arrive within {self._seconds:g} s") from error
+            raise HTTPException(408, f"the body must arrive within {self._seconds:g} s", _HANG_UP) from error
         self._num_bytes += len(message.get("body", b""))
         if self._num_bytes > self._max_bytes:
-            raise HTTPException(413, f"the body must have at most {self._max_bytes} bytes")
+            raise HTTPException(413, f"the body must have at most {self._max_bytes} bytes", _HANG_UP)
         self._is_whole = not message.get("more_body", False)
         return message

@@ -73,7 +73,7 @@ class VideoParameters(BaseModel):
     order: Literal["auto", "inverted", "forward"] = "auto"
     fps: int = Field(default=_DEFAULTS.fps, ge=1, le=120)
     crf: int = Field(default=_DEFAULTS.crf, ge=0, le=51)
-    num_steps: int = Field(default=_DEFAULTS.num_steps, ge=1)
+    num_steps: int = Field(default=_DEFAULTS.num_steps, ge=1, le=10_000)
     guidance_scale: float = Field(default=_DEFAULTS.guidance_scale, ge=0, le=1000)
     cfg_scale: float = Field(default=_DEFAULTS.cfg_scale, ge=0, le=1000)
     cfg_rescale: float = Field(default=_DEFAULTS.cfg_rescale, ge=0, le=1)

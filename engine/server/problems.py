@@ -1,7 +1,7 @@
 """Errors as HTTP answers: a code, a message, and the field that is meant."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,6 +17,7 @@ from .service_errors import FieldError, NotFinishedError, UnknownVideoError
 
 _logger = logging.getLogger(__name__)
 _MAX_VALUE_CHARACTERS = 60
+_MAX_MESSAGE_CHARACTERS = 200
 _CODES = {
     400: "malformed",
     401: "unauthorized",
@@ -83,8 +84,15 @@ def answer(error: Exception) -> JSONResponse:
         field = _FIELDS.get(error.status_code, "body")
         headers = dict(error.headers) if error.headers else None
         return problem(error.status_code, str(error.detail), field, headers=headers)
-    if isinstance(error, RequestValidationError | ValidationError):
-        return _invalid(error.errors())
+    if isinstance(error, RequestValidationError):
+        # FastAPI puts before its name where a value stood: path, query or header.
+        first = error.errors()[0]
+        return _invalid(first, first["loc"][1:])
+    if isinstance(error, ValidationError):
+        invalid = error.errors()[0]
+        return _invalid(invalid, invalid["loc"])
+    if isinstance(error, FieldError):
+        return problem(422, str(error), error.field)
     if isinstance(error, UnknownVideoError):
         return problem(404, str(error), "video_id")
     if isinstance(error, NotFinishedError):
@@ -96,8 +104,6 @@ def answer(error: Exception) -> JSONResponse:
         return problem(
             507, "the server could not keep the video, its disk may be full", "storage", code="storage"
         )
-    if isinstance(error, FieldError):
-        return problem(422, str(error), error.field)
     if isinstance(error, ConfigError | InputError | CheckpointError):
         return problem(422, str(error), field_of(str(error)))
     return _failed(error)
@@ -112,14 +118,14 @@ def _failed(error: Exception) -> JSONResponse:
     return problem(500, f"the server failed ({type(error).__name__}); its log says more", None, code="failed")
 
 
-def _invalid(errors: Sequence[Any]) -> JSONResponse:
-    """The first of pydantic's errors; FastAPI puts where a value stood before its name."""
-    first = errors[0]
-    names = [str(part) for part in first["loc"] if part not in ("path", "query", "header", "body")]
-    field = ".".join(names) or "body"
-    value = repr(first.get("input"))
-    shown = "" if isinstance(first.get("input"), dict | list) else f", got {value[:_MAX_VALUE_CHARACTERS]}"
-    return problem(422, f"{field[:_MAX_VALUE_CHARACTERS]}: {first['msg']}{shown}", field)
+def _invalid(error: Mapping[str, Any], place: Sequence[object]) -> JSONResponse:
+    """One of pydantic's errors, without values that are long."""
+    field = ".".join(str(part) for part in place) or "body"
+    value = error.get("input")
+    is_long = value is None or isinstance(value, dict | list | bytes)
+    shown = "" if is_long else f", got {str(value)[:_MAX_VALUE_CHARACTERS]!r}"
+    message = f"{field[:_MAX_VALUE_CHARACTERS]}: {error['msg'][:_MAX_MESSAGE_CHARACTERS]}{shown}"
+    return problem(422, message, field)
 
 
 def _printable(text: str) -> str:

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
@@ -15,6 +16,7 @@ from .service_errors import FieldError
 FORM = "multipart/form-data"
 JSON = "application/json"
 _MAX_FIELDS = 64
+_MAX_EPILOGUE_BYTES = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,8 @@ async def receive_upload(request: Request) -> Upload:
         return Upload(content=await request.body(), fields=None)
     if content_type != FORM:
         raise HTTPException(415, f"content-type must be {JSON} or {FORM}, got {content_type[:60]!r}")
+    # A form that is cut off must not reach the parser, which leaves the file of its last part open.
+    _check_whole(await request.body(), request.headers["content-type"])
     async with request.form(max_files=1, max_fields=_MAX_FIELDS) as form:
         image = form.get("image")
         if not isinstance(image, UploadFile):
@@ -61,6 +65,14 @@ async def receive_upload(request: Request) -> Upload:
                 "image", "image must be a file of the form, with a file name; it is missing or cut off"
             )
         return Upload(content=await image.read(), fields=_fields(form))
+
+
+def _check_whole(body: bytes, content_type: str) -> None:
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if not boundary:
+        raise HTTPException(400, "content-type must name the boundary of the form")
+    if b"--" + boundary + b"--" not in body[-len(boundary) - _MAX_EPILOGUE_BYTES :]:
+        raise HTTPException(400, "the form must end with its boundary; it is cut off or has another one")
 
 
 def _fields(form: FormData) -> dict[str, object]:
