@@ -29,7 +29,7 @@ class EventKey:
     def parse(cls, text: str) -> "EventKey | None":
         """The key in ``text``; None if it is none."""
         run, _, index = text.rpartition("-")
-        is_key = run.isalnum() and index.isascii() and index.isdigit() and len(text) < 40
+        is_key = text.isascii() and run.isalnum() and index.isdigit() and len(text) < 40
         return cls(run=run, index=int(index)) if is_key else None
 
 

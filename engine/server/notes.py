@@ -78,7 +78,7 @@ def _write(folder: Path, name: str, values: Mapping[str, object]) -> None:
 
 def forget_end(folder: Path) -> None:
     """The job goes on."""
-    (folder / _END).unlink(missing_ok=True)
+    (folder / _NOTES / _END).unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, object] | None:
