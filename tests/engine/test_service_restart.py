@@ -122,7 +122,14 @@ def test_the_index_is_made_of_the_folders_alone(
         assert [replace(video, ended=None) for video in after] == [
             replace(video, ended=None, seconds_left=None) for video in before
         ]
-        assert service.counts() == {"queued": 0, "running": 0, "paused": 0, "done": 3, "failed": 0, "cancelled": 0}
+        assert service.counts() == {
+            "queued": 0,
+            "running": 0,
+            "paused": 0,
+            "done": 3,
+            "failed": 0,
+            "cancelled": 0,
+        }
     with sqlite3.connect(tmp_path / "index.sqlite") as database:
         assert database.execute("SELECT COUNT(*) FROM videos").fetchone() == (3,)
     database.close()
@@ -289,7 +296,14 @@ def test_deleting_and_cancelling_from_many_threads_ends_every_video_once(
         left = {video.id: video.state for video in service.page(limit=99)}
         assert left == {name: "done" for name in (*names[::2], last)}
         assert {path.name for path in (tmp_path / "jobs").iterdir()} == set(left)
-        assert service.counts() == {"queued": 0, "running": 0, "paused": 0, "done": 7, "failed": 0, "cancelled": 0}
+        assert service.counts() == {
+            "queued": 0,
+            "running": 0,
+            "paused": 0,
+            "done": 7,
+            "failed": 0,
+            "cancelled": 0,
+        }
 
 
 def test_limits_must_be_positive() -> None:
