@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 
@@ -20,8 +21,8 @@ def observe(owner: type, name: str, tell: Callable[[tuple[Any, ...], Any], None]
 
 
 @contextmanager
-def replace(owner: type, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Inside the block, ``function`` is the method ``name`` of ``owner``."""
+def replace(owner: type | ModuleType, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Inside the block, ``function`` is the method or function ``name`` of ``owner``."""
     original = getattr(owner, name)
     setattr(owner, name, function)
     try:

@@ -15,7 +15,7 @@ from ..engine.denoiser import Denoiser, EventHandler, LatentSection
 from ..engine.errors import ConfigError
 from ..engine.transformer import PackedTransformer
 from ..engine.transformer_config import TransformerConfig
-from ..quant import DENSE_DTYPES, make_format
+from ..quant import DENSE_DTYPES, WeightFormat, make_format
 
 
 def draw_weight(name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -23,6 +23,27 @@ def draw_weight(name: str, shape: tuple[int, ...], device: torch.device) -> Tens
     generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
     deviation = 0.02 if len(shape) == 1 else math.prod(shape[1:]) ** -0.5
     return torch.randn(shape, generator=generator, device=device).mul_(deviation)
+
+
+def allocate_transformer(
+    config: TransformerConfig, weight_format: WeightFormat, device: torch.device
+) -> PackedTransformer:
+    """A transformer without values; its head is in fp32 in bf16, as in the engine and the published program."""
+    return PackedTransformer(
+        config,
+        weight_format.dtype,
+        device,
+        weight_format=weight_format,
+        has_fp32_head=weight_format.dtype == torch.bfloat16,
+    )
+
+
+def fill_randomly(transformer: PackedTransformer, source: torch.device | None = None) -> PackedTransformer:
+    """Draw every weight on ``source`` (None: where it goes; every kind of device draws its own); the transformer."""
+    for name, destination in transformer.destinations.items():
+        weight = draw_weight(name, destination.shape, source or transformer.device)
+        destination.write(weight.to(transformer.device))
+    return transformer
 
 
 def draw_conditioning(
@@ -64,15 +85,7 @@ class RandomModel:
         auto = "fp32" if device.type == "cpu" else "bf16"
         compute_dtype = auto if engine_config.compute_dtype == "auto" else engine_config.compute_dtype
         weight_format = make_format(engine_config.precision or auto, DENSE_DTYPES[compute_dtype])
-        self.transformer = PackedTransformer(
-            config,
-            weight_format.dtype,
-            device,
-            weight_format=weight_format,
-            has_fp32_head=weight_format.dtype == torch.bfloat16,
-        )
-        for name, destination in self.transformer.destinations.items():
-            destination.write(draw_weight(name, destination.shape, device))
+        self.transformer = fill_randomly(allocate_transformer(config, weight_format, device))
         self._denoiser = Denoiser(
             self.transformer,
             lambda shape: make_self_attention(

@@ -9,13 +9,8 @@ import typer
 from ..engine.commands import options
 
 if TYPE_CHECKING:
-    from .step_bench import StepResult
-
-_HEADER = (
-    f"{'precision':12}{'attention':14}{'step cache':11}{'s/it':>9}{'s/frame':>9}{'s/section':>10}"
-    f"{'TFLOP/s':>9}{'computed':>9}{'of card':>8}{'error':>9}"
-)
-
+    from .step_bench import StepBench
+    from .step_result import Variant
 
 _Weights = Annotated[
     str, typer.Option("--weights", help="model, or random: the shape of --model without its files.")
@@ -40,6 +35,9 @@ _StepCache = Annotated[list[str] | None, typer.Option("--step-cache", help="Repe
 _JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
 ]
+_Report = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write a page with a plot (HTML).")
+]
 
 
 def step(
@@ -55,44 +53,74 @@ def step(
     vram: options.Vram = None,
     ram: options.Ram = None,
     json_file: _JsonFile = None,
+    report: _Report = None,
     debug: options.Debug = False,
 ) -> None:
     """Denoise some sections, without VAE and file: s/it, s/frame, s/section. Exit 1 where an operation is wrong."""
     from ..engine.commands.failures import readable_errors
     from ..engine.config import EngineConfig, check_choice
     from ..engine.device import resolve_device
-    from .rows import append_rows
-    from .step_bench import StepBench, Variant
+    from .report import check_report_libraries
+    from .step_bench import StepBench
+    from .step_result import Variant
 
     with readable_errors(debug=debug):
         check_choice("--weights", weights, ("model", "random"))
+        if report is not None:
+            check_report_libraries()
+        found = resolve_device(device)
         bench = StepBench(
             source=model or ("framepack-13b" if weights == "random" else "demo"),
             is_random=weights == "random",
             size=options.parse_size(size),
             num_steps=steps,
             num_sections=sections,
-            config=EngineConfig(device=str(resolve_device(device)), vram=vram, ram=ram),
+            config=EngineConfig(device=str(found), vram=vram, ram=ram),
         )
         typer.echo(f"{bench.describe()}; {bench.gate.text}")
         if not bench.gate.is_green:
             # A pace of wrong results would be believed.
             raise typer.Exit(1)
-        typer.echo(_HEADER)
-        fallback = "fp32" if resolve_device(device).type == "cpu" else "bf16"
-        for names in product(precision or [fallback], attention or ["auto"], step_cache or ["none"]):
-            result = bench.run(Variant(precision=names[0], attention=names[1], step_cache=names[2]))
-            typer.echo(_line(result))
-            for reason in result.reasons:
-                typer.echo(f"  {reason}")
-        if json_file is not None:
-            append_rows(json_file, bench.rows())
+        fallback = "fp32" if found.type == "cpu" else "bf16"
+        chosen = product(precision or [fallback], attention or ["auto"], step_cache or ["none"])
+        variants = [
+            Variant(precision=name, attention=backend, step_cache=cache) for name, backend, cache in chosen
+        ]
+        is_right = _run(bench, variants)
+        _store(bench, json_file, report)
+    if not is_right:
+        raise typer.Exit(1)
 
 
-def _line(result: "StepResult") -> str:
-    variant, pace = result.variant, result.pace
-    share = "-" if result.share is None else f"{result.share:.0%}"
-    return (
-        f"{variant.precision:12}{variant.attention:14}{variant.step_cache:11}{pace.step:9.4g}{pace.frame:9.4g}"
-        f"{pace.section:10.4g}{pace.flops / 1e12:9.4g}{pace.computed_share:9.0%}{share:>8}{result.error:9.1e}"
-    )
+def _run(bench: "StepBench", variants: "list[Variant]") -> bool:
+    """Measure and print the variants whose step is right; whether all are."""
+    from .step_rows import HEADER, line
+
+    typer.echo(HEADER)
+    is_right = True
+    for variant in variants:
+        gate = bench.check(variant)
+        if not gate.is_green:
+            typer.echo(
+                f"{variant.precision:12}{variant.attention:14}{variant.step_cache:11}WRONG: {gate.text}"
+            )
+            is_right = False
+            continue
+        result = bench.run(variant, gate)
+        typer.echo(line(result))
+        for reason in result.reasons:
+            typer.echo(f"  {reason}")
+    return is_right
+
+
+def _store(bench: "StepBench", json_file: Path | None, report: Path | None) -> None:
+    if not bench.results:
+        return
+    from .rows import append_rows
+    from .step_rows import write_step_report
+
+    rows = bench.rows()
+    if json_file is not None:
+        append_rows(json_file, rows)
+    if report is not None:
+        write_step_report(report, bench.describe(), bench.results, rows)

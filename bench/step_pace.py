@@ -15,13 +15,9 @@ from ..engine.config import SamplingConfig
 from ..engine.denoiser import EventHandler, LatentSection
 from ..engine.events import Event, StepEvent
 from ..engine.footprint import DenoiseShape
-from ..engine.nvml import CardState
 from ..engine.roofline import attention_flops, product_flops, step_time
 from .job_record import JobRecord, JobRecorder, Meter
-
-# A card that reaches less of what it should do has a reason that is worth naming.
-_LOW_SHARE = 0.7
-_LOW_POWER = 0.5
+from .section_streams import SectionStreams
 
 
 class Sampler(Protocol):
@@ -45,6 +41,8 @@ class Pace:
         step_flops: of a computed step: linear layers and attention of the blocks.
         peak_allocated: largest memory of tensors on the device; None on the CPU.
         peak_rss: largest resident set.
+        copied: bytes of weights that each section copied to the device, per step.
+        waits: seconds of each section in which compute waited for copies, per step.
         latents: of all sections, in generation order.
     """
 
@@ -56,6 +54,8 @@ class Pace:
     step_flops: float
     peak_allocated: int | None
     peak_rss: int
+    copied: tuple[float, ...]
+    waits: tuple[float, ...]
     latents: Tensor
 
     @property
@@ -105,17 +105,19 @@ def measure_pace(
         clock: seconds.
         on_event: gets every event of the job too.
     """
-    recorder, counter = JobRecorder(meter, clock), _ComputedSteps()
+    recorder, counter, streams = JobRecorder(meter, clock), _ComputedSteps(), SectionStreams()
 
     def report(event: Event) -> None:
         recorder.on_event(event)
         counter.on_event(event)
+        streams.on_event(event)
         if on_event is not None:
             on_event(event)
 
-    latents = [section.latents for section in sampler.sample(conditioning, sampling, on_event=report)]
+    with streams.watching():
+        latents = [section.latents for section in sampler.sample(conditioning, sampling, on_event=report)]
     record = recorder.finish(length=0.0, file_bytes=0)
-    return _sum_up(record, torch.cat(latents, dim=2), counter.num_computed, sampling, shape)
+    return _sum_up(record, torch.cat(latents, dim=2), counter.num_computed, streams, sampling, shape)
 
 
 class _ComputedSteps:
@@ -130,7 +132,12 @@ class _ComputedSteps:
 
 
 def _sum_up(
-    record: JobRecord, latents: Tensor, num_computed: int, sampling: SamplingConfig, shape: DenoiseShape
+    record: JobRecord,
+    latents: Tensor,
+    num_computed: int,
+    streams: SectionStreams,
+    sampling: SamplingConfig,
+    shape: DenoiseShape,
 ) -> Pace:
     counted = record.sections[1:]
     return Pace(
@@ -142,26 +149,21 @@ def _sum_up(
         step_flops=product_flops(shape) + attention_flops(shape),
         peak_allocated=record.peak_allocated,
         peak_rss=record.peak_rss,
+        copied=tuple(num_bytes / sampling.num_steps for num_bytes in streams.copied_bytes[1:]),
+        waits=tuple(seconds / sampling.num_steps for seconds in streams.waits[1:]),
         latents=latents,
     )
 
 
-def expected_step(shape: DenoiseShape, card: Card) -> float:
-    """Seconds that a step with resident weights should take on ``card``, by the planner's roofline."""
-    return step_time(shape, card, copied_bytes=0, tier="pinned", is_overlapped=True).compute
+def expected_step(shape: DenoiseShape, card: Card, *, copied_bytes: float = 0.0) -> float:
+    """Seconds that a step should take on ``card`` by the planner's roofline, copies of weights beside it."""
+    return step_time(shape, card, copied_bytes=round(copied_bytes), tier="pinned", is_overlapped=True).total
 
 
-def likely_reasons(share: float, state: CardState | None, attention: str) -> list[str]:
-    """Why a card reaches only ``share`` of what it should, seen while it worked; nothing if that is good enough."""
-    if share >= _LOW_SHARE:
-        return []
-    reasons = ["attention is torch's: try flash-attn, or precision int8"] if attention == "sdpa" else []
-    if state is None:
-        return [*reasons, "pip install nvidia-ml-py shows power, clocks and PCIe link"]
-    reasons += [f"the card is slowed down by its {name}" for name in state.throttles]
-    if state.pcie_width and state.max_pcie_width and state.pcie_width < state.max_pcie_width:
-        reasons.append(f"PCIe runs with {state.pcie_width} of {state.max_pcie_width} lanes")
-    if state.power and state.power_limit and state.power < _LOW_POWER * state.power_limit:
-        power, limit = state.power / 1e3, state.power_limit / 1e3
-        reasons.append(f"it draws {power:.0f} of {limit:.0f} W: it waits for the host, copies or the disk")
-    return reasons or ["nothing conspicuous in power, clocks and PCIe link"]
+def roofline_share(shape: DenoiseShape, card: Card, flops: float) -> float:
+    """Part of the best rate of the card's tensor cores, dense, in the format of the products."""
+    precision = shape.precision
+    best = card.bf16
+    if precision.is_quantized:
+        best = card.int8 if precision.is_fused else card.fp8 or card.bf16
+    return flops / (1e12 * best)

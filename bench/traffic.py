@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..engine.attention_choice import CANDIDATES
-from ..engine.transformer import PackedTransformer
 from ..quant import make_format
+from .random_model import allocate_transformer
 from .steps import (
     MODEL_13B,
     SHAPE_640X608,
@@ -135,7 +135,7 @@ class OpaqueAttention(TorchFunctionMode):
 def measure_isoframe(precision: str = "bf16") -> Traffic:
     """One step of our transformer at the 13B shape, 640x608; ``precision`` is one of :data:`LIMITS`."""
     weight_format = make_format(precision, torch.bfloat16)
-    transformer = PackedTransformer(MODEL_13B, weight_format.dtype, _META, weight_format=weight_format)
+    transformer = allocate_transformer(MODEL_13B, weight_format, _META)
     if precision == "int8":
         transformer.self_attention = CANDIDATES["int8"].make()
     inputs = draw_inputs(MODEL_13B, SHAPE_640X608, transformer.dtype, _META)

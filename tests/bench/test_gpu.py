@@ -16,6 +16,8 @@ from isoframe.bench import forward, gpu
 from isoframe.bench.environment import read_environment
 from isoframe.bench.gpu import Bench
 from isoframe.bench.gpu_cases import KernelCase, Work, count_work, gpu_cases, library_calls
+from isoframe.bench.rows import Gate
+from isoframe.bench.step_gate import MAX_ERRORS
 from isoframe.bench.timing import Budget, Call, measure
 from isoframe.kernels import KERNELS, KernelSpec
 
@@ -202,13 +204,9 @@ def test_compiled_reference_is_a_baseline_and_its_failure_is_not_ours(
     assert "torch.compile left out: no compiler" in capsys.readouterr().out
 
 
-def test_steps_of_both_precisions_and_of_diffusers_are_timed(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny = forward.CASES["demo-fp32"]
-    monkeypatch.setattr(gpu, "MODEL_13B", tiny.config)
-    monkeypatch.setattr(gpu, "SHAPE_640X608", tiny.shape)
-    gpu.time_steps(bench)
+@pytest.mark.usefixtures("tiny")
+def test_steps_of_both_precisions_and_of_diffusers_are_timed(bench: Bench) -> None:
+    assert gpu.time_steps(bench) == 0
     found = [(row["variant"], row["unit"]) for row in rows(bench, "steps")]
     assert found == [
         (variant, unit)
@@ -219,6 +217,33 @@ def test_steps_of_both_precisions_and_of_diffusers_are_timed(
     # The same weights: what differs is rounding alone, or 8-bit arithmetic.
     assert float(gates["diffusers bf16"].split()[-1]) < 0.05
     assert float(gates["isoframe int8"].split()[-1]) < 0.2
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = forward.CASES["demo-fp32"]
+    monkeypatch.setattr(gpu, "MODEL_13B", case.config)
+    monkeypatch.setattr(gpu, "SHAPE_640X608", case.shape)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_step_that_is_wrong_on_a_small_model_is_not_timed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(MAX_ERRORS, "int8", 1e-9)
+    assert gpu.time_steps(bench) == 1
+    assert {row["variant"] for row in rows(bench, "steps")} == {"isoframe bf16", "diffusers bf16"}
+    assert "step isoframe int8: WRONG, not timed: a step of a small model in int8" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_step_that_is_far_from_the_first_one_is_not_timed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(gpu._MAX_STEP_ERRORS, "diffusers bf16", 1e-9)
+    monkeypatch.setattr(gpu, "check_step", lambda *_, **__: Gate(is_green=True, text="checked"))
+    assert gpu.time_steps(bench) == 1
+    assert {row["variant"] for row in rows(bench, "steps")} == {"isoframe bf16", "isoframe int8"}
 
 
 def test_token_count_of_a_shape_is_that_of_its_step() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
 from isoframe.bench import step_bench
@@ -14,7 +15,9 @@ from isoframe.bench.commands import app
 from isoframe.bench.memory_meter import MemoryReading
 from isoframe.bench.random_model import RandomModel, draw_conditioning, draw_weight
 from isoframe.bench.rows import Gate, read_rows
-from isoframe.bench.step_pace import expected_step, likely_reasons, measure_pace
+from isoframe.bench.slow_card import Observation, likely_reasons
+from isoframe.bench.step_gate import MAX_ERRORS, check_step
+from isoframe.bench.step_pace import expected_step, measure_pace, roofline_share
 from isoframe.engine import ConfigError, EngineConfig, LatentSection, SamplingConfig
 from isoframe.engine.cards import find_card
 from isoframe.engine.conditioning import Conditioning
@@ -23,6 +26,8 @@ from isoframe.engine.events import PhaseEvent, StepEvent
 from isoframe.engine.footprint import DenoiseShape, find_precision, packed_sequence
 from isoframe.engine.known_shapes import find_shapes
 from isoframe.engine.nvml import CardState
+from isoframe.kernels import modulated_layer_norm
+from isoframe.quant import dense
 
 CPU = torch.device("cpu")
 DEMO = find_shapes("demo").shapes
@@ -117,26 +122,86 @@ def test_a_card_is_expected_to_be_slower_in_bf16_than_in_int8() -> None:
     assert expected_step(in_int8, card) < 0.6 * expected_step(make_shape(), card)
 
 
+def test_copies_that_take_longer_than_the_arithmetic_are_expected_to_be_the_pace() -> None:
+    card = find_card("RTX 4090")
+    copied = 10 * 1e9 * card.h2d
+    assert expected_step(make_shape(), card, copied_bytes=copied) == pytest.approx(10)
+    assert expected_step(make_shape(), card, copied_bytes=1.0) == expected_step(make_shape(), card)
+
+
+def test_the_roofline_is_the_best_rate_in_the_format_of_the_products() -> None:
+    card = find_card("RTX 4090")
+    assert roofline_share(make_shape(), card, 1e12 * card.bf16 / 2) == pytest.approx(0.5)
+    assert roofline_share(make_shape("int8"), card, 1e12 * card.int8 / 4) == pytest.approx(0.25)
+    assert card.fp8 is not None
+    assert roofline_share(make_shape("fp8"), card, 1e12 * card.fp8) == pytest.approx(1)
+
+
+def seen(share: float = 0.4, **changes: Any) -> Observation:
+    values: dict[str, Any] = {
+        "share": share, "state": BUSY, "total_bytes": 100, "attention": "flash-attn", "wait_share": 0.0,
+        "platform": "linux",
+    }  # fmt: skip
+    return Observation(**(values | changes))
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"throttles": ("temperature",)}, "the card is slowed down by its temperature"),
+        ({"clock": 900}, "its clock is 900 of 1980 MHz"),
         ({"pcie_width": 4}, "PCIe runs with 4 of 16 lanes"),
+        ({"pcie_generation": 1}, "PCIe runs at generation 1 of 4"),
         ({"power": 49_000}, "it draws 49 of 300 W: it waits for the host, copies or the disk"),
         ({}, "nothing conspicuous in power, clocks and PCIe link"),
     ],
 )
 def test_a_low_share_has_a_reason(changes: dict[str, Any], reason: str) -> None:
     state = dataclasses.replace(BUSY, **changes)
-    assert likely_reasons(0.4, state, "flash-attn") == [reason]
-    assert likely_reasons(0.8, state, "flash-attn") == []
+    assert likely_reasons(seen(state=state)) == [reason]
+    assert likely_reasons(seen(0.8, state=state)) == []
+
+
+def test_waiting_for_copies_and_a_full_card_under_windows_are_reasons() -> None:
+    (waiting,) = likely_reasons(seen(wait_share=0.3))
+    assert waiting.startswith("30% of a step waits for copies of weights")
+    full = dataclasses.replace(BUSY, used_bytes=99)
+    (spilled,) = likely_reasons(seen(state=full, platform="win32"))
+    assert spilled.startswith("the card is full, and Windows moves what does not fit into RAM")
+    assert likely_reasons(seen(state=full)) == ["nothing conspicuous in power, clocks and PCIe link"]
 
 
 def test_an_unfused_attention_and_a_silent_driver_are_told() -> None:
-    reasons = likely_reasons(0.4, None, "sdpa")
+    reasons = likely_reasons(seen(state=None, attention="sdpa"))
     assert [reason.split(":")[0] for reason in reasons] == [
         "attention is torch's", "pip install nvidia-ml-py shows power, clocks and PCIe link"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", MAX_ERRORS)
+def test_a_step_of_every_format_is_near_the_reference(precision: str) -> None:
+    gate = check_step(CPU, precision=precision)
+    assert gate.is_green, gate.text
+    assert f"in {precision} with attention sdpa: relative RMS to diffusers" in gate.text
+
+
+def too_large(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    result: Tensor = modulated_layer_norm(x, scale, shift)
+    return result.mul_(1.001)
+
+
+def crash(*_: Any) -> None:
+    raise RuntimeError("out of resources\nand more")
+
+
+@pytest.mark.parametrize(("kernel", "text"), [(too_large, "> 1e-05"), (crash, "failed: out of resources")])
+def test_a_wrong_kernel_turns_the_gate_of_a_step_red(
+    monkeypatch: pytest.MonkeyPatch, kernel: Any, text: str
+) -> None:
+    monkeypatch.setattr(dense, "modulated_layer_norm", kernel)
+    gate = check_step(CPU, precision="fp32")
+    assert not gate.is_green
+    assert gate.text.endswith(text)
 
 
 def test_random_weights_and_inputs_are_the_same_every_time() -> None:
@@ -167,7 +232,7 @@ def test_command_compares_variants_and_stores_them(tmp_path: Path) -> None:
     result = run(*precisions, "--steps", 2, "--sections", 2, "--json", path)
     assert result.exit_code == 0, result.output
     lines = [line.split() for line in result.stdout.splitlines()[2:]]
-    assert [line[:3] for line in lines] == [["fp32", "auto", "none"], ["int8", "auto", "none"]]
+    assert [line[:3] for line in lines] == [["fp32", "sdpa", "none"], ["int8", "sdpa", "none"]]
     assert lines[0][-1] == "0.0e+00"
     assert 0 < float(lines[1][-1]) < 0.5
     rows = {(row.case, row.precision): row for row in read_rows(path)}
@@ -177,6 +242,23 @@ def test_command_compares_variants_and_stores_them(tmp_path: Path) -> None:
     assert 2 * step.median < section.median
     assert rows["pace-error", "int8"].median > 0
     assert step.settings["weights"] == "model"
+    assert (step.settings["attention"], step.settings["attention_used"]) == ("auto", "sdpa")
+    # All units of the demo stay in memory: nothing is copied, nothing is waited for.
+    assert (rows["pace-copied", "fp32"].values, rows["pace-wait", "fp32"].values) == ((0.0,), (0.0,))
+    assert "a step of a small model in int8" in rows["pace-step", "int8"].gate.text
+
+
+def test_a_wrong_variant_is_named_and_has_no_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(MAX_ERRORS, "int8", 1e-9)
+    path, page = tmp_path / "rows.jsonl", tmp_path / "page.html"
+    precisions = ["--precision", "fp32", "--precision", "int8"]
+    result = run(*precisions, "--steps", 2, "--sections", 2, "--json", path, "--report", page)
+    assert result.exit_code == 1
+    assert "int8        auto          none       WRONG: a step of a small model in int8" in result.stdout
+    assert {row.precision for row in read_rows(path)} == {"fp32"}
+    text = page.read_text(encoding="utf-8")
+    assert "Share of the roofline" in text
+    assert "int8" not in text.partition("<h2>")[2].partition("Measured with")[0]
 
 
 def test_no_figures_are_printed_behind_a_red_gate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
