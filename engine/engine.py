@@ -18,6 +18,7 @@ from .conversion import OnProgress
 from .denoiser import Denoiser, EventHandler, LatentSection, assemble
 from .encoders import Encoders
 from .events import FileEvent
+from .frame_filter import FrameFilter, filter_name
 from .generation import Generation, Section
 from .job import Job
 from .job_folder import JobFolder
@@ -43,6 +44,9 @@ class Engine:
         config: what the engine may use.
         components: where the model's companions are.
         step_caches: makes the step cache of every branch and section; assign another factory to try another policy.
+        frame_filter: a function of the host through which every frame passes before it leaves the engine, with the place
+            of the first of them in the video: uint8 [T, H, W, 3] in and out. It may blur or mark frames; if it raises
+            :class:`ContentError` the job ends. Pictures of latents (previews) do not pass through it.
     """
 
     def __init__(self, model: LoadedModel, source: ModelSource) -> None:
@@ -54,6 +58,7 @@ class Engine:
         self.config = model.config
         self.components = model.components
         self.step_caches: StepCacheFactory = model.make_step_cache
+        self.frame_filter: FrameFilter | None = None
         self._denoiser = Denoiser(
             model.memory.transformer,
             model.make_attention,
@@ -117,7 +122,7 @@ class Engine:
         Raises:
             BudgetError: it does not fit; the message names what would.
         """
-        return Generation(request, self.components, self._denoiser, self._memory).memory.plan
+        return self._generation(request).memory.plan
 
     def close(self) -> None:
         """Cancel the jobs, give back the memory of the weights; the engine cannot be used any more."""
@@ -189,7 +194,7 @@ class Engine:
 
         The request is checked and its image read at once, before any section is asked for.
         """
-        job = Generation(request, self.components, self._denoiser, self._memory)
+        job = self._generation(request)
         return job.sections(self._encoders, lambda: self._vae, on_event)
 
     def render(
@@ -226,7 +231,7 @@ class Engine:
         Raises:
             InputError: the image, an output or ``job_dir`` cannot be used, or holds another job.
         """
-        job = Generation(request, self.components, self._denoiser, self._memory)
+        job = self._generation(request)
         with (
             self._open_run(job_dir, request, job, path, overwrite) as run,
             open_writer(
@@ -302,7 +307,7 @@ class Engine:
         if path is None:
             is_new = not JobFolder.is_job(job_dir)
             path = job_dir / "video.mp4" if is_new else JobFolder.open(job_dir).record.output
-        generation = Generation(request, self.components, self._denoiser, self._memory)
+        generation = self._generation(request)
         # From now on the folder tells a later process of the job, even if its turn never comes.
         folder = self._make_folder(job_dir, request, generation, path, overwrite)
         job = Job(
@@ -320,6 +325,9 @@ class Engine:
         )
         self._jobs.put(job)
         return job
+
+    def _generation(self, request: Request) -> Generation:
+        return Generation(request, self.components, self._denoiser, self._memory, self.frame_filter)
 
     def _release(self) -> None:
         self._model.release()
@@ -383,8 +391,20 @@ class Engine:
             return torch.tensor(self.components.profile.latent_rgb)
         return cached_latent_rgb(self._vae, self.config.cache_path())
 
+    @property
+    def _device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
+    def identity(self) -> dict[str, object]:
+        """What decides the bits of a video besides its request, under the names of a video's metadata."""
+        return {
+            "model_hash": self.model_hash,
+            "device": self._device_name,
+            "precision": self.precision,
+            "frame_filter": filter_name(self.frame_filter),
+        }
+
     def _metadata(self, request: Request, job: Generation) -> dict[str, object]:
-        is_cuda = self.device.type == "cuda"
         return video_metadata(
             request,
             job.sampling,
@@ -392,6 +412,7 @@ class Engine:
             loras=[self._denoiser.loras.find(lora.source) for lora in job.sampling.loras],
             model=self.components.name,
             model_hash=self.model_hash,
-            device=torch.cuda.get_device_name(self.device) if is_cuda else "cpu",
-            precision=self._model.precision,
+            device=self._device_name,
+            precision=self.precision,
+            frame_filter=filter_name(job.frame_filter),
         )

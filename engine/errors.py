@@ -10,6 +10,7 @@
   * NumericalError
   * QueueFullError
   * JobCancelledError
+  * ContentError
 """
 
 EXIT_FAILED = 1
@@ -78,6 +79,10 @@ class QueueFullError(IsoframeError):
 
 class JobCancelledError(IsoframeError):
     """A job ended because it was told to."""
+
+
+class ContentError(IsoframeError):
+    """A frame filter refused what it saw."""
 
 
 def exit_code(error: BaseException) -> int:

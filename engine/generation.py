@@ -18,12 +18,13 @@ from .device import memory_errors
 from .encoders import Encoders
 from .errors import CheckpointError
 from .events import JobEvent, PhaseEvent, PromptSlot
+from .frame_filter import FrameFilter, apply_filter
 from .images import choose_bucket, fit_to_bucket, image_to_tensor, load_image
 from .job_run import JobRun
 from .model_memory import ModelMemory
 from .prompt_timeline import PromptTimeline
 from .sections import SectionPlan, plan_sections
-from .vae import SectionDecoder, VideoVAE
+from .vae import DecodedFrames, SectionDecoder, VideoVAE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,11 +74,18 @@ class Generation:
         memory: the plan of the job, and its units.
         decoder: joins the sections; None until :meth:`sections` has encoded the request.
         start_latent: of the image, [1, C, 1, Y, X] fp32; None until then.
+        frame_filter: every frame passes through it.
     """
 
     def __init__(
-        self, request: Request, components: Components, denoiser: Denoiser, memory: ModelMemory
+        self,
+        request: Request,
+        components: Components,
+        denoiser: Denoiser,
+        memory: ModelMemory,
+        frame_filter: FrameFilter | None = None,
     ) -> None:
+        self.frame_filter = frame_filter
         self._request = request
         self._components = components
         self._denoiser = denoiser
@@ -149,6 +157,15 @@ class Generation:
             denoised = time.perf_counter()
             report(PhaseEvent(phase="decode"))
             yield self._decode(vae, decoder, index, latents, start, denoised)
+
+    def provisional(self) -> DecodedFrames | None:
+        """The frames at the open edge, which the next section changes; None before the first section."""
+        found = None if self.decoder is None else self.decoder.provisional()
+        return None if found is None else self._filtered(found)
+
+    def _filtered(self, decoded: DecodedFrames) -> DecodedFrames:
+        frames = apply_filter(self.frame_filter, decoded.frames, decoded.first_frame)
+        return DecodedFrames(frames=frames, first_frame=decoded.first_frame)
 
     def _restart(self, vae: VideoVAE, decoder: SectionDecoder, run: JobRun, num_encoded: int) -> None:
         """Have ``decoder`` stand where an earlier run's sections left it."""
@@ -275,8 +292,8 @@ class Generation:
         start: float,
         denoised: float,
     ) -> Section:
-        decoded = self._with_room(vae, lambda: decoder.push(latents))
-        provisional = decoder.provisional()
+        decoded = self._filtered(self._with_room(vae, lambda: decoder.push(latents)))
+        provisional = self.provisional()
         assert provisional is not None, "a section was pushed"
         timings = {"denoise": denoised - start, "decode": time.perf_counter() - denoised}
         _logger.info(

@@ -155,6 +155,7 @@ class JobRecord:
             "prompt": _prompts(self.request),
             **{name: getattr(self.request, name) for name in _DECISIVE_REQUEST},
             **{name: self.metadata[name] for name in _DECISIVE_METADATA},
+            "frame_filter": self.metadata.get("frame_filter"),
             # LoRAs are in it by their content.
             **self.metadata["sampling"],  # type: ignore[dict-item]  # video_metadata makes it a dictionary
             "components": dict(self.source.components),

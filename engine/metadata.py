@@ -30,6 +30,7 @@ def video_metadata(
     model_hash: str,
     device: str,
     precision: str,
+    frame_filter: str | None = None,
 ) -> dict[str, Any]:
     """JSON-ready description of a job.
 
@@ -42,6 +43,7 @@ def video_metadata(
         model_hash: source hash of its transformer.
         device: "cpu", or the GPU's name.
         precision: of weights and activations.
+        frame_filter: name of the function that the frames passed through.
     """
     asked = {f.name: getattr(request, f.name) for f in dataclasses.fields(request) if f.name != "image"}
     # The name alone: a video is passed on, its maker's folders are not.
@@ -60,7 +62,8 @@ def video_metadata(
         "model_hash": model_hash,
         "device": device,
         "precision": precision,
-        "versions": _versions(),
+        **({} if frame_filter is None else {"frame_filter": frame_filter}),
+        "versions": package_versions(),
     }
 
 
@@ -79,7 +82,8 @@ def _describe_lora(use: LoraStrength, lora: Lora) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of what decides the bits of a video."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .config import Request
 from .denoiser import EventHandler
-from .errors import InputError
+from .errors import ContentError, InputError
 from .events import Event, FileEvent, PartialEvent, PhaseEvent, PreviewEvent, SectionEvent, StepEvent
 from .generation import Generation, Section
 from .job_run import JobRun
@@ -98,15 +98,18 @@ class Rendering:
         run, job = self.run, self.job
         if run is not None:
             error.add_note(f"finished sections are kept in {run.path}; to go on: isoframe resume {run.path}")
-        provisional = None if job.decoder is None else job.decoder.provisional()
-        if provisional is None:
-            return
+        is_refused = isinstance(error, ContentError)
         try:
+            # A filter that refused a frame would refuse it again.
+            provisional = None if is_refused else job.provisional()
+            if provisional is None and not (is_refused and self.writer.num_final_frames):
+                return
             earlier = None if run is None else run.partial()
-            video = self.writer.write_partial(earlier, preview=(provisional.frames, provisional.first_frame))
+            preview = None if provisional is None else (provisional.frames, provisional.first_frame)
+            video = self.writer.write_partial(earlier, preview=preview)
             if run is not None:
                 run.note_partial(video.path)
-        except InputError as failure:
+        except (InputError, ContentError) as failure:
             error.add_note(f"the finished part could not be kept: {failure}")
             return
         error.add_note(f"{video.num_frames} of {job.num_frames} frames are kept in {video.path}")

@@ -14,6 +14,7 @@ from .info import info
 from .jobs import app as jobs
 from .plan import plan
 from .redo import redo
+from .reproduce import reproduce
 from .resume import resume
 from .serve import serve
 
@@ -30,7 +31,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (convert, demo, doctor, export, generate, info, plan, redo, resume, serve):
+    for command in (convert, demo, doctor, export, generate, info, plan, redo, reproduce, resume, serve):
         app.command()(command)
     app.add_typer(jobs, name="jobs")
     plugins = {plugin.name: plugin for plugin in metadata.entry_points(group=PLUGIN_GROUP)}

@@ -42,6 +42,7 @@ def generate(
     preview: options.Preview = None,
     png: options.Png = None,
     latents: options.Latents = None,
+    frame_filter: options.FrameFilter = None,
     job: options.JobDir = None,
     no_job: options.NoJob = False,
     json_progress: options.JsonProgress = False,
@@ -74,7 +75,7 @@ def generate(
         )  # fmt: skip
         Rendering(
             request=request, model=model, config=config, components=options.parse_components(component),
-            out=out, is_overwriting=overwrite, preview_dir=preview, png_dir=png, latents=latents,
+            out=out, is_overwriting=overwrite, preview_dir=preview, png_dir=png, latents=latents, frame_filter=frame_filter,
             job_dir=_job_dir(job, no_job, config),
             is_json=json_progress, is_quiet=quiet,
         ).run()  # fmt: skip

@@ -152,6 +152,16 @@ Png = Annotated[
     Path | None,
     Option("--png", help="Also write every frame as PNG into this folder.", rich_help_panel=OUTPUT),
 ]
+FrameFilter = Annotated[
+    str | None,
+    Option(
+        "--frame-filter",
+        metavar="MODULE:FUNCTION",
+        help="A function of yours that every frame passes through, uint8 [T, H, W, 3] and the place of the first in the "
+        "video: to blur, to mark, or to stop with ContentError.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Latents = Annotated[
     Path | None,
     Option("--latents", help="Also write the latents of the video, .safetensors.", rich_help_panel=OUTPUT),

@@ -40,6 +40,7 @@ def redo(
     out: JobOut = None,
     overwrite: options.Overwrite = False,
     preview: options.Preview = None,
+    frame_filter: options.FrameFilter = None,
     json_progress: options.JsonProgress = False,
     quiet: options.Quiet = False,
     cache_dir: options.CacheDir = None,
@@ -60,5 +61,5 @@ def redo(
         folder.redo(section - 1, seed=seed, prompt=prompt)
         rendering_of(
             job, out=out, is_overwriting=overwrite, preview_dir=preview, is_json=json_progress, is_quiet=quiet,
-            cache_dir=cache_dir,
+            cache_dir=cache_dir, frame_filter=frame_filter,
         ).run()  # fmt: skip

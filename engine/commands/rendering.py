@@ -13,6 +13,7 @@ from ..outputs import check_folder, check_latents_path, check_png_folder, check_
 from .interrupt import Interrupt, lasting_interrupt
 
 if TYPE_CHECKING:
+    from ..frame_filter import FrameFilter
     from ..video import Video
     from .progress import Reporter
 
@@ -31,6 +32,7 @@ class Rendering:
         preview_dir: folder for pictures of the run.
         png_dir: folder for every frame as PNG.
         latents: file for the latents.
+        frame_filter: "module:function" that every frame passes through.
         job_dir: folder that keeps the job.
         is_json: progress as JSON on stdout.
         is_quiet: no progress.
@@ -45,6 +47,7 @@ class Rendering:
     preview_dir: Path | None = None
     png_dir: Path | None = None
     latents: Path | None = None
+    frame_filter: str | None = None
     job_dir: Path | None = None
     is_json: bool = False
     is_quiet: bool = False
@@ -65,16 +68,18 @@ class Rendering:
 
     def _make(self) -> "Video":
         self._check_paths()
+        from ..frame_filter import load_filter
         from ..images import load_image
         from .progress import make_reporter
 
         # The image is read again by the engine; a bad one must not cost the loading of a model.
         load_image(self.request.image, force=self.request.force)
+        frame_filter = None if self.frame_filter is None else load_filter(self.frame_filter)
         with (
             lasting_interrupt() as interrupt,
             make_reporter(fps=self.request.fps, is_json=self.is_json, is_quiet=self.is_quiet) as reporter,
         ):
-            return self._render(reporter, interrupt)
+            return self._render(reporter, interrupt, frame_filter)
 
     def _check_paths(self) -> None:
         check_video_path(self.out, overwrite=self.is_overwriting)
@@ -87,7 +92,9 @@ class Rendering:
         if self.job_dir is not None:
             check_folder("job", self.job_dir)
 
-    def _render(self, reporter: "Reporter", interrupt: Interrupt) -> "Video":
+    def _render(
+        self, reporter: "Reporter", interrupt: Interrupt, frame_filter: "FrameFilter | None"
+    ) -> "Video":
         from .. import Engine
         from ..conversion import ConversionProgress
         from ..events import ConversionEvent, Event, PartialEvent, PhaseEvent
@@ -114,6 +121,7 @@ class Rendering:
                 on_conversion=on_conversion,
             )
         with engine:
+            engine.frame_filter = frame_filter
             return engine.render(
                 self.request,
                 self.out,

@@ -26,6 +26,7 @@ def resume(
     out: JobOut = None,
     overwrite: options.Overwrite = False,
     preview: options.Preview = None,
+    frame_filter: options.FrameFilter = None,
     json_progress: options.JsonProgress = False,
     quiet: options.Quiet = False,
     cache_dir: options.CacheDir = None,
@@ -35,7 +36,7 @@ def resume(
     with readable_errors(debug=debug, is_json=json_progress):
         rendering_of(
             job, out=out, is_overwriting=overwrite, preview_dir=preview, is_json=json_progress, is_quiet=quiet,
-            cache_dir=cache_dir,
+            cache_dir=cache_dir, frame_filter=frame_filter,
         ).run()  # fmt: skip
 
 
@@ -48,6 +49,7 @@ def rendering_of(
     is_json: bool,
     is_quiet: bool,
     cache_dir: Path | None,
+    frame_filter: str | None = None,
 ) -> Rendering:
     """What is left to do of ``job``, with the model and the settings it was started with."""
     from ..job_list import find_job
@@ -59,5 +61,5 @@ def rendering_of(
         request=record.request, model=record.source.model, config=record.source.config,
         components=record.source.components, out=output,
         is_overwriting=is_overwriting or folder.may_replace(output), preview_dir=preview_dir,
-        job_dir=folder.path, is_json=is_json, is_quiet=is_quiet,
+        job_dir=folder.path, frame_filter=frame_filter, is_json=is_json, is_quiet=is_quiet,
     )  # fmt: skip

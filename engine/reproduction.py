@@ -1,0 +1,256 @@
+"""A video made again from its own metadata, and compared."""
+
+import hashlib
+import itertools
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import LoraStrength, Request
+from .denoiser import EventHandler
+from .errors import InputError
+from .images import fit_to_bucket, load_image
+from .job_folder import JobFolder
+from .lora_files import open_lora_file
+from .metadata import package_versions
+from .mp4 import ffmpeg_url
+from .prompt_timeline import PromptSpan
+from .video import Video, read_video_info
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+# What a file that was not made in one go says, and where to turn instead.
+_OTHER_MAKING = {
+    "post_process": "it was made from another video by a post-process; reproduce that video",
+    "partial": "it is the finished part of a job that stopped; resume the job",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reproduction:
+    """A video that was made again.
+
+    Attributes:
+        video: the new one.
+        num_frames: frames that were compared.
+        num_different: frames that are not bit-identical.
+        psnr: of all frames, in dB; infinite where they are identical.
+        differences: what else was different, such as "torch 2.12.0 then, 2.13.0 now".
+    """
+
+    video: Video
+    num_frames: int
+    num_different: int
+    psnr: float
+    differences: tuple[str, ...]
+
+    @property
+    def is_identical(self) -> bool:
+        return self.num_different == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What a file says of its making.
+
+    Attributes:
+        source: the file.
+        metadata: what it carries.
+    """
+
+    source: Path
+    metadata: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, source: str | os.PathLike[str]) -> "Recipe":
+        """The recipe in an MP4, or in a PNG of one of its frames.
+
+        Raises:
+            InputError: there is none, or the file was not made in one go.
+        """
+        metadata = read_video_info(source).metadata
+        if not {"request", "sampling", "image_sha256", "model_hash", "size"} <= metadata.keys():
+            raise InputError(
+                f"{source} does not say how it was made; only files of isoframe can be reproduced"
+            )
+        for name, reason in _OTHER_MAKING.items():
+            if name in metadata:
+                raise InputError(f"{source} cannot be reproduced: {reason}")
+        return cls(source=Path(source), metadata=metadata)
+
+    @property
+    def image_name(self) -> str | None:
+        """Name of the start image's file; None where it had none."""
+        name: str | None = self.metadata["request"].get("image")
+        return name
+
+    def find_image(self) -> Path:
+        """The start image beside the file or in the working folder.
+
+        Raises:
+            InputError: it is in neither.
+        """
+        folders = (self.source.parent, Path.cwd())
+        for folder in folders if self.image_name else ():
+            if (folder / str(self.image_name)).is_file():
+                return folder / str(self.image_name)
+        raise InputError(
+            f"the start image ({self.image_name or 'it came without a name'}) of {self.source} is neither beside it nor "
+            "in this folder; name it with --image"
+        )
+
+    def request(self, image: Path, lora_dir: Path) -> Request:
+        """The request, with the image and the LoRAs checked by their content.
+
+        Raises:
+            InputError: a file is missing or another one than then, or another version wrote the metadata.
+        """
+        asked = dict(self.metadata["request"])
+        size = tuple(self.metadata["size"])
+        self._check_image(image, size)
+        unknown = sorted(asked.keys() - {field.name for field in fields(Request)})
+        if unknown:
+            raise InputError(
+                f"{self.source} has options that this version does not know: {', '.join(unknown)}"
+            )
+        paddings = asked.get("latent_paddings")
+        changes = {
+            "image": image,
+            "size": size,
+            "order": self.metadata["sampling"]["order"],
+            "loras": tuple(self._find_lora(use, lora_dir) for use in asked["loras"]),
+            "prompt_spans": tuple(PromptSpan(**span) for span in asked.get("prompt_spans", ())),
+            "latent_paddings": None if paddings is None else tuple(paddings),
+            "force": True,
+        }
+        return Request(**asked | changes)
+
+    def differences(self, engine: "Engine") -> tuple[str, ...]:
+        """What is not as it was then.
+
+        Raises:
+            InputError: the model or the frame filter is another one.
+        """
+        now = engine.identity()
+        for name in ("model_hash", "frame_filter"):
+            if self.metadata.get(name) != now.get(name):
+                raise InputError(
+                    f"{self.source} was made with {name} {self.metadata.get(name)}, this engine has {now.get(name)}"
+                )
+        then = {"device": self.metadata.get("device"), "precision": self.metadata.get("precision")}
+        then |= self.metadata.get("versions", {})
+        now |= package_versions()
+        return tuple(
+            f"{name} {value} then, {now.get(name)} now"
+            for name, value in then.items()
+            if value != now.get(name)
+        )
+
+    def _check_image(self, image: Path, size: tuple[int, ...]) -> None:
+        height, width = size
+        pixels = np.asarray(fit_to_bucket(load_image(image, force=True), (height, width)))
+        if hashlib.sha256(pixels.tobytes()).hexdigest() != self.metadata["image_sha256"]:
+            raise InputError(
+                f"image {image} is not the one that {self.source} began with: their hashes differ; name the right one "
+                "with --image"
+            )
+
+    def _find_lora(self, use: Mapping[str, Any], folder: Path) -> LoraStrength:
+        path = folder / use["source"]
+        if not path.exists():
+            raise InputError(f"LoRA {use['source']} is not in {folder}; name its folder with --loras")
+        if open_lora_file(path).file.fingerprint().hex() != use["sha256"]:
+            raise InputError(
+                f"LoRA {path} is not the one that {self.source} was made with: their hashes differ"
+            )
+        sections = None if use["sections"] is None else tuple(use["sections"])
+        return LoraStrength(source=path, strength=use["strength"], sections=sections)
+
+
+def reproduce(
+    engine: "Engine",
+    recipe: Recipe,
+    request: Request,
+    out: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    on_event: EventHandler | None = None,
+) -> Reproduction:
+    """Make the video of ``recipe`` again, as ``out``, and compare every frame.
+
+    Args:
+        engine: with the model that made it.
+        recipe: what the file says.
+        request: of it, see :meth:`Recipe.request`.
+        out: the MP4.
+        overwrite: replace an existing file.
+        on_event: called with every event.
+    """
+    differences = recipe.differences(engine)
+    is_frame = "frame" in recipe.metadata
+    with tempfile.TemporaryDirectory(prefix="isoframe-") as folder:
+        job, frames = Path(folder) / "job", Path(folder) / "frames"
+        redos = recipe.metadata.get("redos", ())
+        video = engine.render(
+            request, out, overwrite=overwrite, on_event=on_event, job_dir=job if redos else None,
+            png_dir=frames if is_frame else None,
+        )  # fmt: skip
+        for redo in redos:
+            JobFolder.open(job).redo(redo["section"], seed=redo["seed"], prompt=redo["prompt"])
+            video = engine.resume(job, out, overwrite=True, on_event=on_event)
+        if is_frame:
+            pairs = [(_png(recipe.source), _png(sorted(frames.iterdir())[recipe.metadata["frame"]]))]
+            return _compare(iter(pairs), video, differences)
+        return _compare(_frame_pairs(recipe.source, video.path), video, differences)
+
+
+def _compare(
+    pairs: Iterator[tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]],
+    video: Video,
+    differences: tuple[str, ...],
+) -> Reproduction:
+    num_frames = num_different = 0
+    squares = num_values = 0.0
+    for one, other in pairs:
+        num_frames += 1
+        if one is None or other is None or one.shape != other.shape:
+            num_different, squares = num_different + 1, math.inf
+            continue
+        difference = one.astype(np.int32) - other
+        num_different += bool(difference.any())
+        squares += float(np.square(difference).sum())
+        num_values += difference.size
+    return Reproduction(
+        video=video,
+        num_frames=num_frames,
+        num_different=num_different,
+        psnr=math.inf if squares == 0 else 10 * math.log10(255**2 * max(num_values, 1) / squares),
+        differences=differences,
+    )
+
+
+def _frame_pairs(
+    one: Path, other: Path
+) -> Iterator[tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]]:
+    """Frames of both videos side by side; None beyond the end of the shorter one."""
+    return itertools.zip_longest(_decode(one), _decode(other))
+
+
+def _decode(path: Path) -> Iterator[NDArray[np.uint8]]:
+    import av
+
+    with av.open(ffmpeg_url(path)) as container:
+        for frame in container.decode(video=0):
+            yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+
+
+def _png(path: Path) -> NDArray[np.uint8]:
+    return np.asarray(load_image(path, force=True))
