@@ -92,5 +92,6 @@ def _run(serving: Serving, host: str, port: int, api_key: str | None, origins: t
         server = make_server(
             make_app(service, access),
             on_start=lambda: typer.echo(f"{url} serves {service.card.name}; Ctrl-C stops"),
+            on_stop=service.announce_close,
         )
         server.run(sockets=[listener])

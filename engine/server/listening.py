@@ -69,8 +69,14 @@ def address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def make_server(app: FastAPI, *, on_start: Callable[[], None] | None = None) -> uvicorn.Server:
-    """Serves ``app``; call ``run(sockets=[...])``, and set ``should_exit`` to stop it from another thread."""
+def make_server(app: FastAPI, *, on_start: Callable[[], None], on_stop: Callable[[], None]) -> uvicorn.Server:
+    """A server; call ``run(sockets=[...])``, and set ``should_exit`` to stop it from another thread.
+
+    Args:
+        app: to be served.
+        on_start: called when it can be reached.
+        on_stop: called before it waits for answers that are under way.
+    """
     config = uvicorn.Config(
         app,
         http=ImpatientProtocol,
@@ -80,15 +86,20 @@ def make_server(app: FastAPI, *, on_start: Callable[[], None] | None = None) -> 
         server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
-    return _Server(config, on_start)
+    return _Server(config, on_start, on_stop)
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None] | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, on_start: Callable[[], None], on_stop: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._on_start = on_start
+        self._on_start, self._on_stop = on_start, on_stop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self._on_start is not None:
-            self._on_start()
+        self._on_start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_stop()
+        await super().shutdown(sockets)

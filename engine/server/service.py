@@ -94,7 +94,7 @@ class VideoService:
 
     @property
     def is_closing(self) -> bool:
-        """Whether :meth:`close` was called."""
+        """Whether the service is stopping."""
         return self._is_closing
 
     def create(self, request: Request, *, priority: int = 0, has_previews: bool = False) -> VideoStatus:
@@ -339,9 +339,13 @@ class VideoService:
         soonest = min((seconds for seconds in left if seconds is not None), default=5)
         return min(max(round(soonest), 1), _LONGEST_WAIT_SECONDS)
 
+    def announce_close(self) -> None:
+        """Have readers of events leave, as :meth:`close` follows."""
+        self._is_closing = True
+
     def close(self) -> None:
         """Stop what runs; the next service in this folder goes on with it. Closing twice is allowed."""
-        self._is_closing = True
+        self.announce_close()
         self._workers.close()
         self._exit.close()
 

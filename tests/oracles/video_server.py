@@ -142,12 +142,13 @@ def load(cache: Path) -> Engine:
 
 @contextmanager
 def serving(
-    service: VideoService, access: Access | None = None, *, upload_seconds: float = 60.0
+    service: VideoService, access: Access | None = None, *, upload_seconds: float = 60.0, port: int = 0
 ) -> Iterator[Asker]:
     """A server in a thread, which stops with the context."""
     is_up = threading.Event()
-    with bind("127.0.0.1", 0) as listener:
-        server = make_server(make_app(service, access, upload_seconds=upload_seconds), on_start=is_up.set)
+    with bind("127.0.0.1", port) as listener:
+        app = make_app(service, access, upload_seconds=upload_seconds)
+        server = make_server(app, on_start=is_up.set, on_stop=service.announce_close)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -1,0 +1,112 @@
+"""The client of the server, from request to file, and through a restart of the server."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from video_server import TIMEOUT, KeptWorkers, load, picture, serving, small_limits
+
+from isoframe.engine import ConfigError, Engine, LoraStrength, Request
+from isoframe.engine.client import Client, ServerError
+from isoframe.engine.client_fields import request_fields
+from isoframe.engine.server.guard import Access
+from isoframe.engine.server.parameters import VideoParameters
+from isoframe.engine.server.service import VideoService
+from isoframe.engine.server.workers import LocalWorkers
+
+KEY = "0123456789abcdef0123"
+REQUEST = Request(
+    image=Image.new("RGB", (64, 64), (200, 60, 40)), prompt="a red circle bounces", seconds=0.1,
+    num_steps=2, latent_window_size=1, size=(64, 80),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with load(tmp_path_factory.mktemp("cache")) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def client(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    service = VideoService(KeptWorkers(engine), tmp_path_factory.mktemp("data"), limits=small_limits())
+    with serving(service, Access(api_key=KEY)) as ask:
+        yield Client(ask.url, api_key=KEY, patience=5)
+
+
+def test_the_video_is_that_of_the_engine(client: Client, engine: Engine, tmp_path: Path) -> None:
+    created = client.create(REQUEST, previews=True)
+    events = list(client.events(created["id"]))
+    assert [event["event"] for event in events[:2]] == ["queued", "started"]
+    assert [event["step"] for event in events if event["event"] == "step"] == [0, 1]
+    assert events[-1]["status"] == "completed"
+    path = client.download(created["id"], tmp_path / "video.mp4")
+    straight = engine.render(REQUEST, tmp_path / "straight.mp4").path
+    assert path.read_bytes() == straight.read_bytes()
+    assert [file.name for file in tmp_path.glob("*.part")] == []
+
+
+def test_videos_are_listed_cancelled_and_deleted(client: Client) -> None:
+    assert client.models()[0]["id"] == "demo"
+    long = client.create(
+        Request(image=REQUEST.image, prompt="a", seconds=3.9, num_steps=100, latent_window_size=1)
+    )
+    client.cancel(long["id"])
+    assert client.wait(long["id"])["status"] == "cancelled"
+    assert next(client.videos())["id"] == long["id"]
+    client.delete(long["id"])
+    with pytest.raises(ServerError, match="the server answers 404: there is no video of this id"):
+        client.get(long["id"])
+
+
+def test_an_error_has_its_field_and_its_code(client: Client) -> None:
+    with pytest.raises(ServerError) as caught:
+        client.create(Request(image=REQUEST.image, prompt="a", seconds=60))
+    assert (caught.value.status, caught.value.field) == (422, "seconds")
+    with pytest.raises(ServerError) as caught:
+        Client(client._url).get("video_0")
+    assert (caught.value.status, caught.value.code) == (401, "unauthorized")
+
+
+def test_events_go_on_through_a_restart_of_the_server(engine: Engine, tmp_path: Path) -> None:
+    found: list[str] = []
+    with serving(VideoService(LocalWorkers(load(tmp_path / "cache")), tmp_path)) as ask:
+        client = Client(ask.url, patience=TIMEOUT)
+        first = client.create(
+            Request(image=REQUEST.image, prompt="a", seconds=3.9, num_steps=100, latent_window_size=1)
+        )["id"]
+        name = client.create(REQUEST)["id"]
+        reader = threading.Thread(target=lambda: found.append(client.wait(name)["status"]))
+        reader.start()
+        port = ask.port
+    with serving(VideoService(KeptWorkers(engine), tmp_path), port=port):
+        client.delete(first)
+        reader.join(TIMEOUT)
+    assert found == ["completed"]
+
+
+def test_a_server_that_does_not_come_back_is_told() -> None:
+    client = Client("http://127.0.0.1:1", patience=0)
+    with pytest.raises(OSError, match="refused"):
+        list(client.events("video_0"))
+
+
+def test_every_field_of_a_request_is_one_of_the_server_or_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    request = Request(
+        image=tmp_path / "a.png", prompt="a", negative_prompt="b", seconds=0.5, size=(64, 80), order="forward",
+        fps=24, crf=20, num_steps=3, guidance_scale=5.0, cfg_scale=2.0, cfg_rescale=0.5, seed=1,
+        latent_window_size=2, sampler="euler", step_cache="teacache", step_cache_threshold=0.2,
+        step_cache_max_skips=2, step_cache_retention=0.1, posterior="mode", prompt_blend=0.5,
+        loras=(LoraStrength(source="style", strength=0.5, sections=(0,)),),
+    )  # fmt: skip
+    fields = request_fields(request)
+    fields.pop("image")
+    parameters = VideoParameters.model_validate(fields)
+    assert parameters.to_request(REQUEST.image, ("style",)) == Request(
+        **{name: getattr(request, name) for name in Request.__slots__} | {"image": REQUEST.image}
+    )
+    with pytest.raises(ConfigError, match="latent_paddings must be left as it is"):
+        request_fields(Request(image="a.png", prompt="a", seconds=0.1, latent_paddings=(0,)))
