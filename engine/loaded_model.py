@@ -4,7 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -66,22 +66,44 @@ class LoadedModel:
         on_conversion: OnProgress | None = None,
     ) -> Self:
         """Load a transformer; arguments and errors are those of :meth:`Engine.load`."""
-        device = prepare_device(config)
+        place = Place.of(config)
         found = find_components(source, overrides=components, local_files_only=config.local_files_only)
-        weight_format = choose_format(config, device)
-        machine = this_machine(device, vram=config.vram, ram=config.ram)
-        checkpoint = _open_admitted(found, config, weight_format, machine, size)
+        checkpoint = open_admitted(found, config, place, size)
+        return cls.of_checkpoint(checkpoint, found, config, place, on_conversion=on_conversion)
+
+    @classmethod
+    def of_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        components: Components,
+        config: EngineConfig,
+        place: "Place",
+        *,
+        has_fp32_head: bool = True,
+        on_conversion: OnProgress | None = None,
+    ) -> Self:
+        """The model whose weights are in ``checkpoint``.
+
+        Args:
+            checkpoint: the transformer's weights.
+            components: its companions.
+            config: what it may use.
+            place: what that is on this machine.
+            has_fp32_head: run the output projection of a bf16 job in fp32, as the published program does.
+            on_conversion: told how far a conversion is.
+        """
         with memory_errors("load"):
             memory = ModelMemory(
                 checkpoint,
-                shapes_of(found, checkpoint.config),
+                shapes_of(components, checkpoint.config),
                 config,
-                weight_format,
-                device,
-                machine,
+                place.weight_format,
+                place.device,
+                place.machine,
                 on_conversion,
+                has_fp32_head=has_fp32_head,
             )
-        return cls(config=config, components=found, checkpoint=checkpoint, memory=memory)
+        return cls(config=config, components=components, checkpoint=checkpoint, memory=memory)
 
     @property
     def device(self) -> torch.device:
@@ -151,20 +173,37 @@ class LoadedModel:
             lift_memory_limit(self.device)
 
 
-def prepare_device(config: EngineConfig) -> torch.device:
-    """The device that ``config`` names, checked, with the launch settings that were measured on it.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a configuration comes to on this machine.
 
-    Raises:
-        DeviceError: it does not exist, or Triton is missing.
+    Attributes:
+        device: where the transformer computes.
+        weight_format: how the blocks' weights are stored and multiplied.
+        machine: the budget.
     """
-    device = resolve_device(config.device)
-    check_triton(device)
-    if device.type == "cuda":
-        _use_tuned_kernels(config, device_capability(device))
-    return device
+
+    device: torch.device
+    weight_format: WeightFormat
+    machine: Machine
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> Self:
+        """Check the device, and take the launch settings that were measured on it.
+
+        Raises:
+            DeviceError: it does not exist, or Triton is missing.
+            ConfigError: a limit is more than the machine has.
+        """
+        device = resolve_device(config.device)
+        check_triton(device)
+        if device.type == "cuda":
+            _use_tuned_kernels(config, device_capability(device))
+        weight_format = _choose_format(config, device)
+        return cls(device, weight_format, this_machine(device, vram=config.vram, ram=config.ram))
 
 
-def choose_format(config: EngineConfig, device: torch.device) -> WeightFormat:
+def _choose_format(config: EngineConfig, device: torch.device) -> WeightFormat:
     """How the blocks' weights are stored and multiplied."""
     fallback = "fp32" if device.type == "cpu" else "bf16"
     dtype = DENSE_DTYPES[fallback if config.compute_dtype == "auto" else config.compute_dtype]
@@ -179,22 +218,18 @@ def choose_format(config: EngineConfig, device: torch.device) -> WeightFormat:
     return weight_format
 
 
-def _open_admitted(
-    found: Components,
-    config: EngineConfig,
-    weight_format: WeightFormat,
-    machine: Machine,
-    size: tuple[int, int] | None,
+def open_admitted(
+    found: Components, config: EngineConfig, place: Place, size: tuple[int, int] | None = None
 ) -> Checkpoint:
-    """The checkpoint; before anything is downloaded the budget is checked for videos of ``size``."""
+    """The checkpoint; before anything is downloaded the budget is checked for videos of ``size``, or of the smallest."""
     wanted = size or min(found.profile.buckets, key=math.prod)
 
     def admit(_: str, shape: TransformerConfig) -> None:
         # Encoders and VAE come in pieces where need be: the step loop decides whether a model fits.
         job = planned_job(
-            shapes_of(found, shape), config, weight_format, SamplingConfig(num_sections=1), wanted
+            shapes_of(found, shape), config, place.weight_format, SamplingConfig(num_sections=1), wanted
         )
-        make_plan(replace(job, is_latents_only=True, has_store=job.needs_store(machine)), machine)
+        make_plan(replace(job, is_latents_only=True, has_store=job.needs_store(place.machine)), place.machine)
 
     return open_transformer(
         found.transformer,

@@ -50,6 +50,8 @@ class ModelMemory:
         device: torch.device,
         machine: Machine,
         on_progress: OnProgress | None = None,
+        *,
+        has_fp32_head: bool = True,
     ) -> None:
         """Load a small model; of a large one make sure that its store is there.
 
@@ -61,6 +63,7 @@ class ModelMemory:
             device: where it computes.
             machine: the budget.
             on_progress: told of the conversion into a store.
+            has_fp32_head: run the output projection of a bf16 job in fp32, as the published program does.
         """
         self.machine = machine
         self._checkpoint = checkpoint
@@ -69,6 +72,7 @@ class ModelMemory:
         self._format = weight_format
         self._device = device
         self._on_progress = on_progress
+        self._has_fp32_head = has_fp32_head and weight_format.dtype == torch.bfloat16
         self._layouts = [UnitLayout(spec, weight_format) for spec in unit_specs(checkpoint.config)]
         job = planned_job(shapes, config, weight_format, SamplingConfig(num_sections=1), (16, 16))
         self._is_stored = job.needs_store(machine)
@@ -137,11 +141,9 @@ class ModelMemory:
         self._placement = ()
 
     def _load(self) -> PackedTransformer:
-        # The output projection as in the published program.
-        has_fp32_head = self._format.dtype == torch.bfloat16
         if self._is_stored:
             store = cached_store(self._checkpoint, self._format, self._config.cache_path(), self._on_progress)
-            return stored_transformer(store, self._device, UnplacedUnits(), has_fp32_head=has_fp32_head)
+            return stored_transformer(store, self._device, UnplacedUnits(), has_fp32_head=self._has_fp32_head)
         self._placement = ("whole",)
         return PackedTransformer.load(
             self._checkpoint,
@@ -149,7 +151,7 @@ class ModelMemory:
             self._device,
             weight_format=self._format,
             job_device=torch.device("cpu"),
-            has_fp32_head=has_fp32_head,
+            has_fp32_head=self._has_fp32_head,
         )
 
     def _place_whole(self) -> None:
