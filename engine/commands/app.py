@@ -12,6 +12,7 @@ from .export import export
 from .generate import generate
 from .info import info
 from .jobs import app as jobs
+from .mcp import mcp
 from .plan import plan
 from .redo import redo
 from .reproduce import reproduce
@@ -31,7 +32,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (convert, demo, doctor, export, generate, info, plan, redo, reproduce, resume, serve):
+    for command in (convert, demo, doctor, export, generate, info, mcp, plan, redo, reproduce, resume, serve):
         app.command()(command)
     app.add_typer(jobs, name="jobs")
     plugins = {plugin.name: plugin for plugin in metadata.entry_points(group=PLUGIN_GROUP)}
