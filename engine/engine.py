@@ -15,10 +15,11 @@ from torch import Tensor
 from .conditioning import Conditioning
 from .config import EngineConfig, Request, SamplingConfig
 from .conversion import OnProgress
+from .decoding import count_sections, decode_sections
 from .denoiser import Denoiser, EventHandler, LatentSection, assemble
 from .encoders import Encoders
 from .events import FileEvent
-from .frame_filter import FrameFilter, filter_name
+from .frame_filter import FrameFilter, apply_filter, filter_name
 from .generation import Generation, Section
 from .job import Job
 from .job_folder import JobFolder
@@ -28,12 +29,13 @@ from .job_record import JobRecord, ModelSource
 from .job_run import JobRun
 from .loaded_model import LoadedModel
 from .metadata import video_metadata
+from .model_memory import JobMemory
 from .outputs import check_video_path
 from .plan import Plan
 from .previews import cached_latent_rgb
 from .rendering import Rendering, open_latents, open_png, open_writer, reporter
 from .step_cache import StepCacheFactory
-from .vae import VideoVAE
+from .vae import DecodedFrames, VideoVAE
 from .video import Video
 
 
@@ -124,6 +126,10 @@ class Engine:
         """
         return self._generation(request).memory.plan
 
+    def release(self) -> None:
+        """Give back the memory of the device that nothing needs between jobs; the next job takes it again."""
+        self._model.release()
+
     def close(self) -> None:
         """Cancel the jobs, give back the memory of the weights; the engine cannot be used any more."""
         self._jobs.close()
@@ -188,6 +194,48 @@ class Engine:
         """:meth:`sample` assembled in video order, start latent included: [1, C, 1 + n * window, Y, X] fp32."""
         sections = list(self.sample(conditioning, sampling, on_event=on_event))
         return assemble(sections, conditioning.start_latent)
+
+    def condition(self, request: Request) -> Conditioning:
+        """Text and image of ``request`` as tensors, for :meth:`sample`; one conditioning serves any number of samplings.
+
+        Raises:
+            InputError: the image cannot be used.
+            BudgetError: the job does not fit into the budget.
+        """
+        return self._generation(request).condition(self._encoders, lambda: self._vae)
+
+    def decode(
+        self, latents: Tensor, *, order: str = "inverted", latent_window_size: int = 9
+    ) -> Iterator[DecodedFrames]:
+        """Latents of :meth:`sample_video` to frames, section by section inside the budget.
+
+        Joined by ``first_frame`` they are the video that :meth:`generate` makes of these latents.
+
+        Args:
+            latents: [1, C, 1 + n * window, Y, X], scaled, the start latent first.
+            order: in which the sections were made; their joints depend on it.
+            latent_window_size: latent frames of a section.
+
+        Raises:
+            InputError: the shape is another one; raised at once.
+            BudgetError: the size does not fit into the budget; raised at once.
+        """
+        sampling = SamplingConfig(
+            num_sections=count_sections(latents, latent_window_size),
+            order=order,
+            latent_window_size=latent_window_size,
+        )
+        height, width = (8 * edge for edge in latents.shape[3:])
+        memory = self._memory.plan(sampling, (height, width))
+        return self._decode(latents, sampling, memory)
+
+    def _decode(
+        self, latents: Tensor, sampling: SamplingConfig, memory: JobMemory
+    ) -> Iterator[DecodedFrames]:
+        memory.make_room()
+        for decoded in decode_sections(latents, sampling, self._vae, memory):
+            frames = apply_filter(self.frame_filter, decoded.frames, decoded.first_frame)
+            yield DecodedFrames(frames=frames, first_frame=decoded.first_frame)
 
     def generate(self, request: Request, *, on_event: EventHandler | None = None) -> Iterator[Section]:
         """Yield the sections of a video in generation order; closing the iterator cancels the job.
@@ -321,16 +369,13 @@ class Engine:
                 on_event=on_event,
                 preview_dir=job_dir / "previews" if has_previews else None,
             ),
-            release=self._release,
+            release=self.release,
         )
         self._jobs.put(job)
         return job
 
     def _generation(self, request: Request) -> Generation:
         return Generation(request, self.components, self._denoiser, self._memory, self.frame_filter)
-
-    def _release(self) -> None:
-        self._model.release()
 
     @contextmanager
     def _open_run(

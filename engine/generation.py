@@ -13,6 +13,7 @@ from torch import Tensor
 from .components import Components, default_order
 from .conditioning import Conditioning, PromptEmbeds, blend_prompts
 from .config import Request, SamplingConfig
+from .decoding import decode_within
 from .denoiser import Denoiser, EventHandler, LatentSection
 from .device import memory_errors
 from .encoders import Encoders
@@ -158,6 +159,12 @@ class Generation:
             report(PhaseEvent(phase="decode"))
             yield self._decode(vae, decoder, index, latents, start, denoised)
 
+    def condition(self, encoders: Encoders, load_vae: Callable[[], VideoVAE]) -> Conditioning:
+        """Text and image of the request as tensors; nothing is sampled."""
+        self.memory.make_room()
+        prompts, negative = self._encode_text(encoders, _ignore, self._request.prompt_timeline())
+        return self._encode_image(encoders, load_vae, prompts, negative)[1]
+
     def provisional(self) -> DecodedFrames | None:
         """The frames at the open edge, which the next section changes; None before the first section."""
         found = None if self.decoder is None else self.decoder.provisional()
@@ -172,7 +179,7 @@ class Generation:
         latents, before = run.latents(num_encoded - 1), None
         if num_encoded > 1:
             before = run.latents(num_encoded - 2)
-        self._with_room(vae, lambda: decoder.restart(num_encoded, latents, before))
+        decode_within(self.memory, vae, lambda: decoder.restart(num_encoded, latents, before))
 
     def _describe(self, run: JobRun | None, timeline: PromptTimeline) -> JobEvent:
         fps, (image_height, image_width) = self._request.fps, self._image_size
@@ -271,18 +278,6 @@ class Generation:
             section_prompts=prompts,
         )
 
-    def _with_room(self, vae: VideoVAE, decode: Callable[[], T]) -> T:
-        """The result of ``decode``, inside the budget."""
-
-        def prepare() -> None:
-            self.memory.make_room_to_decode()
-            # Jobs of one engine may take turns, and each has its own tiles.
-            vae.use_tiles(self.memory.plan.vae_tile)
-
-        prepare()
-        with memory_errors("decode"):
-            return self.memory.attempt("decode", decode, before_retry=prepare)
-
     def _decode(
         self,
         vae: VideoVAE,
@@ -292,7 +287,7 @@ class Generation:
         start: float,
         denoised: float,
     ) -> Section:
-        decoded = self._filtered(self._with_room(vae, lambda: decoder.push(latents)))
+        decoded = self._filtered(decode_within(self.memory, vae, lambda: decoder.push(latents)))
         provisional = self.provisional()
         assert provisional is not None, "a section was pushed"
         timings = {"denoise": denoised - start, "decode": time.perf_counter() - denoised}

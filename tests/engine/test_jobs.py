@@ -331,7 +331,7 @@ def test_a_job_that_stops_early_lets_go_of_its_tensors_and_then_of_the_device(
     released: list[bool] = []
     monkeypatch.setattr(History, "append", watch)
     monkeypatch.setattr(Denoiser, "_denoise", fail_at_the_second)
-    monkeypatch.setattr(engine, "_release", release)
+    monkeypatch.setattr(engine, "release", release)
     job = engine.submit(request_of(), job_dir=tmp_path / "job")
     for entry in job.events():
         if ending == "cancel" and isinstance(entry.event, SectionEvent):

@@ -1,0 +1,67 @@
+"""Latents to frames inside the budget, section by section."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar
+
+from torch import Tensor
+
+from .config import SamplingConfig
+from .device import memory_errors
+from .errors import InputError
+from .model_memory import JobMemory
+from .sections import plan_sections
+from .vae import DecodedFrames, SectionDecoder, VideoVAE
+
+T = TypeVar("T")
+
+
+def decode_within(memory: JobMemory, vae: VideoVAE, decode: Callable[[], T]) -> T:
+    """The result of ``decode``, which ``vae`` works for, inside the budget of ``memory``."""
+
+    def prepare() -> None:
+        memory.make_room_to_decode()
+        # Jobs of one engine may take turns, and each has its own tiles.
+        vae.use_tiles(memory.plan.vae_tile)
+
+    prepare()
+    with memory_errors("decode"):
+        return memory.attempt("decode", decode, before_retry=prepare)
+
+
+def count_sections(latents: Tensor, window: int) -> int:
+    """Sections of ``window`` latent frames in a video of latents [1, C, 1 + n * window, Y, X], the start latent first.
+
+    Raises:
+        InputError: another shape.
+    """
+    if latents.ndim != 5 or latents.shape[0] != 1 or latents.shape[2] < 1 + window:
+        raise InputError(f"latents must be [1, C, 1 + n * {window}, Y, X], got {tuple(latents.shape)}")
+    num_sections, rest = divmod(latents.shape[2] - 1, window)
+    if rest:
+        raise InputError(
+            f"latents must have 1 + n * {window} frames for a window of {window}, got {latents.shape[2]}"
+        )
+    return num_sections
+
+
+def decode_sections(
+    latents: Tensor, sampling: SamplingConfig, vae: VideoVAE, memory: JobMemory
+) -> Iterator[DecodedFrames]:
+    """Frames of a video of latents, in the order in which ``sampling`` made its sections.
+
+    Args:
+        latents: [1, C, 1 + n * window, Y, X], scaled, the start latent first.
+        sampling: order, window and number of the sections.
+        vae: decodes.
+        memory: the budget.
+    """
+    window = sampling.latent_window_size
+    decoder = SectionDecoder(
+        vae, order=sampling.order, window=window, num_sections=sampling.num_sections,
+        start_latent=latents[:, :, :1],
+    )  # fmt: skip
+    for section in plan_sections(sampling):
+        first = section.first_latent_frame
+        part = latents[:, :, first : first + window]
+        yield decode_within(memory, vae, partial(decoder.push, part))
