@@ -76,6 +76,7 @@ def constant(
     attention: options.Attention = "auto",
     vram: options.Vram = None,
     ram: options.Ram = None,
+    no_job: options.NoJob = False,
     counters: _Counters = False,
     repeats: _Repeats = 1,
     clock: _Clock = "wall",
@@ -104,7 +105,7 @@ def constant(
         )
         check_choice("--weights", weights, ("model", "random"))
         config = EngineConfig(device=device, precision=precision, attention=attention, vram=vram, ram=ram)
-        subject = _Subject.open(model, config, is_random=weights == "random")
+        subject = _Subject.open(model, config, is_random=weights == "random", has_job_folder=not no_job)
         if counters:
             raise typer.Exit(_count(subject, request))
         if clock == "cpu" and subject.device.type != "cpu":
@@ -188,9 +189,10 @@ class _Subject:
     render: "Render"
 
     @classmethod
-    def open(cls, model: str, config: "EngineConfig", *, is_random: bool) -> "_Subject":
+    def open(cls, model: str, config: "EngineConfig", *, is_random: bool, has_job_folder: bool) -> "_Subject":
         from ..engine.device import resolve_device
         from ..engine.engine import Engine
+        from .constant import JOB_FOLDER
 
         if is_random:
             from .random_job import RandomJob
@@ -204,7 +206,9 @@ class _Subject:
             model_hash=engine.model_hash,
             device=engine.device,
             config=config,
-            render=lambda job, path, on_event: engine.render(job, path, on_event=on_event),
+            render=lambda job, path, on_event: engine.render(
+                job, path, on_event=on_event, job_dir=path.parent / JOB_FOLDER if has_job_folder else None
+            ),
         )
 
 

@@ -72,12 +72,14 @@ class JobRecord:
         length: seconds of video asked for.
         phases: in their order.
         file_bytes: size of the video file.
+        kept_bytes: size of the job folder; 0 without one.
         measuring: seconds that taking these figures cost.
     """
 
     length: float
     phases: tuple[PhaseRecord, ...]
     file_bytes: int
+    kept_bytes: int = 0
     measuring: float
 
     @property
@@ -133,12 +135,16 @@ class JobRecorder:
         elif isinstance(event, FileEvent):
             self._end_phase("end")
 
-    def finish(self, *, length: float, file_bytes: int) -> JobRecord:
+    def finish(self, *, length: float, file_bytes: int, kept_bytes: int = 0) -> JobRecord:
         """The record of the job that has ended, and with it its last phase."""
         if self._phase not in ("start", "end"):
             self._end_phase("end")
         return JobRecord(
-            length=length, phases=tuple(self._phases), file_bytes=file_bytes, measuring=self._measuring
+            length=length,
+            phases=tuple(self._phases),
+            file_bytes=file_bytes,
+            kept_bytes=kept_bytes,
+            measuring=self._measuring,
         )
 
     def _end_phase(self, next_phase: str) -> None:

@@ -14,7 +14,8 @@ class PhaseEvent:
 
     Attributes:
         phase: "load", "text", "image", "prepare" (what all sections share); for every section "pack" (its history),
-            "denoise", "decode" and "encode" (its frames into the file); "write" (the file is put together).
+            "denoise", "decode" and "encode" (its frames into the file), with a job folder "checkpoint" after denoising and
+            after encoding (what is finished onto the disk); "write" (the file is put together).
     """
 
     phase: str

@@ -154,7 +154,7 @@ class Generation:
         for index in range(num_encoded, self.sampling.num_sections):
             start = time.perf_counter()
             with memory_errors("denoise"):
-                latents = _next_latents(index, latent_sections, run)
+                latents = _next_latents(index, latent_sections, run, report)
             denoised = time.perf_counter()
             report(PhaseEvent(phase="decode"))
             yield self._decode(vae, decoder, index, latents, start, denoised)
@@ -316,12 +316,15 @@ def _place(section: SectionPlan, window: int) -> int:
     return (section.first_latent_frame - 1) // window
 
 
-def _next_latents(index: int, latent_sections: Iterator[LatentSection], run: JobRun | None) -> Tensor:
+def _next_latents(
+    index: int, latent_sections: Iterator[LatentSection], run: JobRun | None, report: EventHandler
+) -> Tensor:
     """Latents of section ``index``: an earlier run's, or sampled now and kept."""
     if run is not None and index < run.sampled.num_sections:
         return run.latents(index)
     section = next(latent_sections)
     if run is not None:
+        report(PhaseEvent(phase="checkpoint"))
         run.keep_latents(section)
     return section.latents
 

@@ -83,6 +83,7 @@ class Rendering:
             self.png.write(section.frames, section.first_frame)
         segment = self.writer.write(section.frames, section.first_frame)
         if self.run is not None:
+            self.report(PhaseEvent(phase="checkpoint"))
             self.run.keep_segment(section.index, segment)
         self.report(
             SectionEvent(

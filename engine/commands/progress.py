@@ -24,6 +24,7 @@ _PHASES = {
     "denoise": "denoising",
     "decode": "decoding",
     "encode": "encoding the frames",
+    "checkpoint": "keeping what is finished",
     "write": "writing the file",
 }
 

@@ -1,6 +1,7 @@
 """``isoframe bench constant``: the demo keeps the promise, and every way of breaking it is caught and named."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,19 @@ from typer.testing import CliRunner
 
 from isoframe.bench import constant_command
 from isoframe.bench.commands import app
-from isoframe.bench.constant import ConstantResult, count_job, judge_counts, measure_constant
+from isoframe.bench.constant import (
+    ConstantResult,
+    count_job,
+    judge_counts,
+    judge_written,
+    measure_constant,
+    run_job,
+)
 from isoframe.bench.correctness import check_operations
 from isoframe.bench.job_record import JobRecorder
 from isoframe.bench.memory_meter import MemoryMeter, MemoryReading
 from isoframe.bench.rows import Gate, read_rows
+from isoframe.bench.section_counts import SectionCounts
 from isoframe.engine import Engine, EngineConfig, Request
 from isoframe.engine.commands.demo import find_example
 from isoframe.engine.denoiser import EventHandler
@@ -63,7 +72,8 @@ def test_every_section_of_the_demo_from_6_on_does_exactly_the_same(engine: Engin
     assert settled.device_bytes == 0
 
 
-def test_a_growing_history_is_caught(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def grow_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two frames more in every section."""
     pack, num_packed = PackedTransformer.pack_section, 0
 
     def pack_more(
@@ -81,13 +91,10 @@ def test_a_growing_history_is_caught(engine: Engine, monkeypatch: pytest.MonkeyP
         )
 
     monkeypatch.setattr(PackedTransformer, "pack_section", pack_more)
-    finding = judge_counts(count_job(render_with(engine), make_request()))
-    assert finding.status == "failed"
-    assert "tokens 92 in section 6, 96 in section 7" in finding.text
-    assert "allocated_bytes" in finding.text
 
 
-def test_a_leak_of_one_frame_a_section_is_caught(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def leak_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One frame of every section is kept."""
     push, leaked = SectionDecoder.push, []
 
     def push_and_keep(self: SectionDecoder, latents: Tensor) -> DecodedFrames:
@@ -96,11 +103,70 @@ def test_a_leak_of_one_frame_a_section_is_caught(engine: Engine, monkeypatch: py
         return decoded
 
     monkeypatch.setattr(SectionDecoder, "push", push_and_keep)
+
+
+def break_kernel(monkeypatch: pytest.MonkeyPatch, name: str = "modulated_layer_norm") -> None:
+    """A result that is a thousandth too large."""
+    spec = KERNELS[name]
+
+    def wrong(*args: Any) -> Any:
+        result = spec.op(*args)
+        (args[spec.mutates[0]] if spec.mutates else result).mul_(1.001)
+        return result
+
+    monkeypatch.setitem(KERNELS, name, dataclasses.replace(spec, op=wrong))
+
+
+def test_a_growing_history_is_caught(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    grow_history(monkeypatch)
+    finding = judge_counts(count_job(render_with(engine), make_request()))
+    assert finding.status == "failed"
+    assert "tokens 92 in section 6, 96 in section 7" in finding.text
+    assert "allocated_bytes" in finding.text
+
+
+def test_a_leak_of_one_frame_a_section_is_caught(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    leak_frames(monkeypatch)
     finding = judge_counts(count_job(render_with(engine), make_request()))
     assert finding.status == "failed"
     found = finding.text.split()
     assert found[0] == "live_bytes"
     assert int(found[5]) - int(found[1]) == 64 * 64 * 3
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "options", "named"),
+    [
+        (grow_history, ["--counters"], "counters       FAILS: tokens 92 in section 6, 96 in section 7"),
+        (leak_frames, ["--counters"], "counters       FAILS: live_bytes "),
+        (
+            break_kernel,
+            ["--lengths", "0.2", "--repeats", "0"],
+            "operations     FAILS: modulated_layer_norm: ",
+        ),
+    ],
+)
+def test_the_command_exits_with_1_and_names_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, sabotage: Callable[..., None], options: list[str], named: str
+) -> None:
+    sabotage(monkeypatch)
+    result = run("--window", 2, "--steps", 1, "--device", "cpu", *options)
+    assert (result.exit_code, named in result.stdout) == (1, True), result.output
+
+
+def test_keeping_a_job_is_a_phase_of_every_section_and_its_bytes_are_needed() -> None:
+    subject = constant_command._Subject.open(
+        "demo", EngineConfig(device="cpu"), is_random=False, has_job_folder=True
+    )
+    job = run_job(
+        subject.render, dataclasses.replace(make_request(), seconds=0.6), MemoryMeter(CPU), time.perf_counter
+    )
+    assert len(job.sections) == 2
+    assert all(section.seconds["checkpoint"] > 0 for section in job.sections)
+    # Latents in fp32 beside the segments.
+    assert job.kept_bytes > 2 * 4 * 16 * 2 * 8 * 8 + job.file_bytes / 2
+    assert judge_written([job]).status == "passed"
+    assert judge_written([dataclasses.replace(job, kept_bytes=0)]).status == "failed"
 
 
 def test_frames_that_are_encoded_again_are_caught(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,14 +188,7 @@ def test_frames_that_are_encoded_again_are_caught(engine: Engine, monkeypatch: p
 @pytest.mark.parametrize("name", ["modulated_layer_norm", "gated_residual", "qk_norm_rope"])
 def test_a_wrong_kernel_is_caught(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     assert check_operations(CPU).is_green
-    spec = KERNELS[name]
-
-    def wrong(*args: Any) -> Any:
-        result = spec.op(*args)
-        (args[spec.mutates[0]] if spec.mutates else result).mul_(1.001)
-        return result
-
-    monkeypatch.setitem(KERNELS, name, dataclasses.replace(spec, op=wrong))
+    break_kernel(monkeypatch, name)
     gate = check_operations(CPU)
     assert not gate.is_green
     assert gate.text.startswith(f"{name}: ")
@@ -202,10 +261,14 @@ def machine() -> Machine:
     return Machine()
 
 
+@pytest.fixture(scope="module")
+def counted(engine: Engine) -> list[SectionCounts]:
+    return count_job(render_with(engine), make_request())
+
+
 @pytest.fixture
-def counts(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
+def counts(monkeypatch: pytest.MonkeyPatch, counted: list[SectionCounts]) -> None:
     """The counted job is real, and counted once."""
-    counted = count_job(render_with(engine), make_request())
     monkeypatch.setattr("isoframe.bench.constant.count_job", lambda render, request: counted)
 
 
@@ -328,8 +391,6 @@ def test_measuring_reads_memory_once_a_phase_and_belongs_to_no_phase(machine: Ma
 
 
 def test_a_reading_costs_less_than_a_hundredth_of_a_demo_section() -> None:
-    import time
-
     meter, start = MemoryMeter(CPU), time.process_time()
     for _ in range(50):
         meter.read()
@@ -368,11 +429,10 @@ def test_command_writes_rows_and_its_verdict_is_the_exit_code(tmp_path: Path) ->
     assert rows["constant-section", "0.6 s"].precision == "fp32"
 
 
-def test_command_may_count_only(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
+def test_command_may_count_only(monkeypatch: pytest.MonkeyPatch, counted: list[SectionCounts]) -> None:
     result = run("--counters", "--window", 2, "--steps", 1, "--device", "cpu")
     assert (result.exit_code, result.stdout[:20]) == (0, "counters       holds")
-    counts = count_job(render_with(engine), make_request())
-    changed = [dataclasses.replace(section, tokens=index) for index, section in enumerate(counts)]
+    changed = [dataclasses.replace(section, tokens=index) for index, section in enumerate(counted)]
     monkeypatch.setattr("isoframe.bench.constant.count_job", lambda render, request: changed)
     result = run("--counters", "--device", "cpu")
     assert (result.exit_code, "FAILS: tokens 5 in section 6, 6 in section 7" in result.stdout) == (1, True)
