@@ -3,7 +3,6 @@
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -67,7 +66,7 @@ CASES = {
     case.name: case
     for case in (
         # 40 units of 7.1 MB, 283 MB in all; and of 38.5 MB, 1.54 GB in all.
-        RamCase(name="small", num_heads=3, num_dual_blocks=10, num_single_blocks=20, ram_bytes=128 * 2**20),
+        RamCase(name="small", num_heads=3, num_dual_blocks=10, num_single_blocks=20, ram_bytes=192 * 2**20),
         RamCase(name="full", num_heads=7, num_dual_blocks=10, num_single_blocks=20, ram_bytes=400 * 2**20),
     )
 }
@@ -79,16 +78,20 @@ class RamResult:
 
     Attributes:
         case: which.
-        tier: host tier of the units.
+        has_budget: the engine had the case's budget; else 60 % of what is available.
+        tier: of the units: "disk" or, where all are in memory, "pinned".
         unit_bytes: of all units.
+        planned_bytes: what the planner expected.
         peak_bytes: VmHWM less VmRSS before the model was opened.
         limit_bytes: the budget and its tolerance.
-        checksum: of the velocity's bytes.
+        checksum: of the latents' bytes.
     """
 
     case: str
+    has_budget: bool
     tier: str
     unit_bytes: int
+    planned_bytes: int
     peak_bytes: int
     limit_bytes: int
     checksum: int
@@ -129,20 +132,25 @@ def build_store(case: RamCase, folder: Path) -> Store:
     return convert(checkpoint, DenseFormat(torch.float32), folder)
 
 
-def measure_ram(case: RamCase, store: Store, tier: Literal["auto", "pinned"]) -> RamResult:
-    """Run one step in a fresh process; "auto" is the tier that follows from the budget.
+def measure_ram(case: RamCase, store: Store, *, has_budget: bool) -> RamResult:
+    """Run one step of an engine in a fresh process, inside the budget of ``case`` or without one.
 
     Raises:
         ProcessError: the process failed; with what it wrote.
     """
     # One thread: every further one has buffers of its own, which are not the model's.
     measured = run_module(
-        "ram_step", str(store.folder), str(case.ram_bytes), tier, environment={"OMP_NUM_THREADS": "1"}
+        "ram_step",
+        str(store.folder),
+        str(case.ram_bytes if has_budget else 0),
+        environment={"OMP_NUM_THREADS": "1"},
     )
     return RamResult(
         case=case.name,
+        has_budget=has_budget,
         tier=measured["tier"],
-        unit_bytes=sum(entry.num_bytes for entry in store.unit_entries),
+        unit_bytes=sum(store.unit_bytes),
+        planned_bytes=measured["planned_bytes"],
         peak_bytes=measured["peak_bytes"],
         limit_bytes=int(case.ram_bytes * TOLERANCE),
         checksum=measured["checksum"],
@@ -153,6 +161,7 @@ def describe(result: RamResult) -> str:
     """One line."""
     verdict = "within" if result.is_reached else "ABOVE"
     return (
-        f"{result.case:6} tier {result.tier:7} units {result.unit_bytes / 2**20:7.0f} MiB  "
-        f"peak {result.peak_bytes / 2**20:7.1f} MiB  {verdict} {result.limit_bytes / 2**20:.0f} MiB"
+        f"{result.case:6} tier {result.tier:7} units {result.unit_bytes / 2**20:6.0f} MiB  planned "
+        f"{result.planned_bytes / 2**20:6.1f} MiB  peak {result.peak_bytes / 2**20:7.1f} MiB  {verdict} "
+        f"{result.limit_bytes / 2**20:.0f} MiB"
     )

@@ -32,12 +32,12 @@ def ram(
             check_choice("--case", name, CASES)
         for name in case or CASES:
             store = build_store(CASES[name], (folder or Path(temporary)) / name)
-            for tier in ("auto", "pinned"):
-                results.append((CASES[name], measure_ram(CASES[name], store, tier)))
+            for has_budget in (True, False):
+                results.append((CASES[name], measure_ram(CASES[name], store, has_budget=has_budget)))
                 typer.echo(describe(results[-1][1]))
         if json_file is not None:
             _append(json_file, results)
-    if not all(result.is_reached for _, result in results if result.tier != "pinned"):
+    if not all(result.is_reached for _, result in results if result.has_budget):
         raise typer.Exit(1)
 
 
@@ -58,7 +58,7 @@ def _append(path: Path, results: "list[tuple[RamCase, RamResult]]") -> None:
                 values=(result.peak_bytes / 2**20,),
                 gate=Gate(
                     is_green=len({other.checksum for _, other in results if other.case == result.case}) == 1,
-                    text=f"same velocity bits from every tier; limit {result.limit_bytes / 2**20:.0f} MiB",
+                    text=f"same bits of the latents from every tier; limit {result.limit_bytes / 2**20:.0f} MiB",
                 ),
                 environment=environment,
                 command=this_command(),

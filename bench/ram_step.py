@@ -1,65 +1,59 @@
-"""One step of a stored model in a process of its own: ``python -P -m isoframe.bench.ram_step STORE RAM_BYTES TIER``."""
+"""One step of an engine in a process of its own: ``python -P -m isoframe.bench.ram_step STORE RAM_BYTES``; 0 is no budget."""
 
 import json
 import re
 import sys
+import tempfile
 import zlib
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from ..engine import Engine  # noqa: F401  # what any user has imported before the measurement begins
-from ..engine.history import CleanLatents
-from ..engine.store import Store, open_store
-from ..engine.stored_transformer import open_units, stored_transformer
-from ..engine.transformer import FrameIndices, PackedTransformer
-from ..engine.weights import Tier, choose_tier
-
-_RING = 3
+from ..engine import Conditioning, Engine, EngineConfig, SamplingConfig
+from ..engine.store import open_store
+from ..engine.transformer_config import TransformerConfig
 
 
-def main(folder: str, ram_bytes: int, tier: str) -> None:
-    """Print the tier, the peak and a checksum of the velocity as JSON."""
+def main(folder: str, ram_bytes: int) -> None:
+    """Print the tier, the planned peak, the measured peak and a checksum of the latents as JSON."""
     square = torch.randn(256, 256)
     _ = square @ square
     before = status_bytes("VmRSS")
-    store = open_store(folder)
-    chosen = _tier(store, ram_bytes) if tier == "auto" else "pinned"
-    units = open_units(store, torch.device("cpu"), tier=chosen, ring=_RING)
-    velocity = _step(stored_transformer(store, torch.device("cpu"), units))
+    with tempfile.TemporaryDirectory() as cache_dir:
+        config = EngineConfig(device="cpu", ram=ram_bytes or None, cache_dir=cache_dir)
+        with Engine.load(folder, config=config, size=(64, 64)) as engine:
+            plan = engine.plan_sampling(_SAMPLING, (64, 64))
+            latents = engine.sample_video(_conditioning(open_store(folder).config), _SAMPLING)
     peak_bytes = status_bytes("VmHWM") - before
-    assert velocity.isfinite().all()
+    assert latents.isfinite().all()
     json.dump(
-        {"tier": chosen, "peak_bytes": peak_bytes, "checksum": zlib.crc32(velocity.numpy().tobytes())},
+        {
+            "tier": plan.tier,
+            "planned_bytes": plan.peak + plan.host.total,
+            "peak_bytes": peak_bytes,
+            "checksum": zlib.crc32(latents.numpy().tobytes()),
+        },
         sys.stdout,
     )
 
 
-def _tier(store: Store, ram_bytes: int) -> Tier:
-    sizes = [entry.num_bytes for entry in store.unit_entries]
-    return choose_tier(sum(sizes), ram_bytes=ram_bytes, ring_bytes=_RING * max(sizes))
+_SAMPLING = SamplingConfig(num_sections=1, num_steps=1, latent_window_size=1)
 
 
-def _step(transformer: PackedTransformer) -> Tensor:
-    """Velocity of one step of one section of a small video."""
-    config, generator = transformer.config, torch.Generator().manual_seed(1)
+def _conditioning(config: TransformerConfig) -> Conditioning:
+    """Of a small video."""
+    generator = torch.Generator().manual_seed(1)
 
-    def draw(*shape: int) -> Tensor:
+    def draw(*shape: int) -> torch.Tensor:
         return torch.randn(1, *shape, generator=generator)
 
-    with torch.inference_mode():
-        job = transformer.prepare_job(
-            torch.tensor([900.0]),
-            10_000.0,
-            draw(8, config.text_embed_dim),
-            None,
-            draw(config.pooled_projection_dim),
-            transformer.project_image(draw(4, config.image_proj_dim)),
-        )
-        clean = CleanLatents(draw(config.in_channels, 2, 8, 8), None, None)
-        section = transformer.pack_section(clean, FrameIndices(latent=(1,), clean=(0, 2)), (1, 8, 8))
-        return transformer.step(draw(config.in_channels, 1, 8, 8), 0, job, section).compute()
+    return Conditioning(
+        text_embeds=draw(8, config.text_embed_dim),
+        text_mask=torch.ones(1, 8, dtype=torch.bool),
+        pooled_embeds=draw(config.pooled_projection_dim),
+        image_embeds=draw(4, config.image_proj_dim),
+        start_latent=draw(config.in_channels, 1, 8, 8),
+    )
 
 
 def status_bytes(key: str) -> int:
@@ -70,4 +64,4 @@ def status_bytes(key: str) -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1], int(sys.argv[2]))

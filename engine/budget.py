@@ -202,7 +202,7 @@ def _tiles(job: PlannedJob) -> tuple[int | None, ...]:
 def _refusal(job: PlannedJob, machine: Machine) -> BudgetError:
     """What is missing, and the nearest settings that fit."""
     host = choose_host(job, machine)[0].total
-    if host > machine.ram:
+    if host > machine.ram and not machine.is_cpu:
         return BudgetError(
             f"staging, VAE, an encoder or decoded frames take {format_size(host)} of RAM, {format_size(machine.ram)} are "
             f"allowed; use {_memory_option('ram', host)}",

@@ -217,6 +217,10 @@ def hash_files(files: Iterable[TensorFile]) -> str:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
+    if (folder / "manifest.json").is_file():
+        raise CheckpointError(
+            f"{folder} is a unit store already; give the model that it was made from, or load the store as it is"
+        )
     inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
     files, weight_map = _find_files(inner)
     if not (inner / "config.json").is_file():

@@ -19,6 +19,7 @@ from .checkpoint import (
 from .config import ORDERS, check_choice
 from .errors import CheckpointError, UnknownModelError
 from .hub import NotCachedError, hub_file, hub_folder, is_hub_id, not_cached
+from .store import is_store, open_store
 from .transformer_config import TransformerConfig
 
 _logger = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ class Components:
 
     Attributes:
         name: "demo", the Hub id, or the name of the folder or file.
-        transformer: what :func:`~isoframe.engine.checkpoint.open_transformer` opens.
+        transformer: what :func:`~isoframe.engine.checkpoint.open_transformer` opens, or the folder of a unit store.
         profile: buckets, order, prompt template.
         refs: the companions found, by name.
         is_hub_silent: whether the Hub was asked for the profile and did not answer; asking again would take as long.
@@ -175,7 +176,7 @@ def find_components(
     """Find the companions of a model; none is downloaded.
 
     Args:
-        source: "demo" or anything that :func:`~isoframe.engine.checkpoint.open_transformer` takes.
+        source: "demo", a unit store, or anything that :func:`~isoframe.engine.checkpoint.open_transformer` takes.
         overrides: other sources for companions, by name: a folder, "owner/name" or "owner/name/subfolder". A
             folder may be a whole pipeline; the companion's own folder in it is taken then.
         local_files_only: never ask the Hub.
@@ -185,7 +186,9 @@ def find_components(
     text = os.fspath(source)
     path = _demo_folder() if text == "demo" else Path(text).expanduser()
     has_tokenizer = "tokenizer" in (overrides or {})
-    if path.exists():
+    if is_store(path):
+        found = _find_store(path, has_tokenizer)
+    elif path.exists():
         found = _find_local(path, "demo" if text == "demo" else None, has_tokenizer)
     else:
         found = _find_on_hub(text, local_files_only, has_tokenizer)
@@ -228,6 +231,24 @@ def _find_local(path: Path, name: str | None, has_tokenizer: bool) -> Components
         ),
         refs=refs,
     )
+
+
+def _find_store(folder: Path, has_tokenizer: bool) -> Components:
+    """A store has no companions of its own: they are those of the model it was made from, or fit its widths."""
+    store = open_store(folder)
+    if store.name == "demo":
+        found = _find_local(_demo_folder(), "demo", has_tokenizer)
+    elif store.name in _read_data("companions.json")["models"]:
+        found = _find_on_hub(store.name, True, has_tokenizer)
+    else:
+        profile = folder / PROFILE_NAME
+        found = Components(
+            name=store.name,
+            transformer="",
+            profile=_read_profile(profile if profile.is_file() else None, has_tokenizer=has_tokenizer),
+            refs=_default_refs(store.config),
+        )
+    return dataclasses.replace(found, transformer=str(folder))
 
 
 def _find_on_hub(source: str, local_files_only: bool, has_tokenizer: bool) -> Components:

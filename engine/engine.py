@@ -84,7 +84,7 @@ class Engine:
         a precision: its blocks then come from there, as the budget of the configuration allows.
 
         Args:
-            source: "demo" (built in), a Hub id, a folder or a single .safetensors file.
+            source: "demo" (built in), a Hub id, a folder, a single .safetensors file, or a unit store, whose precision it has.
             config: what the engine may use.
             components: other sources for companions, by name: vae, text_encoder, tokenizer, text_encoder_2,
                 tokenizer_2, image_encoder, feature_extractor.
@@ -180,13 +180,20 @@ class Engine:
         """
         conditioning.check(self._denoiser.transformer.config, sampling.cfg_scale)
         height, width = (8 * edge for edge in conditioning.start_latent.shape[3:])
-        memory = self._memory.plan(
-            sampling,
-            (height, width),
-            is_latents_only=True,
-            lora_bytes=self._denoiser.lora_bytes(sampling),
-        )
+        memory = self._sampling_memory(sampling, (height, width))
         return self._denoiser.sample(conditioning, sampling, on_event, memory)
+
+    def plan_sampling(self, sampling: SamplingConfig, size: tuple[int, int]) -> Plan:
+        """How :meth:`sample` runs at ``size`` (height, width in pixels) inside the budget.
+
+        Raises:
+            BudgetError: it does not fit.
+        """
+        return self._sampling_memory(sampling, size).plan
+
+    def _sampling_memory(self, sampling: SamplingConfig, size: tuple[int, int]) -> JobMemory:
+        lora_bytes = self._denoiser.lora_bytes(sampling)
+        return self._memory.plan(sampling, size, is_latents_only=True, lora_bytes=lora_bytes)
 
     def sample_video(
         self, conditioning: Conditioning, sampling: SamplingConfig, *, on_event: EventHandler | None = None

@@ -46,11 +46,15 @@ def find_shapes(source: str, *, local_files_only: bool = False) -> KnownModel:
         return KnownModel(shapes=published_shapes(), buckets=buckets, order=order)
     from .checkpoint import read_transformer_config
     from .components import default_order, find_components
+    from .store import is_store, open_store
 
     components = find_components(source, local_files_only=local_files_only)
-    config = read_transformer_config(
-        components.transformer, local_files_only=local_files_only or components.is_hub_silent
-    )
+    if is_store(Path(components.transformer)):
+        config = open_store(components.transformer).config
+    else:
+        config = read_transformer_config(
+            components.transformer, local_files_only=local_files_only or components.is_hub_silent
+        )
     return KnownModel(
         shapes=shapes_of(components, config),
         buckets=components.profile.buckets,

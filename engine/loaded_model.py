@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -21,11 +22,13 @@ from .config import TUNED_SETTINGS, EngineConfig, SamplingConfig
 from .conversion import OnProgress
 from .device import check_triton, memory_errors, resolve_device
 from .encoders import Encoders
+from .errors import ConfigError
 from .known_shapes import shapes_of
 from .machine import Machine, this_machine
 from .magnitude import find_ratios
 from .model_memory import ModelMemory, lift_memory_limit, planned_job
 from .step_cache import StepCache, make_step_cache
+from .store import Store, is_store, open_store
 from .transformer import PackedTransformer
 from .transformer_config import TransformerConfig
 from .vae import VideoVAE
@@ -39,12 +42,17 @@ class LoadedModel:
     Attributes:
         config: what it may use.
         components: where the companions are; they are opened when they are asked for.
-        checkpoint: the transformer's files.
+        checkpoint: the transformer's files, or its unit store.
         memory: where the transformer's weights are.
     """
 
     def __init__(
-        self, *, config: EngineConfig, components: Components, checkpoint: Checkpoint, memory: ModelMemory
+        self,
+        *,
+        config: EngineConfig,
+        components: Components,
+        checkpoint: Checkpoint | Store,
+        memory: ModelMemory,
     ) -> None:
         """Use :meth:`load`."""
         self.config = config
@@ -68,13 +76,13 @@ class LoadedModel:
         """Load a transformer; arguments and errors are those of :meth:`Engine.load`."""
         place = Place.of(config)
         found = find_components(source, overrides=components, local_files_only=config.local_files_only)
-        checkpoint = open_admitted(found, config, place, size)
+        checkpoint, place = open_source(found, config, place, size)
         return cls.of_checkpoint(checkpoint, found, config, place, on_conversion=on_conversion)
 
     @classmethod
     def of_checkpoint(
         cls,
-        checkpoint: Checkpoint,
+        checkpoint: Checkpoint | Store,
         components: Components,
         config: EngineConfig,
         place: "Place",
@@ -85,7 +93,7 @@ class LoadedModel:
         """The model whose weights are in ``checkpoint``.
 
         Args:
-            checkpoint: the transformer's weights.
+            checkpoint: the transformer's weights, or a unit store of the format of ``place``.
             components: its companions.
             config: what it may use.
             place: what that is on this machine.
@@ -218,24 +226,74 @@ def _choose_format(config: EngineConfig, device: torch.device) -> WeightFormat:
     return weight_format
 
 
-def open_admitted(
+def open_source(
     found: Components, config: EngineConfig, place: Place, size: tuple[int, int] | None = None
-) -> Checkpoint:
-    """The checkpoint; before anything is downloaded the budget is checked for videos of ``size``, or of the smallest."""
-    wanted = size or min(found.profile.buckets, key=math.prod)
+) -> tuple[Checkpoint | Store, Place]:
+    """The model's files, and ``place``, with the precision of the store where they are one.
 
+    Before anything is downloaded the budget is checked for videos of ``size``, or of the smallest.
+    """
+    if not is_store(Path(found.transformer)):
+        return _open_admitted(found, config, place, size), place
+    store = open_store(found.transformer)
+    place = replace(place, weight_format=_stored_format(store, config))
+    _admit(found, store.config, config, place, size, has_store=True)
+    return store, place
+
+
+def _stored_format(store: Store, config: EngineConfig) -> WeightFormat:
+    """That of ``store``; the configuration may name it, but no other.
+
+    Raises:
+        ConfigError: it names another.
+    """
+    stored = store.weight_format
+    dtypes = {dtype: name for name, dtype in DENSE_DTYPES.items()}
+    for name, given, found in (
+        ("precision", config.precision, stored.name),
+        ("compute_dtype", config.compute_dtype, dtypes[stored.dtype]),
+    ):
+        if given not in (None, "auto", found):
+            raise ConfigError(
+                f"{name} must be {found}, as the store {store.folder} was made, got {given!r}; leave it out, or convert "
+                "the model again"
+            )
+    return stored
+
+
+def _open_admitted(
+    found: Components, config: EngineConfig, place: Place, size: tuple[int, int] | None
+) -> Checkpoint:
     def admit(_: str, shape: TransformerConfig) -> None:
-        # Encoders and VAE come in pieces where need be: the step loop decides whether a model fits.
-        job = planned_job(
-            shapes_of(found, shape), config, place.weight_format, SamplingConfig(num_sections=1), wanted
-        )
-        make_plan(replace(job, is_latents_only=True, has_store=job.needs_store(place.machine)), place.machine)
+        _admit(found, shape, config, place, size, has_store=None)
 
     return open_transformer(
         found.transformer,
         local_files_only=config.local_files_only or found.is_hub_silent,
         admit=admit,
     )
+
+
+def _admit(
+    found: Components,
+    shape: TransformerConfig,
+    config: EngineConfig,
+    place: Place,
+    size: tuple[int, int] | None,
+    *,
+    has_store: bool | None,
+) -> None:
+    """Raise :class:`BudgetError` where videos of ``size``, or of the smallest one, do not fit.
+
+    Encoders and VAE come in pieces where need be: the step loop decides whether a model fits.
+    """
+    wanted = size or min(found.profile.buckets, key=math.prod)
+    # More steps take a little more.
+    sampling = SamplingConfig(num_sections=1, num_steps=1)
+    job = planned_job(shapes_of(found, shape), config, place.weight_format, sampling, wanted)
+    if has_store is None:
+        has_store = job.needs_store(place.machine)
+    make_plan(replace(job, is_latents_only=True, has_store=has_store), place.machine)
 
 
 def _use_tuned_kernels(config: EngineConfig, capability: int) -> None:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from ..quant import WeightFormat
+from ..quant import DENSE_DTYPES, WeightFormat
 from .budget import make_plan
 from .checkpoint import Checkpoint, load_into
 from .config import EngineConfig, SamplingConfig
@@ -18,6 +18,7 @@ from .machine import Machine
 from .model_shapes import ModelShapes
 from .plan import Plan
 from .planned_job import PlannedJob
+from .store import Store, open_store
 from .stored_transformer import open_units, stored_transformer
 from .streaming import Streamer
 from .transformer import PackedTransformer
@@ -43,7 +44,7 @@ class ModelMemory:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Checkpoint | Store,
         shapes: ModelShapes,
         config: EngineConfig,
         weight_format: WeightFormat,
@@ -56,7 +57,7 @@ class ModelMemory:
         """Load a small model; of a large one make sure that its store is there.
 
         Args:
-            checkpoint: the transformer's files.
+            checkpoint: the transformer's files, or its unit store.
             shapes: of the transformer and its companions.
             config: what the engine may use.
             weight_format: of the units.
@@ -75,7 +76,7 @@ class ModelMemory:
         self._has_fp32_head = has_fp32_head and weight_format.dtype == torch.bfloat16
         self._layouts = [UnitLayout(spec, weight_format) for spec in unit_specs(checkpoint.config)]
         job = planned_job(shapes, config, weight_format, SamplingConfig(num_sections=1), (16, 16))
-        self._is_stored = job.needs_store(machine)
+        self._is_stored = isinstance(checkpoint, Store) or job.needs_store(machine)
         self._placement: tuple[object, ...] = ()
         if device.type == "cuda":
             # Other engines of the process have a budget of their own, and the limit is on all of them together.
@@ -142,8 +143,10 @@ class ModelMemory:
 
     def _load(self) -> PackedTransformer:
         if self._is_stored:
-            store = cached_store(self._checkpoint, self._format, self._config.cache_path(), self._on_progress)
-            return stored_transformer(store, self._device, UnplacedUnits(), has_fp32_head=self._has_fp32_head)
+            return stored_transformer(
+                self._store(), self._device, UnplacedUnits(), has_fp32_head=self._has_fp32_head
+            )
+        assert isinstance(self._checkpoint, Checkpoint)
         self._placement = ("whole",)
         return PackedTransformer.load(
             self._checkpoint,
@@ -154,15 +157,25 @@ class ModelMemory:
             has_fp32_head=self._has_fp32_head,
         )
 
+    def _store(self) -> Store:
+        """Opened anew: it may have been deleted and converted again."""
+        if isinstance(self._checkpoint, Store):
+            return open_store(self._checkpoint.folder)
+        return cached_store(self._checkpoint, self._format, self._config.cache_path(), self._on_progress)
+
     def _place_whole(self) -> None:
+        assert isinstance(self._checkpoint, Checkpoint)
         units = ResidentUnits(self._layouts, self._device)
         self.transformer.units = units
         load_into(self._checkpoint, self.transformer.destinations)
 
     def _place_stored(self, plan: Plan) -> None:
-        store = cached_store(self._checkpoint, self._format, self._config.cache_path(), self._on_progress)
         self.transformer.units = open_units(
-            store, self._device, tier=plan.tier, ring=plan.ring or _UNUSED_RING, residents=plan.residents
+            self._store(),
+            self._device,
+            tier=plan.tier,
+            ring=plan.ring or _UNUSED_RING,
+            residents=plan.residents,
         )
 
 
@@ -282,7 +295,7 @@ def planned_job(
         sampling=sampling,
         size=size,
         precision=weight_format.name,
-        compute_dtype=config.compute_dtype,
+        compute_dtype=next(name for name, dtype in DENSE_DTYPES.items() if dtype == weight_format.dtype),
         attention=config.attention,
         vae_tiles=config.vae_tiles,
     )

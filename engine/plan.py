@@ -49,6 +49,7 @@ class HostBytes:
         vae: the VAE's weights, which wait here while they do not compute.
         encoder: the largest encoder that is loaded whole, on its way to the device.
         frames: decoded frames on their way to the file; there are none yet while an encoder is loaded.
+        runtime: modules and buffers that torch loads when it first computes.
     """
 
     store: int
@@ -57,10 +58,12 @@ class HostBytes:
     vae: int
     encoder: int
     frames: int
+    runtime: int
 
     @property
     def total(self) -> int:
-        return self.store + self.staging + self.once + self.vae + max(self.encoder, self.frames)
+        weights = self.store + self.staging + self.once + self.vae
+        return weights + max(self.encoder, self.frames) + self.runtime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

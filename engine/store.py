@@ -7,7 +7,7 @@ hold all other weights under their checkpoint names, as they were. ``manifest.js
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from ..quant import PRECISIONS, WeightFormat, make_format
 from .checkpoint import read_json
 from .errors import CheckpointError
+from .stored_blob import StoredBlob
 from .tensor_files import TensorEntry, open_tensor_file
 from .transformer_config import TransformerConfig
 from .units import UnitLayout, unit_specs
@@ -24,32 +25,8 @@ from .units import UnitLayout, unit_specs
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 
-_HASHED_BYTES = 2**22
-
 # Bytes that are done and all bytes.
 OnBytes = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredBlob:
-    """One tensor of a store.
-
-    Attributes:
-        name: of the unit, or of the tensor in the checkpoint.
-        entry: where it lies.
-        sha256: of its bytes.
-    """
-
-    name: str
-    entry: TensorEntry
-    sha256: str
-
-    def is_intact(self) -> bool:
-        """Whether the bytes on disk are those that were written."""
-        digest = hashlib.sha256()
-        for block in _read_blocks(self.entry):
-            digest.update(block)
-        return digest.hexdigest() == self.sha256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +56,9 @@ class Store:
     sqnr: Mapping[str, float | None]
 
     @property
-    def unit_entries(self) -> list[TensorEntry]:
-        """Where the units' blobs lie."""
-        return [blob.entry for blob in self.units]
+    def unit_bytes(self) -> list[int]:
+        """Size of every unit's blob."""
+        return [blob.entry.num_bytes for blob in self.units]
 
     @property
     def num_bytes(self) -> int:
@@ -96,11 +73,7 @@ class Store:
         """
         done = 0
         for blob in (*self.units, *self.parameters.values()):
-            if not blob.is_intact():
-                raise CheckpointError(
-                    f"{blob.name} in {blob.entry.path} is damaged: its bytes do not match their hash; delete "
-                    f"{self.folder} and convert the model again"
-                )
+            blob.verify()
             done += blob.entry.num_bytes
             if on_bytes is not None:
                 on_bytes(done, self.num_bytes)
@@ -125,8 +98,8 @@ def is_store(folder: Path) -> bool:
     return (folder / MANIFEST_NAME).is_file()
 
 
-def open_store(folder: str | os.PathLike[str], *, is_verified: bool = False) -> Store:
-    """Open a store and check versions, names and sizes; with ``is_verified`` the hash of every byte too.
+def open_store(folder: str | os.PathLike[str]) -> Store:
+    """Open a store and check versions, names and sizes; what is read from it later is checked then.
 
     Raises:
         CheckpointError: there is none, only a part of one, or a damaged one.
@@ -135,12 +108,9 @@ def open_store(folder: str | os.PathLike[str], *, is_verified: bool = False) -> 
     _check_exists(folder)
     manifest = _read_manifest(folder / MANIFEST_NAME)
     try:
-        store = _build(folder, manifest)
+        return _build(folder, manifest)
     except (KeyError, TypeError, AttributeError) as error:
         raise _damaged(folder, f"{MANIFEST_NAME} lacks or misstates {error}") from error
-    if is_verified:
-        store.verify()
-    return store
 
 
 def manifest_digest(manifest: Mapping[str, object]) -> str:
@@ -219,16 +189,3 @@ def _blob(folder: Path, row: dict[str, Any], entries: dict[str, dict[str, Tensor
 
 def _damaged(folder: Path, reason: str) -> CheckpointError:
     return CheckpointError(f"the store {folder} is damaged: {reason}; delete it and convert the model again")
-
-
-def _read_blocks(entry: TensorEntry) -> Iterator[memoryview]:
-    """The bytes of a tensor from the disk, not from what the system remembers of writing them."""
-    buffer = memoryview(bytearray(_HASHED_BYTES))
-    with entry.path.open("rb", buffering=0) as file:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), entry.start, entry.num_bytes, os.POSIX_FADV_DONTNEED)
-        file.seek(entry.start)
-        left = entry.num_bytes
-        while left and (count := file.readinto(buffer[: min(left, _HASHED_BYTES)])):
-            yield buffer[:count]
-            left -= count

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from .copies import make_copies
 from .store import Store
+from .stored_blob import StoredBlob
 from .streaming import Streamer
-from .tensor_files import TensorEntry, read_tensor
 from .timeline import EventLog
 from .transformer import PackedTransformer
 from .units import ResidentUnits, UnitSource
@@ -35,7 +35,7 @@ def stored_transformer(
         job_book=StoredBook(store, residual_dtype, device),
     )
     for name, destination in transformer.outer_destinations.items():
-        destination.write(read_tensor(store.parameters[name].entry))
+        destination.write(store.parameters[name].read())
     return transformer
 
 
@@ -61,10 +61,10 @@ def open_units(
         log: gets the events of every copy and use.
     """
     if device.type == "cpu" and tier == "pinned":
-        blobs = PinnedWeights.read_all(store.unit_entries, is_locked=False).blobs
+        blobs = PinnedWeights.read_all(store.units, is_locked=False).blobs
         return ResidentUnits(store.layouts, device, blobs)
     copies = make_copies(
-        open_weights(store.unit_entries, tier, device),
+        open_weights(store.units, tier, device),
         device,
         unit_bytes=max(layout.num_bytes for layout in store.layouts),
         is_timed=log is not None,
@@ -85,31 +85,31 @@ class StoredBook:
     ) -> "StoredLinear":
         names = [names] if isinstance(names, str) else names
         return StoredLinear(
-            tuple(self._store.parameters[f"{name}.weight"].entry for name in names),
-            tuple(self._store.parameters[f"{name}.bias"].entry for name in names),
+            tuple(self._store.parameters[f"{name}.weight"] for name in names),
+            tuple(self._store.parameters[f"{name}.bias"] for name in names),
             self._dtype,
         )
 
     def tensor(self, name: str, *shape: int) -> Tensor:
         """Norms: small enough to stay."""
-        return read_tensor(self._store.parameters[name].entry).to(self._device, self._dtype)
+        return self._store.parameters[name].read().to(self._device, self._dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredLinear:
     """A linear layer, several stacked along the output, that is read for each call."""
 
-    weights: tuple[TensorEntry, ...]
-    biases: tuple[TensorEntry, ...]
+    weights: tuple[StoredBlob, ...]
+    biases: tuple[StoredBlob, ...]
     dtype: torch.dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        weight, bias = (self._read(entries, x.device) for entries in (self.weights, self.biases))
+        weight, bias = (self._read(blobs, x.device) for blobs in (self.weights, self.biases))
         return torch.nn.functional.linear(x, weight, bias)
 
     def float(self) -> "StoredLinear":
         return replace(self, dtype=torch.float32)
 
-    def _read(self, entries: tuple[TensorEntry, ...], device: torch.device) -> Tensor:
-        parts = [read_tensor(entry).to(device, self.dtype) for entry in entries]
+    def _read(self, blobs: tuple[StoredBlob, ...], device: torch.device) -> Tensor:
+        parts = [blob.read().to(device, self.dtype) for blob in blobs]
         return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -5,7 +5,8 @@ import logging
 import mmap
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 from typing import Literal, Protocol
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .errors import DeviceError
-from .tensor_files import TensorEntry, read_fully
+from .stored_blob import StoredBlob
+from .tensor_files import read_fully
 
 _logger = logging.getLogger(__name__)
 
@@ -23,6 +25,8 @@ Tier = Literal["pinned", "staged", "disk"]
 # Units are packed into slabs of about this size, each locked with one call: torch's own page-locked allocations are
 # rounded up to powers of two.
 _SLAB_BYTES = 2**30
+# Hashing takes a core a gigabyte or two a second, less than a good disk gives.
+_NUM_CHECKERS = 4
 # Locked for every device of the process, as torch locks memory.
 _PORTABLE = 1
 
@@ -34,7 +38,7 @@ class HostWeights(Protocol):
         """Write blob ``unit`` to the start of ``out``, uint8 on the CPU.
 
         Raises:
-            CheckpointError: its file ends early or cannot be read.
+            CheckpointError: its file ends early or is damaged.
         """
         ...
 
@@ -43,23 +47,7 @@ class HostWeights(Protocol):
         ...
 
 
-def choose_tier(
-    num_bytes: int, *, ram_bytes: int, ring_bytes: int, max_pinned_bytes: int | None = None
-) -> Tier:
-    """The fastest tier for blobs of ``num_bytes`` in all that stays inside ``ram_bytes``.
-
-    Args:
-        num_bytes: size of all units that are not resident on the device.
-        ram_bytes: what the weights may take.
-        ring_bytes: staging ring, which the two slower tiers add.
-        max_pinned_bytes: what the system lets a process lock; None for no limit.
-    """
-    if num_bytes <= ram_bytes and (max_pinned_bytes is None or num_bytes <= max_pinned_bytes):
-        return "pinned"
-    return "staged" if num_bytes + ring_bytes <= ram_bytes else "disk"
-
-
-def open_weights(blobs: Sequence[TensorEntry], tier: Tier, device: torch.device) -> HostWeights:
+def open_weights(blobs: Sequence[StoredBlob], tier: Tier, device: torch.device) -> HostWeights:
     """The blobs in ``tier``; where memory cannot be locked, tier "pinned" becomes "staged" with one warning."""
     if tier == "pinned":
         try:
@@ -89,16 +77,23 @@ class PinnedWeights:
         self._slabs = list(slabs)
 
     @classmethod
-    def read_all(cls, blobs: Sequence[TensorEntry], *, is_locked: bool) -> "PinnedWeights":
+    def read_all(cls, blobs: Sequence[StoredBlob], *, is_locked: bool) -> "PinnedWeights":
         """Read every blob straight into its place.
 
         Raises:
             PinError: the memory cannot be locked; nothing is kept.
+            CheckpointError: a file ends early or is damaged; likewise.
         """
         weights, disk = cls([]), DiskWeights(blobs)
         try:
-            for group in _slab_groups(blobs):
-                weights._read_slab(group, blobs, disk, is_locked)
+            with ThreadPoolExecutor(_NUM_CHECKERS, "isoframe-checks") as pool:
+                checks = [
+                    pool.submit(blobs[unit].check, content)
+                    for group in _slab_groups(blobs)
+                    for unit, content in weights._read_slab(group, blobs, disk, is_locked)
+                ]
+            for check in checks:
+                check.result()
         except BaseException:
             weights.close()
             raise
@@ -107,15 +102,17 @@ class PinnedWeights:
         return weights
 
     def _read_slab(
-        self, group: range, blobs: Sequence[TensorEntry], disk: "DiskWeights", is_locked: bool
-    ) -> None:
-        sizes = [blobs[unit].num_bytes for unit in group]
+        self, group: range, blobs: Sequence[StoredBlob], disk: "DiskWeights", is_locked: bool
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield each unit when it is in its place; it is not checked yet."""
+        sizes = [blobs[unit].entry.num_bytes for unit in group]
         slab = HostBuffer(sum(sizes), is_locked=is_locked)
         self._slabs.append(slab)
         for unit, blob in zip(group, slab.tensor.split(sizes), strict=True):
-            disk.read(unit, blob)
+            disk.load(unit, blob)
             disk.forget(unit)
             self.blobs.append(blob)
+            yield unit, blob
 
     def read(self, unit: int, out: Tensor) -> None:
         blob = self.blobs[unit]
@@ -128,32 +125,31 @@ class PinnedWeights:
         self._slabs = []
 
 
-def _slab_groups(blobs: Sequence[TensorEntry]) -> list[range]:
+def _slab_groups(blobs: Sequence[StoredBlob]) -> list[range]:
     """Consecutive blobs of about one slab each."""
     groups: list[range] = []
     start = size = 0
     for unit, blob in enumerate(blobs):
-        if size and size + blob.num_bytes > _SLAB_BYTES:
+        if size and size + blob.entry.num_bytes > _SLAB_BYTES:
             groups.append(range(start, unit))
             start, size = unit, 0
-        size += blob.num_bytes
+        size += blob.entry.num_bytes
     return [*groups, range(start, len(blobs))]
 
 
 class MappedWeights:
     """Blobs of mapped files: RAM holds what fits, as the system's file cache."""
 
-    def __init__(self, blobs: Sequence[TensorEntry]) -> None:
-        self._entries = list(blobs)
-        self._maps = {path: _map(path) for path in {blob.path for blob in blobs}}
+    def __init__(self, blobs: Sequence[StoredBlob]) -> None:
+        self._units = list(blobs)
+        self._maps = {path: _map(path) for path in {blob.entry.path for blob in blobs}}
 
     def read(self, unit: int, out: Tensor) -> None:
-        entry = self._entries[unit]
+        entry = self._units[unit].entry
+        content = out[: entry.num_bytes]
         # Copied by numpy, in one thread and without Python's lock: a page that is not in RAM blocks this thread alone.
-        np.copyto(
-            out[: entry.num_bytes].numpy(),
-            self._maps[entry.path][entry.start : entry.start + entry.num_bytes],
-        )
+        np.copyto(content.numpy(), self._maps[entry.path][entry.start : entry.start + entry.num_bytes])
+        self._units[unit].check(content)
 
     def close(self) -> None:
         self._maps = {}
@@ -167,23 +163,30 @@ def _map(path: Path) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
 class DiskWeights:
     """Blobs that are read from their files each time; use it from one thread at a time."""
 
-    def __init__(self, blobs: Sequence[TensorEntry]) -> None:
-        self._entries = list(blobs)
+    def __init__(self, blobs: Sequence[StoredBlob]) -> None:
+        self._units = list(blobs)
         self._files: dict[Path, FileIO] = {}
-        for path in sorted({blob.path for blob in blobs}):
+        for path in sorted({blob.entry.path for blob in blobs}):
             self._files[path] = FileIO(path)
 
     def read(self, unit: int, out: Tensor) -> None:
-        entry = self._entries[unit]
+        self.load(unit, out)
+        self._units[unit].check(out[: self._units[unit].entry.num_bytes])
+
+    def load(self, unit: int, out: Tensor) -> None:
+        """:meth:`read` without the check."""
+        entry = self._units[unit].entry
         file = self._files[entry.path]
         file.seek(entry.start)
         read_fully(
-            file, out[: entry.num_bytes], f"{entry.path} ends inside unit {unit}; convert the model again"
+            file,
+            out[: entry.num_bytes],
+            f"{entry.path} ends inside {self._units[unit].name}; convert the model again",
         )
 
     def forget(self, unit: int) -> None:
         """Let the system's file cache drop a blob that has a copy in RAM."""
-        entry = self._entries[unit]
+        entry = self._units[unit].entry
         if hasattr(os, "posix_fadvise"):
             file = self._files[entry.path].fileno()
             os.posix_fadvise(file, entry.start, entry.num_bytes, os.POSIX_FADV_DONTNEED)

@@ -29,7 +29,8 @@ def convert(
     compute_dtype: Annotated[
         str,
         typer.Option(
-            "--compute-dtype", help=f"Of the activations: {', '.join(COMPUTE_DTYPES)} (auto: bf16)."
+            "--compute-dtype",
+            help=f"Of the activations: {', '.join(COMPUTE_DTYPES)} (auto: bf16; without [DST] as this machine computes).",
         ),
     ] = "auto",
     lora: Annotated[
@@ -40,6 +41,13 @@ def convert(
             help="Work a LoRA into the weights for good; repeatable. Without it, generate takes LoRAs too.",
         ),
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="SRC is a store: compare every byte with the hashes of its manifest, exit 1 if one differs.",
+        ),
+    ] = False,
     report: Annotated[
         bool,
         typer.Option(
@@ -56,6 +64,9 @@ def convert(
     The source stays as it is. A conversion that was stopped goes on where it stopped when it is run again.
     """
     with readable_errors(debug=debug):
+        if verify:
+            _verify(source, destination, quiet)
+            return
         check_choice("--precision", precision, PRECISIONS)
         check_choice("--compute-dtype", compute_dtype, COMPUTE_DTYPES)
         loras = _parse_loras(lora, destination)
@@ -67,6 +78,26 @@ def convert(
             _print_report(store)
         if not quiet:
             typer.echo(f"{store.folder}: {store.name} in {precision}, {store.num_bytes / 2**30:.2f} GiB")
+
+
+def _verify(source: str, destination: Path | None, is_quiet: bool) -> None:
+    from ..conversion import ConversionProgress
+    from ..store import open_store
+
+    if destination is not None:
+        raise ConfigError(f"--verify takes one store, got {source} and {destination}")
+    store = open_store(source)
+    with conversion_bar(is_quiet=is_quiet) as on_progress:
+        store.verify(
+            lambda done, total: on_progress(
+                ConversionProgress(phase="verify", done_bytes=done, total_bytes=total)
+            )
+        )
+    if not is_quiet:
+        num_blobs = len(store.units) + len(store.parameters)
+        typer.echo(
+            f"{store.folder}: {num_blobs} tensors, {store.num_bytes / 2**30:.2f} GiB, all as they were written"
+        )
 
 
 def _parse_loras(texts: list[str] | None, destination: Path | None) -> tuple[LoraStrength, ...]:
@@ -104,7 +135,9 @@ def _convert(
     from ..lora import read_lora
     from ..merged_checkpoint import checkpoint_layers, merged_checkpoint
 
-    weight_format = make_format(precision, DENSE_DTYPES.get(compute_dtype, torch.bfloat16))
+    is_for_here = destination is None and compute_dtype == "auto" and not torch.cuda.is_available()
+    auto = torch.float32 if is_for_here else torch.bfloat16
+    weight_format = make_format(precision, DENSE_DTYPES.get(compute_dtype, auto))
     components = find_components(source, local_files_only=local_files_only)
     opened = open_transformer(components.transformer, local_files_only=local_files_only)
     checkpoint = dataclasses.replace(opened, name=components.name)

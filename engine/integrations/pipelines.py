@@ -3,7 +3,6 @@
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +12,8 @@ from ..checkpoint import Checkpoint
 from ..components import Components, ModelProfile, find_components
 from ..config import EngineConfig, LoraStrength, SamplingConfig
 from ..errors import ConfigError
-from ..loaded_model import LoadedModel, Place, open_admitted
+from ..loaded_model import LoadedModel, Place, open_source
+from ..store import Store
 from .accelerated import AcceleratedTransformer
 from .module_checkpoint import module_checkpoint
 
@@ -96,8 +96,9 @@ def _check_pipeline(pipe: Any, source: object, loras: tuple[LoraStrength, ...]) 
 
 def _load(weights: Any, config: EngineConfig, pipe: Any) -> LoadedModel:
     """The model in memory or at the source ``weights``."""
-    place = _beside_the_pipeline(Place.of(config))
-    checkpoint: Checkpoint
+    # What the pipeline's own components hold on the device is not in the budget.
+    place = Place.of(config)
+    checkpoint: Checkpoint | Store
     if isinstance(weights, torch.nn.Module):
         name = str(getattr(pipe.config, "_name_or_path", None) or type(pipe).__name__)
         # The profile is for requests, which a pipeline has none of.
@@ -107,16 +108,8 @@ def _load(weights: Any, config: EngineConfig, pipe: Any) -> LoadedModel:
         checkpoint = module_checkpoint(weights, dict(pipe.transformer.config), name)
     else:
         components = find_components(weights, local_files_only=config.local_files_only)
-        checkpoint = open_admitted(components, config, place)
+        checkpoint, place = open_source(components, config, place)
     return LoadedModel.of_checkpoint(checkpoint, components, config, place, has_fp32_head=False)
-
-
-def _beside_the_pipeline(place: Place) -> Place:
-    """The budget less what the pipeline's own components hold on the device."""
-    if place.device.type != "cuda":
-        return place
-    held = torch.cuda.memory_allocated(place.device)
-    return replace(place, machine=replace(place.machine, vram=place.machine.vram - held))
 
 
 def _announce_sections(scheduler: Any, transformer: AcceleratedTransformer) -> None:

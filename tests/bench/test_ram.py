@@ -15,14 +15,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_a_step_from_disk_stays_in_the_budget_that_a_model_in_memory_exceeds(tmp_path: Path) -> None:
+def test_an_engine_with_a_budget_stays_in_it_and_one_without_exceeds_it(tmp_path: Path) -> None:
     case = CASES["small"]
     store = build_store(case, tmp_path / "store")
     assert len(store.units) == 40
-    assert 2 * case.ram_bytes < sum(entry.num_bytes for entry in store.unit_entries)
-    streamed, in_memory = (measure_ram(case, store, tier) for tier in ("auto", "pinned"))
+    assert case.ram_bytes < sum(store.unit_bytes)
+    streamed, in_memory = (measure_ram(case, store, has_budget=has_budget) for has_budget in (True, False))
     assert streamed.tier == "disk"
     assert streamed.is_reached, streamed
+    assert streamed.planned_bytes <= case.ram_bytes
     assert not in_memory.is_reached, in_memory
     assert streamed.checksum == in_memory.checksum
 
@@ -36,7 +37,7 @@ _ = torch.randn(256, 256) @ torch.randn(256, 256)
 before = status_bytes("VmRSS")
 case = RamCase(name="wide", num_heads=8, num_dual_blocks=1, num_single_blocks=1, ram_bytes=0)
 store = build_store(case, Path(sys.argv[1]))
-unit = max(entry.num_bytes for entry in store.unit_entries)
+unit = max(store.unit_bytes)
 tensor = 4 * 1024 * 4096
 print(status_bytes("VmHWM") - before, 3 * unit + tensor, unit)
 """

@@ -137,7 +137,7 @@ def test_a_refusal_offers_fewer_bits_and_a_smaller_picture() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ram", "tier"), [(64, "pinned"), (11.5, "pinned"), (10.3, "staged"), (9.5, "disk"), (1.9, "disk")]
+    ("ram", "tier"), [(64, "pinned"), (11.5, "pinned"), (10.5, "staged"), (9.5, "disk"), (1.9, "disk")]
 )
 def test_the_host_tier_follows_from_the_ram(ram: float, tier: str) -> None:
     plan = make_plan(job("int8"), machine(6, ram))

@@ -34,7 +34,7 @@ def test_the_demo_model_becomes_an_int8_store() -> None:
     assert result.exit_code == 0, result.output
     assert re.fullmatch(r"demo-int8: demo in int8, 0\.\d\d GiB\n", result.stdout)
     assert result.stderr == "", "no bar where there is no terminal"
-    assert open_store("demo-int8", is_verified=True).name == "demo"
+    assert open_store("demo-int8").name == "demo"
 
 
 def test_without_a_folder_the_store_goes_to_the_cache() -> None:
@@ -43,6 +43,33 @@ def test_without_a_folder_the_store_goes_to_the_cache() -> None:
     assert result.output == ""
     (folder,) = Path("cache/stores").iterdir()
     assert re.fullmatch(r"[0-9a-f]{64}-bf16-v1", folder.name)
+
+
+@pytest.mark.parametrize(("has_cuda", "suffix"), [(True, "int8"), (False, "int8-float32")])
+def test_the_store_in_the_cache_is_the_one_that_the_engine_here_looks_for(
+    has_cuda: bool, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    assert run("demo", "--precision", "int8").exit_code == 0
+    (folder,) = Path("cache/stores").iterdir()
+    assert folder.name.endswith(f"-{suffix}-v1")
+
+
+def test_a_store_is_verified_and_a_flipped_bit_names_its_unit() -> None:
+    run("demo", "demo-int8")
+    result = run("--verify", "demo-int8")
+    assert result.exit_code == 0, result.output
+    assert re.fullmatch(r"demo-int8: \d+ tensors, 0\.\d\d GiB, all as they were written\n", result.stdout)
+    unit = open_store("demo-int8").units[3]
+    with unit.entry.path.open("r+b") as file:
+        file.seek(unit.entry.start + 1000)
+        byte = file.read(1)[0]
+        file.seek(unit.entry.start + 1000)
+        file.write(bytes([byte ^ 16]))
+    result = run("--verify", "demo-int8", "--quiet")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {unit.name} in demo-int8/units-00001")
+    assert "is damaged: its bytes do not match their hash; delete demo-int8 and convert" in result.stderr
 
 
 def test_the_report_lists_every_weight_once() -> None:
@@ -86,6 +113,8 @@ def test_loras_are_merged_into_the_store(tmp_path: Path) -> None:
         (["demo", "out", "--lora", "taken:1@2"], "must be FILE:STRENGTH without sections, got taken:1@2", 2),
         (["demo", "--lora", "taken:1"], "--lora needs a folder [DST]", 2),
         (["demo", "out", "--lora", "taken:1"], "taken must have one .safetensors file, got 0", 1),
+        (["--verify", "taken"], "taken has no manifest.json: it is not a unit store", 1),
+        (["--verify", "demo", "out"], "--verify takes one store, got demo and out", 2),
         (["demo", "taken"], "taken exists and is not a unit store; choose another folder", 1),
     ],
 )
@@ -96,3 +125,10 @@ def test_bad_input_is_refused_in_one_line(arguments: list[str], message: str, ex
     assert message in result.stderr
     assert result.stderr.startswith("error: ")
     assert not Path("out").exists()
+
+
+def test_a_store_is_no_source_of_a_conversion() -> None:
+    run("demo", "demo-int8")
+    result = run("demo-int8", "again", "--precision", "bf16")
+    assert result.exit_code == 1
+    assert "demo-int8 is a unit store already; give the model that it was made from" in result.stderr

@@ -426,14 +426,15 @@ def test_measured_launch_settings_are_used_on_their_card_and_damaged_ones_are_to
     path = tmp_path / "launch_settings.json"
     path.write_text('{"modulated_layer_norm": {"86": {"num_warps": 2}}}')
     monkeypatch.setattr(loaded_model, "resolve_device", lambda _: device)
+    monkeypatch.setattr(loaded_model, "this_machine", lambda *_, **__: None)
     for capability, expected in ((89, {}), (86, {("modulated_layer_norm", 86): {"num_warps": 2}})):
         monkeypatch.setattr(loaded_model, "device_capability", lambda _, found=capability: found)
-        loaded_model.prepare_device(config)
+        loaded_model.Place.of(config)
         assert launching._measured == expected
     for content in ("{", '{"modulated_layer_norm": {"86": {"num_warps": 3}}}'):
         caplog.clear()
         path.write_text(content)
-        loaded_model.prepare_device(config)
+        loaded_model.Place.of(config)
         assert "launch_settings.json is damaged" in caplog.text
     assert launching._measured == expected
 

@@ -1,5 +1,6 @@
 """A job inside a memory budget computes what it computes without one, and goes on after the device was full."""
 
+import dataclasses
 import gc
 import logging
 import weakref
@@ -14,18 +15,24 @@ from tiny_models import IMAGE_WIDTH, POOLED_WIDTH, TEXT_WIDTH, saved_model
 from isoframe.engine import (
     BudgetError,
     Conditioning,
+    ConfigError,
     Engine,
     EngineConfig,
     Request,
     SamplingConfig,
     model_memory,
 )
+from isoframe.engine.checkpoint import open_transformer
+from isoframe.engine.components import find_components
+from isoframe.engine.conversion import convert
 from isoframe.engine.encoders import Encoders
+from isoframe.engine.known_shapes import find_shapes
 from isoframe.engine.streaming import Streamer
 from isoframe.engine.transformer import PackedTransformer, StepPass
 from isoframe.engine.units import ResidentUnits
 from isoframe.engine.vae import VideoVAE
 from isoframe.engine.weights import DiskWeights
+from isoframe.quant import make_format
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "spin.png"
 SAMPLING = SamplingConfig(num_sections=2, num_steps=2, latent_window_size=2)
@@ -219,6 +226,35 @@ def test_a_job_after_one_whose_copy_failed_works(
         with pytest.raises(OSError, match="the disk is gone"):
             engine.sample_video(conditioning, SAMPLING)
         assert torch.equal(engine.sample_video(conditioning, SAMPLING), expected)
+
+
+def test_a_store_is_a_model_with_the_companions_of_its_source(tmp_path: Path) -> None:
+    components = find_components("demo")
+    checkpoint = dataclasses.replace(open_transformer(components.transformer), name="demo")
+    store = convert(checkpoint, make_format("int8", torch.float32), tmp_path / "store")
+    made: dict[str, list[torch.Tensor]] = {}
+    for source, options in (("demo", {"precision": "int8"}), (store.folder, {"ram": "400MiB"})):
+        with Engine.load(source, config=config(tmp_path, **options)) as engine:
+            made[str(source)] = [section.frames for section in engine.generate(request())]
+            assert engine.model_hash == checkpoint.source_hash
+            assert engine.components.name == "demo"
+    expected, actual = made.values()
+    assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True))
+    assert find_shapes(str(store.folder)).shapes.transformer == checkpoint.config
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "bf16"}, "precision must be int8, as the store .* was made, got 'bf16'; leave it out"),
+        ({"compute_dtype": "fp16"}, "compute_dtype must be fp32, as the store .* was made, got 'fp16'"),
+    ],
+)
+def test_a_store_has_one_precision(tmp_path: Path, options: dict[str, str], message: str) -> None:
+    checkpoint = open_transformer(find_components("demo").transformer)
+    store = convert(checkpoint, make_format("int8", torch.float32), tmp_path / "store")
+    with pytest.raises(ConfigError, match=message):
+        Engine.load(store.folder, config=config(tmp_path, **options))
 
 
 def test_the_plan_of_a_request_is_a_table(tmp_path: Path) -> None:

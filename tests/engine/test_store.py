@@ -79,10 +79,11 @@ def loaded_step(source: Path, precision: str) -> Tensor:
 
 def stored_step(opened: Store, tier: Tier) -> Tensor:
     units = open_units(opened, CPU, tier=tier, ring=3, residents=(1, 4))
-    velocity = one_step(stored_transformer(opened, CPU, units), num_passes=2)
-    if isinstance(units, Streamer):
-        units.close()
-    return velocity
+    try:
+        return one_step(stored_transformer(opened, CPU, units), num_passes=2)
+    finally:
+        if isinstance(units, Streamer):
+            units.close()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8", "int8-weight", "fp8", "nf4"])
@@ -366,8 +367,10 @@ def test_damage_is_named_when_the_store_is_opened(
 def test_a_flipped_bit_is_found_by_the_hashes(folder: Path, kind: str) -> None:
     path = folder / f"{kind}-00001-of-00001.safetensors"
     flip_byte(path, path.stat().st_size - 5000)
-    open_store(folder)
+    opened = open_store(folder)
+    with pytest.raises(CheckpointError, match=rf"in .*{path.name} is damaged"):
+        stored_step(opened, "disk")
     with pytest.raises(
         CheckpointError, match=rf"in .*{path.name} is damaged: its bytes do not match their hash"
     ):
-        open_store(folder, is_verified=True)
+        opened.verify()

@@ -1,5 +1,6 @@
 """Host tiers: the same blobs from RAM, from mapped files and from disk."""
 
+import hashlib
 import logging
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from isoframe.engine import weights as host_weights
 from isoframe.engine.errors import CheckpointError
+from isoframe.engine.stored_blob import StoredBlob
 from isoframe.engine.tensor_files import TensorEntry
 from isoframe.engine.weights import (
     DiskWeights,
@@ -16,7 +18,6 @@ from isoframe.engine.weights import (
     PinError,
     PinnedWeights,
     Tier,
-    choose_tier,
     open_weights,
 )
 
@@ -30,7 +31,7 @@ def blobs(tmp_path: Path) -> list[Tensor]:
 
 
 @pytest.fixture
-def entries(tmp_path: Path, blobs: list[Tensor]) -> list[TensorEntry]:
+def stored(tmp_path: Path, blobs: list[Tensor]) -> list[StoredBlob]:
     """The blobs in two files, behind some other bytes."""
     places, start = [], 100
     for unit, blob in enumerate(blobs):
@@ -38,9 +39,9 @@ def entries(tmp_path: Path, blobs: list[Tensor]) -> list[TensorEntry]:
         start = path.stat().st_size if path.exists() else 100
         with path.open("ab") as file:
             file.write(b"\0" * (100 if start == 100 else 0) + blob.numpy().tobytes())
-        places.append(
-            TensorEntry(path=path, dtype="U8", shape=(blob.numel(),), start=start, num_bytes=blob.numel())
-        )
+        entry = TensorEntry(path=path, dtype="U8", shape=(blob.numel(),), start=start, num_bytes=blob.numel())
+        sha256 = hashlib.sha256(blob.numpy().tobytes()).hexdigest()
+        places.append(StoredBlob(name=f"unit {unit}", entry=entry, sha256=sha256))
     return places
 
 
@@ -48,9 +49,9 @@ def entries(tmp_path: Path, blobs: list[Tensor]) -> list[TensorEntry]:
     ("tier", "kind"), [("pinned", PinnedWeights), ("staged", MappedWeights), ("disk", DiskWeights)]
 )
 def test_every_tier_reads_every_blob(
-    entries: list[TensorEntry], blobs: list[Tensor], tier: Tier, kind: type
+    stored: list[StoredBlob], blobs: list[Tensor], tier: Tier, kind: type
 ) -> None:
-    weights = open_weights(entries, tier, CPU)
+    weights = open_weights(stored, tier, CPU)
     assert isinstance(weights, kind)
     for unit in (2, 0, 1, 0):
         out = torch.zeros(8192, dtype=torch.uint8)
@@ -61,16 +62,16 @@ def test_every_tier_reads_every_blob(
 
 
 def test_slabs_hold_as_many_blobs_as_fit(
-    entries: list[TensorEntry], blobs: list[Tensor], monkeypatch: pytest.MonkeyPatch
+    stored: list[StoredBlob], blobs: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host_weights, "_SLAB_BYTES", 12288)
-    weights = PinnedWeights.read_all(entries, is_locked=False)
+    weights = PinnedWeights.read_all(stored, is_locked=False)
     assert [slab.tensor.numel() for slab in weights._slabs] == [12288, 4096]
     assert all(torch.equal(*pair) for pair in zip(weights.blobs, blobs, strict=True))
 
 
 def test_memory_that_cannot_be_locked_is_replaced_by_mapped_files_with_one_warning(
-    entries: list[TensorEntry],
+    stored: list[StoredBlob],
     blobs: list[Tensor],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -87,7 +88,7 @@ def test_memory_that_cannot_be_locked_is_replaced_by_mapped_files_with_one_warni
     monkeypatch.setattr(host_weights, "_lock", lock)
     monkeypatch.setattr(host_weights, "_unlock", unlocked.append)
     with caplog.at_level(logging.WARNING):
-        weights = open_weights(entries, "pinned", torch.device("cuda"))
+        weights = open_weights(stored, "pinned", torch.device("cuda"))
     assert isinstance(weights, MappedWeights)
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         "the weights cannot be locked in memory (no more)"
@@ -96,30 +97,44 @@ def test_memory_that_cannot_be_locked_is_replaced_by_mapped_files_with_one_warni
 
 
 @pytest.mark.parametrize("tier", ["pinned", "disk"])
-def test_a_file_that_ends_early_is_named(entries: list[TensorEntry], tier: Tier) -> None:
-    with entries[0].path.open("r+b") as file:
+def test_a_file_that_ends_early_is_named(stored: list[StoredBlob], tier: Tier) -> None:
+    with stored[0].entry.path.open("r+b") as file:
         file.truncate(5000)
     with pytest.raises(CheckpointError, match=r"0\.bin ends inside unit 1; convert the model again"):
-        _read_second(entries, tier)
+        _read_second(stored, tier)
 
 
-def _read_second(entries: list[TensorEntry], tier: Tier) -> None:
-    weights = open_weights(entries, tier, CPU)
+def _read_second(stored: list[StoredBlob], tier: Tier) -> None:
+    weights = open_weights(stored, tier, CPU)
     try:
         weights.read(1, torch.empty(8192, dtype=torch.uint8))
     finally:
         weights.close()
 
 
-@pytest.mark.parametrize(
-    ("ram", "max_pinned", "tier"),
-    [
-        (100, None, "pinned"),
-        (100, 100, "pinned"),
-        (100, 99, "disk"),
-        (130, 99, "staged"),
-        (99, None, "disk"),
-    ],
-)
-def test_the_tier_follows_from_the_ram(ram: int, max_pinned: int | None, tier: Tier) -> None:
-    assert choose_tier(100, ram_bytes=ram, ring_bytes=30, max_pinned_bytes=max_pinned) == tier
+@pytest.mark.parametrize("tier", ["pinned", "staged", "disk"])
+def test_a_flipped_bit_is_found_when_the_unit_is_read(stored: list[StoredBlob], tier: Tier) -> None:
+    path = stored[1].entry.path
+    raw = bytearray(path.read_bytes())
+    raw[stored[1].entry.start + 4000] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError, match=r"unit 1 in .*0\.bin is damaged.*convert the model again"):
+        _read_second(stored, tier)
+
+
+@pytest.mark.parametrize("tier", ["staged", "disk"])
+def test_a_unit_is_hashed_once_in_a_process(
+    stored: list[StoredBlob], tier: Tier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[int] = []
+    sha256 = hashlib.sha256
+    monkeypatch.setattr(
+        "isoframe.engine.stored_blob.hashlib.sha256",
+        lambda content: hashed.append(len(content)) or sha256(content),
+    )
+    for _ in range(2):
+        weights = open_weights(stored, tier, CPU)
+        for unit in (0, 1, 0):
+            weights.read(unit, torch.empty(8192, dtype=torch.uint8))
+        weights.close()
+    assert hashed == [4096, 8192]
