@@ -31,9 +31,9 @@ def magcache(
 ) -> None:
     """Measure a checkpoint's magnitude ratios and keep them in the cache folder."""
     from ..engine import Engine, EngineConfig, Request
-    from ..engine.commands.demo import EXAMPLES, find_example
     from ..engine.commands.failures import readable_errors
     from ..engine.config import ORDERS, check_choice
+    from ..engine.demo.examples_folder import EXAMPLES, find_example
     from .magcache import measure_magnitudes
 
     with readable_errors(debug=False):

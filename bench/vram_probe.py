@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from ..engine.commands.demo import find_example
 from ..engine.config import EngineConfig, Request
+from ..engine.demo.examples_folder import find_example
 from ..engine.engine import Engine
 from ..engine.errors import BudgetError, DeviceError
 from ..engine.events import Event, SectionEvent, StepEvent

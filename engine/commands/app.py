@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from .app_command import app as app_page
 from .convert import convert
 from .demo import demo
 from .doctor import doctor
@@ -34,6 +35,7 @@ def build_app() -> typer.Typer:
     )
     for command in (convert, demo, doctor, export, generate, info, mcp, plan, redo, reproduce, resume, serve):
         app.command()(command)
+    app.command("app")(app_page)
     app.add_typer(jobs, name="jobs")
     plugins = {plugin.name: plugin for plugin in metadata.entry_points(group=PLUGIN_GROUP)}
     for name, plugin in sorted(plugins.items()):

@@ -1,19 +1,18 @@
 """``isoframe demo``: the built-in model on a built-in image."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 from typer import Option
 
-from ..config import EngineConfig, Request, check_choice
+from ..config import EngineConfig, Request
+from ..demo.examples_folder import find_example
 from . import options
 from .failures import readable_errors
 from .options import DEFAULTS, JOB, OUTPUT
 from .rendering import Rendering
 
 DEFAULT_OUT = Path("isoframe-demo.mp4")
-EXAMPLES = Path(__file__).resolve().parent.parent / "demo" / "examples"
 
 # Named here because help is printed without reading files; a test compares it with the folder.
 EXAMPLE_NAMES = ("bounce", "right", "spin")
@@ -61,14 +60,3 @@ def demo(
             is_json=json_progress,
             is_quiet=quiet,
         ).run()
-
-
-def find_example(name: str | None) -> tuple[Path, str]:
-    """Image and prompt of a built-in example; None is the first."""
-    prompts: dict[str, str] = json.loads((EXAMPLES / "prompts.json").read_text(encoding="utf-8"))
-    by_stem = {Path(file).stem: file for file in prompts}
-    if name is None:
-        name = next(iter(by_stem))
-    check_choice("--example", name, by_stem)
-    file = by_stem[name]
-    return EXAMPLES / file, prompts[file]

@@ -85,20 +85,21 @@ class Serving:
         if self.num_threads is not None and self.num_threads < 1:
             raise ConfigError(f"--threads must be at least 1, got {self.num_threads}")
 
-    def open(self) -> "VideoService":
-        """Load the model, and go on with the videos that an earlier service left."""
+    def open(self, workers: "Workers | None" = None) -> "VideoService":
+        """Go on with the videos that an earlier service left; None for ``workers`` loads the model."""
         from ..server.limits import Limits
         from ..server.service import VideoService
 
         limits = Limits(upload_bytes=self.upload_bytes, seconds=self.max_seconds, num_steps=self.max_steps)
-        return VideoService(self._workers(), self.data, max_queued=self.max_queue, limits=limits)
+        return VideoService(workers or self._workers(), self.data, max_queued=self.max_queue, limits=limits)
 
     def _workers(self) -> "Workers":
         from ..server.workers import LocalWorkers
 
-        return LocalWorkers(self._load())
+        return LocalWorkers(self.load())
 
-    def _load(self) -> "Engine":
+    def load(self) -> "Engine":
+        """The model, with the LoRAs that requests may name."""
         import torch
 
         from ..engine import Engine

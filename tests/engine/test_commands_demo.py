@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from isoframe.engine.commands.app import build_app
-from isoframe.engine.commands.demo import EXAMPLE_NAMES, EXAMPLES, find_example
+from isoframe.engine.commands.demo import EXAMPLE_NAMES
+from isoframe.engine.demo.examples_folder import EXAMPLES, find_example
 from isoframe.engine.video import read_video_info
 
 SOURCES = Path(__file__).resolve().parents[2] / ".src"

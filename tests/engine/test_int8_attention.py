@@ -10,7 +10,7 @@ from isoframe.engine import int8_attention as module
 from isoframe.engine.attention import SDPA_ATTENTION
 from isoframe.engine.attention_backends import AttentionShape
 from isoframe.engine.attention_choice import CANDIDATES, choose_attention
-from isoframe.engine.commands.demo import find_example
+from isoframe.engine.demo.examples_folder import find_example
 from isoframe.engine.int8_attention import Int8Attention, int8_fp8_obstacle, int8_obstacle
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from isoframe.engine import ConfigError, Engine, EngineConfig, Event, Request, SamplingConfig, StepEvent
 from isoframe.engine.checkpoint import open_transformer
-from isoframe.engine.commands.demo import find_example
 from isoframe.engine.components import find_components
 from isoframe.engine.config import ORDERS
+from isoframe.engine.demo.examples_folder import find_example
 from isoframe.engine.magnitude import (
     find_ratios,
     measured_path,

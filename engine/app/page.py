@@ -1,0 +1,273 @@
+"""The app's page: fields and pictures, wired to a :class:`Studio`. What they mean is decided there."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from ..errors import IsoframeError
+from .drawings import draw_memory, draw_progress, draw_sections
+from .studio import QUALITIES, Form, Studio, draw_seed
+
+if TYPE_CHECKING:
+    from ..server.status import VideoStatus
+
+_REFRESH_SECONDS = 1.0
+_PATTERN = "[subject] [action] [secondary motion] [style]"
+CSS = """
+footer { display: none !important }
+.sections svg rect.at-work { animation: isoframe-pulse 1.2s infinite alternate }
+@keyframes isoframe-pulse { from { opacity: 1 } to { opacity: .55 } }
+"""
+
+
+def build_page(studio: Studio, examples: Sequence[tuple[str, str]], *, max_seconds: float) -> Any:
+    """The page, a ``gradio.Blocks``.
+
+    Args:
+        studio: makes the videos.
+        examples: image files and their prompts.
+        max_seconds: of a video.
+    """
+    with gr.Blocks(title="Isoframe", analytics_enabled=False, fill_width=True) as page:
+        card = studio.service.card
+        gr.Markdown(f"# Isoframe\n{card.name} in {card.precision} on {card.device}")
+        # What this browser looks at survives a reload of the page; it is no secret.
+        watched = gr.BrowserState("", storage_key="isoframe-video", secret="isoframe")
+        timer = gr.Timer(_REFRESH_SECONDS)
+        with gr.Tab("Make", id="make"), gr.Row():
+            with gr.Column(scale=2):
+                fields = _fields(studio, examples, max_seconds)
+            with gr.Column(scale=3):
+                _Stage(studio).build(watched, timer, fields)
+        with gr.Tab("Queue", id="queue"):
+            _build_queue(studio, watched, timer)
+        with gr.Tab("Gallery", id="gallery") as gallery:
+            _build_gallery(studio, watched, gallery)
+    return page
+
+
+def _fields(studio: Studio, examples: Sequence[tuple[str, str]], max_seconds: float) -> list[Any]:
+    """The form on the left; its fields in the order of :class:`Form`."""
+    image = gr.Image(type="filepath", label="Start image", height=260, elem_id="image")
+    prompt = gr.Textbox(
+        label="Prompt", placeholder=_PATTERN, info=f"What happens: {_PATTERN}", lines=2, elem_id="prompt"
+    )
+    if examples:
+        gr.Examples([list(example) for example in examples], [image, prompt], label="Examples")
+    with gr.Row():
+        seconds = gr.Slider(0.5, max_seconds, value=5, step=0.1, label="Seconds", elem_id="seconds")
+        seed = gr.Number(31337, label="Seed", precision=0, minimum=0, elem_id="seed")
+        gr.Button("Draw a seed", min_width=110, scale=0, elem_id="dice").click(draw_seed, outputs=seed)
+    quality = gr.Radio(list(QUALITIES), value="balanced", label="Quality", elem_id="quality")
+    with gr.Accordion("Advanced", open=False):
+        first = QUALITIES["balanced"]
+        steps = gr.Slider(1, 100, value=first["num_steps"], step=1, label="Steps", elem_id="steps")  # type: ignore[arg-type]  # a number
+        cache = gr.Radio(
+            ["none", "teacache", "magcache"],
+            value=str(first["step_cache"]),
+            label="Step cache",
+            info="Skips steps that would change little: faster, approximate.",
+        )
+        guidance = gr.Slider(1, 32, value=10, step=0.1, label="Guidance")
+        order = gr.Radio(
+            ["auto", "inverted", "forward"], value="auto", label="Order", info="inverted makes the end first"
+        )
+    quality.change(lambda name: tuple(QUALITIES[name].values()), quality, [steps, cache])
+    names = list(studio.service.card.loras)
+    loras = gr.Dropdown(names, value=[], multiselect=True, label="LoRAs", visible=bool(names))
+    strength = gr.Slider(-2, 2, value=1, step=0.05, label="Strength of the LoRAs", visible=bool(names))
+    fields: list[Any] = [image, prompt, seconds, seed, steps, cache, guidance, order, loras, strength]
+    plan = gr.Markdown(elem_id="plan")
+    for field in fields:
+        field.change(
+            lambda *values: studio.describe_plan(_form(values)), fields, plan, show_progress="hidden"
+        )
+    return fields
+
+
+class _Stage:
+    """The right side: one video, its progress, and what can be done with it."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+
+    def build(self, watched: Any, timer: Any, fields: Sequence[Any]) -> None:
+        """Add it to the page."""
+        make = gr.Button("Generate", variant="primary", elem_id="generate")
+        progress = gr.HTML(elem_id="progress")
+        strip = gr.Image(
+            label="Preview in video time", interactive=False, height=110, elem_id="strip", buttons=[]
+        )
+        sections = gr.HTML(elem_id="sections", elem_classes="sections")
+        video = gr.Video(
+            label="Video", interactive=False, autoplay=True, loop=True, height=420, elem_id="video"
+        )
+        with gr.Row():
+            buttons = {
+                name: gr.Button(name, elem_id=name.lower().replace(" ", "-"), size="sm")
+                for name in ("Cancel", "Pause", "Go on")
+            }
+        with gr.Accordion("Redo from a section", open=False):
+            section = gr.Number(1, precision=0, minimum=1, label="Section, by its number above")
+            seed = gr.Number(None, precision=0, label="Another seed (drawn if this and the prompt are empty)")
+            prompt = gr.Textbox(label="Another prompt from there on")
+            redo = gr.Button("Redo from here", elem_id="redo", size="sm")
+        memory = gr.HTML(elem_id="memory")
+
+        shown = gr.State({})
+        outputs = [shown, progress, strip, sections, video, memory, *buttons.values(), redo]
+        refresh = dict(fn=self.refresh, inputs=[watched, shown], outputs=outputs, show_progress="hidden")
+        timer.tick(**refresh, concurrency_limit=None)
+        watched.change(**refresh, concurrency_limit=None)
+        make.click(self._create, fields, watched)
+        actions = {
+            "Cancel": self._studio.service.cancel,
+            "Pause": self._studio.service.pause,
+            "Go on": self._studio.service.go_on,
+        }
+        for name, action in actions.items():
+            buttons[name].click(partial(_act, action), watched)
+        redo.click(self._redo, [watched, section, seed, prompt], watched)
+
+    def refresh(self, name: str, shown: dict[str, Any]) -> list[Any]:
+        """New values for what changed since this page was last told."""
+        studio, status = self._studio, self._studio.find(name)
+        now: dict[str, Any] = {"memory": draw_memory(studio.memory.samples())}
+        now |= {"progress": "", "strip": None, "sections": "", "video": None}
+        if status is not None:
+            now["progress"] = draw_progress(status.progress, studio.describe(status))
+            is_end_first = status.order == "inverted"
+            now["sections"] = draw_sections(studio.sections(status), is_end_first=is_end_first)
+            now["strip"] = studio.strip(status)
+            path = studio.video(status)
+            now["video"] = None if path is None else str(path)
+        signatures = {key: _signature(value) for key, value in now.items()}
+        keys = ("progress", "strip", "sections", "video", "memory")
+        changed = [now[key] if shown.get(key) != signatures[key] else gr.skip() for key in keys]
+        signatures["possible"] = possible = _possible(status)
+        is_new = shown.get("possible") != possible
+        buttons = [gr.update(interactive=value) if is_new else gr.skip() for value in possible]
+        return [signatures, *changed, *buttons]
+
+    def _create(self, *values: Any) -> str:
+        return _shown(lambda: self._studio.create(_form(values)))
+
+    def _redo(self, name: str, section: float, seed: float | None, prompt: str) -> str:
+        return _shown(lambda: self._studio.redo(name, section, seed, prompt))
+
+
+def _build_queue(studio: Studio, watched: Any, timer: Any) -> None:
+    """What runs and waits, for all browsers."""
+    choice = gr.Radio([], label="At work, then waiting in this order", elem_id="queue-list")
+    shown = gr.State([])
+    with gr.Row():
+        first = gr.Button("First", size="sm")
+        last = gr.Button("Last", size="sm")
+        cancel = gr.Button("Cancel this one", size="sm", elem_id="queue-cancel")
+        watch = gr.Button("Watch", size="sm")
+
+    def refresh(before: list[tuple[str, str]]) -> tuple[Any, Any]:
+        entries = [(_queue_line(studio, status), status.id) for status, _ in studio.service.queue()]
+        same = entries == [tuple(entry) for entry in before]
+        return (gr.skip(), gr.skip()) if same else (gr.update(choices=entries), entries)
+
+    timer.tick(refresh, shown, [choice, shown], show_progress="hidden", concurrency_limit=None)
+    first.click(partial(_act, partial(studio.move, is_to_front=True)), choice)
+    last.click(partial(_act, partial(studio.move, is_to_front=False)), choice)
+    cancel.click(partial(_act, studio.service.cancel), choice)
+    watch.click(lambda name: name or "", choice, watched)
+
+
+def _queue_line(studio: Studio, status: "VideoStatus") -> str:
+    return f"{status.prompt[:60]} ({status.seconds:.1f} s) - {studio.describe(status)}"
+
+
+def _build_gallery(studio: Studio, watched: Any, tab: Any) -> None:
+    """The finished videos of all browsers."""
+    reload = gr.Button("Reload", size="sm", elem_id="gallery-reload")
+    gallery = gr.Gallery(
+        label="Videos", columns=6, height=260, allow_preview=False, object_fit="contain", fit_columns=False,
+        elem_id="gallery-list", buttons=[],
+    )  # fmt: skip
+    names = gr.State([])
+    chosen = gr.State("")
+    with gr.Row():
+        video = gr.Video(label="Video", interactive=False, elem_id="gallery-video")
+        facts = gr.JSON(label="How it was made")
+    with gr.Row():
+        reproduce = gr.Button("Reproduce", size="sm")
+        watch = gr.Button("Watch", size="sm", elem_id="gallery-watch")
+        delete = gr.Button("Delete", size="sm", variant="stop", elem_id="gallery-delete")
+
+    def refresh() -> tuple[Any, Any]:
+        found = studio.finished()
+        pictures = [(str(studio.thumbnail(status)), status.prompt[:40]) for status in found]
+        return pictures, [status.id for status in found]
+
+    def choose(known: list[str], event: gr.SelectData) -> tuple[Any, ...]:
+        name = known[event.index]
+        path = studio.service.video_path(name)
+        return name, str(path), studio.facts(name)
+
+    def remove(name: str) -> tuple[Any, ...]:
+        _act(studio.delete, name)
+        return "", None, None, *refresh()
+
+    for moment in (reload.click, tab.select):
+        moment(refresh, outputs=[gallery, names])
+    gallery.select(choose, names, [chosen, video, facts])
+    reproduce.click(lambda name: _shown(lambda: studio.reproduce(name)), chosen, watched)
+    watch.click(lambda name: name, chosen, watched)
+    delete.click(remove, chosen, [chosen, video, facts, gallery, names])
+
+
+def _possible(status: "VideoStatus | None") -> tuple[bool, ...]:
+    """Whether a video can be cancelled, paused, taken up again and redone."""
+    state = None if status is None else status.state
+    is_under_way = state in ("queued", "running")
+    return (
+        is_under_way or state == "paused",
+        is_under_way,
+        state in ("paused", "cancelled", "failed"),
+        state is not None and not is_under_way,
+    )
+
+
+def _form(values: Sequence[Any]) -> Form:
+    names = (
+        "image",
+        "prompt",
+        "seconds",
+        "seed",
+        "num_steps",
+        "step_cache",
+        "guidance_scale",
+        "order",
+        "loras",
+    )
+    return Form(**dict(zip((*names, "lora_strength"), values, strict=True)))
+
+
+def _shown(make: Callable[[], "VideoStatus"]) -> str:
+    """Id of a new video; what refuses it is told on the page."""
+    try:
+        return make().id
+    except IsoframeError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def _act(action: Callable[[str], object], name: str | None) -> None:
+    """Do something with the video that was chosen."""
+    if not name:
+        raise gr.Error("choose a video first", print_exception=False)
+    try:
+        action(name)
+    except IsoframeError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def _signature(value: Any) -> Any:
+    """What tells two values of an output apart; pictures by their pixels."""
+    return hash(value.tobytes()) if hasattr(value, "tobytes") else value

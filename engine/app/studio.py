@@ -1,0 +1,266 @@
+"""What the app shows and does; it knows no page."""
+
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config import LoraStrength, Request, SamplingConfig
+from ..errors import BudgetError, ConfigError
+from ..playable import write_playable
+from ..sections import plan_sections
+from ..server.service import VideoService
+from ..server.service_errors import UnknownVideoError
+from ..server.status import VideoStatus
+from ..video import read_video_info
+from .drawings import SectionBar
+from .memory_history import MemoryHistory
+from .strip import compose_strip
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..engine import Engine
+
+_logger = logging.getLogger(__name__)
+_MAX_SEED = 2**31
+# Options by the trade of time against fidelity; the steps that a cache skips are approximate.
+QUALITIES: dict[str, dict[str, object]] = {
+    "draft": {"num_steps": 15, "step_cache": "magcache"},
+    "balanced": {"num_steps": 25, "step_cache": "magcache"},
+    "final": {"num_steps": 25, "step_cache": "none"},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """What somebody filled in.
+
+    Attributes:
+        image: file of the start image; None if none was given.
+        prompt: what happens.
+        seconds: wanted length.
+        seed: of the noise.
+        num_steps: of a section.
+        step_cache: "none", "teacache" or "magcache".
+        guidance_scale: distilled guidance.
+        order: "auto", "inverted" or "forward".
+        loras: names of LoRAs that are loaded.
+        lora_strength: of all of them.
+    """
+
+    image: str | None
+    prompt: str
+    seconds: float
+    seed: float
+    num_steps: float
+    step_cache: str
+    guidance_scale: float
+    order: str
+    loras: Sequence[str] = ()
+    lora_strength: float = 1.0
+
+    def to_request(self) -> Request:
+        """The same for the engine.
+
+        Raises:
+            ConfigError: something is missing or out of bounds; the message names it.
+        """
+        if self.image is None:
+            raise ConfigError("image must be given: drop a picture on the field, or take an example")
+        if not self.prompt.strip():
+            raise ConfigError("prompt must say what happens, as in: a red circle bounces")
+        return Request(
+            image=self.image,
+            prompt=self.prompt,
+            seconds=self.seconds,
+            seed=int(self.seed),
+            num_steps=int(self.num_steps),
+            step_cache=self.step_cache,
+            guidance_scale=self.guidance_scale,
+            order=self.order,
+            loras=tuple(LoraStrength(source=name, strength=self.lora_strength) for name in self.loras),
+        )
+
+
+class Studio:
+    """Makes videos for the pages of any number of browsers, which share the queue and the gallery.
+
+    Attributes:
+        service: the videos.
+        memory: of this process, over the last minutes.
+    """
+
+    def __init__(self, service: VideoService, engine: "Engine") -> None:
+        """``service`` makes its videos with ``engine``; both are closed by the caller."""
+        self.service = service
+        self.memory = MemoryHistory(engine.device)
+        self._engine = engine
+        # Of every video the sections in its playable file.
+        self._playable: dict[str, tuple[int, Path | None]] = {}
+        # Videos that are made a second time, and the first ones.
+        self._originals: dict[str, str] = {}
+
+    def close(self) -> None:
+        """Stop looking at the memory."""
+        self.memory.close()
+
+    def create(self, form: Form) -> VideoStatus:
+        """Have a video made.
+
+        Raises:
+            IsoframeError: it is refused; the message is for the page.
+        """
+        return self.service.create(form.to_request(), has_previews=True)
+
+    def describe_plan(self, form: Form) -> str:
+        """Whether the video fits the budget and how long it takes, in one line."""
+        try:
+            plan = self._engine.plan(form.to_request())
+        except BudgetError as error:
+            return f"Does not fit: {error}"
+        except ConfigError as error:
+            return str(error)
+        memory = plan.ram if plan.is_cpu else plan.vram
+        kind = "RAM" if plan.is_cpu else "VRAM"
+        needed = plan.peak + (plan.host.total if plan.is_cpu else 0)
+        return (
+            f"Fits: {needed / 2**30:.2f} of {memory / 2**30:.1f} GiB {kind}; {plan.num_frames} frames in "
+            f"{len(plan.sections)} sections, about {plan.seconds_per_frame:.2g} s per frame, "
+            f"{plan.seconds / 60:.1f} minutes on {plan.card.name}"
+        )
+
+    def find(self, name: str) -> VideoStatus | None:
+        """How a video stands; None if it is not there (any more)."""
+        try:
+            return self.service.get(name)
+        except UnknownVideoError:
+            return None
+
+    def sections(self, status: VideoStatus) -> list[SectionBar]:
+        """The sections of a video in video time."""
+        sampling = self._sampling(status)
+        num_frames = 4 * sampling.latent_window_size
+        bars = []
+        for index, plan in enumerate(plan_sections(sampling)):
+            # The first frame of the video is the start image, the latents after it are four frames each.
+            first = 4 * (plan.first_latent_frame - 1)
+            state = "done" if index < status.num_finished_sections else "waiting"
+            if index == status.num_finished_sections and status.state == "running":
+                state = "at work"
+            bars.append(
+                SectionBar(
+                    number=index + 1,
+                    start=first / status.fps,
+                    end=(first + num_frames) / status.fps,
+                    state=state,
+                )
+            )
+        return sorted(bars, key=lambda bar: bar.start)
+
+    def strip(self, status: VideoStatus) -> "Image | None":
+        """Pictures of the latents in video time; None before the first step."""
+        sections = [bar.number - 1 for bar in self.sections(status)]
+        folder = self.service.folder(status.id).path / "previews"
+        return compose_strip(folder, sections, self._sampling(status).latent_window_size)
+
+    def video(self, status: VideoStatus) -> Path | None:
+        """The video, or while it is made what is finished of it; None if that is nothing."""
+        if status.state == "done":
+            return self.service.video_path(status.id)
+        known = self._playable.get(status.id, (0, None))
+        if status.num_finished_sections > known[0]:
+            folder = self.service.folder(status.id)
+            # Another name for other content: a browser keeps what it has of a name.
+            path = folder.path / f"finished_{status.num_finished_sections:04d}.mp4"
+            found = path if write_playable(folder, path) else None
+            if known[1] is not None:
+                known[1].unlink(missing_ok=True)
+            known = self._playable[status.id] = (status.num_finished_sections, found)
+        return known[1]
+
+    def describe(self, status: VideoStatus) -> str:
+        """What happens to a video, in one line."""
+        if status.failure is not None:
+            return f"Failed: {status.failure.message}"
+        share = f"{status.num_finished_sections} of {status.num_sections} sections"
+        if status.state == "running":
+            left = "" if status.seconds_left is None else f", {_duration(status.seconds_left)} left"
+            return f"At work: {share}{left}"
+        if status.state == "queued":
+            names = [queued.id for queued, _ in self.service.queue()]
+            ahead = names.index(status.id) if status.id in names else 0
+            return f"Waits behind {ahead} other{'s' if ahead != 1 else ''}"
+        if status.state == "done":
+            return f"Done: {status.num_frames} frames, {status.seconds:.1f} s{self._comparison(status)}"
+        return f"{status.state.capitalize()}: {share} are kept"
+
+    def redo(self, name: str, section: float, seed: float | None, prompt: str) -> VideoStatus:
+        """Make section ``section`` (from 1, in the order of making) and all later ones again, as a new video.
+
+        Raises:
+            IsoframeError: it is refused.
+        """
+        given = None if not prompt.strip() else prompt
+        if seed is None and given is None:
+            seed = draw_seed()
+        return self.service.redo(
+            name, int(section) - 1, seed=None if seed is None else int(seed), prompt=given
+        )
+
+    def reproduce(self, name: str) -> VideoStatus:
+        """Make a video a second time, to be compared with the first.
+
+        Raises:
+            IsoframeError: it is refused.
+        """
+        record = self.service.folder(name).record
+        status = self.service.create(replace(record.request), has_previews=True)
+        self._originals[status.id] = name
+        return status
+
+    def move(self, name: str, *, is_to_front: bool) -> None:
+        """Have a video that waits come first or last."""
+        priorities = [priority for _, priority in self.service.queue()]
+        self.service.prioritize(
+            name, max(priorities, default=0) + 1 if is_to_front else min(priorities, default=0) - 1
+        )
+
+    def delete(self, name: str) -> None:
+        """Remove a video and its files."""
+        self._playable.pop(name, None)
+        self.service.delete(name)
+
+    def finished(self, limit: int = 60) -> list[VideoStatus]:
+        """The newest videos that are done."""
+        return [status for status in self.service.page(limit=limit) if status.state == "done"]
+
+    def thumbnail(self, status: VideoStatus) -> Path:
+        """The start image."""
+        return self.service.folder(status.id).path / "image.png"
+
+    def facts(self, name: str) -> dict[str, object]:
+        """How a finished video was made: what its file says."""
+        return read_video_info(self.service.video_path(name)).metadata
+
+    def _sampling(self, status: VideoStatus) -> SamplingConfig:
+        return self.service.folder(status.id).record.sampling
+
+    def _comparison(self, status: VideoStatus) -> str:
+        original = self._originals.get(status.id)
+        if original is None or self.find(original) is None:
+            return ""
+        first, second = (self.service.video_path(name).read_bytes() for name in (original, status.id))
+        return "; the same file, bit for bit" if first == second else "; NOT the same file as the first one"
+
+
+def draw_seed() -> int:
+    """A seed that was not asked for."""
+    return secrets.randbelow(_MAX_SEED)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
