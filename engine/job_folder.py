@@ -163,6 +163,11 @@ class JobFolder:
     def num_sections(self) -> int:
         return self.record.sampling.num_sections
 
+    @property
+    def num_encoded(self) -> int:
+        """Sections whose frames are encoded, as far as there are any that are final."""
+        return self.sections.count_records()
+
     def status(self) -> JobStatus:
         """How far the job is; asks the files, not the process."""
         return JobStatus(

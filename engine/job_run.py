@@ -97,10 +97,7 @@ class JobRun:
 
     def partial(self) -> Path | None:
         """The file that an earlier run left."""
-        try:
-            return Path(json.loads((self.path / _PARTIAL).read_bytes())["video"])
-        except FileNotFoundError:
-            return None
+        return read_partial(self.path)
 
     def note_partial(self, path: Path) -> None:
         """A file beside the output holds what is finished; :meth:`finish` removes it."""
@@ -181,6 +178,14 @@ def reprompted(request: Request, prompt: str) -> Request:
         ConfigError: its times do not fit the video.
     """
     return replace(request, prompt=prompt, prompt_spans=())
+
+
+def read_partial(folder: Path) -> Path | None:
+    """The file that holds what is finished of a job that stopped early; None if there is none."""
+    try:
+        return Path(json.loads((folder / _PARTIAL).read_bytes())["video"])
+    except FileNotFoundError:
+        return None
 
 
 def redone_metadata(record: JobRecord, redos: Sequence[Redo]) -> dict[str, object]:

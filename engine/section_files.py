@@ -47,6 +47,10 @@ class SectionFiles:
         missing = (index for index in range(num_sections) if not self._has_latents(index))
         return next(missing, num_sections)
 
+    def count_records(self) -> int:
+        """Sections whose frames are encoded; their content is not checked."""
+        return sum(1 for _ in self._folder.glob(SECTION_FILES[1]))
+
     def read_latents(self, index: int) -> tuple[Tensor, Tensor] | None:
         """Latents and generator state of a section that is sampled; None if they are damaged."""
         path = self._latents_path(index)

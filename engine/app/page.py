@@ -110,7 +110,9 @@ class _Stage:
                 for name in ("Cancel", "Pause", "Go on")
             }
         with gr.Accordion("Redo from a section", open=False):
-            section = gr.Number(1, precision=0, minimum=1, label="Section, by its number above")
+            section = gr.Number(
+                1, precision=0, minimum=1, label="Section, by its number above", elem_id="redo-section"
+            )
             seed = gr.Number(None, precision=0, label="Another seed (drawn if this and the prompt are empty)")
             prompt = gr.Textbox(label="Another prompt from there on")
             redo = gr.Button("Redo from here", elem_id="redo", size="sm")
@@ -195,9 +197,9 @@ def _build_gallery(studio: Studio, watched: Any, tab: Any) -> None:
     chosen = gr.State("")
     with gr.Row():
         video = gr.Video(label="Video", interactive=False, elem_id="gallery-video")
-        facts = gr.JSON(label="How it was made")
+        facts = gr.JSON(label="How it was made", elem_id="gallery-facts")
     with gr.Row():
-        reproduce = gr.Button("Reproduce", size="sm")
+        reproduce = gr.Button("Reproduce", size="sm", elem_id="gallery-reproduce")
         watch = gr.Button("Watch", size="sm", elem_id="gallery-watch")
         delete = gr.Button("Delete", size="sm", variant="stop", elem_id="gallery-delete")
 

@@ -3,12 +3,13 @@
 import logging
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import LoraStrength, Request, SamplingConfig
 from ..errors import BudgetError, ConfigError
+from ..job_run import read_partial
 from ..playable import write_playable
 from ..sections import plan_sections
 from ..server.service import VideoService
@@ -98,7 +99,7 @@ class Studio:
         self.service = service
         self.memory = MemoryHistory(engine.device)
         self._engine = engine
-        # Of every video the sections in its playable file.
+        # Of every video its encoded sections, and a file that plays them.
         self._playable: dict[str, tuple[int, Path | None]] = {}
         # Videos that are made a second time, and the first ones.
         self._originals: dict[str, str] = {}
@@ -170,16 +171,19 @@ class Studio:
         """The video, or while it is made what is finished of it; None if that is nothing."""
         if status.state == "done":
             return self.service.video_path(status.id)
-        known = self._playable.get(status.id, (0, None))
-        if status.num_finished_sections > known[0]:
-            folder = self.service.folder(status.id)
+        folder = self.service.folder(status.id)
+        if status.state not in ("queued", "running") and (partial := read_partial(folder.path)) is not None:
+            return partial
+        num_encoded, path = self._playable.get(status.id, (0, None))
+        if folder.num_encoded > num_encoded:
+            num_encoded, before = folder.num_encoded, path
             # Another name for other content: a browser keeps what it has of a name.
-            path = folder.path / f"finished_{status.num_finished_sections:04d}.mp4"
-            found = path if write_playable(folder, path) else None
-            if known[1] is not None:
-                known[1].unlink(missing_ok=True)
-            known = self._playable[status.id] = (status.num_finished_sections, found)
-        return known[1]
+            path = folder.path / f"finished_{num_encoded:04d}.mp4"
+            path = path if write_playable(folder, path) else None
+            if before is not None:
+                before.unlink(missing_ok=True)
+            self._playable[status.id] = num_encoded, path
+        return path
 
     def describe(self, status: VideoStatus) -> str:
         """What happens to a video, in one line."""
@@ -216,8 +220,7 @@ class Studio:
         Raises:
             IsoframeError: it is refused.
         """
-        record = self.service.folder(name).record
-        status = self.service.create(replace(record.request), has_previews=True)
+        status = self.service.repeat(name)
         self._originals[status.id] = name
         return status
 

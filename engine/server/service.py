@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -202,18 +202,17 @@ class VideoService:
             QueueFullError: as many wait as may.
             IsoframeError: nothing would change, there is no such section, or the video is at work.
         """
-        self.get(name)
-        with self._creating:
-            self._check_room()
-            new = _new_name()
-            path = self._jobs / new
-            asked = replace(read_asked(self._jobs / name), created=time.time())
-            with _nothing_left_of_failures(path):
-                folder = JobFolder.open(self._jobs / name).copy(path, path / "video.mp4")
-                folder.redo(section, seed=seed, prompt=prompt)
-                write_asked(path, asked)
-                job = self._workers.resume(path, asked)
-            return self._watch(new, job, asked)
+        return self._create_copy(name, lambda folder: folder.redo(section, seed=seed, prompt=prompt))
+
+    def repeat(self, name: str) -> VideoStatus:
+        """Make a video once more from nothing, as a new one: its file should be the same.
+
+        Raises:
+            UnknownVideoError: there is none of this id.
+            QueueFullError: as many wait as may.
+            InputError: the video is at work.
+        """
+        return self._create_copy(name, lambda folder: folder.sections.remove_from(0))
 
     def prioritize(self, name: str, priority: int) -> None:
         """Have a video that waits come before those of a lower priority; others stay as they are.
@@ -367,6 +366,20 @@ class VideoService:
                 write_end(self._jobs / name, end)
                 self._index.put(replace(status, state=state))
             return self.get(name)
+
+    def _create_copy(self, name: str, change: Callable[[JobFolder], None]) -> VideoStatus:
+        """Have a changed copy of a video made."""
+        self.get(name)
+        with self._creating:
+            self._check_room()
+            new = _new_name()
+            path = self._jobs / new
+            asked = replace(read_asked(self._jobs / name), created=time.time())
+            with _nothing_left_of_failures(path):
+                change(JobFolder.open(self._jobs / name).copy(path, path / "video.mp4"))
+                write_asked(path, asked)
+                job = self._workers.resume(path, asked)
+            return self._watch(new, job, asked)
 
     def _check_room(self) -> None:
         with self._lock:

@@ -112,6 +112,16 @@ def test_a_redo_is_a_new_video_with_the_first_sections_of_the_old_one(service: V
     ]
 
 
+def test_a_video_that_is_repeated_becomes_the_same_file(service: VideoService) -> None:
+    first = service.create(request_of())
+    service.wait(first.id)
+    second = service.repeat(first.id)
+    assert second.num_finished_sections == 0
+    assert service.wait(second.id).state == "done"
+    assert service.video_path(second.id) != service.video_path(first.id)
+    assert content(service, second.id) == content(service, first.id)
+
+
 def test_a_redo_that_is_refused_leaves_nothing(service: VideoService) -> None:
     old = service.create(request_of())
     service.wait(old.id)

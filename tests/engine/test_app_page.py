@@ -1,0 +1,210 @@
+"""The app's page in a real browser."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from isoframe.engine.demo.examples_folder import find_example
+
+SOURCES = Path(__file__).resolve().parents[2] / ".src"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+# For a machine that does other things as well.
+PATIENCE = 120_000
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The app in a process of its own, stopped as Ctrl-C does."""
+    folder = tmp_path_factory.mktemp("app")
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "isoframe.engine.commands",
+        "app",
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+    ]
+    process = subprocess.Popen(
+        [*command, "--cache-dir", str(folder), "--threads", "1"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(SOURCES)},
+    )
+    with process:
+        assert process.stdout is not None
+        yield process.stdout.readline().split(" ")[0]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(address: str, browser: Browser) -> Iterator[Callable[[], Page]]:
+    """Pages of browsers that share nothing."""
+    contexts = []
+
+    def open_page() -> Page:
+        contexts.append(browser.new_context(viewport={"width": 1400, "height": 1100}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(address)
+        expect(page.locator("#memory svg")).to_be_visible(timeout=PATIENCE)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def fill_in(page: Page, seconds: float, *, steps: int = 4) -> None:
+    """Everything but the button; the plan tells that the server has it."""
+    image, prompt = find_example(None)
+    page.locator("#image input[type=file]").set_input_files(image)
+    page.locator("#prompt textarea").fill(prompt)
+    page.get_by_text("Advanced").click()
+    for field, value in (("#steps", steps), ("#seconds", seconds)):
+        box = page.locator(f"{field} input[type=number]")
+        box.fill(str(value))
+        box.press("Enter")
+    num_sections = max(round(30 * seconds / 36), 1)
+    expect(page.locator("#plan")).to_contain_text(f"in {num_sections} sections", timeout=PATIENCE)
+
+
+def generate(page: Page, seconds: float, *, steps: int = 4) -> None:
+    fill_in(page, seconds, steps=steps)
+    page.locator("#generate").click()
+
+
+def wait_for(page: Page, text: str) -> None:
+    expect(page.locator("#progress")).to_contain_text(re.compile(text), timeout=PATIENCE)
+
+
+def choose_tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def test_an_upload_becomes_a_preview_and_a_video_of_the_right_length(open_page: Callable[[], Page]) -> None:
+    page = open_page()
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    generate(page, 3.6)
+    expect(page.locator("#strip img")).to_be_visible(timeout=PATIENCE)
+    wait_for(page, "Done: 109 frames")
+    expect(page.locator("#sections rect.done")).to_have_count(3)
+    expect(page.locator("#sections")).to_contain_text("the end is made first")
+    page.wait_for_function("document.querySelector('#video video')?.readyState >= 2")
+    # While it is made the player has only a part.
+    page.wait_for_function("document.querySelector('#video video').duration > 3.5")
+    duration = page.evaluate("document.querySelector('#video video').duration")
+    assert duration == pytest.approx(109 / 30, abs=0.02)
+    assert [
+        url for url in requests if "127.0.0.1" not in url and not url.startswith(("blob:", "data:"))
+    ] == []
+
+
+def test_bad_input_is_told_on_the_page(open_page: Callable[[], Page]) -> None:
+    page = open_page()
+    page.locator("#generate").click()
+    expect(page.get_by_text("image must be given").first).to_be_visible(timeout=PATIENCE)
+
+
+def test_a_video_is_paused_taken_up_again_and_cancelled(open_page: Callable[[], Page]) -> None:
+    page = open_page()
+    generate(page, 60)
+    wait_for(page, "At work: [1-9]")
+    page.locator("#pause").click()
+    wait_for(page, "Paused: .* are kept")
+    expect(page.locator("#video video")).to_be_visible(timeout=PATIENCE)
+    page.locator("#go-on").click()
+    wait_for(page, "At work")
+    page.locator("#cancel").click()
+    wait_for(page, "Cancelled: .* are kept")
+    expect(page.locator("#cancel")).to_be_disabled(timeout=PATIENCE)
+
+
+def test_redoing_from_a_section_makes_another_video(open_page: Callable[[], Page]) -> None:
+    page = open_page()
+    generate(page, 2.4)
+    wait_for(page, "Done: 73 frames")
+    choose_tab(page, "Gallery")
+    count = page.locator("#gallery-list img").count
+    expect(page.locator("#gallery-list img").first).to_be_visible(timeout=PATIENCE)
+    before = count()
+    choose_tab(page, "Make")
+    page.get_by_text("Redo from a section").click()
+    page.locator("#redo-section input").fill("2")
+    page.locator("#redo").click()
+    wait_for(page, "(Waits|At work)")
+    wait_for(page, "Done: 73 frames")
+    choose_tab(page, "Gallery")
+    expect(page.locator("#gallery-list img")).to_have_count(before + 1, timeout=PATIENCE)
+
+
+def test_three_videos_queue_and_a_second_browser_sees_the_queue_but_not_the_page(
+    open_page: Callable[[], Page],
+) -> None:
+    page, other = open_page(), open_page()
+    fill_in(page, 12)
+    for _ in range(3):
+        page.locator("#generate").click()
+        wait_for(page, "(Waits|At work)")
+    for browser in (page, other):
+        choose_tab(browser, "Queue")
+        expect(browser.locator("#queue-list label")).to_have_count(3, timeout=PATIENCE)
+    expect(other.locator("#progress")).to_have_text("")
+    # From the last to the first, as the running one makes room for the next.
+    for left in (2, 1, 0):
+        other.locator("#queue-list label").nth(left).click()
+        other.locator("#queue-cancel").click()
+        expect(other.locator("#queue-list label")).to_have_count(left, timeout=PATIENCE)
+    choose_tab(page, "Make")
+    wait_for(page, "Cancelled")
+
+
+def test_a_reload_shows_the_same_video(open_page: Callable[[], Page]) -> None:
+    page = open_page()
+    generate(page, 2.4)
+    wait_for(page, "Done: 73 frames")
+    page.reload()
+    wait_for(page, "Done: 73 frames")
+    expect(page.locator("#video video")).to_be_visible(timeout=PATIENCE)
+
+
+def test_the_gallery_tells_how_a_video_was_made_makes_it_again_and_deletes_it(
+    open_page: Callable[[], Page],
+) -> None:
+    page = open_page()
+    generate(page, 1.2)
+    wait_for(page, "Done: 37 frames")
+    choose_tab(page, "Gallery")
+    pictures = page.locator("#gallery-list button img")
+    expect(pictures.first).to_be_visible(timeout=PATIENCE)
+    before = pictures.count()
+    pictures.first.click()
+    expect(page.locator("#gallery-facts")).to_contain_text("a red circle bounces", timeout=PATIENCE)
+    page.locator("#gallery-reproduce").click()
+    choose_tab(page, "Make")
+    wait_for(page, "the same file, bit for bit")
+    choose_tab(page, "Gallery")
+    expect(pictures).to_have_count(before + 1, timeout=PATIENCE)
+    page.locator("#gallery-delete").click()
+    expect(pictures).to_have_count(before, timeout=PATIENCE)
