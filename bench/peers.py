@@ -19,10 +19,10 @@ from ..engine.history import CleanLatents, History
 from ..engine.known_shapes import find_shapes
 from ..engine.sampler import sigma_schedule
 from ..engine.sections import SectionPlan, plan_sections
+from ..quant import DENSE_DTYPES
 from .compare import bootstrap_ratio
 from .random_model import draw_conditioning
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Largest accepted relative RMS difference of the latents: rounding grows over the steps of a section.
 MAX_ERRORS = {"fp32": 1e-3, "bf16": 0.1}
 _NUM_TEXT_TOKENS = 32
@@ -33,9 +33,9 @@ class PeerResult:
     """Both, timed in turn.
 
     Attributes:
-        error: relative RMS difference of their latents.
-        diffusers_times: seconds of every section of diffusers' class.
-        isoframe_times: seconds of every section of ours.
+        error: relative RMS difference of their latents or frames.
+        diffusers_times: seconds of every section or video of diffusers.
+        isoframe_times: the same of ours.
     """
 
     error: float
@@ -54,7 +54,7 @@ class PeerResult:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """Smallest and largest ratio of two sections that ran one after the other."""
+        """Smallest and largest ratio of two that ran one after the other."""
         pairs = zip(self.isoframe_times, self.diffusers_times, strict=True)
         ratios = [ours / theirs for ours, theirs in pairs]
         return min(ratios), max(ratios)
@@ -96,7 +96,7 @@ def compare_sections(
     )
     sampling = SamplingConfig(num_sections=1, num_steps=num_steps, order="forward", sampler="euler")
     engine = Engine.load(model, config=EngineConfig(device=str(device), precision=precision))
-    peer = DiffusersSection(model, device, _DTYPES[precision])
+    peer = DiffusersSection(model, device, DENSE_DTYPES[precision])
 
     def ours() -> Tensor:
         return next(iter(engine.sample(conditioning, sampling))).latents
@@ -111,7 +111,17 @@ def compare_sections(
             f"{model} in {precision}: the latents differ by {error:.2e}, more than {MAX_ERRORS[precision]:.0e}; "
             "nothing was timed"
         )
-    # Both return latents on the host, so that the device has finished.
+    return time_in_turn(theirs, ours, repeats, error, clock)
+
+
+def time_in_turn(
+    theirs: Callable[[], Tensor],
+    ours: Callable[[], Tensor],
+    repeats: int,
+    error: float,
+    clock: Callable[[], float],
+) -> PeerResult:
+    """Time ``repeats`` of each, one of each in turn; both return tensors on the host, so the device has finished."""
     times = [(_seconds(theirs, clock), _seconds(ours, clock)) for _ in range(repeats)]
     diffusers_times, isoframe_times = zip(*times, strict=True)
     return PeerResult(error=error, diffusers_times=diffusers_times, isoframe_times=isoframe_times)

@@ -1,110 +1,78 @@
-"""``isoframe bench peers``: a section of ours beside one of diffusers'."""
+"""``isoframe bench peers``: a section or a video of ours beside one of diffusers'."""
 
-import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ..engine.commands import options
 
-if TYPE_CHECKING:
-    import torch
-
-    from .peers import PeerResult
-    from .rows import Setting
+_What = Annotated[
+    str,
+    typer.Option(
+        "--what", help="section (one section's denoising) or pipeline (from prompt and image to the frames)."
+    ),
+]
+_Precision = Annotated[
+    list[str] | None,
+    typer.Option("--precision", help="fp32 or bf16; repeatable (default: fp32 on the CPU, bf16 on CUDA)."),
+]
+_Repeats = Annotated[int, typer.Option("--repeats", min=2, help="Of each, in turn.")]
+_Seconds = Annotated[float, typer.Option("--seconds", help="With pipeline: length of the video.")]
+_Order = Annotated[str, typer.Option("--order", help="With pipeline: forward or inverted.")]
+_Offload = Annotated[
+    bool,
+    typer.Option("--offload", help="With pipeline on CUDA: diffusers' group offloading, ours inside --vram."),
+]
+_JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
+]
 
 
 def peers(
+    what: _What = "section",
     model: options.Model = "demo",
-    precision: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--precision", help="fp32 or bf16; repeatable (default: fp32 on the CPU, bf16 on CUDA)."
-        ),
-    ] = None,
+    precision: _Precision = None,
     size: options.Size = None,
     steps: options.Steps = 25,
-    repeats: Annotated[int, typer.Option("--repeats", min=2, help="Sections of each, in turn.")] = 10,
+    seconds: _Seconds = 2.4,
+    order: _Order = "forward",
+    repeats: _Repeats = 10,
+    offload: _Offload = False,
+    vram: options.Vram = None,
     device: options.Device = "auto",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
-    ] = None,
+    json_file: _JsonFile = None,
     debug: options.Debug = False,
 ) -> None:
-    """Denoise one section with diffusers' transformer and with ours, same weights and inputs, alternating.
+    """Run diffusers' FramePack and ours on the same weights and inputs, in turn: a section, or a whole video.
 
-    Both must give the same latents, else nothing is timed and the exit code is 1.
+    Both must give the same latents or frames, else nothing is timed and the exit code is 1.
     """
     from ..engine.commands.failures import readable_errors
-    from ..engine.config import check_choice
+    from ..engine.config import ORDERS, check_choice
     from ..engine.device import resolve_device
-    from .peers import MAX_ERRORS, compare_sections
+    from .peers import MAX_ERRORS
+    from .peers_view import PeersView
 
     with readable_errors(debug=debug):
+        check_choice("--what", what, ("section", "pipeline"))
+        check_choice("--order", order, ORDERS)
         found = resolve_device(device)
         precisions = precision or ["fp32" if found.type == "cpu" else "bf16"]
         for name in precisions:
             check_choice("--precision", name, MAX_ERRORS)
+        view = PeersView(
+            model=model,
+            device=found,
+            size=options.parse_size(size),
+            steps=steps,
+            repeats=repeats,
+            json_file=json_file,
+        )
         for name in precisions:
-            result = compare_sections(
-                model,
-                device=found,
-                precision=name,
-                size=options.parse_size(size),
-                num_steps=steps,
-                repeats=repeats,
-            )
-            typer.echo(_line(model, name, result))
-            if json_file is not None:
-                settings: dict[str, Setting] = {"model": model, "steps": steps, "size": size or "auto"}
-                _append(json_file, result, found, name, MAX_ERRORS[name], settings)
-
-
-def _line(model: str, precision: str, result: "PeerResult") -> str:
-    theirs, ours = (statistics.median(times) for times in (result.diffusers_times, result.isoframe_times))
-    low, high = result.interval
-    return (
-        f"{model} {precision}: diffusers {theirs:.4g} s/section  isoframe {ours:.4g} s/section  ratio {result.ratio:.3f} "
-        f"(95 % {low:.3f} to {high:.3f}; pairs {result.spread[0]:.3f} to {result.spread[1]:.3f}; error {result.error:.1e})"
-    )
-
-
-def _append(
-    path: Path,
-    result: "PeerResult",
-    device: "torch.device",
-    precision: str,
-    max_error: float,
-    settings: "dict[str, Setting]",
-) -> None:
-    from .environment import read_environment
-    from .rows import BenchRow, Gate, append_rows, now, this_command
-
-    variants = (
-        ("diffusers", "s/section", result.diffusers_times),
-        ("isoframe", "s/section", result.isoframe_times),
-        ("isoframe/diffusers", "ratio", (result.ratio,)),
-    )
-    append_rows(
-        path,
-        [
-            BenchRow(
-                case="peers-section",
-                variant=variant,
-                shape=(),
-                dtype={"fp32": "float32", "bf16": "bfloat16"}[precision],
-                precision=precision,
-                unit=unit,
-                values=values,
-                gate=Gate(
-                    is_green=True, text=f"relative RMS of the latents {result.error:.2e} <= {max_error:.0e}"
-                ),
-                settings={**settings, "device": str(device)},
-                environment=read_environment(),
-                command=this_command(),
-                date=now(),
-            )
-            for variant, unit, values in variants
-        ],
-    )
+            if what == "section":
+                typer.echo(view.show_section(name))
+            else:
+                typer.echo(
+                    view.show_pipeline(name, seconds=seconds, order=order, is_offloaded=offload, vram=vram)
+                )

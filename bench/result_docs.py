@@ -246,6 +246,15 @@ def _ratios(rows: Rows) -> Iterator[str]:
     yield _table(("case", "precision", "diffusers", "isoframe", "ratio", "ratio of pairs"), lines)
 
 
+def _videos(rows: Rows) -> Iterator[str]:
+    settings = rows[0].settings
+    yield (
+        f"From prompt and image to frames in memory, encoders included: {settings['seconds']} s of video, "
+        f"{settings['steps']} steps, {settings['order']}, Euler, the demo model.\n"
+    )
+    yield from _ratios(rows)
+
+
 def _others(rows: Rows) -> Iterator[str]:
     lines = [[row.case, row.variant, row.precision, f"{row.median:.4g} {row.unit}"] for row in rows]
     yield _table(("case", "variant", "precision", "median"), lines)
@@ -275,7 +284,8 @@ _SECTIONS: tuple[tuple[str, str, Callable[[Rows], Iterator[str]]], ...] = (
     ("Constant cost", "constant-", _constant),
     ("Pace", "pace-", _pace),
     ("Pace that is predicted", "predicted-", _predictions),
-    ("Beside diffusers: a section", "peers-", _ratios),
+    ("Beside diffusers: a video", "peers-video", _videos),
+    ("Beside diffusers: a section", "peers-section", _ratios),
     ("Beside diffusers: a step", "forward-", _ratios),
     ("What approximate options change", "option-error-", _errors),
     ("Drift", "drift-", _drift),
