@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from ..engine.commands.demo import find_example
 from ..engine.config import Request
+from ..engine.demo.examples_folder import find_example
 from ..engine.known_shapes import find_shapes
 from . import peers, peers_pipeline
 from .environment import read_environment

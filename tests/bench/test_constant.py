@@ -27,7 +27,7 @@ from isoframe.bench.memory_meter import MemoryMeter, MemoryReading
 from isoframe.bench.rows import Gate, read_rows
 from isoframe.bench.section_counts import SectionCounts
 from isoframe.engine import Engine, EngineConfig, Request
-from isoframe.engine.commands.demo import find_example
+from isoframe.engine.demo.examples_folder import find_example
 from isoframe.engine.denoiser import EventHandler
 from isoframe.engine.events import Event, FileEvent, PhaseEvent, SectionEvent
 from isoframe.engine.history import CleanLatents

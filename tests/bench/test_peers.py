@@ -15,7 +15,7 @@ from isoframe.bench.peers import PeerResult, compare_sections
 from isoframe.bench.peers_pipeline import compare_pipelines
 from isoframe.bench.rows import read_rows
 from isoframe.engine import IsoframeError, Request
-from isoframe.engine.commands.demo import find_example
+from isoframe.engine.demo.examples_folder import find_example
 
 CPU = torch.device("cpu")
 
