@@ -11,6 +11,7 @@ test: setup
 	TRITON_INTERPRET=1 $(BIN)/pytest -k kernel --durations=10
 
 soak: setup
+	$(BIN)/pip install -c constraints.txt -e '.[dev,ray]'
 	ISOFRAME_SOAK=1 $(BIN)/pytest -m soak --durations=10
 
 setup: .venv/.installed

@@ -358,15 +358,11 @@ class Engine:
             BudgetError: the job does not fit into the budget.
             QueueFullError: as many jobs wait as may.
         """
-        job_dir = Path(new_job_path(self.config.cache_path()) if job_dir is None else job_dir)
-        if path is None:
-            is_new = not JobFolder.is_job(job_dir)
-            path = job_dir / "video.mp4" if is_new else JobFolder.open(job_dir).record.output
-        generation = self._generation(request)
         # From now on the folder tells a later process of the job, even if its turn never comes.
-        folder = self._make_folder(job_dir, request, generation, path, overwrite)
+        folder = self.prepare(request, path, job_dir=job_dir, overwrite=overwrite)
+        job_dir = folder.path
         job = Job(
-            folder.path,
+            job_dir,
             fps=request.fps,
             priority=priority,
             render=lambda on_event: self.resume(
@@ -380,6 +376,32 @@ class Engine:
         )
         self._jobs.put(job)
         return job
+
+    def prepare(
+        self,
+        request: Request,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        job_dir: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+    ) -> JobFolder:
+        """Check a request and keep it in a folder, from which :meth:`resume` makes the video, in another process too.
+
+        Args:
+            request: the video.
+            path: as for :meth:`submit`.
+            job_dir: likewise.
+            overwrite: likewise.
+
+        Raises:
+            InputError: the image, an output or ``job_dir`` cannot be used.
+            BudgetError: the job does not fit into the budget.
+        """
+        job_dir = Path(new_job_path(self.config.cache_path()) if job_dir is None else job_dir)
+        if path is None:
+            is_new = not JobFolder.is_job(job_dir)
+            path = job_dir / "video.mp4" if is_new else JobFolder.open(job_dir).record.output
+        return self._make_folder(job_dir, request, self._generation(request), path, overwrite)
 
     def _generation(self, request: Request) -> Generation:
         return Generation(request, self.components, self._denoiser, self._memory, self.frame_filter)

@@ -44,6 +44,20 @@ def serve(
     ] = None,
     data: Data = None,
     max_queue: MaxQueue = 16,
+    ray: Annotated[
+        str | None,
+        Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Make the videos on this Ray cluster, one actor for every GPU: HOST:PORT, auto, or local. All nodes must "
+            "see --data under the same path.",
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
+    ray_actors: Annotated[
+        int | None,
+        Option("--ray-actors", help="Actors (default: one for every GPU).", rich_help_panel=SERVER),
+    ] = None,
     lora: Loras = None,
     max_upload_mib: Annotated[
         float, Option("--max-upload", metavar="MIB", help="Of an image.", rich_help_panel=_LIMITS)
@@ -72,7 +86,7 @@ def serve(
             model=model, config=config, components=options.parse_components(component),
             data=data or config.cache_path() / "server", max_queue=max_queue, loras=tuple(lora or ()),
             num_threads=threads, upload_bytes=int(max_upload_mib * 2**20), max_seconds=max_seconds,
-            max_steps=max_steps,
+            max_steps=max_steps, ray_address=ray, num_actors=ray_actors,
         )  # fmt: skip
         key = os.environ.get(_KEY_VARIABLE) if api_key is None else api_key
         _run(serving, host, port, key or None, tuple(cors_origin or ()))

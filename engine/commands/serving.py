@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,12 +13,11 @@ from ..errors import ConfigError
 
 if TYPE_CHECKING:
     from ..engine import Engine
+    from ..server.engine_source import EngineSource
     from ..server.service import VideoService
     from ..server.workers import Workers
 
 SERVER = "Server"
-# The service has a bound of its own, which does not hold for jobs that it resumes.
-_UNBOUNDED = 10**6
 
 Data = Annotated[
     Path | None,
@@ -66,6 +65,8 @@ class Serving:
         upload_bytes: of an image.
         max_seconds: of a video.
         max_steps: of a section.
+        ray_address: of a cluster that makes the videos; None makes them in this process.
+        num_actors: of the cluster; None is one for every GPU.
     """
 
     model: str
@@ -78,12 +79,16 @@ class Serving:
     upload_bytes: int = 20 * 2**20
     max_seconds: float = 120
     max_steps: int = 100
+    ray_address: str | None = None
+    num_actors: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_queue < 1:
             raise ConfigError(f"--max-queue must be at least 1, got {self.max_queue}")
         if self.num_threads is not None and self.num_threads < 1:
             raise ConfigError(f"--threads must be at least 1, got {self.num_threads}")
+        if self.num_actors is not None and self.num_actors < 1:
+            raise ConfigError(f"--ray-actors must be at least 1, got {self.num_actors}")
 
     def open(self, workers: "Workers | None" = None) -> "VideoService":
         """Go on with the videos that an earlier service left; None for ``workers`` loads the model."""
@@ -93,20 +98,31 @@ class Serving:
         limits = Limits(upload_bytes=self.upload_bytes, seconds=self.max_seconds, num_steps=self.max_steps)
         return VideoService(workers or self._workers(), self.data, max_queued=self.max_queue, limits=limits)
 
-    def _workers(self) -> "Workers":
-        from ..server.workers import LocalWorkers
-
-        return LocalWorkers(self.load())
-
     def load(self) -> "Engine":
         """The model, with the LoRAs that requests may name."""
         import torch
 
-        from ..engine import Engine
-
         torch.set_num_threads(self.num_threads or max((os.cpu_count() or 2) - 1, 1))
-        config = replace(self.config, max_queued_jobs=_UNBOUNDED)
-        engine = Engine.load(self.model, config=config, components=self.components)
-        for path in self.loras:
-            engine.load_lora(path)
-        return engine
+        return self._source().load()
+
+    def _workers(self) -> "Workers":
+        from ..server.workers import LocalWorkers
+
+        if self.ray_address is not None:
+            return _ray_workers(self.ray_address, self._source(), self.num_actors)
+        return LocalWorkers(self.load())
+
+    def _source(self) -> "EngineSource":
+        from ..server.engine_source import EngineSource
+
+        return EngineSource(
+            model=self.model, config=self.config, components=self.components, loras=self.loras
+        )
+
+
+def _ray_workers(address: str, source: "EngineSource", num_actors: int | None) -> "Workers":
+    try:
+        from ..server.ray_workers import RayWorkers
+    except ImportError as error:
+        raise ConfigError(f"--ray needs {error.name}; pip install 'isoframe[ray]'") from error
+    return RayWorkers(address, source, num_actors)
