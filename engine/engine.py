@@ -28,12 +28,14 @@ from .job_queue import JobQueue
 from .job_record import JobRecord, ModelSource
 from .job_run import JobRun
 from .loaded_model import LoadedModel
+from .machine import Machine, with_budget
 from .metadata import video_metadata
 from .model_memory import JobMemory
 from .outputs import check_video_path
 from .plan import Plan
 from .previews import cached_latent_rgb
 from .rendering import Rendering, open_latents, open_png, open_writer, reporter
+from .sizes import Size
 from .step_cache import StepCacheFactory
 from .vae import DecodedFrames, VideoVAE
 from .video import Video
@@ -125,6 +127,19 @@ class Engine:
             BudgetError: it does not fit; the message names what would.
         """
         return self._generation(request).memory.plan
+
+    @property
+    def machine(self) -> Machine:
+        """The limits that jobs are planned in, and the card that their times are predicted for."""
+        return self._memory.machine
+
+    def set_budget(self, *, vram: Size | None = None, ram: Size | None = None) -> None:
+        """Have other limits for the jobs to come, as in :class:`EngineConfig`; None keeps one.
+
+        Raises:
+            ConfigError: a limit is more than the machine has.
+        """
+        self._memory.set_budget(with_budget(self.machine, self.device, vram=vram, ram=ram))
 
     def release(self) -> None:
         """Give back the memory of the device that nothing needs between jobs; the next job takes it again."""

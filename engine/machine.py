@@ -1,7 +1,7 @@
 """The machine that a plan is made for: this one, or one that is described."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .cards import Card, card_of_device, find_card, neutral_card
@@ -74,6 +74,32 @@ def this_machine(device: "torch.device", *, vram: Size | None = None, ram: Size 
                 f"already, got {vram!r}; close other engines or allow more"
             )
     return Machine(vram=vram_bytes, ram=ram_bytes, card=card_of_device(torch.cuda.get_device_name(device)))
+
+
+def with_budget(
+    machine: Machine, device: "torch.device", *, vram: Size | None = None, ram: Size | None = None
+) -> Machine:
+    """``machine``, which is this one, with other limits; None keeps one.
+
+    Raises:
+        ConfigError: a limit is more than the machine has, or less than a process needs on the device.
+    """
+    ram_bytes = machine.ram if ram is None else _host_budget(ram)
+    if machine.is_cpu:
+        if vram is not None:
+            raise ConfigError(f"vram must be left out on device 'cpu', got {vram!r}; use ram")
+        return replace(machine, vram=ram_bytes, ram=ram_bytes)
+    vram_bytes = machine.vram
+    if vram is not None:
+        import torch
+
+        total = torch.cuda.mem_get_info(device)[1]
+        vram_bytes = parse_size("vram", vram, available=total, owner=str(device))
+        if vram_bytes <= CONTEXT_BYTES:
+            raise ConfigError(
+                f"vram must be more than the {format_size(CONTEXT_BYTES)} that a process takes on {device}, got {vram!r}"
+            )
+    return replace(machine, vram=vram_bytes, ram=ram_bytes)
 
 
 def described_machine(*, card: str | None, vram: Size | None, ram: Size | None) -> Machine:

@@ -78,11 +78,16 @@ class ModelMemory:
         job = planned_job(shapes, config, weight_format, SamplingConfig(num_sections=1), (16, 16))
         self._is_stored = isinstance(checkpoint, Store) or job.needs_store(machine)
         self._placement: tuple[object, ...] = ()
-        if device.type == "cuda":
-            # Other engines of the process have a budget of their own, and the limit is on all of them together.
-            others = torch.cuda.memory_allocated(device)
-            limit_memory(device, machine.vram - machine.context + others)
+        # Other engines of the process have a budget of their own, and the limit is on all of them together.
+        self._others = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+        self.set_budget(machine)
         self.transformer = self._load()
+
+    def set_budget(self, machine: Machine) -> None:
+        """Plan the jobs to come inside ``machine``; one at work keeps its plan as long as it can."""
+        self.machine = machine
+        if self._device.type == "cuda":
+            limit_memory(self._device, machine.vram - machine.context + self._others)
 
     def plan(
         self,

@@ -74,17 +74,39 @@ def _fields(studio: Studio, examples: Sequence[tuple[str, str]], max_seconds: fl
         order = gr.Radio(
             ["auto", "inverted", "forward"], value="auto", label="Order", info="inverted makes the end first"
         )
+        apply_limits = _budget_fields(studio)
     quality.change(lambda name: tuple(QUALITIES[name].values()), quality, [steps, cache])
     names = list(studio.service.card.loras)
     loras = gr.Dropdown(names, value=[], multiselect=True, label="LoRAs", visible=bool(names))
     strength = gr.Slider(-2, 2, value=1, step=0.05, label="Strength of the LoRAs", visible=bool(names))
     fields: list[Any] = [image, prompt, seconds, seed, steps, cache, guidance, order, loras, strength]
     plan = gr.Markdown(elem_id="plan")
+
+    def describe(*values: Any) -> str:
+        return studio.describe_plan(_form(values))
+
     for field in fields:
-        field.change(
-            lambda *values: studio.describe_plan(_form(values)), fields, plan, show_progress="hidden"
-        )
+        field.change(describe, fields, plan, show_progress="hidden")
+    apply_limits.then(describe, fields, plan, show_progress="hidden")
     return fields
+
+
+def _budget_fields(studio: Studio) -> Any:
+    """Limits of the engine, for all browsers; the event after which they hold."""
+    told = gr.Markdown(f"Budget: {studio.budget}", elem_id="budget")
+    with gr.Row():
+        is_cpu = studio.service.card.device == "cpu"
+        vram = gr.Textbox(label="VRAM", placeholder="6GiB", visible=not is_cpu, elem_id="vram")
+        ram = gr.Textbox(label="RAM", placeholder="16GiB", elem_id="ram")
+        use = gr.Button("Use this budget", size="sm", elem_id="use-budget")
+
+    def apply(vram: str, ram: str) -> str:
+        try:
+            return f"Budget: {studio.set_budget(vram, ram)}"
+        except IsoframeError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return use.click(apply, [vram, ram], told)
 
 
 class _Stage:

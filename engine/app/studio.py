@@ -15,6 +15,7 @@ from ..sections import plan_sections
 from ..server.service import VideoService
 from ..server.service_errors import UnknownVideoError
 from ..server.status import VideoStatus
+from ..sizes import format_size
 from ..video import read_video_info
 from .drawings import SectionBar
 from .memory_history import MemoryHistory
@@ -132,6 +133,26 @@ class Studio:
             f"{len(plan.sections)} sections, about {plan.seconds_per_frame:.2g} s per frame, "
             f"{plan.seconds / 60:.1f} minutes on {plan.card.name}"
         )
+
+    def set_budget(self, vram: str, ram: str) -> str:
+        """Have other limits for the videos to come; says which hold now.
+
+        Args:
+            vram: such as "6GiB"; empty keeps it.
+            ram: the same.
+
+        Raises:
+            ConfigError: a limit is more than the machine has.
+        """
+        self._engine.set_budget(vram=vram.strip() or None, ram=ram.strip() or None)
+        return self.budget
+
+    @property
+    def budget(self) -> str:
+        """The limits that hold for the videos to come."""
+        machine = self._engine.machine
+        ram = f"{format_size(machine.ram)} of RAM"
+        return ram if machine.is_cpu else f"{format_size(machine.vram)} of VRAM, {ram}"
 
     def find(self, name: str) -> VideoStatus | None:
         """How a video stands; None if it is not there (any more)."""

@@ -1,0 +1,108 @@
+"""What the app shows, without a page."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from video_server import KeptWorkers, load
+
+from isoframe.engine import ConfigError, Engine
+from isoframe.engine.app.drawings import MemorySample, draw_memory, draw_progress, draw_sections
+from isoframe.engine.app.strip import compose_strip
+from isoframe.engine.app.studio import QUALITIES, Form, Studio
+from isoframe.engine.demo.examples_folder import find_example
+from isoframe.engine.server.service import VideoService
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with load(tmp_path_factory.mktemp("cache")) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def studio(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    with VideoService(KeptWorkers(engine), tmp_path_factory.mktemp("data")) as service:
+        studio = Studio(service, engine)
+        yield studio
+        studio.close()
+
+
+def form(**changes: object) -> Form:
+    image, prompt = find_example(None)
+    values: dict[str, object] = {
+        "image": str(image), "prompt": prompt, "seconds": 2.4, "seed": 5, "num_steps": 2, "step_cache": "none",
+        "guidance_scale": 10.0, "order": "auto",
+    }  # fmt: skip
+    return Form(**{**values, **changes})  # type: ignore[arg-type]  # values of its fields
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": None}, "image must be given"),
+        ({"prompt": "  "}, "prompt must say what happens"),
+        ({"seconds": -1}, "seconds must be a positive number"),
+    ],
+)
+def test_what_is_missing_is_told_before_anything_is_made(
+    studio: Studio, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        studio.create(form(**changes))
+    assert message in studio.describe_plan(form(**changes))
+
+
+def test_the_plan_tells_whether_a_video_fits_and_follows_the_budget(studio: Studio) -> None:
+    assert studio.describe_plan(form()).startswith("Fits: 0.")
+    assert "73 frames in 2 sections" in studio.describe_plan(form())
+    before = studio._engine.machine.ram
+    assert studio.set_budget("", "90MiB") == "90 MiB of RAM"
+    assert studio.describe_plan(form()).startswith("Does not fit: ")
+    with pytest.raises(ConfigError, match="ram must be a positive size"):
+        studio.set_budget("", "much")
+    with pytest.raises(ConfigError, match="vram must be left out on device 'cpu'"):
+        studio.set_budget("6GiB", "")
+    studio.set_budget("", str(before))
+    assert studio.describe_plan(form()).startswith("Fits: 0.")
+
+
+@pytest.mark.parametrize(("order", "numbers"), [("inverted", [2, 1]), ("forward", [1, 2])])
+def test_sections_and_previews_stand_in_video_time(studio: Studio, order: str, numbers: list[int]) -> None:
+    status = studio.create(form(order=order))
+    studio.service.wait(status.id)
+    status = studio.service.get(status.id)
+    bars = studio.sections(status)
+    assert [bar.number for bar in bars] == numbers
+    assert [(bar.start, bar.end, bar.state) for bar in bars] == [(0, 1.2, "done"), (1.2, 2.4, "done")]
+    drawn = draw_sections(bars, is_end_first=order == "inverted")
+    assert drawn.count('class="done"') == 2
+    assert ("the end is made first" in drawn) == (order == "inverted")
+    strip = studio.strip(status)
+    assert strip is not None
+    folder = studio.service.folder(status.id).path / "previews"
+    parts = [compose_strip(folder, [number - 1], 9) for number in numbers]
+    assert strip.size == (12 * 64, 64)
+    assert all(part is not None and part.size == (9 * 64, 64) for part in parts)
+    assert studio.describe(status) == "Done: 73 frames, 2.4 s"
+    assert studio.video(status) == studio.service.video_path(status.id)
+    assert studio.finished()[0].id == status.id
+    assert studio.facts(status.id)["request"]["seed"] == 5  # type: ignore[index]  # JSON
+
+
+def test_no_preview_is_drawn_before_the_first_step(tmp_path: Path) -> None:
+    assert compose_strip(tmp_path, [0, 1], 9) is None
+
+
+def test_every_quality_sets_steps_and_step_cache() -> None:
+    assert {tuple(options) for options in QUALITIES.values()} == {("num_steps", "step_cache")}
+    assert QUALITIES["final"]["step_cache"] == "none"
+
+
+def test_drawings_tell_memory_and_progress_and_escape_what_they_are_given() -> None:
+    samples = [MemorySample(seconds=i, ram_bytes=i * 2**20, device_bytes=2**30) for i in range(1, 4)]
+    assert "RAM 3 MiB, GPU 1024 MiB (last 2 s)" in draw_memory(samples)
+    assert draw_memory(samples[:1]) == ""
+    assert 'aria-valuenow="50"' in draw_progress(0.5, "half")
+    assert "&lt;b&gt;" in draw_progress(2, "<b>")
+    assert 'aria-valuenow="100"' in draw_progress(2, "")
