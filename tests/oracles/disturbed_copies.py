@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isoframe.engine.copies import StagedCopies, StreamCopies
-from isoframe.engine.streams import Stream, ThreadStream
+from isoframe.engine.streams import CallerStream, Event, HostEvent, Stream, ThreadStream
 
 # All ones are NaN in fp32, fp16 and bf16.
 POISON = 255
@@ -27,6 +27,21 @@ class LateStream(ThreadStream):
         seconds = self._chance.random() * _LONGEST_DELAY_SECONDS
         super().run(lambda: time.sleep(seconds))
         super().run(work)
+
+
+class LateCaller(CallerStream):
+    """A caller that computes at a random pace: it lingers on what it has, and before it gives it back."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+
+    def wait(self, event: Event) -> None:
+        super().wait(event)
+        time.sleep(self._chance.random() * _LONGEST_DELAY_SECONDS)
+
+    def record(self) -> HostEvent:
+        time.sleep(self._chance.random() * _LONGEST_DELAY_SECONDS)
+        return super().record()
 
 
 class PoisonedCopies(StreamCopies):

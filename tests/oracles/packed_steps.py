@@ -1,6 +1,6 @@
 """One small denoising step of a packed transformer, and its units' blobs as they lie in a store."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -29,6 +29,13 @@ def one_step(
     transformer: PackedTransformer, *, num_passes: int = 1, grid: tuple[int, int] = (4, 6)
 ) -> Tensor:
     """Velocities of ``num_passes`` different steps of one section of one latent frame, stacked."""
+    return prepared_steps(transformer, num_passes=num_passes, grid=grid)()
+
+
+def prepared_steps(
+    transformer: PackedTransformer, *, num_passes: int = 1, grid: tuple[int, int] = (4, 6)
+) -> Callable[[], Tensor]:
+    """:func:`one_step` that can be called again; what a job and a section compute once is not computed again."""
     config, generator = transformer.config, torch.Generator().manual_seed(5)
 
     def draw(*shape: int) -> Tensor:
@@ -47,6 +54,11 @@ def one_step(
         indices = FrameIndices(latent=(1,), clean=(0, 2))
         section = transformer.pack_section(clean, indices, (1, *grid))
         latents = draw(config.in_channels, 1, *grid)
+
+    @torch.inference_mode()
+    def run() -> Tensor:
         return torch.stack(
             [transformer.step(latents, step, job, section).compute() for step in range(num_passes)]
         )
+
+    return run
