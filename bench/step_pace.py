@@ -157,7 +157,7 @@ def _sum_up(
 
 def expected_step(shape: DenoiseShape, card: Card, *, copied_bytes: float = 0.0) -> float:
     """Seconds that a step should take on ``card`` by the planner's roofline, copies of weights beside it."""
-    return step_time(shape, card, copied_bytes=round(copied_bytes), tier="pinned", is_overlapped=True).total
+    return step_time(shape, card, copied_bytes=round(copied_bytes), tier="pinned").total
 
 
 def roofline_share(shape: DenoiseShape, card: Card, flops: float) -> float:

@@ -164,9 +164,9 @@ class _Planner:
         is_arena_kept: bool,
     ) -> _Choice:
         units, steps = self._phases.num_units, self._job.sampling.num_steps
-        step = self._step_time(units - num_residents, ring)
+        step = self._step_time(num_residents, ring)
         # Residents that made room for the decoder come back with the first step.
-        first = step if is_arena_kept else self._step_time(units, ring)
+        first = step if is_arena_kept else self._step_time(0, ring)
         copied = steps * (units - num_residents) + (0 if is_arena_kept else num_residents)
         return _Choice(
             token_chunk=token_chunk,
@@ -180,14 +180,17 @@ class _Planner:
             copied_bytes=copied * self._phases.slot,
         )
 
-    def _step_time(self, num_copied: int, ring: int) -> StepTime:
-        """With two slots a block's units must leave before the next one's can come."""
+    def _step_time(self, num_residents: int, ring: int) -> StepTime:
+        shape, num_units = self._phases.shape, self._phases.num_units
+        kept = set(spread_evenly(num_units, num_residents))
+        pairs = ({2 * block, 2 * block + 1} for block in range(shape.config.num_layers))
         return step_time(
-            self._phases.shape,
+            shape,
             self._machine.card,
-            copied_bytes=num_copied * self._phases.slot,
+            copied_bytes=(num_units - num_residents) * self._phases.slot,
             tier=self._tier,
-            is_overlapped=ring != 2,
+            ring=ring,
+            num_pairs=sum(pair.isdisjoint(kept) for pair in pairs),
         )
 
 

@@ -148,12 +148,10 @@ class Plan:
     def bottleneck(self) -> str:
         """What takes most of a section's time: "products", "attention", "memory traffic", "copies" or "decode"."""
         step = self.step
-        if not step.is_overlapped or step.copies <= step.compute:
+        parts = {"copies": step.copies}
+        if step.copies <= step.compute:
             parts = {"products": step.products, "attention": step.attention, "memory traffic": step.traffic}
-            if not step.is_overlapped:
-                parts["copies"] = step.copies
-        else:
-            parts = {"copies": step.copies}
+            parts["copies"] = step.exposed
         parts = {name: self.num_steps * seconds for name, seconds in parts.items()}
         parts["decode"] = self.decode_seconds
         return max(parts, key=lambda name: parts[name])

@@ -83,7 +83,7 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _step(step: StepTime) -> str:
     parts = f"products {step.products:.2g}, attention {step.attention:.2g}, memory {step.traffic:.2g}"
-    where = "beside them" if step.is_overlapped else "on top"
+    where = "beside them" + (f", {step.exposed:.2g} exposed" if step.exposed >= 0.005 * step.total else "")
     return f"{_seconds(step.total)} predicted: {parts}; copies {step.copies:.2g} {where}"
 
 

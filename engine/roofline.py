@@ -1,9 +1,10 @@
 """Predicted seconds of a step and of a section: arithmetic, memory traffic and copies against what the card can do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .cards import Card
-from .footprint import DenoiseShape, Precision
+from .footprint import DenoiseShape, Precision, num_units, unit_bytes
+from .transformer_config import TransformerConfig
 
 # Shares of a card's best rate that good kernels reach: matrix products of cuBLAS in 16 bit and of Triton in 8 bit,
 # convolutions of the VAE, and attention by architecture (16-bit, 8-bit); on Hopper far less than its products do.
@@ -25,15 +26,15 @@ class StepTime:
         products: of the matrix products.
         attention: of the joint attention.
         traffic: of what is bound by the card's memory.
-        copies: of the units' copies to the card.
-        is_overlapped: copies run beside the arithmetic.
+        copies: of the units' copies to the card, which run beside the arithmetic.
+        exposed: of copies that the arithmetic waits for.
     """
 
     products: float
     attention: float
     traffic: float
     copies: float
-    is_overlapped: bool
+    exposed: float = 0.0
 
     @property
     def compute(self) -> float:
@@ -41,23 +42,65 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        if self.is_overlapped:
-            return max(self.compute, self.copies)
-        return self.compute + self.copies
+        return self.compute + self.exposed
 
 
 def step_time(
-    shape: DenoiseShape, card: Card, *, copied_bytes: int, tier: str, is_overlapped: bool
+    shape: DenoiseShape, card: Card, *, copied_bytes: int, tier: str, ring: int = 0, num_pairs: int = 0
 ) -> StepTime:
-    """Time of a step that copies ``copied_bytes`` of weights from host tier ``tier``."""
+    """Time of a step that copies ``copied_bytes`` of weights from host tier ``tier``.
+
+    Args:
+        shape: of the step.
+        card: what computes.
+        copied_bytes: of all units that are copied.
+        tier: where they come from.
+        ring: slots that they pass through.
+        num_pairs: dual-stream blocks of which both units are copied.
+    """
     branches = shape.num_branches
-    return StepTime(
+    step = StepTime(
         products=branches * product_flops(shape) / _product_rate(card, shape.precision),
         attention=branches * attention_flops(shape) / _attention_rate(card, shape),
         traffic=branches * traffic_bytes(shape) / (card.bandwidth * 1e9 * _BANDWIDTH),
         copies=branches * copied_bytes / copy_rate(card, tier),
-        is_overlapped=is_overlapped,
     )
+    unit_seconds = max(unit_bytes(shape.config, shape.precision)) / copy_rate(card, tier)
+    at_pairs = branches * num_pairs * exposed_seconds(shape, card, unit_seconds, ring)
+    return replace(step, exposed=_waits(shape.config, step, at_pairs))
+
+
+def _waits(config: TransformerConfig, step: StepTime, at_pairs: float) -> float:
+    """Dual-stream blocks compute as long as the others and need twice the copies: each kind can be bound by them.
+
+    Args:
+        config: of the model.
+        step: without waits; residents are spread evenly.
+        at_pairs: waits in the dual-stream blocks that come of the order alone.
+    """
+    num_dual, num_single = config.num_layers, config.num_single_layers
+    in_dual, copied_in_dual = num_dual / (num_dual + num_single), 2 * num_dual / num_units(config)
+    dual = max(at_pairs, copied_in_dual * step.copies - in_dual * step.compute)
+    single = (1 - copied_in_dual) * step.copies - (1 - in_dual) * step.compute
+    return dual + max(single, 0.0)
+
+
+def exposed_seconds(shape: DenoiseShape, card: Card, unit_seconds: float, ring: int) -> float:
+    """What compute waits at a dual-stream block whose two units take ``unit_seconds`` each to copy, fewer than it computes.
+
+    The block takes its second unit after the latent tokens' projection, and gives its first one back before the condition
+    tokens' MLP. Between the two it holds both, so that a ring of 3 has a slot for one unit of the next block, a ring of 4 for
+    both, and a ring of 2 for none.
+    """
+    dim, mlp = float(shape.dim), shape.dim * shape.config.mlp_ratio
+    rate, sequence = _product_rate(card, shape.precision), shape.sequence
+    projection = 2 * 3 * dim**2 * sequence.latent / rate
+    last_mlp = 2 * (dim**2 + 2 * dim * mlp) * sequence.condition / rate
+    if ring == 3:
+        return max(unit_seconds - projection - last_mlp, 0.0)
+    if ring == 2:
+        return max(unit_seconds - last_mlp, 0.0) + max(unit_seconds - projection, 0.0)
+    return 0.0
 
 
 def copy_rate(card: Card, tier: str) -> float:

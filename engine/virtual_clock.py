@@ -58,38 +58,73 @@ class _TimedWeights:
         """Nothing is held."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockPace:
+    """Seconds of one block, in the order in which :mod:`~isoframe.engine.layers` takes its units and gives them back.
+
+    Attributes:
+        units: taken one after the other, each when its projection begins.
+        projections: of each unit; the attention's q, k and v.
+        attention: while all units are held.
+        rests: of each unit, which is given back at its end: the attention's output and the MLP.
+    """
+
+    units: tuple[int, ...]
+    projections: tuple[float, ...]
+    attention: float
+    rests: tuple[float, ...]
+
+
 def block_groups(num_dual_blocks: int, num_single_blocks: int) -> list[tuple[int, ...]]:
-    """Units that are held at the same time, in execution order: two for a dual-stream block, one for the others."""
+    """Units of each block in execution order: two of a dual-stream block, one of the others."""
     dual = [(2 * block, 2 * block + 1) for block in range(num_dual_blocks)]
     return [*dual, *((2 * num_dual_blocks + block,) for block in range(num_single_blocks))]
 
 
+def block_paces(
+    num_dual_blocks: int,
+    num_single_blocks: int,
+    *,
+    projections: tuple[float, float],
+    attention: float,
+    rests: tuple[float, float],
+    single: float,
+) -> list[BlockPace]:
+    """Paces of a model's blocks: those of the dual-stream ones, and the seconds of a single-stream one."""
+    return [
+        BlockPace(units=units, projections=projections, attention=attention, rests=rests)
+        if len(units) == 2
+        else BlockPace(units=units, projections=(0.0,), attention=single, rests=(0.0,))
+        for units in block_groups(num_dual_blocks, num_single_blocks)
+    ]
+
+
 def simulate(
     schedule: RingSchedule,
-    groups: Iterable[Sequence[int]],
+    blocks: Iterable[BlockPace],
     *,
     copy_seconds: Sequence[float],
-    compute_seconds: Sequence[float],
     num_passes: int = 1,
 ) -> list[UnitTiming]:
     """Timeline of ``num_passes`` steps, by the code that runs the real ones; copies and compute never disturb each other.
 
     Args:
         schedule: a fresh one.
-        groups: units that are held at the same time, see :func:`block_groups`.
+        blocks: in execution order.
         copy_seconds: of each unit.
-        compute_seconds: of each unit.
         num_passes: steps.
     """
-    groups = list(groups)
+    blocks = list(blocks)
     compute, copy, log = VirtualStream(), VirtualStream(), EventLog()
     copies = StreamCopies(compute, copy, _TimedWeights(copy, copy_seconds), torch.device("meta"))
     copies.allocate([1] * schedule.num_slots)
     pipeline = SlotPipeline(schedule, copies, log)
-    for group in groups * num_passes:
-        for unit in group:
+    for block in blocks * num_passes:
+        for unit, seconds in zip(block.units, block.projections, strict=True):
             pipeline.acquire(unit)
-        compute.seconds += sum(compute_seconds[unit] for unit in group)
-        for unit in group:
+            compute.seconds += seconds
+        compute.seconds += block.attention
+        for unit, seconds in zip(block.units, block.rests, strict=True):
+            compute.seconds += seconds
             pipeline.release(unit)
     return log.timings()
