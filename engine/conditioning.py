@@ -55,6 +55,10 @@ class Conditioning:
         section_prompts: of every section, in generation order, in place of ``text_embeds``, ``text_mask`` and
             ``pooled_embeds``; empty where all sections have these. Equal neighbours are best one object: what a job
             computes once is computed again where the object changes.
+        end_latent: as ``start_latent``, of what follows the last frame; None leaves the end open. Only with order
+            "inverted".
+        given_latents: of a video that is extended, [1, C, T, Y, X] in its order: what comes before the first section
+            with order "forward", what comes after the last with "inverted". None or ``end_latent`` is.
     """
 
     text_embeds: Tensor
@@ -66,6 +70,8 @@ class Conditioning:
     negative_text_mask: Tensor | None = None
     negative_pooled_embeds: Tensor | None = None
     section_prompts: tuple[PromptEmbeds, ...] = ()
+    end_latent: Tensor | None = None
+    given_latents: Tensor | None = None
 
     def prompts(self, num_sections: int) -> tuple[PromptEmbeds, ...]:
         """The prompt of every section, in generation order."""
@@ -87,6 +93,15 @@ class Conditioning:
             raise InputError(f"start_latent must have even height and width, got {(height, width)}")
         _check_finite("image_embeds", self.image_embeds)
         _check_finite("start_latent", self.start_latent)
+        if self.end_latent is not None:
+            _check_shape("end_latent", self.end_latent, tuple(self.start_latent.shape))
+            _check_finite("end_latent", self.end_latent)
+        if self.given_latents is not None:
+            if self.end_latent is not None:
+                raise InputError("given_latents and end_latent exclude each other, got both")
+            shape = (*self.start_latent.shape[:2], None, *self.start_latent.shape[3:])
+            _check_shape("given_latents", self.given_latents, shape)
+            _check_finite("given_latents", self.given_latents)
         _check_text(config, "", self.text_embeds, self.text_mask, self.pooled_embeds)
         for prompt in set(self.section_prompts):
             _check_text(

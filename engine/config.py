@@ -24,6 +24,10 @@ PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8-weight", "fp8", "nf4")
 COMPUTE_DTYPES = ("auto", "fp32", "bf16", "fp16")
 ATTENTIONS = ("auto", "sdpa", "flash-attn", "flash-attn-3", "xformers", "sageattention", "int8", "int8-fp8")
 POSTERIORS = ("sample", "mode")
+# What an end image is to the sections: it follows the last one alone, or stays in the history of all.
+END_IMAGE_USES = ("first-section", "history")
+# Where a video is extended to, and the order of sections that goes there.
+DIRECTIONS = {"forward": "forward", "backward": "inverted"}
 # Codecs of video files, and the worst quality of each.
 CODECS = ("h264", "hevc", "av1")
 MAX_CRF = {"h264": 51, "hevc": 51, "av1": 63}
@@ -155,6 +159,8 @@ class SamplingConfig:
         latent_paddings: windows between the start frame and each section, in generation order; None is the
             published rule. Only with order "inverted".
         loras: LoRAs that are at work together.
+        end_image_use: where an end latent is: "first-section" (it follows the section that is made first, the end of the
+            video) or "history" (later sections see it too, further and further away). Only with order "inverted".
     """
 
     num_sections: int
@@ -172,6 +178,7 @@ class SamplingConfig:
     step_cache_retention: float = 0.2
     latent_paddings: tuple[int, ...] | None = None
     loras: tuple[LoraStrength, ...] = ()
+    end_image_use: str = "first-section"
 
     def __post_init__(self) -> None:
         _check_at_least("num_sections", self.num_sections, 1)
@@ -197,7 +204,8 @@ class Request:
     """One video to generate from an image and a prompt.
 
     Attributes:
-        image: path, PIL image or uint8 array [H, W], [H, W, 3] or [H, W, 4].
+        image: path, PIL image or uint8 array [H, W], [H, W, 3] or [H, W, 4]; None makes the video from text alone, which
+            the published models were not trained for: its first 4 frames are then missing, 36n - 3 are made.
         prompt: what happens; with times, as in "[0s] she sits [2.5s: 4s] she waves", what happens when. Text before
             the first time belongs to all of them.
         negative_prompt: what to avoid; used when ``cfg_scale`` is not 1.
@@ -211,11 +219,18 @@ class Request:
         prompt_spans: prompts with times, in place of times in ``prompt``, which is the base text of all then.
         prompt_blend: seconds around a change of prompt over which the embeddings blend; 0 changes at once.
         codec: "h264" (plays everywhere), "hevc" or "av1".
+        end_image: as ``image``: what would follow the last frame. Only with order "inverted".
+        end_image_strength: factor of its latent, 0 to 1.
+        loop: the start image is the end image too, so that the video can be repeated without a seam.
+        video: path of a video to extend by ``seconds``, at its own rate. Its frames stay as they are; ``image`` is the
+            start frame that the model keeps in view, the video's first one where it is None.
+        direction: "forward" continues ``video`` (order "forward"); "backward" makes what comes before it (order
+            "inverted").
 
     The other fields are those of :class:`SamplingConfig`.
     """
 
-    image: "str | os.PathLike[str] | Image | object"
+    image: "str | os.PathLike[str] | Image | object | None"
     prompt: str
     negative_prompt: str = ""
     seconds: float = 5.0
@@ -241,6 +256,12 @@ class Request:
     prompt_spans: tuple[PromptSpan, ...] = ()
     prompt_blend: float = 0.0
     codec: str = "h264"
+    end_image: "str | os.PathLike[str] | Image | object | None" = None
+    end_image_use: str = "first-section"
+    end_image_strength: float = 1.0
+    loop: bool = False
+    video: "str | os.PathLike[str] | None" = None
+    direction: str = "forward"
 
     def __post_init__(self) -> None:
         if not _is_finite(self.seconds) or self.seconds <= 0:
@@ -262,6 +283,30 @@ class Request:
             raise ConfigError(f"size must be (height, width), multiples of 16, got {self.size}")
         _check_sampling(self)
         self._check_prompts()
+        self._check_end()
+
+    @property
+    def has_end_image(self) -> bool:
+        """Whether the end of the video is given."""
+        return self.end_image is not None or self.loop
+
+    def _check_end(self) -> None:
+        if not _is_finite(self.end_image_strength) or not 0 <= self.end_image_strength <= 1:
+            raise ConfigError(f"end_image_strength must be from 0 to 1, got {self.end_image_strength!r}")
+        if self.loop and (self.end_image is not None or self.image is None):
+            given = "an end_image too" if self.image is not None else "no image"
+            raise ConfigError(f"loop takes the image as the end image, got {given}")
+        if self.has_end_image and self.order == "forward":
+            raise ConfigError("end_image and loop need order='inverted', got order='forward'")
+        check_choice("direction", self.direction, DIRECTIONS)
+        if self.video is None:
+            return
+        if self.has_end_image:
+            raise ConfigError("video excludes end_image and loop: the video says how it goes on")
+        if self.order not in ("auto", DIRECTIONS[self.direction]):
+            raise ConfigError(
+                f"direction {self.direction!r} needs order={DIRECTIONS[self.direction]!r}, got {self.order!r}"
+            )
 
     def _check_prompts(self) -> None:
         if not _is_finite(self.prompt_blend) or self.prompt_blend < 0:
@@ -323,6 +368,7 @@ def _check_sampling(config: SamplingConfig | Request) -> None:
                 "from 0; --lora counts from 1)"
             )
     check_choice("step_cache", config.step_cache, STEP_CACHES)
+    check_choice("end_image_use", config.end_image_use, END_IMAGE_USES)
     _check_at_least("step_cache_max_skips", config.step_cache_max_skips, 1)
     for name in (
         "guidance_scale",

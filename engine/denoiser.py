@@ -12,7 +12,7 @@ from .attention import SDPA_ATTENTION, SelfAttention
 from .attention_backends import AttentionShape
 from .conditioning import Conditioning, PromptEmbeds
 from .config import SamplingConfig
-from .errors import NumericalError
+from .errors import InputError, NumericalError
 from .events import Event, PhaseEvent, StepEvent
 from .history import History
 from .invariants import JobInvariants
@@ -120,6 +120,10 @@ class Denoiser:
             NumericalError: latents became NaN or infinite.
         """
         conditioning.check(self.transformer.config, sampling.cfg_scale)
+        if conditioning.end_latent is not None and sampling.order != "inverted":
+            raise InputError(
+                f"end_latent must be None with order={sampling.order!r}; it needs order='inverted'"
+            )
         self.check(sampling)
         choose = partial(self._choose_attention, self._shape_of(conditioning, sampling))
         attention = choose() if memory is None else memory.attempt("prepare", choose)
@@ -176,7 +180,12 @@ class Denoiser:
         shape = (1, channels, sampling.latent_window_size, height, width)
         sigmas = sigma_schedule(sampling.num_steps, shape[2] * height * width // 4)
         job_noise = JobNoise(sampling.seed, shape, resume)
-        history = resume.history(start_latent, sampling.order)
+        given, end_latent = (
+            None if latents is None else latents.float().cpu()
+            for latents in (conditioning.given_latents, conditioning.end_latent)
+        )
+        is_kept = sampling.end_image_use == "history"
+        history = resume.history(start_latent, sampling.order, end_latent if is_kept else given)
         # All are found before the first section: a file may change while the job runs.
         active = [self._active(sampling, section) for section in range(sampling.num_sections)]
         prompts = conditioning.prompts(sampling.num_sections)
@@ -195,8 +204,11 @@ class Denoiser:
             noise = job_noise.draw()
             # Jobs of one engine may take turns, section by section.
             self.transformer.self_attention = attention
+            context = history
+            if section.index == 0 and end_latent is not None and not is_kept:
+                context = resume.history(start_latent, sampling.order, end_latent)
             latents = _run_within(
-                memory, partial(self._run_section, noise, sigmas, history, model, section, sampling, report)
+                memory, partial(self._run_section, noise, sigmas, context, model, section, sampling, report)
             )
             history.append(latents)
             _logger.info("section %d of %d sampled", section.index + 1, sampling.num_sections)

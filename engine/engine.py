@@ -453,18 +453,23 @@ class Engine:
             replace(use, source=self._denoiser.loras.find(use.source).path.absolute())
             for use in request.loras
         )
-        size = job.image.height, job.image.width
         record = JobRecord(
             token=secrets.token_hex(4),
             source=self._source,
-            request=replace(request, size=size, order=job.sampling.order, loras=loras),
+            request=replace(
+                request,
+                size=job.images.size,
+                order=job.sampling.order,
+                loras=loras,
+                video=None if request.video is None else Path(request.video).absolute(),
+            ),
             sampling=replace(job.sampling, loras=loras),
             metadata=self._metadata(request, job),
             output=Path(path).absolute(),
             is_overwriting=overwrite,
             vae_tile=job.memory.plan.vae_tile,
         )
-        return JobFolder.make(job_dir, record, job.image)
+        return JobFolder.make(job_dir, record, job.images.by_field())
 
     @cached_property
     def _encoders(self) -> Encoders:
@@ -497,7 +502,7 @@ class Engine:
         return video_metadata(
             request,
             job.sampling,
-            job.image,
+            job.images,
             loras=[self._denoiser.loras.find(lora.source) for lora in job.sampling.loras],
             model=self.components.name,
             model_hash=self.model_hash,

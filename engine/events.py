@@ -71,6 +71,8 @@ class JobEvent:
         num_finished_sections: sections that an earlier run of the job has sampled.
         job_dir: folder from which the job can be resumed; None where nothing is kept.
         prompts: what happens when, in video order; empty where all sections have one prompt.
+        num_given_frames: of the video that is extended, in ``num_frames``.
+        notes: what the model was not trained for.
     """
 
     order: str
@@ -86,6 +88,8 @@ class JobEvent:
     num_finished_sections: int = 0
     job_dir: Path | None = None
     prompts: tuple[PromptSlot, ...] = ()
+    num_given_frames: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

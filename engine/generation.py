@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import psutil
 import torch
@@ -17,18 +17,15 @@ from .decoding import decode_within
 from .denoiser import Denoiser, EventHandler, LatentSection
 from .device import memory_errors
 from .encoders import Encoders
-from .errors import CheckpointError
 from .events import JobEvent, PhaseEvent, PromptSlot
 from .frame_filter import FrameFilter, apply_filter
-from .images import choose_bucket, fit_to_bucket, image_to_tensor, load_image
 from .job_run import JobRun
 from .model_memory import ModelMemory
 from .prompt_timeline import PromptTimeline
 from .sections import SectionPlan, plan_sections
-from .vae import DecodedFrames, SectionDecoder, VideoVAE
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from .start_images import RequestImages, request_order
+from .vae import DecodedFrames, SectionDecoder, VideoVAE, num_leading_frames
+from .visual_conditioning import encode_images
 
 _logger = logging.getLogger(__name__)
 
@@ -69,7 +66,7 @@ class Generation:
     """One job. Making it checks the request and reads the image; :meth:`sections` does the work.
 
     Attributes:
-        image: start image, cropped to the size of the video.
+        images: what is given, at the size of the video.
         sampling: how the latents are sampled.
         num_frames: frames of the whole video.
         memory: the plan of the job, and its units.
@@ -92,19 +89,39 @@ class Generation:
         self._denoiser = denoiser
         profile = components.profile
         # Only "auto" asks what the checkpoint is; the answer may be logged.
-        order = default_order(components.name, profile) if request.order == "auto" else request.order
+        order = request_order(request, lambda: default_order(components.name, profile))
         self.sampling: SamplingConfig = request.sampling(order)
         denoiser.check(self.sampling)
         self._plans = plan_sections(self.sampling)
-        self.num_frames = 4 * self.sampling.latent_window_size * self.sampling.num_sections + 1
-        image = load_image(request.image, force=request.force)
-        self._image_size = image.height, image.width
-        bucket = request.size or choose_bucket((image.height, image.width), profile.buckets)
-        self.image: Image = fit_to_bucket(image, bucket)
-        self.memory = memory.plan(self.sampling, bucket, lora_bytes=denoiser.lora_bytes(self.sampling))
-        denoiser.check_attention(self.sampling, bucket, self.memory.num_condition_tokens)
+        self.images = images = RequestImages.load(request, profile.buckets)
+        self.num_frames = self._num_leading + self._num_made + (self.num_given if order == "inverted" else 0)
+        self.memory = memory.plan(self.sampling, images.size, lora_bytes=denoiser.lora_bytes(self.sampling))
+        denoiser.check_attention(self.sampling, images.size, self.memory.num_condition_tokens)
         self.decoder: SectionDecoder | None = None
         self.start_latent: Tensor | None = None
+
+    @property
+    def num_given(self) -> int:
+        """Frames of the video that is extended."""
+        return 0 if self.images.video is None else self.images.video.num_frames
+
+    @property
+    def _num_made(self) -> int:
+        return 4 * self.sampling.latent_window_size * self.sampling.num_sections
+
+    @property
+    def _num_leading(self) -> int:
+        has_start = self.images.start is not None
+        return num_leading_frames(self.sampling.order, has_start=has_start, num_given_frames=self.num_given)
+
+    def given_frames(self) -> Iterator[tuple[Tensor, int]]:
+        """Frames of the video that is extended, uint8 [T, H, W, 3] a few at a time, each with its place."""
+        if self.images.video is None:
+            return
+        place = 0 if self.sampling.order == "forward" else self._num_leading + self._num_made
+        for frames in self.images.video.chunks(self.images.size):
+            yield apply_filter(self.frame_filter, frames, place), place
+            place += len(frames)
 
     def first_latent_frame(self, section: int) -> int:
         """Place of ``section`` (generation order) in the video; the start latent is 0."""
@@ -142,7 +159,9 @@ class Generation:
             order=self.sampling.order,
             window=self.sampling.latent_window_size,
             num_sections=self.sampling.num_sections,
-            start_latent=conditioning.start_latent,
+            start_latent=None if self.images.start is None else conditioning.start_latent,
+            given=conditioning.given_latents,
+            num_given_frames=self.num_given,
         )
         if run is not None and num_encoded:
             self._restart(vae, decoder, run, num_encoded)
@@ -182,7 +201,8 @@ class Generation:
         decode_within(self.memory, vae, lambda: decoder.restart(num_encoded, latents, before))
 
     def _describe(self, run: JobRun | None, timeline: PromptTimeline) -> JobEvent:
-        fps, (image_height, image_width) = self._request.fps, self._image_size
+        fps, (image_height, image_width) = self._request.fps, self.images.given_size
+        height, width = self.images.size
         return JobEvent(
             order=self.sampling.order,
             num_sections=self.sampling.num_sections,
@@ -190,14 +210,26 @@ class Generation:
             fps=fps,
             seconds=self.num_frames / fps,
             requested_seconds=self._request.seconds,
-            height=self.image.height,
-            width=self.image.width,
+            height=height,
+            width=width,
             image_height=image_height,
             image_width=image_width,
             num_finished_sections=0 if run is None else run.sampled.num_sections,
             job_dir=None if run is None else run.path,
             prompts=self._prompt_slots(timeline) if len(timeline.stretches) > 1 else (),
+            num_given_frames=self.num_given,
+            notes=self._notes(),
         )
+
+    def _notes(self) -> tuple[str, ...]:
+        """What of the request the published checkpoints were not trained for."""
+        notes = []
+        if self.images.start is None:
+            notes.append("text-to-video: image-to-video models were not trained without a start image")
+        trained = self._components.profile.order
+        if trained not in (None, "both", self.sampling.order):
+            notes.append(f"order {self.sampling.order}: this model was trained in the {trained} order")
+        return tuple(notes)
 
     def _prompt_slots(self, timeline: PromptTimeline) -> tuple[PromptSlot, ...]:
         """The timeline in seconds of video and in the order in which sections are made."""
@@ -259,23 +291,19 @@ class Generation:
         encoders: Encoders,
         vae: VideoVAE,
     ) -> Conditioning:
-        request = self._request
-        pixels = image_to_tensor(self.image)
-        start_latent = vae.encode_image(pixels, posterior=request.posterior, seed=request.seed)
-        if not start_latent.isfinite().all():
-            raise CheckpointError(
-                f"the VAE of {self._components.name} encodes the image to NaN or infinity; check its files"
-            )
+        seen = encode_images(self.images, self._request, encoders, vae, self._components.name)
         return Conditioning(
             text_embeds=prompts[0].text_embeds,
             text_mask=prompts[0].text_mask,
             pooled_embeds=prompts[0].pooled_embeds,
-            image_embeds=encoders.encode_image(self.image),
-            start_latent=start_latent.cpu(),
+            image_embeds=seen.image_embeds,
+            start_latent=seen.start_latent,
             negative_text_embeds=None if negative is None else negative.text_embeds,
             negative_text_mask=None if negative is None else negative.text_mask,
             negative_pooled_embeds=None if negative is None else negative.pooled_embeds,
             section_prompts=prompts,
+            end_latent=seen.end_latent,
+            given_latents=seen.given_latents,
         )
 
     def _decode(

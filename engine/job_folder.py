@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Self
 from .durable import TEMPORARY_SUFFIX, write_durably
 from .errors import ConfigError, InputError
 from .file_lock import exclusive_lock
-from .job_record import JobRecord
+from .job_record import JobRecord, image_path
 from .job_run import DONE, SPOOL, JobRun, Redo, redone_metadata, remove_temporaries, reprompted
 from .outputs import check_folder, make_folder, write_error
 from .section_files import SECTION_FILES, SectionFiles
+from .start_images import IMAGE_FIELDS
 from .video import read_video_info
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_RECORD, _IMAGE, _REDOS, _LOCK = "job.json", "image.png", "redos.json", "lock"
+_RECORD, _REDOS, _LOCK = "job.json", "redos.json", "lock"
 # A section's file beside its latents: the noise generator's state, the header, and the place of its frames.
 _SECTION_EXTRA_BYTES = 16 * 2**10
 
@@ -51,7 +52,7 @@ class JobFolder:
     | file | holds |
     |---|---|
     | job.json | the request, the model, the plan (:class:`~.job_record.JobRecord`) |
-    | image.png | the start image as the model sees it |
+    | image.png, end_image.png | the images as the model sees them |
     | section_0000.safetensors | latents and the state of the noise, after each section |
     | section_0000.json, segments.bin | its encoded frames |
     | redos.json | sections that were made again with another seed or prompt |
@@ -91,11 +92,11 @@ class JobFolder:
             raise InputError(
                 f"{path} is no job folder, its {_RECORD} cannot be read: {reason}; isoframe jobs lists the folders"
             ) from error
-        return cls(path, JobRecord.from_json(text, path / _IMAGE, str(path / _RECORD)))
+        return cls(path, JobRecord.from_json(text, path, str(path / _RECORD)))
 
     @classmethod
-    def make(cls, path: str | os.PathLike[str], record: JobRecord, image: "Image") -> Self:
-        """A new job in ``path``, or the one that is there if it makes the same video.
+    def make(cls, path: str | os.PathLike[str], record: JobRecord, images: Mapping[str, "Image"]) -> Self:
+        """A new job in ``path`` with its images by field, or the one that is there if it makes the same video.
 
         Raises:
             InputError: another job or other files are there, or nothing can be written.
@@ -110,7 +111,8 @@ class JobFolder:
             raise InputError(f"job folder {path} holds other files; choose a new or an empty folder")
         make_folder("job", path)
         try:
-            write_durably(path / _IMAGE, _png(image))
+            for field, image in images.items():
+                write_durably(image_path(path, field), _png(image))
             # Last: with it the folder is a job.
             write_durably(path / _RECORD, record.to_json().encode())
         except OSError as error:
@@ -134,7 +136,7 @@ class JobFolder:
         make_folder("job", path)
         with exclusive_lock(self.path / _LOCK, f"job folder {self.path} is in use by another process"):
             try:
-                for pattern in (_IMAGE, _REDOS, SPOOL, *SECTION_FILES):
+                for pattern in (*_image_names(), _REDOS, SPOOL, *SECTION_FILES):
                     for file in self.path.glob(pattern):
                         shutil.copyfile(file, path / file.name)
                 write_durably(path / _RECORD, record.to_json().encode())
@@ -286,9 +288,14 @@ def _read_redos(path: Path) -> tuple[Redo, ...]:
         ) from error
 
 
+def _image_names() -> tuple[str, ...]:
+    return tuple(image_path(Path(), field).name for field in IMAGE_FIELDS)
+
+
 def _unfinished_names() -> set[str]:
     """What a process that was killed before job.json was written may have left."""
-    return {_IMAGE, _IMAGE + TEMPORARY_SUFFIX, _RECORD + TEMPORARY_SUFFIX, _LOCK}
+    images = _image_names()
+    return {*images, *(name + TEMPORARY_SUFFIX for name in (*images, _RECORD)), _LOCK}
 
 
 def _png(image: "Image") -> bytes:

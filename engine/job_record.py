@@ -11,12 +11,24 @@ from .config import EngineConfig, LoraStrength, Request, SamplingConfig
 from .errors import InputError
 from .prompt_timeline import PromptSpan
 from .sections import plan_sections
+from .start_images import IMAGE_FIELDS
 
 # Of the whole folder: a change in any of its files counts.
 VERSION = 1
 # What decides every value of the video, besides the fields of SamplingConfig.
-_DECISIVE_REQUEST = ("negative_prompt", "posterior", "fps", "crf", "codec", "prompt_blend")
-_DECISIVE_METADATA = ("image_sha256", "size", "model_hash", "precision")
+_DECISIVE_REQUEST = (
+    "negative_prompt",
+    "posterior",
+    "fps",
+    "crf",
+    "codec",
+    "prompt_blend",
+    "end_image_strength",
+    "direction",
+)
+_DECISIVE_METADATA = (
+    "image_sha256", "end_image_sha256", "video_sha256", "size", "model_hash", "precision", "frame_filter",
+)  # fmt: skip
 _MAX_VALUE_LENGTH = 60
 
 
@@ -80,6 +92,7 @@ class JobRecord:
             "components": dict(self.source.components),
             "config": dataclasses.asdict(self.source.config),
             "request": _asked(self.request),
+            "images": [name for name in IMAGE_FIELDS if self._has_image(name)],
             "sampling": dataclasses.asdict(self.sampling),
             "sections": _plan(self.sampling),
             "metadata": dict(self.metadata),
@@ -90,8 +103,8 @@ class JobRecord:
         return json.dumps(values, indent=2, default=str)
 
     @classmethod
-    def from_json(cls, text: str, image: Path, name: str) -> "JobRecord":
-        """The record in ``text``; its request takes its image from the file ``image``.
+    def from_json(cls, text: str, folder: Path, name: str) -> "JobRecord":
+        """The record in ``text``; its request takes its images from ``folder``.
 
         Raises:
             InputError: another version wrote it, or it is damaged; with the ``name`` of the file.
@@ -99,7 +112,7 @@ class JobRecord:
         try:
             values = json.loads(text)
             _check_version(values.get("version"), name)
-            record = cls._parse(values, image)
+            record = cls._parse(values, folder)
             if values["sections"] != _plan(record.sampling):
                 raise InputError(
                     f"{name} plans its sections in another way than this version; start the job again"
@@ -111,7 +124,7 @@ class JobRecord:
         return record
 
     @classmethod
-    def _parse(cls, values: Mapping[str, object], image: Path) -> "JobRecord":
+    def _parse(cls, values: Mapping[str, object], folder: Path) -> "JobRecord":
         request, sampling = dict(values["request"]), dict(values["sampling"])  # type: ignore[call-overload]  # checked by the caller
         for shared in (request, sampling):
             shared["latent_paddings"] = _tuple(shared["latent_paddings"])
@@ -120,7 +133,15 @@ class JobRecord:
             )
         spans = tuple(PromptSpan(**span) for span in request.get("prompt_spans", ()))
         # The kept image was cropped to the video and may have an unusual shape.
-        request |= {"image": image, "size": _tuple(request["size"]), "force": True, "prompt_spans": spans}
+        # A video's first frame may stand for the image that was not given.
+        names = values.get("images", IMAGE_FIELDS[:1])
+        request |= {name: image_path(folder, name) for name in names if name in IMAGE_FIELDS}  # type: ignore[attr-defined]  # likewise
+        request |= {
+            "image": request.get("image"),
+            "size": _tuple(request["size"]),
+            "force": True,
+            "prompt_spans": spans,
+        }
         return cls(
             token=str(values["token"]),
             source=ModelSource(
@@ -135,6 +156,12 @@ class JobRecord:
             is_overwriting=bool(values["is_overwriting"]),
             vae_tile=values["vae_tile"],  # type: ignore[arg-type]  # likewise
         )
+
+    def _has_image(self, name: str) -> bool:
+        """Whether the job keeps the image of a field; the end image of a loop is the start image."""
+        if name == "image":
+            return self.metadata["image_sha256"] is not None
+        return self.request.end_image is not None
 
     def check_same(self, other: "JobRecord", folder: Path) -> None:
         """Raise :class:`InputError`, which names what differs, unless ``other`` is the same video."""
@@ -154,8 +181,7 @@ class JobRecord:
         decisive = {
             "prompt": _prompts(self.request),
             **{name: getattr(self.request, name) for name in _DECISIVE_REQUEST},
-            **{name: self.metadata[name] for name in _DECISIVE_METADATA},
-            "frame_filter": self.metadata.get("frame_filter"),
+            **{name: self.metadata.get(name) for name in _DECISIVE_METADATA},
             # LoRAs are in it by their content.
             **self.metadata["sampling"],  # type: ignore[dict-item]  # video_metadata makes it a dictionary
             "components": dict(self.source.components),
@@ -171,12 +197,12 @@ def _absolute(source: str | os.PathLike[str]) -> str:
 
 
 def _asked(request: Request) -> dict[str, object]:
-    """All fields but the image, which is not JSON."""
-    return {
-        name: value
-        for name, value in dataclasses.asdict(replace(request, image=None)).items()
-        if name != "image"
-    }
+    """All fields but the images, which are not JSON."""
+    # Without its images a request may be none: a loop needs one.
+    plain = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
+    for name in ("loras", "prompt_spans"):
+        plain[name] = [dataclasses.asdict(item) for item in plain[name]]
+    return {name: value for name, value in plain.items() if name not in IMAGE_FIELDS}
 
 
 def _prompts(request: Request) -> object:
@@ -185,6 +211,11 @@ def _prompts(request: Request) -> object:
     if len(stretches) == 1:
         return stretches[0].text
     return [stretch.text for stretch in stretches for _ in range(stretch.first_section, stretch.end_section)]
+
+
+def image_path(folder: Path, field: str) -> Path:
+    """Where a job keeps the image of a request's ``field``."""
+    return folder / f"{field}.png"
 
 
 def _plan(sampling: SamplingConfig) -> list[list[int]]:

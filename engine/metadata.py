@@ -1,21 +1,16 @@
 """What a video file says about its making."""
 
 import dataclasses
-import hashlib
-import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 
 from .config import LoraStrength, Request, SamplingConfig
 from .lora import Lora
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from .start_images import IMAGE_FIELDS, RequestImages, image_name
 
 _PACKAGES = ("isoframe", "torch", "diffusers", "transformers", "av")
 
@@ -23,7 +18,7 @@ _PACKAGES = ("isoframe", "torch", "diffusers", "transformers", "av")
 def video_metadata(
     request: Request,
     sampling: SamplingConfig,
-    image: "Image",
+    images: RequestImages,
     *,
     loras: Sequence[Lora],
     model: str,
@@ -37,7 +32,7 @@ def video_metadata(
     Args:
         request: what was asked for.
         sampling: what it resolved to.
-        image: start image as the model sees it; its pixels enter as a hash.
+        images: as the model sees them; their pixels enter as hashes.
         loras: those of ``sampling``, in its order.
         model: name of the model.
         model_hash: source hash of its transformer.
@@ -45,10 +40,8 @@ def video_metadata(
         precision: of weights and activations.
         frame_filter: name of the function that the frames passed through.
     """
-    asked = {f.name: getattr(request, f.name) for f in dataclasses.fields(request) if f.name != "image"}
-    # The name alone: a video is passed on, its maker's folders are not.
-    path = request.image if isinstance(request.image, str | os.PathLike) else None
-    asked["image"] = None if path is None else os.path.basename(os.fspath(path))
+    asked = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
+    asked |= {name: image_name(asked[name]) for name in (*IMAGE_FIELDS, "video")}
     uses = [_describe_lora(use, lora) for use, lora in zip(sampling.loras, loras, strict=True)]
     asked["prompt_spans"] = [dataclasses.asdict(span) for span in request.prompt_spans]
     return {
@@ -56,8 +49,8 @@ def video_metadata(
         "sampling": dataclasses.asdict(sampling) | {"loras": uses},
         "seed": sampling.seed,
         **_timeline(request),
-        "image_sha256": hashlib.sha256(np.asarray(image).tobytes()).hexdigest(),
-        "size": [image.height, image.width],
+        **images.hashes(),
+        "size": list(images.size),
         "model": model,
         "model_hash": model_hash,
         "device": device,

@@ -46,6 +46,10 @@ class Rendering:
         """
         try:
             self._write_earlier_latents()
+            for frames, place in self.job.given_frames():
+                if self.png is not None:
+                    self.png.write(frames, place)
+                self.writer.write(frames, place)
             for section in sections:
                 self._write_section(section)
                 # The next section is decoded before the loop would let go of this one's frames.
@@ -131,8 +135,8 @@ def open_writer(
     """The writer of the MP4; with ``run`` it has the segments of earlier runs, and the metadata of the job."""
     return VideoWriter(
         path,
-        height=job.image.height,
-        width=job.image.width,
+        height=job.images.size[0],
+        width=job.images.size[1],
         fps=request.fps,
         crf=request.crf,
         codec=request.codec,

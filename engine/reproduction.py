@@ -1,6 +1,5 @@
 """A video made again from its own metadata, and compared."""
 
-import hashlib
 import itertools
 import math
 import os
@@ -16,12 +15,13 @@ from numpy.typing import NDArray
 from .config import LoraStrength, Request
 from .denoiser import EventHandler
 from .errors import InputError
-from .images import fit_to_bucket, load_image
+from .images import load_image
 from .job_folder import JobFolder
 from .lora_files import open_lora_file
 from .metadata import package_versions
 from .mp4 import ffmpeg_url
 from .prompt_timeline import PromptSpan
+from .start_images import RequestImages
 from .video import Video, read_video_info
 
 if TYPE_CHECKING:
@@ -86,36 +86,17 @@ class Recipe:
                 raise InputError(f"{source} cannot be reproduced: {reason}")
         return cls(source=Path(source), metadata=metadata)
 
-    @property
-    def image_name(self) -> str | None:
-        """Name of the start image's file; None where it had none."""
-        name: str | None = self.metadata["request"].get("image")
-        return name
+    def request(self, image: Path | None, folder: Path) -> Request:
+        """The request, with its images, video and LoRAs checked by their content.
 
-    def find_image(self) -> Path:
-        """The start image beside the file or in the working folder.
-
-        Raises:
-            InputError: it is in neither.
-        """
-        folders = (self.source.parent, Path.cwd())
-        for folder in folders if self.image_name else ():
-            if (folder / str(self.image_name)).is_file():
-                return folder / str(self.image_name)
-        raise InputError(
-            f"the start image ({self.image_name or 'it came without a name'}) of {self.source} is neither beside it nor "
-            "in this folder; name it with --image"
-        )
-
-    def request(self, image: Path, lora_dir: Path) -> Request:
-        """The request, with the image and the LoRAs checked by their content.
+        Args:
+            image: the start image; None looks for it by its name, as for the others.
+            folder: where files are looked for before the working folder.
 
         Raises:
             InputError: a file is missing or another one than then, or another version wrote the metadata.
         """
         asked = dict(self.metadata["request"])
-        size = tuple(self.metadata["size"])
-        self._check_image(image, size)
         unknown = sorted(asked.keys() - {field.name for field in fields(Request)})
         if unknown:
             raise InputError(
@@ -123,15 +104,18 @@ class Recipe:
             )
         paddings = asked.get("latent_paddings")
         changes = {
-            "image": image,
-            "size": size,
+            "image": image or self._find(asked["image"], folder),
+            **{name: self._find(asked.get(name), folder) for name in ("end_image", "video")},
+            "size": tuple(self.metadata["size"]),
             "order": self.metadata["sampling"]["order"],
-            "loras": tuple(self._find_lora(use, lora_dir) for use in asked["loras"]),
+            "loras": tuple(self._find_lora(use, folder) for use in asked["loras"]),
             "prompt_spans": tuple(PromptSpan(**span) for span in asked.get("prompt_spans", ())),
             "latent_paddings": None if paddings is None else tuple(paddings),
             "force": True,
         }
-        return Request(**asked | changes)
+        request = Request(**asked | changes)
+        self._check_files(request)
+        return request
 
     def differences(self, engine: "Engine") -> tuple[str, ...]:
         """What is not as it was then.
@@ -154,19 +138,31 @@ class Recipe:
             if value != now.get(name)
         )
 
-    def _check_image(self, image: Path, size: tuple[int, ...]) -> None:
-        height, width = size
-        pixels = np.asarray(fit_to_bucket(load_image(image, force=True), (height, width)))
-        if hashlib.sha256(pixels.tobytes()).hexdigest() != self.metadata["image_sha256"]:
+    def _check_files(self, request: Request) -> None:
+        if request.image is None and request.video is None and self.metadata["image_sha256"] is not None:
+            raise InputError(f"the start image of {self.source} came without a name; name it with --image")
+        for name, value in RequestImages.load(request, ()).hashes().items():
+            if value != self.metadata.get(name):
+                raise InputError(
+                    f"{name.removesuffix('_sha256')} {getattr(request, name.removesuffix('_sha256'))} is not the one "
+                    f"that {self.source} was made with: their hashes differ; name the right one with --image or --files"
+                )
+
+    def _find(self, name: str | None, folder: Path) -> Path | None:
+        """A file that the metadata name."""
+        if name is None:
+            return None
+        found = next((place / name for place in (folder, Path.cwd()) if (place / name).exists()), None)
+        if found is None:
             raise InputError(
-                f"image {image} is not the one that {self.source} began with: their hashes differ; name the right one "
-                "with --image"
+                f"{name}, which {self.source} was made with, is neither in {folder} nor here; name its folder with "
+                "--files, a start image of another name with --image"
             )
+        return found
 
     def _find_lora(self, use: Mapping[str, Any], folder: Path) -> LoraStrength:
-        path = folder / use["source"]
-        if not path.exists():
-            raise InputError(f"LoRA {use['source']} is not in {folder}; name its folder with --loras")
+        path = self._find(use["source"], folder)
+        assert path is not None, "a LoRA has a name"
         if open_lora_file(path).file.fingerprint().hex() != use["sha256"]:
             raise InputError(
                 f"LoRA {path} is not the one that {self.source} was made with: their hashes differ"

@@ -25,9 +25,11 @@ class SampledSections:
     generator_state: Tensor | None = None
     next_seed: int | None = None
 
-    def history(self, start_latent: Tensor, order: str) -> History:
-        """The history of the next section."""
+    def history(self, start_latent: Tensor, order: str, beyond: Tensor | None = None) -> History:
+        """The history of the next section; latents ``beyond`` all of them were there before the first."""
         history = History(start_latent, order)
+        if beyond is not None:
+            history.append(beyond)
         for latents in self.latents:
             history.append(latents)
         return history

@@ -85,6 +85,9 @@ class VideoVAE:
             raise InputError(
                 f"pixels must be [1, 3, 1, H, W] with H and W multiples of 8, got {tuple(pixels.shape)}"
             )
+        return self._encode(pixels, posterior, seed)
+
+    def _encode(self, pixels: Tensor, posterior: str, seed: int) -> Tensor:
         with self._on_device():
             distribution = self.model.encode(pixels.to(self._device, self.model.dtype)).latent_dist
         if posterior == "mode":
@@ -93,6 +96,19 @@ class VideoVAE:
             latents = distribution.sample(torch.Generator("cpu").manual_seed(seed))
         scaled: Tensor = latents.float() * self.scaling_factor
         return scaled
+
+    @torch.no_grad()
+    def encode_clip(self, pixels: Tensor, *, posterior: str, seed: int) -> Tensor:
+        """Encode frames [1, 3, 4k + 1, H, W] as scaled fp32 latents [1, 16, k + 1, H/8, W/8]; else as :meth:`encode_image`.
+
+        More than 16 frames are encoded in the published temporal chunks.
+        """
+        check_choice("posterior", posterior, POSTERIORS)
+        if pixels.ndim != 5 or pixels.shape[2] % 4 != 1 or any(n % 8 for n in pixels.shape[3:]):
+            raise InputError(
+                f"pixels must be [1, 3, 4k + 1, H, W] with H and W multiples of 8, got {tuple(pixels.shape)}"
+            )
+        return self._encode(pixels, posterior, seed)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -153,21 +169,39 @@ class SectionDecoder:
         order: "inverted" or "forward".
         window: latent frames per section, w.
         num_sections: sections of the job.
-        start_latent: [1, 16, 1, h, w], scaled.
+        start_latent: [1, 16, 1, h, w], scaled; None where the video has no start image: its first latent then decodes to
+            one frame in place of 4.
+        given: latents [1, 16, T, h, w] of frames that are there already, before the first section in the forward order,
+            after the last in the inverted one. They are decoded with the first section and thrown away.
+        num_given_frames: how many frames that are, which this does not make.
     """
 
     def __init__(
-        self, vae: VideoVAE, *, order: str, window: int, num_sections: int, start_latent: Tensor
+        self,
+        vae: VideoVAE,
+        *,
+        order: str,
+        window: int,
+        num_sections: int,
+        start_latent: Tensor | None,
+        given: Tensor | None = None,
+        num_given_frames: int = 0,
     ) -> None:
         check_choice("order", order, ORDERS)
-        self.num_frames = 4 * window * num_sections + 1
+        self._lead = num_leading_frames(
+            order, has_start=start_latent is not None, num_given_frames=num_given_frames
+        )
+        self.num_frames = 4 * window * num_sections + self._lead
         self._vae = vae
         self._is_inverted = order == "inverted"
         self._window = window
         self._num_sections = num_sections
         self._start_latent = start_latent
+        self._given = None
+        if given is not None:
+            self._given = given[:, :, :window] if self._is_inverted else given[:, :, -window:]
         self._num_pushed = 0
-        self._previous: Tensor | None = None
+        self._previous = self._given
         self._edge: Tensor | None = None
         self._edge_start = 0
 
@@ -177,8 +211,7 @@ class SectionDecoder:
             raise ValueError(f"the job has {self._num_sections} sections, all of them are decoded")
         if latents.shape[2] != self._window:
             raise ValueError(f"latents must have {self._window} frames, got {tuple(latents.shape)}")
-        frames = self._vae.decode(self._with_neighbours(latents))[0].cpu()
-        frames = self._append(frames)
+        frames = self._append(self._decode(latents))
         self._previous = latents
         self._num_pushed += 1
         return self._release(frames)
@@ -193,8 +226,8 @@ class SectionDecoder:
             latents: the last one of them.
             before: the one before it; None if it was the first.
         """
-        self._num_pushed, self._previous = num_pushed - 1, before
-        frames = self._vae.decode(self._with_neighbours(latents))[0].cpu()
+        self._num_pushed, self._previous = num_pushed - 1, self._given if before is None else before
+        frames = self._decode(latents)
         self._num_pushed, self._previous = num_pushed, latents
         self._release(frames)
 
@@ -204,10 +237,19 @@ class SectionDecoder:
             return None
         return DecodedFrames(frames=_to_uint8(self._edge), first_frame=self._edge_start)
 
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Frames [3, T, H, W] of the section and the one before it; given frames are left out."""
+        frames = self._vae.decode(self._with_neighbours(latents))[0].cpu()
+        if self._num_pushed > 0 or self._given is None:
+            return frames
+        num_made = frames.shape[1] - 4 * self._given.shape[2]
+        return frames[:, :num_made] if self._is_inverted else frames[:, -4 * self._window :]
+
     def _with_neighbours(self, latents: Tensor) -> Tensor:
         """The section, the one before it, and the start latent if it lies beside them, in video order."""
         is_beside_start = self._num_pushed == (self._num_sections - 1 if self._is_inverted else 0)
-        parts = [self._start_latent] if is_beside_start else []
+        is_beside_start = is_beside_start and (self._is_inverted or self._given is None)
+        parts = [self._start_latent] if is_beside_start and self._start_latent is not None else []
         parts += [latents] if self._previous is None else self._ordered(latents, self._previous)
         return torch.cat([part.to(latents.device, torch.float32) for part in parts], dim=2)
 
@@ -230,17 +272,28 @@ class SectionDecoder:
         if self._is_inverted:
             self._edge, final = frames[:, :num_open].clone(), frames[:, num_open:]
             self._edge_start = 4 * self._window * (self._num_sections - self._num_pushed)
-            self._edge_start += 4 if num_open else 0
+            self._edge_start += 3 + self._lead if num_open else 0
             final_start = self._edge_start + num_open
         else:
             final, self._edge = frames[:, :num_final], frames[:, num_final:].clone()
-            self._edge_start = 4 * self._window * self._num_pushed + 1 - num_open
+            self._edge_start = 4 * self._window * self._num_pushed + self._lead - num_open
             final_start = self._edge_start - num_final
         return DecodedFrames(frames=_to_uint8(final), first_frame=final_start)
 
     def _ordered(self, new: Tensor, old: Tensor) -> list[Tensor]:
         """In video order: the inverted order adds in front, the forward order at the end."""
         return [new, old] if self._is_inverted else [old, new]
+
+
+def num_leading_frames(order: str, *, has_start: bool, num_given_frames: int) -> int:
+    """Frames of the video less the 4 that each generated latent stands for, those after the sections not counted.
+
+    The start image is one; without it the first latent stands for one frame, not four; a video that is continued has
+    its own frames.
+    """
+    if order == "forward" and num_given_frames:
+        return num_given_frames
+    return 1 if has_start else -3
 
 
 def _to_uint8(frames: Tensor) -> Tensor:

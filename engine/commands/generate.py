@@ -12,9 +12,15 @@ from .rendering import Rendering
 
 
 def generate(
-    image: options.ImagePath,
     prompt: options.Prompt,
     out: options.Out,
+    image: options.ImagePath = None,
+    end_image: options.EndImage = None,
+    end_image_use: options.EndImageUse = DEFAULTS.end_image_use,
+    end_image_strength: options.EndImageStrength = DEFAULTS.end_image_strength,
+    loop: options.Loop = False,
+    extend: options.Extend = None,
+    direction: options.Direction = DEFAULTS.direction,
     negative_prompt: options.NegativePrompt = DEFAULTS.negative_prompt,
     prompt_blend: options.PromptBlend = DEFAULTS.prompt_blend,
     seconds: options.Seconds = DEFAULTS.seconds,
@@ -35,6 +41,7 @@ def generate(
     step_cache_retention: options.StepCacheRetention = DEFAULTS.step_cache_retention,
     lora: options.Loras = None,
     window: options.Window = DEFAULTS.latent_window_size,
+    paddings: options.Paddings = None,
     overwrite: options.Overwrite = False,
     fps: options.Fps = DEFAULTS.fps,
     crf: options.Crf = DEFAULTS.crf,
@@ -67,7 +74,9 @@ def generate(
             step_cache=step_cache, step_cache_threshold=step_cache_threshold,
             step_cache_max_skips=step_cache_max_skips, step_cache_retention=step_cache_retention,
             loras=options.parse_loras(lora), latent_window_size=window, fps=fps, crf=crf,
-            codec=codec, prompt_blend=prompt_blend,
+            codec=codec, prompt_blend=prompt_blend, end_image=end_image, end_image_use=end_image_use,
+            end_image_strength=end_image_strength, loop=loop, video=extend, direction=direction,
+            latent_paddings=options.parse_paddings(paddings),
         )  # fmt: skip
         config = EngineConfig(
             device=device, precision=precision, attention=attention, vram=vram, ram=ram,

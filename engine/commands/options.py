@@ -14,7 +14,60 @@ from ..errors import ConfigError
 DEFAULTS = Request(image="", prompt="")
 JOB, SAMPLING, OUTPUT, MACHINE = "Job", "Sampling", "Output", "Machine"
 
-ImagePath = Annotated[str, typer.Argument(metavar="IMAGE", help="Image the video starts from.")]
+ImagePath = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[IMAGE]",
+        help="Image the video starts from; without one the video is made from text, which the published models were not "
+        "trained for.",
+        show_default=False,
+    ),
+]
+EndImage = Annotated[
+    str | None,
+    Option(
+        "--end-image", help="Image that would follow the last frame; inverted order.", rich_help_panel=JOB
+    ),
+]
+EndImageUse = Annotated[
+    str,
+    Option(
+        "--end-image-use",
+        help="first-section (the end of the video, which is made first, sees it) or history (all sections do).",
+        rich_help_panel=JOB,
+    ),
+]
+EndImageStrength = Annotated[float, Option("--end-image-strength", help="0 to 1.", rich_help_panel=JOB)]
+Loop = Annotated[
+    bool, Option("--loop", help="End where the image begins: repeats without a seam.", rich_help_panel=JOB)
+]
+Extend = Annotated[
+    Path | None,
+    Option(
+        "--extend",
+        metavar="VIDEO",
+        help="Video to extend by --seconds; its frames stay as they are, and IMAGE may be left out.",
+        rich_help_panel=JOB,
+    ),
+]
+Direction = Annotated[
+    str,
+    Option(
+        "--direction",
+        help="forward continues --extend, backward makes what comes before it.",
+        rich_help_panel=JOB,
+    ),
+]
+Paddings = Annotated[
+    str | None,
+    Option(
+        "--paddings",
+        metavar="N,N,...",
+        help="Windows between the start image and each section in the order they are made, such as 3,2,1,0 (default: the "
+        "published rule); inverted order.",
+        rich_help_panel=SAMPLING,
+    ),
+]
 Prompt = Annotated[
     str,
     Option(
@@ -274,6 +327,16 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
             f"--size must be HEIGHTxWIDTH in multiples of 16, got {text}; the nearest is {nearest[0]}x{nearest[1]}"
         )
     return height, width
+
+
+def parse_paddings(text: str | None) -> tuple[int, ...] | None:
+    """Paddings from ``"3,2,1,0"``."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"--paddings must be whole numbers such as 3,2,1,0, got {text!r}")
+    return tuple(int(part) for part in parts)
 
 
 def parse_loras(texts: list[str] | None) -> tuple[LoraStrength, ...]:

@@ -155,17 +155,26 @@ def direction(event: StepEvent) -> str:
 
 def print_differences(console: Console, event: JobEvent) -> None:
     """One line each for what the video does not take over as it was given: its length, the image's size; for its job."""
-    for line in (length_difference(event), size_difference(event), *prompt_lines(event), job_place(event)):
+    for line in (
+        length_difference(event),
+        size_difference(event),
+        *event.notes,
+        *prompt_lines(event),
+        job_place(event),
+    ):
         if line is not None:
             console.print(line, soft_wrap=True)
 
 
 def length_difference(event: JobEvent) -> str | None:
     """What was asked for and what comes, where that differs by a tenth of a second or more."""
+    if event.num_given_frames:
+        added = (event.num_frames - event.num_given_frames) / event.fps
+        return f"{added:.1f} s are added to the {event.num_given_frames / event.fps:.1f} s that are given"
     asked, made = f"{event.requested_seconds:.1f}", f"{event.seconds:.1f}"
     if asked == made:
         return None
-    section = (event.num_frames - 1) / event.num_sections / event.fps
+    section = event.num_frames // event.num_sections / event.fps
     return f"{asked} s asked for, {made} s are made: a video has whole sections of {section:.1f} s"
 
 

@@ -73,7 +73,9 @@ class Rendering:
         from .progress import make_reporter
 
         # The image is read again by the engine; a bad one must not cost the loading of a model.
-        load_image(self.request.image, force=self.request.force)
+        for image in (self.request.image, self.request.end_image):
+            if image is not None:
+                load_image(image, force=self.request.force)
         frame_filter = None if self.frame_filter is None else load_filter(self.frame_filter)
         with (
             lasting_interrupt() as interrupt,

@@ -20,7 +20,7 @@ StartImage = Annotated[
     Path | None,
     Option(
         "--image",
-        help="The start image (default: by its name, beside FILE or here).",
+        help="The start image (default: by its name).",
         rich_help_panel=options.JOB,
     ),
 ]
@@ -33,12 +33,12 @@ OtherModel = Annotated[
         rich_help_panel=options.JOB,
     ),
 ]
-LoraFolder = Annotated[
+Files = Annotated[
     Path | None,
     Option(
-        "--loras",
+        "--files",
         metavar="DIR",
-        help="Folder of its LoRAs (default: that of FILE).",
+        help="Folder of its images, video and LoRAs (default: that of FILE, then this one).",
         rich_help_panel=options.JOB,
     ),
 ]
@@ -51,7 +51,7 @@ def reproduce(
     file: Source,
     image: StartImage = None,
     model: OtherModel = None,
-    loras: LoraFolder = None,
+    files: Files = None,
     out: NewOut = None,
     overwrite: options.Overwrite = False,
     frame_filter: options.FrameFilter = None,
@@ -74,7 +74,7 @@ def reproduce(
         from .progress import make_reporter
 
         recipe = Recipe.read(file)
-        request = recipe.request(image or recipe.find_image(), loras or file.parent)
+        request = recipe.request(image, files or file.parent)
         config = EngineConfig(
             device=device, precision=recipe.metadata["precision"], vram=vram, ram=ram, cache_dir=cache_dir,
             local_files_only=local_files_only,

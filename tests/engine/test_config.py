@@ -43,7 +43,7 @@ def test_order_auto_takes_the_default_of_the_checkpoint() -> None:
             "step_cache must be one of none, teacache, magcache, got 'tcache'; did you mean 'teacache'",
         ),
         ({"sampler": "unipcc"}, "did you mean 'unipc'"),
-        ({"crf": 52}, r"crf must be from 0 \(lossless\) to 51, got 52"),
+        ({"crf": 52}, r"crf must be from 0 \(lossless\) to 51 for h264, got 52"),
         ({"size": (100, 96)}, r"size must be \(height, width\), multiples of 16, got \(100, 96\)"),
         ({"cfg_rescale": 1.5}, "cfg_rescale must be from 0 to 1, got 1.5"),
         ({"step_cache_retention": 1.1}, "step_cache_retention must be from 0 to 1, got 1.1"),

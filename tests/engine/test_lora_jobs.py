@@ -26,6 +26,7 @@ from isoframe.engine import (
 )
 from isoframe.engine.low_rank import LoraUnits
 from isoframe.engine.metadata import video_metadata
+from isoframe.engine.start_images import RequestImages
 from isoframe.engine.transformer import PackedTransformer
 from isoframe.engine.units import UnitSource
 
@@ -261,8 +262,9 @@ def test_metadata_name_the_loras_without_their_folders(engine: Engine, folder: P
     use = LoraStrength(source=folder / "style.safetensors", strength=0.5, sections=(0,))
     lora = engine._denoiser.loras.find(use.source)
     request = Request(image="photos/me.png", prompt="", loras=(use,))
+    images = RequestImages(size=(8, 8), given_size=(8, 8), start=Image.new("RGB", (8, 8)), end=None)
     metadata = video_metadata(
-        request, request.sampling(), Image.new("RGB", (8, 8)), loras=[lora], model="m", model_hash="h", device="cpu",
+        request, request.sampling(), images, loras=[lora], model="m", model_hash="h", device="cpu",
         precision="fp32",
     )  # fmt: skip
     expected = [

@@ -43,15 +43,9 @@ def request_of(tmp_path: Path) -> Callable[..., Request]:
     return make
 
 
-def again(engine: Engine, file: Path, **changes: Any) -> Any:
+def again(engine: Engine, file: Path, image: Path | None = None) -> Any:
     recipe = Recipe.read(file)
-    return reproduce(
-        engine,
-        recipe,
-        recipe.request(recipe.find_image(), file.parent),
-        file.with_name("again.mp4"),
-        **changes,
-    )
+    return reproduce(engine, recipe, recipe.request(image, file.parent), file.with_name("again.mp4"))
 
 
 @pytest.mark.parametrize(
@@ -132,14 +126,15 @@ def test_other_images_models_and_makings_are_refused(
         recipe.request(tmp_path / "other.png", tmp_path)
     (tmp_path / "away").mkdir()
     moved = video.rename(tmp_path / "away" / "video.mp4")
-    with pytest.raises(InputError, match=r"start image \(start.png\) .* name it with --image"):
-        Recipe.read(moved).find_image()
+    with pytest.raises(InputError, match=r"start.png, which .* is neither in .* --image"):
+        Recipe.read(moved).request(None, tmp_path / "away")
+    start = tmp_path / "start.png"
     model = relabelled(moved, tmp_path / "model.mp4", lambda metadata: metadata.update(model_hash="0"))
     with pytest.raises(InputError, match="was made with model_hash 0, this engine has"):
-        again(engine, model)
+        again(engine, model, image=start)
     unknown = relabelled(moved, tmp_path / "new.mp4", lambda metadata: metadata["request"].update(colour=1))
     with pytest.raises(InputError, match="options that this version does not know: colour"):
-        again(engine, unknown)
+        again(engine, unknown, image=start)
     with pytest.raises(InputError, match="by a post-process; reproduce that video"):
         Recipe.read(export_video(moved, tmp_path / "smooth.mp4", interpolate=2).path)
     with pytest.raises(InputError, match="does not say how it was made"):
