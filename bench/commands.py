@@ -9,6 +9,7 @@ from .forward_command import forward
 from .gpu_command import gpu, tune
 from .kernels_command import kernels
 from .magcache_command import magcache
+from .micro_command import micro
 from .peers_command import peers
 from .predict_command import predict
 from .quality_command import quality
@@ -33,6 +34,7 @@ for command in (
     gpu,
     kernels,
     magcache,
+    micro,
     peers,
     predict,
     quality,

@@ -30,8 +30,8 @@ class PlannedUnits:
         self._layouts = [UnitLayout(spec, weight_format) for spec in unit_specs(known.shapes.transformer)]
         slot = max(layout.num_bytes for layout in self._layouts)
         residents = plan.residents if plan.ring else range(plan.num_units)
-        self._ring = make_ring(plan.ring, slot)
-        self._residents = dict(zip(residents, make_residents(len(residents), slot), strict=True))
+        self._ring = ring_slots(plan.ring, slot)
+        self._residents = dict(zip(residents, resident_units(len(residents), slot), strict=True))
 
     def acquire(self, index: int) -> Unit:
         slot = self._residents[index] if index in self._residents else self._ring[index % len(self._ring)]
@@ -41,12 +41,12 @@ class PlannedUnits:
         """Nothing is overwritten here."""
 
 
-def make_ring(count: int, num_bytes: int) -> list[Tensor]:
+def ring_slots(count: int, num_bytes: int) -> list[Tensor]:
     """Slots that units pass through."""
     return [torch.empty(num_bytes, dtype=torch.uint8, device=_META) for _ in range(count)]
 
 
-def make_residents(count: int, num_bytes: int) -> list[Tensor]:
+def resident_units(count: int, num_bytes: int) -> list[Tensor]:
     """Slots of units that stay."""
     return [torch.empty(num_bytes, dtype=torch.uint8, device=_META) for _ in range(count)]
 

@@ -162,6 +162,52 @@ def _pace_line(group: Rows) -> list[str]:
     ]
 
 
+def _vram(rows: Rows) -> Iterator[str]:
+    yield (
+        "The least budget with which a video finishes, and the largest size and window that fit into a budget, by bisection. "
+        "Measured: every point in a fresh process; on the CPU the budget is one in RAM, and the peak is the resident set of the "
+        "process, its libraries included. Predicted: by the planner, and the tensors by a step on tensors without memory. The "
+        "curve's largest and smallest budgets are shown; a page with the whole one and a time line: "
+        "`isoframe bench vram --report`, here [of a card that is predicted](img/bench_vram.png).\n"
+    )
+    groups = _group(
+        rows,
+        lambda row: (
+            row.settings["card"],
+            row.settings["model"],
+            row.precision,
+            row.settings["size"],
+            row.basis,
+        ),
+    )
+    header = (
+        "card", "basis", "model", "precision", "least budget", "largest size", "largest window", "s/it: budget", "largest tensors",
+    )  # fmt: skip
+    yield _table(header, [_vram_line(group) for group in groups.values()])
+
+
+def _vram_line(group: Rows) -> list[str]:
+    by_case = {row.case.removeprefix("vram-"): row for row in group if not row.case.startswith("vram-curve")}
+    first = group[0]
+    steps = [row for row in group if row.case == "vram-curve-step"]
+    owners = [row for row in group if row.case == "vram-owner-denoise"][:2]
+    least, size, window = (by_case.get(name) for name in ("least-budget", "largest-size", "largest-window"))
+    return [
+        str(first.settings["card"]),
+        first.basis,
+        f"{first.settings['model']}, {first.settings['size']}, window {first.settings['window']}",
+        first.precision,
+        "none" if least is None else f"{least.median / 2**30:.2f} GiB",
+        "none" if size is None else f"{size.shape[0]}x{size.shape[1]} in {size.variant}",
+        "none" if window is None else f"{window.median:.0f} in {window.variant}",
+        ", ".join(f"{row.median:.3g}: {row.variant}" for row in (*steps[:1], *steps[1:][-1:])),
+        "; ".join(
+            f"{row.median / _MIB:.0f} MiB {row.variant.partition(', ')[2].partition(': ')[2]}"
+            for row in owners
+        ),
+    ]
+
+
 def _predictions(rows: Rows) -> Iterator[str]:
     first = rows[0].settings
     yield (
@@ -283,6 +329,7 @@ def _group(rows: Rows, key: Callable[[BenchRow], object]) -> dict[object, list[B
 _SECTIONS: tuple[tuple[str, str, Callable[[Rows], Iterator[str]]], ...] = (
     ("Constant cost", "constant-", _constant),
     ("Pace", "pace-", _pace),
+    ("Memory ceilings", "vram-", _vram),
     ("Pace that is predicted", "predicted-", _predictions),
     ("Beside diffusers: a video", "peers-video", _videos),
     ("Beside diffusers: a section", "peers-section", _ratios),
