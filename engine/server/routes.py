@@ -17,6 +17,12 @@ from .uploads import FORM, JSON, Upload, receive_upload
 
 _MAX_PAGE = 100
 _VideoId = Annotated[str, Path(pattern="^video_[0-9a-f]{24}$", description="Of the video.")]
+_EVENT_SCHEMA = {
+    "type": "object",
+    "description": "One of the events; its data is JSON. The last one is the event video, with the whole of it.",
+    "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
+    "required": ["event", "data"],
+}
 _CREATE_PROBLEMS = {
     400: "The body is broken.",
     408: "The body came too slowly.",
@@ -144,7 +150,7 @@ def _add_files(router: APIRouter, service: VideoService) -> None:
         "/videos/{video_id}/events",
         tags=["videos"],
         response_class=StreamingResponse,
-        responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+        responses={200: {"content": {"text/event-stream": {"schema": _EVENT_SCHEMA}}}},
     )
     def follow_video(
         video_id: _VideoId,
