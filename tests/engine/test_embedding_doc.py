@@ -2,13 +2,16 @@
 
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from video_server import KeptWorkers, load, serving
 
 from isoframe.engine.components import DEMO_FOLDER
+from isoframe.engine.server.service import VideoService
 
 ROOT = Path(__file__).resolve().parents[2]
 DOC = (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8")
@@ -42,12 +45,17 @@ def examples() -> Iterator[Example]:
 
 EXAMPLES = list(examples())
 PROGRAMS = [example for example in EXAMPLES if example.language == "python"]
+SCRIPTS = [example for example in EXAMPLES if example.language == "sh" and example.needs]
+# Where examples expect the server; the one of the test takes a free port.
+SERVER_URL = "http://127.0.0.1:8000"
 # What an example leaves in its folder, by its heading.
 FILES = {
     "Sections as they are made": {"start.png"},
     "A job on a thread, cancelled": {"start.png", "job", "video.partial.mp4"},
     "Going on with a job": {"start.png", "job", "video.mp4", "other.mp4"},
     "Inside a diffusers pipeline": {"start.png"},
+    "Over HTTP, with curl": {"start.png", "video.mp4"},
+    "Over HTTP, in Python": {"start.png", "video.mp4"},
 }
 
 
@@ -62,6 +70,16 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The URL of a server of the demo model."""
+    with (
+        load(tmp_path / "cache") as engine,
+        serving(VideoService(KeptWorkers(engine), tmp_path / "data")) as ask,
+    ):
+        yield ask.url
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: f"{example.language}-{example.heading}")
 def test_an_example_has_fewer_than_40_lines(example: Example) -> None:
     assert len(example.text.splitlines()) < 40
@@ -72,7 +90,26 @@ def test_an_example_has_fewer_than_40_lines(example: Example) -> None:
 def test_a_python_example_runs_and_leaves_its_files(
     example: Example, workplace: Path, request: pytest.FixtureRequest
 ) -> None:
-    if example.needs is not None:
-        request.getfixturevalue(example.needs)
-    exec(compile(example.text, example.heading, "exec"), {"__name__": "__main__"})
+    text = fill_in(example, request)
+    exec(compile(text, example.heading, "exec"), {"__name__": "__main__"})
     assert {path.name for path in workplace.iterdir()} >= FILES[example.heading]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.parametrize("example", SCRIPTS, ids=lambda example: example.heading)
+def test_a_script_runs_and_leaves_its_files(
+    example: Example, workplace: Path, request: pytest.FixtureRequest
+) -> None:
+    command = ["sh", "-eu", "-c", fill_in(example, request)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result
+    assert '"status":"completed"' in result.stdout
+    assert {path.name for path in workplace.iterdir()} >= FILES[example.heading]
+
+
+def fill_in(example: Example, request: pytest.FixtureRequest) -> str:
+    """The program with what its fixture gives in place of what it expects."""
+    if example.needs is None:
+        return example.text
+    assert SERVER_URL in example.text
+    return example.text.replace(SERVER_URL, request.getfixturevalue(example.needs))

@@ -2,18 +2,22 @@
 
 import base64
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import schemathesis
+import typer
 from hypothesis import HealthCheck, given, settings
 from video_server import Asker, KeptWorkers, load, picture, serving, small_limits
 
 from isoframe.engine import Engine
+from isoframe.engine.commands.app import build_app
 from isoframe.engine.server.service import VideoService
 
+ROOT = Path(__file__).resolve().parents[2]
 NUM_EXAMPLES = 200 if os.environ.get("ISOFRAME_SOAK") == "1" else 10
 SETTINGS = settings(
     max_examples=NUM_EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -70,6 +74,15 @@ def video(ask: Asker) -> str:
 def test_every_operation_is_tried(ask: Asker) -> None:
     paths = ask("GET", "/openapi.json").json["paths"]
     assert sorted((method.upper(), path) for path in paths for method in paths[path]) == sorted(OPERATIONS)
+
+
+def test_the_page_on_the_server_names_every_operation_and_options_that_there_are() -> None:
+    page = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `(\w+) (/\S+)` \|", page, re.MULTILINE)) == sorted(OPERATIONS)
+    app = typer.main.get_command(build_app())
+    commands = [app.commands[name] for name in ("serve", "mcp")]  # type: ignore[attr-defined]  # a group has them
+    options = {name for command in commands for option in command.params for name in option.opts}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page)) <= options
 
 
 def name_of(case: tuple[str, str]) -> str:
