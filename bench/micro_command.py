@@ -12,7 +12,8 @@ import typer
 if TYPE_CHECKING:
     from .rows import BenchRow
 
-_SUITE = Path(__file__).resolve().parent / "micro_suite.py"
+# pytest finds modules by their files, and would import this package by another name.
+_SUITE = "from isoframe.bench.micro_suite import test_micro\n\n__all__ = ['test_micro']\n"
 _LIBRARIES = {"pytest": "pytest", "pytest_benchmark": "pytest-benchmark"}
 
 
@@ -49,10 +50,12 @@ def micro(
                 "no:cacheprovider",
             ]
             (Path(folder) / "none.ini").write_text("[pytest]\n", encoding="utf-8")
+            suite = Path(folder) / "test_micro.py"
+            suite.write_text(_SUITE, encoding="utf-8")
             chosen = [] if only is None else ["-k", only]
             code = pytest.main(
                 [*options, *chosen, "--benchmark-enable", "--benchmark-columns=median,iqr,rounds",
-                 f"--benchmark-json={stored}", str(_SUITE)]
+                 f"--benchmark-json={stored}", "--import-mode=importlib", str(suite)]
             )  # fmt: skip
             if code == 0 and json_file is not None:
                 from .rows import append_rows

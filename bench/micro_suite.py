@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from isoframe.bench.micro import MicroCase, micro_cases, synchronized
+from .micro import MicroCase, micro_cases, synchronized
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
