@@ -13,6 +13,7 @@ from ..machine import described_machine
 from ..model_shapes import PUBLISHED_NAME
 from ..plan import Plan
 from ..planned_job import PlannedJob
+from ..schedules import MAX_TAIL_FRAMES, Schedule, published_schedule
 from . import options
 from .failures import readable_errors
 from .options import DEFAULTS
@@ -47,6 +48,15 @@ Card = Annotated[
         rich_help_panel=options.MACHINE,
     ),
 ]
+Schedules = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--schedule",
+        metavar="NOTATION",
+        help="Also count the tokens of this packing schedule, such as td_f16k4f4k2f1k1_g9_x_f1k1; repeatable.",
+        rich_help_panel=options.SAMPLING,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=options.OUTPUT)]
 
 
@@ -59,6 +69,7 @@ def plan(
     cfg: options.Cfg = DEFAULTS.cfg_scale,
     step_cache: options.StepCache = DEFAULTS.step_cache,
     window: options.Window = DEFAULTS.latent_window_size,
+    schedule: Schedules = None,
     vram: options.Vram = None,
     ram: options.Ram = None,
     card: Card = None,
@@ -88,11 +99,35 @@ def plan(
             attention=attention,
             vae_tiles=vae_tiles,
         )
+        schedules = [published_schedule(job.sampling.order, window), *map(Schedule.parse, schedule or ())]
+        latents = job.size[0] // 8, job.size[1] // 8
         made = make_plan(job, machine)
         if as_json:
-            typer.echo(json.dumps(made.as_dict(), indent=2))
+            counts = [_count_tokens(counted, latents) for counted in schedules]
+            typer.echo(json.dumps({**made.as_dict(), "schedules": counts}, indent=2))
         else:
             _print(made)
+            for counted in schedules:
+                typer.echo(_describe_tokens(counted, latents))
+
+
+def _count_tokens(schedule: Schedule, latents: tuple[int, int]) -> dict[str, object]:
+    return {
+        "schedule": str(schedule),
+        "noisy_tokens": schedule.num_noisy_tokens(latents),
+        "context_tokens": schedule.num_context_tokens(latents),
+        "bound": schedule.bound(latents),
+    }
+
+
+def _describe_tokens(schedule: Schedule, latents: tuple[int, int]) -> str:
+    """One line: tokens of a section, and most that there can be however long the video is."""
+    noisy, context = schedule.num_noisy_tokens(latents), schedule.num_context_tokens(latents)
+    tail = "" if schedule.tail != "ta" else f", and up to {MAX_TAIL_FRAMES} tail frames"
+    return (
+        f"schedule {schedule}: {noisy} + {context} = {noisy + context} latent tokens a section{tail}, at most "
+        f"{schedule.bound(latents)} at any length"
+    )
 
 
 def _most_demanding(found: KnownModel, window: int) -> tuple[int, int]:
