@@ -31,7 +31,7 @@ _SINGLE_FILE_PREFIX = "model.diffusion_model."
 _WEIGHT_SCALES = (".scale_weight", ".weight_scale")
 _ACTIVATION_SCALES = (".scale_input", ".input_scale")
 _FP8_MARKER = "scaled_fp8"
-_SCALED_ROWS = 1024
+_BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class Checkpoint:
             return tensor.to(torch.bfloat16)
         scale, scaled = map_tensor(self.scales[name]).float(), torch.empty_like(tensor, dtype=torch.bfloat16)
         # By blocks: the products of a whole weight in fp32 would take four times its memory.
-        for part, out in zip(tensor.split(_SCALED_ROWS), scaled.split(_SCALED_ROWS), strict=True):
+        for part, out in zip(tensor.split(_BLOCK_ROWS), scaled.split(_BLOCK_ROWS), strict=True):
             out.copy_(part.float() * scale)
         return scaled
 
@@ -135,12 +135,21 @@ def load_into(checkpoint: Checkpoint, destinations: Mapping[str, Destination]) -
         destinations: by model name; every tensor has exactly one.
 
     Raises:
-        CheckpointError: names or shapes differ; nothing has been copied then.
+        CheckpointError: names or shapes differ, and nothing has been copied then; or a value is not finite.
     """
     check_shapes(checkpoint, {name: destination.shape for name, destination in destinations.items()})
     with torch.no_grad():
         for name, tensor in checkpoint.tensors():
+            check_finite(name, tensor)
             destinations[name].write(tensor)
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise :class:`CheckpointError` if a value of the tensor called ``name`` is NaN or infinite."""
+    # By blocks: the mask of a whole weight would take half its memory.
+    parts = tensor.split(_BLOCK_ROWS) if tensor.ndim else (tensor,)
+    if not all(bool(part.isfinite().all()) for part in parts):
+        raise CheckpointError(f"{name} has values that are not finite; copy or download the model again")
 
 
 def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:

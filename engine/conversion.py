@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..quant import WeightFormat
-from .checkpoint import Checkpoint, check_shapes
+from .checkpoint import Checkpoint, check_finite, check_shapes
 from .destinations import Destination, EncodedWeight
 from .errors import CheckpointError, InputError
 from .file_lock import exclusive_lock
@@ -269,9 +269,13 @@ class _Conversion:
                 _write(name, destination, tensor)
                 if isinstance(destination, EncodedWeight):
                     errors[name] = destination.errors(tensor)
-                    _check_finite(name, errors[name][1])
+                    _check_noise(name, errors[name][1])
+                else:
+                    check_finite(name, tensor)
         else:
-            content = self._checkpoint.tensor(piece.name).reshape(-1).view(torch.uint8)
+            tensor = self._checkpoint.tensor(piece.name)
+            check_finite(piece.name, tensor)
+            content = tensor.reshape(-1).view(torch.uint8)
         data = _bytes_of(content)
         return _Record(piece.name, hashlib.sha256(data).hexdigest(), errors), data
 
@@ -415,7 +419,7 @@ def _write(name: str, destination: Destination, tensor: Tensor) -> None:
         raise CheckpointError(f"{name}: {error}") from error
 
 
-def _check_finite(name: str, noise: float) -> None:
+def _check_noise(name: str, noise: float) -> None:
     if not math.isfinite(noise):
         raise CheckpointError(f"{name} has values that are not finite; copy or download the model again")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .errors import CheckpointError
 from .lora_names import without_prefix
-from .tensor_files import FLOAT_DTYPES, TensorEntry, TensorFile, map_tensor, open_tensor_file
+from .tensor_files import FLOAT_DTYPES, TensorEntry, TensorFile, map_tensor, open_tensor_file, refuse_pickle
 
 _SIDES = {"lora_A": "down", "lora_B": "up", "lora_down": "down", "lora_up": "up"}
 _SIDES |= {"lora.down": "down", "lora.up": "up"}
@@ -22,8 +22,6 @@ _METADATA_KEY = "lora_adapter_metadata"
 _PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # PEFT reads the keys of alpha_pattern as regular expressions; what is written by programs are the ends of names.
 _PLAIN_PATTERN = re.compile(r"\^?[\w.]+")
-# Every pickle since protocol 2, and the zip archive that torch.save writes.
-_PICKLE_MAGIC = (b"\x80", b"PK\x03\x04")
 
 
 @dataclass(slots=True)
@@ -68,7 +66,8 @@ def open_lora_file(path: str | os.PathLike[str]) -> LoraFile:
         CheckpointError: absent, damaged, pickled, or no safetensors file.
     """
     found = _find_file(Path(path).expanduser())
-    _refuse_pickle(found)
+    refuse_pickle(found)
+    _check_suffix(found)
     file = open_tensor_file(found)
     lora = LoraFile(file, scale=_scale_rule(file))
     for name, entry in file.entries.items():
@@ -91,17 +90,7 @@ def _find_file(path: Path) -> Path:
     return found[0]
 
 
-def _refuse_pickle(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    # A safetensors file begins with the eight bytes of its header's length, which may look like a pickle, and "{".
-    if start.startswith(_PICKLE_MAGIC) and start[8:] != b"{":
-        raise CheckpointError(
-            f"{path} is pickled and could run code when it is loaded; convert the LoRA to safetensors"
-        )
+def _check_suffix(path: Path) -> None:
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path} must be a .safetensors file; convert the LoRA to safetensors")
 

@@ -28,6 +28,9 @@ _DTYPES = FLOAT_DTYPES | {"I64": torch.int64, "I32": torch.int32}
 # The largest header that the safetensors library reads.
 _MAX_HEADER_BYTES = 100_000_000
 
+# Every pickle since protocol 2, and the zip archive that torch.save writes.
+_PICKLE_MAGIC = (b"\x80", b"PK\x03\x04")
+
 _FULLY_HASHED_BYTES = 16 * 2**20
 _NUM_SAMPLES, _SAMPLE_BYTES = 64, 4096
 
@@ -87,8 +90,9 @@ def open_tensor_file(path: Path) -> TensorFile:
     """Read and check the header of ``path``; no tensor is read.
 
     Raises:
-        CheckpointError: the file is absent, truncated or not a safetensors file.
+        CheckpointError: the file is absent, truncated, pickled or not a safetensors file.
     """
+    refuse_pickle(path)
     try:
         size_bytes = path.stat().st_size
         with path.open("rb") as file:
@@ -98,6 +102,20 @@ def open_tensor_file(path: Path) -> TensorFile:
     entries = _parse_header(path, header)
     _check_size(path, size_bytes, 8 + len(header), entries)
     return TensorFile(path=path, size_bytes=size_bytes, header=header, entries=entries)
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise :class:`CheckpointError` where ``path`` is a pickle or an archive with one, or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    # A safetensors file begins with the eight bytes of its header's length, which may look like a pickle, and "{".
+    if start.startswith(_PICKLE_MAGIC) and start[8:] != b"{":
+        raise CheckpointError(
+            f"{path} is pickled and could run code when it is loaded; convert it to safetensors"
+        )
 
 
 def map_tensor(entry: TensorEntry) -> Tensor:

@@ -280,14 +280,17 @@ def test_misuse_is_named_and_changes_nothing(
     pipe.scheduler = scheduler
 
 
-def test_broken_weights_stop_the_pipeline_after_one_section(
+def test_broken_weights_are_refused_and_broken_results_stop_the_pipeline_after_a_section(
     pipe: HunyuanVideoFramepackPipeline, accelerated: Callable[..., AcceleratedTransformer]
 ) -> None:
     bias = pipe.transformer.proj_out.bias
     value = bias.detach().clone()
-    bias.data.fill_(torch.nan)
-    accelerated()
+    bias.data[3] = torch.nan
+    with pytest.raises(CheckpointError, match=r"proj_out\.bias has values that are not finite"):
+        accelerated()
     bias.data.copy_(value)
+    transformer = accelerated()
+    transformer._model.memory.transformer.proj_out.bias.fill_(torch.nan)
     with pytest.raises(NumericalError, match="NaN or infinite at step 4 of section 1"):
         latents(pipe)
 
