@@ -18,6 +18,7 @@ from .conversion import OnProgress
 from .decoding import count_sections, decode_sections
 from .denoiser import Denoiser, EventHandler, LatentSection, assemble
 from .encoders import Encoders
+from .errors import ConfigError
 from .events import FileEvent
 from .frame_filter import FrameFilter, apply_filter, filter_name
 from .generation import Generation, Section
@@ -37,6 +38,7 @@ from .previews import cached_latent_rgb
 from .rendering import Rendering, open_latents, open_png, open_writer, reporter
 from .sizes import Size
 from .step_cache import StepCacheFactory
+from .timeline_file import write_timeline
 from .vae import DecodedFrames, VideoVAE
 from .video import Video
 
@@ -197,6 +199,28 @@ class Engine:
         height, width = (8 * edge for edge in conditioning.start_latent.shape[3:])
         memory = self._sampling_memory(sampling, (height, width))
         return self._denoiser.sample(conditioning, sampling, on_event, memory)
+
+    def trace(self) -> None:
+        """From now on, record when the weights are copied and used; :meth:`write_trace` writes it."""
+        self._memory.trace()
+
+    def write_trace(self, path: str | os.PathLike[str]) -> None:
+        """Write when the weights of the latest steps were copied and used, and what compute waited for.
+
+        Args:
+            path: .json for chrome://tracing and ui.perfetto.dev, .svg or .png for a chart of the last two steps.
+
+        Raises:
+            ConfigError: another suffix; a chart without matplotlib; or nothing was copied since :meth:`trace`.
+            InputError: the file cannot be written.
+        """
+        timings = [] if self._memory.log is None else self._memory.log.timings()
+        if not timings:
+            raise ConfigError(
+                "there is nothing to trace: no weights were copied since trace(), all are in their place; with less memory "
+                "(--vram, --ram) they are streamed"
+            )
+        write_timeline(timings, Path(path))
 
     def plan_sampling(self, sampling: SamplingConfig, size: tuple[int, int]) -> Plan:
         """How :meth:`sample` runs at ``size`` (height, width in pixels) inside the budget.

@@ -21,6 +21,7 @@ from .planned_job import PlannedJob
 from .store import Store, open_store
 from .stored_transformer import open_units, stored_transformer
 from .streaming import Streamer
+from .timeline import EventLog
 from .transformer import PackedTransformer
 from .units import ResidentUnits, Unit, UnitLayout, unit_specs
 
@@ -30,6 +31,8 @@ T = TypeVar("T")
 
 # What is left of the budget after the device ran out of memory inside it.
 _RELIEF = 0.9
+# 50 steps of the published model.
+_LOGGED_USES = 4000
 # Slots of a streamer that has all units resident: it uses none of them.
 _UNUSED_RING = 2
 
@@ -40,6 +43,7 @@ class ModelMemory:
     Attributes:
         transformer: the model; its units move between jobs.
         machine: the budget.
+        log: of the units' copies and uses; None until :meth:`trace`.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class ModelMemory:
             has_fp32_head: run the output projection of a bf16 job in fp32, as the published program does.
         """
         self.machine = machine
+        self.log: EventLog | None = None
         self._checkpoint = checkpoint
         self._shapes = shapes
         self._config = config
@@ -128,6 +133,13 @@ class ModelMemory:
             self._placement = placement
         self.transformer.token_chunk = plan.token_chunk
 
+    def trace(self) -> None:
+        """Log copies and uses from now on, the latest ones."""
+        if isinstance(self.transformer.units, Streamer):
+            # The next job opens the units with events that are timed.
+            self.close()
+        self.log = EventLog(max_uses=_LOGGED_USES)
+
     def suspend(self) -> None:
         """Give up the units' memory on the device until a unit is asked for."""
         units = self.transformer.units
@@ -181,6 +193,7 @@ class ModelMemory:
             tier=plan.tier,
             ring=plan.ring or _UNUSED_RING,
             residents=plan.residents,
+            log=self.log,
         )
 
 

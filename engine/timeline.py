@@ -1,6 +1,7 @@
 """When each unit was copied and computed: measured, or predicted from a copy rate."""
 
 import json
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,10 +45,11 @@ class _Use:
 class EventLog:
     """Events of the units' copies and uses; the same for CUDA, threads and the virtual clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_uses: int | None = None) -> None:
+        """Keep the latest ``max_uses`` uses, or all of them."""
         self._copies: dict[int, CopySpan] = {}
         self._open: dict[int, _Use] = {}
-        self._done: list[_Use] = []
+        self._done: deque[_Use] = deque(maxlen=max_uses)
 
     def copied(self, unit: int, span: CopySpan) -> None:
         """``unit`` is being copied."""
@@ -97,6 +99,12 @@ def _timing(use: _Use, row: _Row, zero: float) -> UnitTiming:
         compute_start=start - zero,
         compute_end=end - zero,
     )
+
+
+def last_passes(timings: Sequence[UnitTiming], num_passes: int) -> list[UnitTiming]:
+    """The uses of the last ``num_passes`` passes through the units, all if there are fewer."""
+    starts = [index for index, timing in enumerate(timings) if timing.unit == 0]
+    return list(timings[starts[-num_passes] :]) if len(starts) > num_passes else list(timings)
 
 
 def exposed_wait(timings: Sequence[UnitTiming]) -> float:

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from .copies import StreamCopies
+from .footprint import DenoiseShape, unit_bytes
+from .plan import Plan
 from .ring import RingSchedule
+from .roofline import StepTime, copy_rate, product_flops
 from .streaming import SlotPipeline
 from .timeline import EventLog, UnitTiming
 
@@ -128,3 +131,37 @@ def simulate(
             compute.seconds += seconds
             pipeline.release(unit)
     return log.timings()
+
+
+def predict_timeline(plan: Plan, shape: DenoiseShape, num_passes: int = 3) -> list[UnitTiming]:
+    """Timeline of the first steps of ``plan``, whose loop has ``shape``, from the roofline of its card."""
+    num_units = plan.num_units
+    schedule = RingSchedule(num_units, ring=plan.ring, residents=plan.residents)
+    copy = max(unit_bytes(shape.config, shape.precision)) / copy_rate(plan.card, plan.tier)
+    return simulate(
+        schedule, roofline_paces(shape, plan.step), copy_seconds=[copy] * num_units, num_passes=num_passes
+    )
+
+
+def roofline_paces(shape: DenoiseShape, step: StepTime) -> list[BlockPace]:
+    """Paces of the blocks of one branch; what memory traffic takes is spread over all of them alike."""
+    config, tokens = shape.config, shape.sequence
+    dim, mlp = float(shape.dim), shape.dim * config.mlp_ratio
+    num_blocks = config.num_layers + config.num_single_layers
+    arithmetic = step.products + step.attention
+    stretch = step.compute / arithmetic / shape.num_branches
+    operation = stretch * step.products / product_flops(shape)
+    attention = stretch * step.attention / num_blocks
+
+    def products(weights: float, num_tokens: int) -> float:
+        return operation * 2 * weights * num_tokens
+
+    projected, rest = 3 * dim**2, dim**2 + 2 * dim * mlp
+    return block_paces(
+        config.num_layers,
+        config.num_single_layers,
+        projections=(products(projected, tokens.latent), products(projected, tokens.condition)),
+        attention=attention,
+        rests=(products(rest, tokens.latent), products(rest, tokens.condition)),
+        single=attention + products(projected + rest, tokens.total),
+    )

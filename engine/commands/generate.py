@@ -52,6 +52,7 @@ def generate(
     frame_filter: options.FrameFilter = None,
     job: options.JobDir = None,
     no_job: options.NoJob = False,
+    trace: options.Traces = None,
     json_progress: options.JsonProgress = False,
     quiet: options.Quiet = False,
     device: options.Device = "auto",
@@ -85,7 +86,7 @@ def generate(
         Rendering(
             request=request, model=model, config=config, components=options.parse_components(component),
             out=out, is_overwriting=overwrite, preview_dir=preview, png_dir=png, latents=latents, frame_filter=frame_filter,
-            job_dir=_job_dir(job, no_job, config),
+            job_dir=_job_dir(job, no_job, config), traces=tuple(trace or ()),
             is_json=json_progress, is_quiet=quiet,
         ).run()  # fmt: skip
 

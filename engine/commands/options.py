@@ -242,6 +242,16 @@ JsonProgress = Annotated[
     ),
 ]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.", rich_help_panel=OUTPUT)]
+Traces = Annotated[
+    list[Path] | None,
+    Option(
+        "--trace",
+        metavar="FILE",
+        help="When weights were copied and used, and what compute waited for: .json for chrome://tracing, .svg or .png for "
+        "a chart of the last two steps; repeatable.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Device = Annotated[str, Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)]
 Precision = Annotated[
     str | None,

@@ -1,15 +1,17 @@
 """``isoframe plan``: whether a video fits into a card's memory, how, and how long it would take."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..budget import make_plan
-from ..config import Request
+from ..config import COMPUTE_DTYPES, Request, check_choice
+from ..errors import ConfigError
 from ..footprint import PRECISIONS, packed_sequence
 from ..known_shapes import KnownModel, find_shapes
-from ..machine import described_machine
+from ..machine import Machine, described_machine
 from ..model_shapes import PUBLISHED_NAME
 from ..plan import Plan
 from ..planned_job import PlannedJob
@@ -57,6 +59,24 @@ Schedules = Annotated[
         rich_help_panel=options.SAMPLING,
     ),
 ]
+Traces = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--trace",
+        metavar="FILE",
+        help="Predicted copies and uses of the weights: .json for chrome://tracing, .svg or .png for a chart of two steps; "
+        "repeatable.",
+        rich_help_panel=options.OUTPUT,
+    ),
+]
+ComputeDtype = Annotated[
+    str,
+    typer.Option(
+        "--compute-dtype",
+        help=f"Of the activations: {', '.join(COMPUTE_DTYPES)}.",
+        rich_help_panel=options.MACHINE,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=options.OUTPUT)]
 
 
@@ -74,8 +94,11 @@ def plan(
     ram: options.Ram = None,
     card: Card = None,
     precision: Precision = "bf16",
+    compute_dtype: ComputeDtype = "auto",
+    lora: options.Loras = None,
     attention: options.Attention = "auto",
     vae_tiles: options.VaeTiles = None,
+    trace: Traces = None,
     as_json: Json = False,
     local_files_only: options.LocalFilesOnly = False,
     debug: options.Debug = False,
@@ -85,23 +108,32 @@ def plan(
     Exits with 2 and the nearest settings that fit where it does not.
     """
     with readable_errors(debug=debug):
+        check_choice("--compute-dtype", compute_dtype, COMPUTE_DTYPES)
+        if precision in COMPUTE_DTYPES and compute_dtype not in ("auto", precision):
+            raise ConfigError(
+                f"--compute-dtype must be auto or {precision} with --precision {precision}, got {compute_dtype}"
+            )
         machine = described_machine(card=card, vram=vram, ram=ram)
         found = find_shapes(model, local_files_only=local_files_only)
         request = Request(
             image="", prompt="", seconds=seconds, order=order, size=options.parse_size(size), num_steps=steps,
-            cfg_scale=cfg, step_cache=step_cache, latent_window_size=window,
+            cfg_scale=cfg, step_cache=step_cache, latent_window_size=window, loras=options.parse_loras(lora),
         )  # fmt: skip
         job = PlannedJob(
             shapes=found.shapes,
             sampling=request.sampling(found.order),
             size=request.size or _most_demanding(found, window),
             precision=precision,
+            compute_dtype=compute_dtype,
+            lora_bytes=_lora_bytes(found, request, precision, compute_dtype),
             attention=attention,
             vae_tiles=vae_tiles,
         )
         schedules = [published_schedule(job.sampling.order, window), *map(Schedule.parse, schedule or ())]
         latents = job.size[0] // 8, job.size[1] // 8
         made = make_plan(job, machine)
+        if trace:
+            _write_traces(trace, made, job, machine)
         if as_json:
             counts = [_count_tokens(counted, latents) for counted in schedules]
             typer.echo(json.dumps({**made.as_dict(), "schedules": counts}, indent=2))
@@ -128,6 +160,42 @@ def _describe_tokens(schedule: Schedule, latents: tuple[int, int]) -> str:
         f"schedule {schedule}: {noisy} + {context} = {noisy + context} latent tokens a section{tail}, at most "
         f"{schedule.bound(latents)} at any length"
     )
+
+
+def _lora_bytes(found: KnownModel, request: Request, precision: str, compute_dtype: str) -> int:
+    """Most that the LoRAs of a section take beside the weights; reads them."""
+    if not request.loras:
+        return 0
+    import torch
+
+    from ...quant import DENSE_DTYPES
+    from ..lora import read_lora
+    from ..low_rank import branch_bytes
+    from ..transformer import PackedTransformer
+    from ..units import unit_specs
+
+    config = found.shapes.transformer
+    layers = PackedTransformer(config, torch.float32, torch.device("meta")).layer_shapes
+    auto = precision if precision in DENSE_DTYPES else "bf16"
+    dtype = DENSE_DTYPES[auto if compute_dtype == "auto" else compute_dtype]
+    read = {lora.source: read_lora(lora.source, layers) for lora in request.loras}
+    return max(
+        branch_bytes(
+            unit_specs(config),
+            [(read[use.source], use.strength) for use in request.loras if use.is_active(section)],
+            dtype,
+        )
+        for section in range(request.num_sections)
+    )
+
+
+def _write_traces(paths: list[Path], made: Plan, job: PlannedJob, machine: Machine) -> None:
+    from ..timeline_file import write_timeline
+    from ..virtual_clock import predict_timeline
+
+    timings = predict_timeline(made, job.denoise_shape(machine))
+    for path in paths:
+        write_timeline(timings, path)
 
 
 def _most_demanding(found: KnownModel, window: int) -> tuple[int, int]:

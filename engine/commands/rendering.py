@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..config import EngineConfig, Request
+from ..errors import ConfigError
 from ..outputs import check_folder, check_latents_path, check_png_folder, check_video_path
 from .interrupt import Interrupt, lasting_interrupt
 
 if TYPE_CHECKING:
+    from ..engine import Engine
     from ..frame_filter import FrameFilter
     from ..video import Video
     from .progress import Reporter
@@ -34,6 +36,7 @@ class Rendering:
         latents: file for the latents.
         frame_filter: "module:function" that every frame passes through.
         job_dir: folder that keeps the job.
+        traces: files for the timeline of the weights.
         is_json: progress as JSON on stdout.
         is_quiet: no progress.
     """
@@ -49,6 +52,7 @@ class Rendering:
     latents: Path | None = None
     frame_filter: str | None = None
     job_dir: Path | None = None
+    traces: tuple[Path, ...] = ()
     is_json: bool = False
     is_quiet: bool = False
 
@@ -93,6 +97,11 @@ class Rendering:
             check_latents_path(self.latents, overwrite=self.is_overwriting)
         if self.job_dir is not None:
             check_folder("job", self.job_dir)
+        if self.traces:
+            from ..timeline_file import check_timeline_path
+
+            for path in self.traces:
+                check_timeline_path(path)
 
     def _render(
         self, reporter: "Reporter", interrupt: Interrupt, frame_filter: "FrameFilter | None"
@@ -124,7 +133,9 @@ class Rendering:
             )
         with engine:
             engine.frame_filter = frame_filter
-            return engine.render(
+            if self.traces:
+                engine.trace()
+            video = engine.render(
                 self.request,
                 self.out,
                 overwrite=self.is_overwriting,
@@ -134,3 +145,13 @@ class Rendering:
                 job_dir=self.job_dir,
                 latents_path=self.latents,
             )
+            self._write_traces(engine)
+            return video
+
+    def _write_traces(self, engine: "Engine") -> None:
+        """The video is there: that nothing was copied is no failure."""
+        try:
+            for path in self.traces:
+                engine.write_trace(path)
+        except ConfigError as error:
+            typer.echo(f"no trace: {error}", err=True)

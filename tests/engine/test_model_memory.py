@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import json
 import logging
 import weakref
 from dataclasses import replace
@@ -75,6 +76,21 @@ def test_units_that_do_not_fit_are_streamed_and_nothing_changes(
         assert units.num_bytes < 200 * 2**20
     assert torch.equal(actual, expected)
     assert list((tmp_path / "cache" / "stores").iterdir())
+
+
+def test_copies_and_uses_of_a_job_are_traced(model: Path, conditioning: Conditioning, tmp_path: Path) -> None:
+    with Engine.load(model, config=config(tmp_path, ram="300MiB"), size=(48, 32)) as engine:
+        with pytest.raises(ConfigError, match="nothing to trace"):
+            engine.write_trace(tmp_path / "trace.json")
+        expected = engine.sample_video(conditioning, SAMPLING)
+        engine.trace()
+        assert torch.equal(engine.sample_video(conditioning, SAMPLING), expected)
+        engine.write_trace(tmp_path / "trace.json")
+        engine.write_trace(tmp_path / "chart.svg")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    uses = [event["name"] for event in events if event["tid"].startswith("compute")]
+    assert len(uses) == 20 * SAMPLING.num_sections * SAMPLING.num_steps
+    assert "40 uses of units" in (tmp_path / "chart.svg").read_text()
 
 
 def test_a_budget_that_nothing_fits_is_refused_with_the_option_that_helps(

@@ -4,22 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from isoframe.engine.cards import Card, find_card
+from isoframe.engine.cards import find_card
 from isoframe.engine.config import SamplingConfig
 from isoframe.engine.footprint import DenoiseShape, unit_bytes
 from isoframe.engine.machine import Machine
 from isoframe.engine.model_shapes import published_shapes
 from isoframe.engine.planned_job import PlannedJob
 from isoframe.engine.ring import RingSchedule, spread_evenly
-from isoframe.engine.roofline import (
-    attention_flops,
-    copy_rate,
-    exposed_seconds,
-    product_flops,
-    step_time,
-)
+from isoframe.engine.roofline import copy_rate, exposed_seconds, step_time
 from isoframe.engine.timeline import UnitTiming, exposed_wait
-from isoframe.engine.virtual_clock import BlockPace, block_paces, simulate
+from isoframe.engine.virtual_clock import BlockPace, block_paces, roofline_paces, simulate
 
 
 def run(
@@ -84,29 +78,6 @@ def shape(precision: str = "int8") -> DenoiseShape:
     return job.denoise_shape(Machine(vram=2**33, ram=2**34, card=find_card("RTX 4090")))
 
 
-def real_blocks(of: DenoiseShape, card: Card) -> list[BlockPace]:
-    """The published model's blocks by the roofline, the traffic of memory left out."""
-    step = step_time(of, card, copied_bytes=0, tier="pinned")
-    dim, mlp, tokens = of.dim, of.dim * of.config.mlp_ratio, of.sequence
-    second = step.products / product_flops(of)
-    attention = step.attention / attention_flops(of) * 4.0 * tokens.total**2 * dim
-
-    def products(weights: float, num_tokens: int) -> float:
-        return second * 2 * weights * num_tokens
-
-    streams = (tokens.latent, tokens.condition)
-    projections = tuple(products(3 * dim**2, stream) for stream in streams)
-    rests = tuple(products(dim**2 + 2 * dim * mlp, stream) for stream in streams)
-    return block_paces(
-        20,
-        40,
-        projections=(projections[0], projections[1]),
-        attention=attention,
-        rests=(rests[0], rests[1]),
-        single=attention + products(4 * dim**2 + 2 * dim * mlp, tokens.total),
-    )
-
-
 @pytest.mark.parametrize("ring", [2, 3, 4])
 @pytest.mark.parametrize("num_residents", [0, 20, 40, 60])
 @pytest.mark.parametrize("h2d", [25.0, 6.0, 3.0])
@@ -122,13 +93,24 @@ def test_the_planner_predicts_the_step_of_the_virtual_clock(
         of, card, copied_bytes=(80 - num_residents) * unit, tier="pinned", ring=ring, num_pairs=num_pairs
     )
     copy = unit / copy_rate(card, "pinned")
-    timings = run(real_blocks(of, card), ring=ring, copy=copy, num_residents=num_residents, num_passes=4)
+    timings = run(
+        roofline_paces(of, predicted), ring=ring, copy=copy, num_residents=num_residents, num_passes=4
+    )
     ends = [max(timing.compute_end for timing in timings[80 * k : 80 * k + 80]) for k in range(4)]
     measured = (ends[3] - ends[1]) / 2
     # Between the two regimes, where a dual-stream block computes about as long as its units are copied, the ring banks
     # a little of one block for the next.
     is_hidden = 2 * copy <= predicted.compute / 60
     assert measured == pytest.approx(predicted.total, rel=0.02 if is_hidden else 0.08)
+
+
+def test_the_blocks_of_the_clock_compute_as_long_as_the_step() -> None:
+    of = shape()
+    step = step_time(of, find_card("RTX 4090"), copied_bytes=0, tier="pinned")
+    seconds = sum(
+        sum(block.projections) + block.attention + sum(block.rests) for block in roofline_paces(of, step)
+    )
+    assert seconds == pytest.approx(step.compute)
 
 
 def test_a_ring_of_three_exposes_what_the_ends_of_a_block_do_not_hide() -> None:
