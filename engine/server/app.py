@@ -1,7 +1,7 @@
 """The HTTP application over a service."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib import metadata
 from typing import Any
 
@@ -40,9 +40,7 @@ def make_app(
         service.close()
 
     access = access or Access()
-    app = _Application(
-        title="isoframe", version=_version(), description=_DESCRIPTION, lifespan=lifespan, redoc_url=None
-    )
+    app = _Application(has_key=access.api_key is not None, lifespan=lifespan)
     install(app, service.retry_seconds)
     metrics = ServerMetrics(service)
     _add_operations(app, metrics)
@@ -63,6 +61,14 @@ def make_app(
 
 
 class _Application(FastAPI):
+    def __init__(
+        self, *, has_key: bool, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]
+    ) -> None:
+        super().__init__(
+            title="isoframe", version=_version(), description=_DESCRIPTION, lifespan=lifespan, redoc_url=None
+        )
+        self._has_key = has_key
+
     def openapi(self) -> dict[str, Any]:
         """The document; the bodies that :mod:`.uploads` reads by itself are added."""
         if self.openapi_schema is None:
@@ -70,6 +76,9 @@ class _Application(FastAPI):
                 title=self.title, version=self.version, description=self.description, routes=self.routes
             )
             document["components"]["schemas"].update(_body_schemas())
+            if self._has_key:
+                document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+                document["security"] = [{"key": []}]
             self.openapi_schema = document
         return self.openapi_schema
 

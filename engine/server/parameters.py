@@ -28,6 +28,8 @@ _MESSAGE_STARTS = {
     "a prompt's time": "prompt",
     "no prompt": "prompt",
     "prompts": "prompt",
+    "section must": "section",
+    "redo needs": "seed",
 }
 
 

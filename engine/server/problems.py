@@ -1,5 +1,6 @@
 """Errors as HTTP answers: a code, a message, and the field that is meant."""
 
+import difflib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from ..errors import BudgetError, CheckpointError, ConfigError, InputError, IsoframeError, QueueFullError
-from .parameters import field_of
+from .parameters import VideoParameters, field_of
 from .schemas import Problem, ProblemDetails
 from .service_errors import FieldError, NotFinishedError, UnknownVideoError
 
@@ -121,6 +122,10 @@ def _failed(error: Exception) -> JSONResponse:
 def _invalid(error: Mapping[str, Any], place: Sequence[object]) -> JSONResponse:
     """One of pydantic's errors, without values that are long."""
     field = ".".join(str(part) for part in place) or "body"
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(field[:_MAX_VALUE_CHARACTERS], VideoParameters.model_fields, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; /openapi.json lists them"
+        return problem(422, f"{field[:_MAX_VALUE_CHARACTERS]!r} is no field of a request{hint}", field)
     value = error.get("input")
     is_long = value is None or isinstance(value, dict | list | bytes)
     shown = "" if is_long else f", got {str(value)[:_MAX_VALUE_CHARACTERS]!r}"

@@ -10,9 +10,9 @@ from .event_stream import event_stream
 from .live_job import EventKey
 from .pictures import read_picture
 from .problems import PROBLEM_RESPONSES
-from .schemas import DeletedVideo, ModelList, ModelObject, Problem, VideoList, VideoObject
+from .schemas import DeletedVideo, ModelList, ModelObject, Problem, RedoBody, VideoList, VideoObject
 from .service import VideoService
-from .service_errors import FieldError
+from .service_errors import FieldError, NotFinishedError
 from .uploads import FORM, JSON, Upload, receive_upload
 
 _MAX_PAGE = 100
@@ -30,6 +30,14 @@ _CREATE_PROBLEMS = {
     415: "The body is neither JSON nor a form.",
     429: "The queue is full; Retry-After says when to try again.",
     507: "The server's disk is full.",
+}
+
+
+_QUEUE_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    code: {"model": Problem, "description": _CREATE_PROBLEMS[code]} for code in (429, 507)
+}
+_NOT_FINISHED: dict[int | str, dict[str, Any]] = {
+    409: {"model": Problem, "description": "It is not there, or not yet."}
 }
 
 
@@ -105,6 +113,26 @@ def _add_changes(router: APIRouter, service: VideoService) -> None:
         """Stop making a video, after the step at hand; one that is over stays as it is."""
         return VideoObject.of(service.cancel(video_id))
 
+    @router.post("/videos/{video_id}/pause", tags=["videos"])
+    def pause_video(video_id: _VideoId) -> VideoObject:
+        """Stop making a video, after the step at hand, until it is resumed; one that is over stays as it is."""
+        return VideoObject.of(service.pause(video_id))
+
+    @router.post("/videos/{video_id}/resume", tags=["videos"], responses=_QUEUE_PROBLEMS)
+    def resume_video(video_id: _VideoId) -> VideoObject:
+        """Go on with a video that was paused or cancelled, or failed, from its last finished section."""
+        return VideoObject.of(service.go_on(video_id))
+
+    @router.post(
+        "/videos/{video_id}/redo", status_code=201, tags=["videos"], responses=_QUEUE_PROBLEMS | _NOT_FINISHED
+    )
+    def redo_video(video_id: _VideoId, body: RedoBody) -> VideoObject:
+        """Make a section and all later ones again, with another seed or prompt, as a new video."""
+        status = service.get(video_id)
+        if status.state in ("queued", "running"):
+            raise NotFinishedError(f"the video is {status.state}; pause it, or wait until it is done")
+        return VideoObject.of(service.redo(video_id, body.section, seed=body.seed, prompt=body.prompt))
+
     @router.delete("/videos/{video_id}", tags=["videos"])
     def delete_video(video_id: _VideoId) -> DeletedVideo:
         """Remove a video and its files; one at work is cancelled."""
@@ -113,10 +141,6 @@ def _add_changes(router: APIRouter, service: VideoService) -> None:
 
 
 def _add_files(router: APIRouter, service: VideoService) -> None:
-    not_finished: dict[int | str, dict[str, Any]] = {
-        409: {"model": Problem, "description": "It is not there, or not yet."}
-    }
-
     @router.get(
         "/videos/{video_id}/content",
         tags=["videos"],
@@ -126,7 +150,7 @@ def _add_files(router: APIRouter, service: VideoService) -> None:
             206: {"description": "The part that the header Range asks for."},
             400: {"description": "The header Range is malformed."},
             416: {"description": "The file has no such part."},
-            **not_finished,
+            **_NOT_FINISHED,
         },
     )
     def download_video(video_id: _VideoId) -> FileResponse:
@@ -139,7 +163,7 @@ def _add_files(router: APIRouter, service: VideoService) -> None:
         response_class=FileResponse,
         responses={
             200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
-            **not_finished,
+            **_NOT_FINISHED,
         },
     )
     def get_preview(video_id: _VideoId, section: Annotated[int, Path(ge=0, le=100_000)]) -> FileResponse:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from .parameters import VideoParameters
 from .status import VideoStatus
@@ -25,6 +25,18 @@ class VideoBody(VideoParameters):
 
     image: str = Field(
         description="PNG, JPEG, WebP, GIF or BMP in base64, or as a data URL. No address is fetched."
+    )
+
+
+class RedoBody(BaseModel):
+    """Which section is made again, and those that come after it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    section: int = Field(ge=0, le=100_000, description="In generation order, from 0.")
+    seed: int | None = Field(default=None, ge=0, lt=2**63, description="Of this section alone.")
+    prompt: str | None = Field(
+        default=None, min_length=1, max_length=8192, description="From this section on."
     )
 
 

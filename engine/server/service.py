@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import re
 import secrets
 import shutil
@@ -490,7 +491,9 @@ def _failure(job: Job) -> VideoFailure | None:
     try:
         job.result(0)
     except Exception as error:
-        return VideoFailure(error=type(error).__name__, message=str(error))
+        # Whoever asked for the video knows its name, and need not know where it lies.
+        message = str(error).replace(f"{job.path.parent}{os.sep}", "")
+        return VideoFailure(error=type(error).__name__, message=message)
     raise AssertionError("a job that failed raises its error")
 
 
