@@ -13,7 +13,8 @@ def gpu(arguments: list[str]) -> int:
     """Run ``bench gpu`` with command-line ``arguments``; the exit code: 1 without a GPU or with a wrong kernel."""
     parser = argparse.ArgumentParser(
         prog="isoframe bench gpu",
-        description="Check and time every kernel and a step of the 13B model with random weights on CUDA device 0.",
+        description="Check and time every kernel and a step of the 13B model with random weights on CUDA device 0; then paces, "
+        "constant cost, memory ceilings and diffusers' pipeline, as far as time, memory and libraries allow.",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for the rows, one file a stage"
