@@ -36,6 +36,9 @@ _CREATE_PROBLEMS = {
 _QUEUE_PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"model": Problem, "description": _CREATE_PROBLEMS[code]} for code in (429, 507)
 }
+_BODY_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    code: {"model": Problem, "description": _CREATE_PROBLEMS[code]} for code in (400, 408, 413)
+}
 _NOT_FINISHED: dict[int | str, dict[str, Any]] = {
     409: {"model": Problem, "description": "It is not there, or not yet."}
 }
@@ -124,7 +127,10 @@ def _add_changes(router: APIRouter, service: VideoService) -> None:
         return VideoObject.of(service.go_on(video_id))
 
     @router.post(
-        "/videos/{video_id}/redo", status_code=201, tags=["videos"], responses=_QUEUE_PROBLEMS | _NOT_FINISHED
+        "/videos/{video_id}/redo",
+        status_code=201,
+        tags=["videos"],
+        responses=_QUEUE_PROBLEMS | _BODY_PROBLEMS | _NOT_FINISHED,
     )
     def redo_video(video_id: _VideoId, body: RedoBody) -> VideoObject:
         """Make a section and all later ones again, with another seed or prompt, as a new video."""
