@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from .environment import Environment
 from .rows import BenchRow
@@ -50,22 +51,25 @@ def _basis_notes(rows: Rows) -> Iterator[str]:
 
 
 def machines(rows: Rows) -> Iterator[str]:
-    """Where and by what the rows were made, each once."""
-    seen = []
-    for row in rows:
-        line = f"* `{row.command}`: {_machine(row.environment)}, {row.date[:10]}, {row.basis}"
-        if line not in seen:
-            seen.append(line)
-    yield from seen
+    """Where and by what the rows were made, each once; the load is that of the first and of the last."""
+    groups = _group(
+        rows, lambda row: (row.command, replace(row.environment, load=None), row.date[:10], row.basis)
+    )
+    for group in groups.values():
+        first = group[0]
+        loads = sorted({row.environment.load for row in group if row.environment.load is not None})
+        load = "unknown" if not loads else f"{loads[0]:.1f}"
+        if len(loads) > 1:
+            load += f" to {loads[-1]:.1f}"
+        yield f"* `{first.command}`: {_machine(first.environment, load)}, {first.date[:10]}, {first.basis}"
 
 
-def _machine(environment: Environment) -> str:
+def _machine(environment: Environment, load: str) -> str:
     hardware = environment.gpu or environment.cpu
     if environment.driver:
         hardware += f" (driver {environment.driver})"
     versions = f"torch {environment.torch}, Triton {environment.triton or 'none'}"
     threads = f"{environment.num_threads} of {environment.num_cores} cores"
-    load = "unknown" if environment.load is None else f"{environment.load:.1f}"
     return (
         f"{hardware}, {threads}, load {load}, {versions}, commit {environment.commit or environment.isoframe}"
     )
@@ -241,8 +245,11 @@ def _errors(rows: Rows) -> Iterator[str]:
 def error_table(rows: Rows) -> str:
     """Errors of options, one line for each order, number of videos and number of sections."""
     lines = []
+    ordered = sorted(
+        rows, key=lambda row: (-float(row.settings["pairs"] or 0), str(row.settings["order"]), row.variant)
+    )
     for group in _group(
-        rows, lambda row: (row.variant, row.settings["order"], row.settings["pairs"], row.shape)
+        ordered, lambda row: (row.variant, row.settings["order"], row.settings["pairs"], row.shape)
     ).values():
         by_metric = {row.case.removeprefix("option-error-"): row for row in group}
         first = group[0]

@@ -76,8 +76,8 @@ def examine(device: torch.device, cache_dir: Path) -> Iterator[Check]:
     yield check_page_file(memory.total, swap.total)
     for name, folder in (("disk of the models", hub_folder()), ("disk of the caches", cache_dir)):
         yield check_disk(name, folder)
-    if device.type == "cuda":
-        yield from check_speed(this_machine(device))
+    machine = this_machine(device)
+    yield from check_speed(machine) if device.type == "cuda" else [check_demo_speed(machine)]
 
 
 def check_software() -> Check:
@@ -167,7 +167,7 @@ def check_driver(state: CardState | None, torch_cuda: str | None) -> Check:
 def check_link(state: CardState | None) -> Check:
     """Width of the PCIe link: weights that do not fit the card pass through it in every step."""
     if state is None or state.pcie_width is None or state.max_pcie_width is None:
-        return Check(name="PCIe link", status="note", text="unknown")
+        return Check(name="PCIe link", status="note", text="unknown", remedy=_ask_driver(state))
     text = (
         f"generation {state.pcie_generation} x{state.pcie_width} now, generation {state.max_pcie_generation} "
         f"x{state.max_pcie_width} at best (a card at rest lowers the generation)"
@@ -185,7 +185,7 @@ def check_link(state: CardState | None) -> Check:
 def check_pace(state: CardState | None) -> Check:
     """Power and clocks, and what holds them back."""
     if state is None or state.power_limit is None:
-        return Check(name="power", status="note", text="unknown")
+        return Check(name="power", status="note", text="unknown", remedy=_ask_driver(state))
     text = f"limit {state.power_limit / 1e3:.0f} W, clock {state.clock} of {state.max_clock} MHz"
     if not state.throttles:
         return Check(name="power", status="good", text=text)
@@ -195,6 +195,12 @@ def check_pace(state: CardState | None) -> Check:
         text=f"{text}, slowed down by {', '.join(state.throttles)}",
         remedy="plug the laptop in, see that fans turn, or raise the power limit",
     )
+
+
+def _ask_driver(state: CardState | None) -> str:
+    if state is None:
+        return "pip install nvidia-ml-py to see it; if that is there, see that nvidia-smi works"
+    return "this driver does not tell; nvidia-smi -q may"
 
 
 def check_device_memory(free: int, total: int) -> Check:
@@ -331,6 +337,27 @@ def check_speed(machine: Machine) -> Iterator[Check]:
             text=f"{plan.seconds_per_step:.2f} s/it, {plan.seconds_per_frame:.2f} s/frame at "
             f"{job.size[0]}x{job.size[1]}, limited by {plan.bottleneck}{guess}",
         )
+
+
+def check_demo_speed(machine: Machine) -> Check:
+    """What the demo should do on the CPU: all that runs there in reasonable time."""
+    from .budget import make_plan
+    from .config import Request
+    from .planned_job import PlannedJob
+
+    name, found = "expected of the demo", find_shapes("demo")
+    sampling = Request(image="", prompt="").sampling(found.order)
+    job = PlannedJob(shapes=found.shapes, sampling=sampling, size=found.buckets[0], precision="fp32")
+    try:
+        plan = make_plan(job, machine)
+    except BudgetError as error:
+        return Check(name=name, status="problem", text=str(error), remedy="close other programs")
+    return Check(
+        name=name,
+        status="good",
+        text=f"about {plan.seconds_per_step:.2f} s/it on the CPU at {job.size[0]}x{job.size[1]}, a cautious guess by the "
+        "number of cores; isoframe plan --card tells of a card",
+    )
 
 
 def hub_folder() -> Path:

@@ -166,8 +166,9 @@ def test_everything_is_examined_without_a_card(tmp_path: Path, monkeypatch: pyte
     checks = {check.name: check for check in examine(CPU, tmp_path)}
     assert [*checks] == [
         "software", "card", "Triton", "attention", "video", "RAM", "page file", "disk of the models",
-        "disk of the caches",
+        "disk of the caches", "expected of the demo",
     ]  # fmt: skip
+    assert "s/it on the CPU at 64x64" in checks["expected of the demo"].text
     assert "problem" not in {check.status for check in checks.values()}
     assert checks["attention"].text.startswith("sdpa: torch's own, on the CPU")
     assert all(check.remedy for check in checks.values() if check.status == "note")
