@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
 from .prompt_timeline import PromptSpan, PromptTimeline, plan_prompts
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 ORDERS = ("inverted", "forward")
 SAMPLERS = ("unipc", "unipc-bh2", "euler")
 STEP_CACHES = ("none", "teacache", "magcache")
+# Options by the trade of time against fidelity; the steps that a cache skips are approximate.
+PRESETS: dict[str, dict[str, Any]] = {
+    "draft": {"num_steps": 15, "step_cache": "magcache"},
+    "balanced": {"num_steps": 25, "step_cache": "magcache"},
+    "final": {"num_steps": 25, "step_cache": "none"},
+}
 # The names of isoframe.quant, repeated so that reading a configuration does not import torch.
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8-weight", "fp8", "nf4")
 COMPUTE_DTYPES = ("auto", "fp32", "bf16", "fp16")

@@ -2,8 +2,8 @@
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from .decoding import count_sections, decode_sections
 from .denoiser import Denoiser, EventHandler, LatentSection, assemble
 from .encoders import Encoders
 from .errors import ConfigError
-from .events import FileEvent
+from .events import Event, FileEvent, StepEvent
 from .frame_filter import FrameFilter, apply_filter, filter_name
 from .generation import Generation, Section
 from .job import Job
@@ -37,7 +37,7 @@ from .plan import Plan
 from .previews import cached_latent_rgb
 from .rendering import Rendering, open_latents, open_png, open_writer, reporter
 from .sizes import Size
-from .step_cache import StepCacheFactory
+from .step_cache import StepCacheError, StepCacheFactory
 from .timeline_file import write_timeline
 from .vae import DecodedFrames, VideoVAE
 from .video import Video
@@ -283,13 +283,39 @@ class Engine:
             frames = apply_filter(self.frame_filter, decoded.frames, decoded.first_frame)
             yield DecodedFrames(frames=frames, first_frame=decoded.first_frame)
 
-    def generate(self, request: Request, *, on_event: EventHandler | None = None) -> Iterator[Section]:
+    def generate(
+        self, request: Request, *, on_event: EventHandler | None = None
+    ) -> Generator[Section, None, None]:
         """Yield the sections of a video in generation order; closing the iterator cancels the job.
 
         The request is checked and its image read at once, before any section is asked for.
         """
         job = self._generation(request)
         return job.sections(self._encoders, lambda: self._vae, on_event)
+
+    def step_cache_error(self, request: Request) -> StepCacheError:
+        """What the step cache of ``request`` does to its first section, which is made with and without it.
+
+        Raises:
+            ConfigError: the request has no step cache.
+        """
+        if request.step_cache == "none":
+            raise ConfigError("step_cache must be teacache or magcache to have an error, got 'none'")
+        computed: list[bool] = []
+
+        def count(event: Event) -> None:
+            if isinstance(event, StepEvent):
+                computed.append(event.is_computed)
+
+        with closing(self.generate(request, on_event=count)) as sections:
+            cached = next(sections).latents
+        with closing(self.generate(replace(request, step_cache="none"))) as sections:
+            exact = next(sections).latents
+        return StepCacheError(
+            num_computed=sum(computed),
+            num_skipped=len(computed) - sum(computed),
+            relative_error=float((cached - exact).norm() / exact.norm()),
+        )
 
     def render(
         self,

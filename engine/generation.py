@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -133,7 +133,7 @@ class Generation:
         load_vae: Callable[[], VideoVAE],
         on_event: EventHandler | None = None,
         run: JobRun | None = None,
-    ) -> Iterator[Section]:
+    ) -> Generator[Section, None, None]:
         """Yield the sections in generation order; closing the iterator cancels the job.
 
         Args:

@@ -63,7 +63,7 @@ def _fields(studio: Studio, examples: Sequence[tuple[str, str]], max_seconds: fl
     quality = gr.Radio(list(QUALITIES), value="balanced", label="Quality", elem_id="quality")
     with gr.Accordion("Advanced", open=False):
         first = QUALITIES["balanced"]
-        steps = gr.Slider(1, 100, value=first["num_steps"], step=1, label="Steps", elem_id="steps")  # type: ignore[arg-type]  # a number
+        steps = gr.Slider(1, 100, value=first["num_steps"], step=1, label="Steps", elem_id="steps")
         cache = gr.Radio(
             ["none", "teacache", "magcache"],
             value=str(first["step_cache"]),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import LoraStrength, Request, SamplingConfig
+from ..config import PRESETS, LoraStrength, Request, SamplingConfig
 from ..errors import BudgetError, ConfigError
 from ..job_run import read_partial
 from ..playable import write_playable
@@ -28,12 +28,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _MAX_SEED = 2**31
-# Options by the trade of time against fidelity; the steps that a cache skips are approximate.
-QUALITIES: dict[str, dict[str, object]] = {
-    "draft": {"num_steps": 15, "step_cache": "magcache"},
-    "balanced": {"num_steps": 25, "step_cache": "magcache"},
-    "final": {"num_steps": 25, "step_cache": "none"},
-}
+QUALITIES = PRESETS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import typer
+
 from ..config import EngineConfig, Request
 from ..errors import ConfigError
 from ..job_paths import new_job_path
@@ -12,6 +14,7 @@ from .rendering import Rendering
 
 
 def generate(
+    context: typer.Context,
     prompt: options.Prompt,
     out: options.Out,
     image: options.ImagePath = None,
@@ -29,6 +32,7 @@ def generate(
     size: options.Size = None,
     posterior: options.Posterior = DEFAULTS.posterior,
     force: options.Force = False,
+    preset: options.Preset = None,
     steps: options.Steps = DEFAULTS.num_steps,
     seed: options.Seed = DEFAULTS.seed,
     guidance: options.Guidance = DEFAULTS.guidance_scale,
@@ -40,6 +44,7 @@ def generate(
     step_cache_max_skips: options.StepCacheMaxSkips = DEFAULTS.step_cache_max_skips,
     step_cache_retention: options.StepCacheRetention = DEFAULTS.step_cache_retention,
     lora: options.Loras = None,
+    report_error: options.ReportError = False,
     window: options.Window = DEFAULTS.latent_window_size,
     paddings: options.Paddings = None,
     overwrite: options.Overwrite = False,
@@ -70,9 +75,10 @@ def generate(
     with readable_errors(debug=debug, is_json=json_progress):
         request = Request(
             image=image, prompt=prompt, negative_prompt=negative_prompt, seconds=seconds, order=order,
-            size=options.parse_size(size), posterior=posterior, force=force, num_steps=steps, seed=seed,
+            size=options.parse_size(size), posterior=posterior, force=force, seed=seed,
             guidance_scale=guidance, cfg_scale=cfg, cfg_rescale=cfg_rescale, sampler=sampler,
-            step_cache=step_cache, step_cache_threshold=step_cache_threshold,
+            **options.apply_preset(preset, context, num_steps=steps, step_cache=step_cache),
+            step_cache_threshold=step_cache_threshold,
             step_cache_max_skips=step_cache_max_skips, step_cache_retention=step_cache_retention,
             loras=options.parse_loras(lora), latent_window_size=window, fps=fps, crf=crf,
             codec=codec, prompt_blend=prompt_blend, end_image=end_image, end_image_use=end_image_use,
@@ -86,6 +92,7 @@ def generate(
         Rendering(
             request=request, model=model, config=config, components=options.parse_components(component),
             out=out, is_overwriting=overwrite, preview_dir=preview, png_dir=png, latents=latents, frame_filter=frame_filter,
+            is_reporting_error=report_error,
             job_dir=_job_dir(job, no_job, config), traces=tuple(trace or ()),
             is_json=json_progress, is_quiet=quiet,
         ).run()  # fmt: skip

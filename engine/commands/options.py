@@ -3,12 +3,22 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Option
 
-from ..config import ATTENTIONS, ORDERS, PRECISIONS, SAMPLERS, STEP_CACHES, LoraStrength, Request
+from ..config import (
+    ATTENTIONS,
+    ORDERS,
+    PRECISIONS,
+    PRESETS,
+    SAMPLERS,
+    STEP_CACHES,
+    LoraStrength,
+    Request,
+    check_choice,
+)
 from ..errors import ConfigError
 
 DEFAULTS = Request(image="", prompt="")
@@ -137,6 +147,23 @@ Force = Annotated[
         "--force-size",
         help="Accept more than 3600 seconds and images of unusual size or shape.",
         rich_help_panel=JOB,
+    ),
+]
+Preset = Annotated[
+    str | None,
+    Option(
+        "--preset",
+        help="draft (15 steps, magcache), balanced (25 steps, magcache) or final (25 steps, no cache); --steps and "
+        "--step-cache go before it.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+ReportError = Annotated[
+    bool,
+    Option(
+        "--report-error",
+        help="Afterwards make the first section with and without the step cache and print the difference.",
+        rich_help_panel=SAMPLING,
     ),
 ]
 Steps = Annotated[int, Option("--steps", help="Denoising steps per section.", rich_help_panel=SAMPLING)]
@@ -319,6 +346,7 @@ LocalFilesOnly = Annotated[
 Debug = Annotated[bool, Option("--debug", help="Log everything; show tracebacks.", rich_help_panel=MACHINE)]
 
 
+_OPTIONS_OF_A_PRESET = {"num_steps": "steps", "step_cache": "step_cache"}
 # More than any job has: a day of video at window 9.
 _MAX_SECTION = 72_000
 
@@ -337,6 +365,31 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
             f"--size must be HEIGHTxWIDTH in multiples of 16, got {text}; the nearest is {nearest[0]}x{nearest[1]}"
         )
     return height, width
+
+
+def apply_preset(name: str | None, context: typer.Context, **given: object) -> dict[str, Any]:
+    """The options that a preset sets, in the values of a request; what the user ``given`` stands.
+
+    Args:
+        name: of the preset; None is none.
+        context: knows which options were given.
+        given: values by the names of the request, each under the name of its option in ``_OPTIONS_OF_A_PRESET``.
+    """
+    if name is None:
+        return given
+    check_choice("--preset", name, PRESETS)
+    chosen = {
+        field: value
+        for field, value in PRESETS[name].items()
+        if not _is_given(context, _OPTIONS_OF_A_PRESET[field])
+    }
+    return given | chosen
+
+
+def _is_given(context: typer.Context, parameter: str) -> bool:
+    source = context.get_parameter_source(parameter)
+    # By its name: typer has a click of its own.
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def parse_paddings(text: str | None) -> tuple[int, ...] | None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from ..events import Event, JobEvent, PhaseEvent, SectionEvent, StepEvent
+from ..events import Event, FileEvent, JobEvent, PhaseEvent, SectionEvent, StepEvent
 from ..pace import Pace, Reading, video_span
 from .json_lines import json_line
 
@@ -70,6 +70,29 @@ class JsonReporter(_Plain):
         self._stream.flush()
 
 
+class StepCount:
+    """Steps that ran the transformer, and steps that a cache skipped.
+
+    Attributes:
+        num_computed: so far.
+        num_skipped: so far.
+    """
+
+    def __init__(self) -> None:
+        self.num_computed = self.num_skipped = 0
+
+    def on_event(self, event: Event) -> None:
+        """Take an event in."""
+        if isinstance(event, StepEvent):
+            self.num_computed += event.is_computed
+            self.num_skipped += not event.is_computed
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_computed} steps computed, {self.num_skipped} skipped by the step cache (approximate)"
+        )
+
+
 class LineReporter(_Plain):
     """One line per phase before the first section, then one line per section."""
 
@@ -77,14 +100,18 @@ class LineReporter(_Plain):
         self._console = console
         self._fps = fps
         self._pace = make_pace()
+        self._steps = StepCount()
         self._last: StepEvent | None = None
 
     def on_event(self, event: Event) -> None:
         reading = self._pace.on_event(event)
+        self._steps.on_event(event)
         if isinstance(event, StepEvent):
             if self._last is None:
                 self._console.print(direction(event))
             self._last = event
+        elif isinstance(event, FileEvent) and self._steps.num_skipped:
+            self._console.print(str(self._steps))
         elif isinstance(event, SectionEvent) and self._last is not None and reading is not None:
             self._console.print(describe(self._last, reading, self._fps), soft_wrap=True)
         elif isinstance(event, JobEvent):
@@ -106,10 +133,14 @@ class BarReporter:
         )
         self._fps = fps
         self._pace = Pace()
+        self._steps = StepCount()
         self._task: TaskID | None = None
 
     def on_event(self, event: Event) -> None:
         reading = self._pace.on_event(event)
+        self._steps.on_event(event)
+        if isinstance(event, FileEvent) and self._steps.num_skipped:
+            self._progress.console.print(str(self._steps))
         if isinstance(event, StepEvent) and reading is not None:
             self._show_step(event, reading)
         elif isinstance(event, JobEvent):

@@ -35,6 +35,7 @@ class Rendering:
         png_dir: folder for every frame as PNG.
         latents: file for the latents.
         frame_filter: "module:function" that every frame passes through.
+        is_reporting_error: measure the step cache afterwards.
         job_dir: folder that keeps the job.
         traces: files for the timeline of the weights.
         is_json: progress as JSON on stdout.
@@ -51,6 +52,7 @@ class Rendering:
     png_dir: Path | None = None
     latents: Path | None = None
     frame_filter: str | None = None
+    is_reporting_error: bool = False
     job_dir: Path | None = None
     traces: tuple[Path, ...] = ()
     is_json: bool = False
@@ -88,6 +90,8 @@ class Rendering:
             return self._render(reporter, interrupt, frame_filter)
 
     def _check_paths(self) -> None:
+        if self.is_reporting_error and self.request.step_cache == "none":
+            raise ConfigError("--report-error needs a step cache: --step-cache magcache or --preset draft")
         check_video_path(self.out, overwrite=self.is_overwriting)
         if self.preview_dir is not None:
             check_folder("preview", self.preview_dir)
@@ -146,6 +150,8 @@ class Rendering:
                 latents_path=self.latents,
             )
             self._write_traces(engine)
+            if self.is_reporting_error:
+                typer.echo(str(engine.step_cache_error(self.request)), err=self.is_json)
             return video
 
     def _write_traces(self, engine: "Engine") -> None:

@@ -500,3 +500,28 @@ def test_version() -> None:
     result = run("--version")
     assert result.exit_code == 0
     assert result.stdout.startswith("isoframe ")
+
+
+def test_a_preset_sets_steps_and_cache_and_what_is_given_stands(
+    engine: type[FakeEngine], image: Path, tmp_path: Path
+) -> None:
+    def request_of(*arguments: str) -> tuple[int, str]:
+        result = generate(image, *arguments, "--overwrite")
+        assert result.exit_code == 0, result.output
+        request = engine.renders[-1][0]
+        return request.num_steps, request.step_cache
+
+    assert request_of("--preset", "draft") == (15, "magcache")
+    assert request_of("--preset", "final") == (25, "none") == request_of()
+    assert request_of("--preset", "draft", "--steps", "4") == (4, "magcache")
+    assert request_of("--preset", "balanced", "--step-cache", "teacache", "--steps", "25") == (25, "teacache")
+    wrong = generate(image, "--preset", "fnal")
+    assert (wrong.exit_code, "did you mean 'final'" in wrong.stderr) == (2, True)
+
+
+def test_an_error_report_without_a_cache_is_refused_before_any_work(
+    engine: type[FakeEngine], image: Path
+) -> None:
+    result = generate(image, "--report-error")
+    assert (result.exit_code, "--report-error needs a step cache" in result.stderr) == (2, True)
+    assert not engine.loads

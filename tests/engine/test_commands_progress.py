@@ -207,3 +207,13 @@ def test_no_bar_without_a_terminal() -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+def test_skipped_steps_are_counted_at_the_end() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    with LineReporter(console, 30) as reporter:
+        for _, event in job():
+            if isinstance(event, StepEvent):
+                event = dataclasses.replace(event, is_computed=event.step != 2)
+            reporter.on_event(event)
+    assert console.file.getvalue().endswith("6 steps computed, 2 skipped by the step cache (approximate)\n")

@@ -492,3 +492,23 @@ def test_every_png_carries_the_metadata_and_its_number(
     (tmp_path / "no.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match="must be a PNG"):
         read_video_info(tmp_path / "no.png")
+
+
+@pytest.mark.parametrize(
+    ("step_cache", "options"), [("teacache", {}), ("magcache", {"step_cache_threshold": 0.3})]
+)
+def test_the_error_of_a_step_cache_is_that_of_the_first_section(
+    engine: Engine, make_request: Callable[..., Request], step_cache: str, options: dict[str, Any]
+) -> None:
+    request = make_request(step_cache=step_cache, num_steps=10, seconds=0.3, **options)
+    measured = engine.step_cache_error(request)
+    (cached,), (exact,) = (
+        list(engine.generate(asked)) for asked in (request, make_request(num_steps=10, seconds=0.3))
+    )
+    expected = (cached.latents - exact.latents).norm() / exact.latents.norm()
+    assert measured.relative_error == pytest.approx(float(expected))
+    assert 0 < measured.relative_error < 1
+    assert measured.num_computed + measured.num_skipped == 10
+    assert measured.num_skipped > 0
+    with pytest.raises(ConfigError, match="must be teacache or magcache"):
+        engine.step_cache_error(make_request())
