@@ -6,7 +6,7 @@ from dataclasses import asdict
 from .constant import ConstantResult, section_trend
 from .environment import Environment
 from .job_record import SECTION_PHASES, JobRecord
-from .rows import BenchRow, Gate, Setting, now, this_command
+from .rows import BenchRow, Gate, Setting
 
 _VERDICT = {0: "every claim holds", 1: "a claim does not hold", 3: "a claim cannot be told"}
 
@@ -78,6 +78,4 @@ class ConstantRows:
             gate=gate,
             settings=self._settings,
             environment=self._environment,
-            command=this_command(),
-            date=now(),
         )

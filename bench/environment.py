@@ -76,8 +76,13 @@ def read_environment() -> Environment:
         diffusers=installed_version("diffusers"),
         isoframe=installed_version("isoframe"),
         commit=_commit(),
-        load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        load=read_load(),
     )
+
+
+def read_load() -> float | None:
+    """Programs that wanted a core in the last minute; None where the system cannot tell."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def _cpu_name() -> str:

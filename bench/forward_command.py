@@ -47,10 +47,8 @@ def _forward_line(result: "ForwardResult") -> str:
 
 
 def _append(path: Path, results: "list[ForwardResult]") -> None:
-    from .environment import read_environment
-    from .rows import BenchRow, Gate, append_rows, now, this_command
+    from .rows import BenchRow, Gate, append_rows
 
-    environment = read_environment()
     append_rows(
         path,
         [
@@ -67,9 +65,6 @@ def _append(path: Path, results: "list[ForwardResult]") -> None:
                 gate=Gate(
                     is_green=True, text=f"relative error {result.error:.2e} <= {result.case.max_error:.0e}"
                 ),
-                environment=environment,
-                command=this_command(),
-                date=now(),
             )
             for result in results
             for variant, unit, values in (

@@ -25,7 +25,7 @@ from .environment import Environment, installed_version, read_environment
 from .gpu_cases import KernelCase, Work, count_work, gpu_cases, library_calls
 from .gpu_jobs import run_jobs, summary
 from .random_model import allocate_transformer, draw_weight, fill_randomly
-from .rows import BenchRow, Gate, append_rows, now, this_command
+from .rows import BenchRow, Gate, append_rows
 from .step_gate import check_step
 from .steps import (
     MODEL_13B,
@@ -92,8 +92,6 @@ class Bench:
             values=tuple(values),
             gate=Gate(is_green=not gate.startswith("FAILED"), text=gate),
             environment=self.environment,
-            command=this_command(),
-            date=now(),
         )
 
     def has_time(self, stage: str, what: str) -> bool:

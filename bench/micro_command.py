@@ -70,8 +70,7 @@ def _rows(report: dict[str, Any]) -> "Iterator[BenchRow]":
     import torch
 
     from .correctness import check_operations
-    from .environment import read_environment
-    from .rows import BenchRow, now, this_command
+    from .rows import BenchRow
 
     is_cuda = torch.cuda.is_available()
     gate = check_operations(torch.device("cuda", 0) if is_cuda else torch.device("cpu"))
@@ -85,7 +84,4 @@ def _rows(report: dict[str, Any]) -> "Iterator[BenchRow]":
             values=(entry["stats"]["median"],),
             gate=gate,
             settings={"rounds": entry["stats"]["rounds"], "iqr": entry["stats"]["iqr"]},
-            environment=read_environment(),
-            command=this_command(),
-            date=now(),
         )

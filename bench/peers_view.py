@@ -10,9 +10,8 @@ from ..engine.config import Request
 from ..engine.demo.examples_folder import find_example
 from ..engine.known_shapes import find_shapes
 from . import peers, peers_pipeline
-from .environment import read_environment
 from .peers import PeerResult
-from .rows import BenchRow, Gate, Setting, append_rows, now, this_command
+from .rows import BenchRow, Gate, Setting, append_rows
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -122,9 +121,6 @@ class PeersView:
                     values=values,
                     gate=Gate(is_green=True, text=gate),
                     settings=shared | settings,
-                    environment=read_environment(),
-                    command=this_command(),
-                    date=now(),
                 )
                 for variant, unit, values in variants
             ],

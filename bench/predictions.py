@@ -13,7 +13,7 @@ from ..engine.model_shapes import PUBLISHED_NAME
 from ..engine.plan import Plan
 from ..engine.planned_job import PlannedJob
 from .environment import Environment
-from .rows import BenchRow, Gate, now, this_command
+from .rows import BenchRow, Gate
 
 GATE = Gate(is_green=True, text="nothing ran: the planner's arithmetic, which its own tests check")
 
@@ -83,8 +83,6 @@ def make_rows(prediction: Prediction, environment: Environment) -> list[BenchRow
                 "bottleneck": plan.bottleneck,
             },
             environment=environment,
-            command=this_command(),
-            date=now(),
         )
         for case, (unit, value) in quantities.items()
     ]

@@ -106,10 +106,8 @@ def _line(row: "QualityRow") -> str:
 
 
 def _append(path: Path, rows: "list[QualityRow]") -> None:
-    from .environment import read_environment
-    from .rows import BenchRow, Gate, append_rows, now, this_command
+    from .rows import BenchRow, Gate, append_rows
 
-    environment = read_environment()
     units = {
         "share_on_path": "ratio",
         "center_error": "px",
@@ -129,9 +127,6 @@ def _append(path: Path, rows: "list[QualityRow]") -> None:
                 unit=unit,
                 values=(getattr(row, name),),
                 gate=Gate(is_green=row.is_reached, text="quality targets of the demo model"),
-                environment=environment,
-                command=this_command(),
-                date=now(),
             )
             for row in rows
             for name, unit in units.items()

@@ -12,9 +12,8 @@ from ..engine.engine import Engine
 from .contact_sheet import save_rows
 from .correctness import check_operations
 from .drift import MEASURES, DriftResult, measure_drift, ways
-from .environment import read_environment
 from .option_errors import OPTIONS, UNITS, ErrorBench, OptionErrors
-from .rows import BenchRow, Gate, Setting, append_rows, now, this_command
+from .rows import BenchRow, Gate, Setting, append_rows
 
 _DRIFT_UNITS = dict.fromkeys(MEASURES, "ratio")
 
@@ -138,7 +137,4 @@ def _row(
         values=values,
         gate=gate,
         settings=settings,
-        environment=read_environment(),
-        command=this_command(),
-        date=now(),
     )

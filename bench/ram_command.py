@@ -42,10 +42,8 @@ def ram(
 
 
 def _append(path: Path, results: "list[tuple[RamCase, RamResult]]") -> None:
-    from .environment import read_environment
-    from .rows import BenchRow, Gate, append_rows, now, this_command
+    from .rows import BenchRow, Gate, append_rows
 
-    environment = read_environment()
     append_rows(
         path,
         [
@@ -60,9 +58,6 @@ def _append(path: Path, results: "list[tuple[RamCase, RamResult]]") -> None:
                     is_green=len({other.checksum for _, other in results if other.case == result.case}) == 1,
                     text=f"same bits of the latents from every tier; limit {result.limit_bytes / 2**20:.0f} MiB",
                 ),
-                environment=environment,
-                command=this_command(),
-                date=now(),
             )
             for case, result in results
         ],

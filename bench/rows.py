@@ -11,19 +11,43 @@ import shlex
 import statistics
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from ..engine.errors import InputError
-from .environment import Environment
+from .environment import Environment, read_environment, read_load
 from .schema import find_violations, load_schema
 
 VERSION = 2
 Basis = Literal["measured", "predicted", "emulated"]
 Setting = str | int | float | bool | None
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def this_command() -> str:
+    """The command line of this process, without folders of the machine."""
+    program = Path(sys.argv[0])
+    name = "python -P -m isoframe.bench" if program.name == "__main__.py" else program.stem
+    arguments = [Path(part).name if Path(part).is_absolute() else part for part in sys.argv[1:]]
+    return shlex.join([*name.split(), *arguments])
+
+
+def now() -> str:
+    """The present second in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def this_environment() -> Environment:
+    """This machine and its software, which are asked for once, and its load now."""
+    return replace(_environment(), load=read_load())
+
+
+@cache
+def _environment() -> Environment:
+    return read_environment()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +79,7 @@ class BenchRow:
             that was held back.
         gate: the correctness check that came before the measurement.
         settings: what else was chosen, by name: size, steps, attention, step cache, budget.
-        environment: hardware and versions.
+        environment: hardware and versions; where not given, of this process.
         command: what was typed.
         date: UTC, ISO 8601.
     """
@@ -70,9 +94,9 @@ class BenchRow:
     basis: Basis = "measured"
     gate: Gate
     settings: Mapping[str, Setting] = field(default_factory=dict)
-    environment: Environment
-    command: str
-    date: str
+    environment: Environment = field(default_factory=this_environment)
+    command: str = field(default_factory=this_command)
+    date: str = field(default_factory=now)
 
     def __post_init__(self) -> None:
         if not self.values or not all(math.isfinite(value) for value in self.values):
@@ -158,16 +182,3 @@ def _check(content: Any, name: str) -> None:
     violations = list(find_violations(content, load_schema("row")))
     if violations:
         raise ValueError(f"{name} does not fit schema version {VERSION}: {'; '.join(violations)}")
-
-
-def this_command() -> str:
-    """The command line of this process, without folders of the machine."""
-    program = Path(sys.argv[0])
-    name = "python -P -m isoframe.bench" if program.name == "__main__.py" else program.stem
-    arguments = [Path(part).name if Path(part).is_absolute() else part for part in sys.argv[1:]]
-    return shlex.join([*name.split(), *arguments])
-
-
-def now() -> str:
-    """The present second in UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -4,9 +4,8 @@ import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
-from .environment import read_environment
 from .report import Table, write_report
-from .rows import BenchRow, Gate, Setting, now, this_command
+from .rows import BenchRow, Gate, Setting
 from .step_plot import plot_steps
 from .step_result import StepResult
 
@@ -53,9 +52,6 @@ def make_rows(
                 "attention": variant.attention,
                 "attention_used": result.attention,
             },
-            environment=read_environment(),
-            command=this_command(),
-            date=now(),
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from ..engine.sizes import format_size
 from .environment import Environment
 from .report import Table, write_report
-from .rows import BenchRow, Gate, Setting, now, this_command
+from .rows import BenchRow, Gate, Setting
 from .vram import MAX_WINDOW, Outcome, VramResult
 from .vram_plots import plot_ceilings, plot_timeline
 
@@ -62,8 +62,6 @@ def make_rows(
             gate=gate,
             settings=shared,
             environment=environment,
-            command=this_command(),
-            date=now(),
         )
         for case, variant, shape, unit, value in _quantities(result)
     ]
