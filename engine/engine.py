@@ -516,6 +516,8 @@ class Engine:
             sampling=replace(job.sampling, loras=loras),
             metadata=self._metadata(request, job),
             output=Path(path).absolute(),
+            num_frames=job.num_frames,
+            num_leading=job.num_leading,
             is_overwriting=overwrite,
             vae_tile=job.memory.plan.vae_tile,
         )

@@ -94,7 +94,7 @@ class Generation:
         denoiser.check(self.sampling)
         self._plans = plan_sections(self.sampling)
         self.images = images = RequestImages.load(request, profile.buckets)
-        self.num_frames = self._num_leading + self._num_made + (self.num_given if order == "inverted" else 0)
+        self.num_frames = self.num_leading + self._num_made + (self.num_given if order == "inverted" else 0)
         self.memory = memory.plan(self.sampling, images.size, lora_bytes=denoiser.lora_bytes(self.sampling))
         denoiser.check_attention(self.sampling, images.size, self.memory.num_condition_tokens)
         self.decoder: SectionDecoder | None = None
@@ -110,7 +110,8 @@ class Generation:
         return 4 * self.sampling.latent_window_size * self.sampling.num_sections
 
     @property
-    def _num_leading(self) -> int:
+    def num_leading(self) -> int:
+        """Frames before those of the sections; -3 where the first latent stands for one frame instead of four."""
         has_start = self.images.start is not None
         return num_leading_frames(self.sampling.order, has_start=has_start, num_given_frames=self.num_given)
 
@@ -118,7 +119,7 @@ class Generation:
         """Frames of the video that is extended, uint8 [T, H, W, 3] a few at a time, each with its place."""
         if self.images.video is None:
             return
-        place = 0 if self.sampling.order == "forward" else self._num_leading + self._num_made
+        place = 0 if self.sampling.order == "forward" else self.num_leading + self._num_made
         for frames in self.images.video.chunks(self.images.size):
             yield apply_filter(self.frame_filter, frames, place), place
             place += len(frames)

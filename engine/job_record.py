@@ -70,6 +70,8 @@ class JobRecord:
         sampling: how the latents are sampled.
         metadata: of the video file.
         output: the MP4.
+        num_frames: of the whole video.
+        num_leading: frames before those of the sections, see :attr:`Generation.num_leading`.
         is_overwriting: whether ``output`` may exist.
         vae_tile: edge of the VAE's tiles in pixels, which another run keeps though it may have other memory free.
     """
@@ -80,6 +82,8 @@ class JobRecord:
     sampling: SamplingConfig
     metadata: Mapping[str, object]
     output: Path
+    num_frames: int
+    num_leading: int
     is_overwriting: bool
     vae_tile: int | None = None
 
@@ -97,6 +101,8 @@ class JobRecord:
             "sections": _plan(self.sampling),
             "metadata": dict(self.metadata),
             "output": self.output.absolute(),
+            "num_frames": self.num_frames,
+            "num_leading": self.num_leading,
             "is_overwriting": self.is_overwriting,
             "vae_tile": self.vae_tile,
         }
@@ -153,6 +159,8 @@ class JobRecord:
             sampling=SamplingConfig(**sampling),
             metadata=dict(values["metadata"]),  # type: ignore[call-overload]  # likewise
             output=Path(str(values["output"])),
+            num_frames=int(values["num_frames"]),  # type: ignore[call-overload]  # likewise
+            num_leading=int(values["num_leading"]),  # type: ignore[call-overload]  # likewise
             is_overwriting=bool(values["is_overwriting"]),
             vae_tile=values["vae_tile"],  # type: ignore[arg-type]  # likewise
         )

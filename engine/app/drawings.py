@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _WIDTH, _BAR_HEIGHT = 640, 34
-_COLOURS = {"done": "#2e7d5b", "at work": "#d9822b", "waiting": "#b9c0c8"}
+_COLOURS = {"given": "#3f6fb5", "done": "#2e7d5b", "at work": "#b5651d", "waiting": "#6b7680"}
 _MIB = 2**20
 
 
@@ -14,10 +14,10 @@ class SectionBar:
     """One section of a video.
 
     Attributes:
-        number: in the order in which sections are made, from 1.
+        number: in the order in which sections are made, from 1; 0 for frames that were given.
         start: seconds in the video.
         end: seconds in the video.
-        state: "done", "at work" or "waiting".
+        state: "done", "at work", "waiting" or "given".
     """
 
     number: int
@@ -59,7 +59,7 @@ def draw_sections(bars: Sequence[SectionBar], *, is_end_first: bool) -> str:
         )
         if width >= 18:
             parts.append(
-                f'<text x="{x + width / 2:.1f}" y="37" text-anchor="middle" fill="#fff">{bar.number}</text>'
+                f'<text x="{x + width / 2:.1f}" y="37" text-anchor="middle" fill="#fff">{bar.number or "given"}</text>'
             )
     order = "the end is made first: 1 is the last part" if is_end_first else "made from the start on"
     parts.append(f'<text x="0" y="11" fill="currentColor">{order}</text>')

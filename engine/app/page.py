@@ -74,12 +74,29 @@ def _fields(studio: Studio, examples: Sequence[tuple[str, str]], max_seconds: fl
         order = gr.Radio(
             ["auto", "inverted", "forward"], value="auto", label="Order", info="inverted makes the end first"
         )
+        end_image = gr.Image(
+            type="filepath", label="End image (inverted order)", height=160, elem_id="end-image"
+        )
+        end_strength = gr.Slider(0, 1, value=1, step=0.05, label="Strength of the end image")
         apply_limits = _budget_fields(studio)
     quality.change(lambda name: tuple(QUALITIES[name].values()), quality, [steps, cache])
     names = list(studio.service.card.loras)
     loras = gr.Dropdown(names, value=[], multiselect=True, label="LoRAs", visible=bool(names))
     strength = gr.Slider(-2, 2, value=1, step=0.05, label="Strength of the LoRAs", visible=bool(names))
-    fields: list[Any] = [image, prompt, seconds, seed, steps, cache, guidance, order, loras, strength]
+    fields: list[Any] = [
+        image,
+        prompt,
+        seconds,
+        seed,
+        steps,
+        cache,
+        guidance,
+        order,
+        loras,
+        strength,
+        end_image,
+        end_strength,
+    ]
     plan = gr.Markdown(elem_id="plan")
 
     def describe(*values: Any) -> str:
@@ -138,10 +155,14 @@ class _Stage:
             seed = gr.Number(None, precision=0, label="Another seed (drawn if this and the prompt are empty)")
             prompt = gr.Textbox(label="Another prompt from there on")
             redo = gr.Button("Redo from here", elem_id="redo", size="sm")
+        with gr.Accordion("Make it longer", open=False), gr.Row():
+            seconds = gr.Number(2.4, minimum=0.5, label="Seconds to add", elem_id="extend-seconds")
+            side = gr.Radio(["after", "before"], value="after", label="Where")
+            extend = gr.Button("Make it longer", elem_id="extend", size="sm")
         memory = gr.HTML(elem_id="memory")
 
         shown = gr.State({})
-        outputs = [shown, progress, strip, sections, video, memory, *buttons.values(), redo]
+        outputs = [shown, progress, strip, sections, video, memory, *buttons.values(), redo, extend]
         refresh = dict(fn=self.refresh, inputs=[watched, shown], outputs=outputs, show_progress="hidden")
         timer.tick(**refresh, concurrency_limit=None)
         watched.change(**refresh, concurrency_limit=None)
@@ -154,6 +175,7 @@ class _Stage:
         for name, action in actions.items():
             buttons[name].click(partial(_act, action), watched)
         redo.click(self._redo, [watched, section, seed, prompt], watched)
+        extend.click(self._extend, [watched, seconds, side], watched)
 
     def refresh(self, name: str, shown: dict[str, Any]) -> list[Any]:
         """New values for what changed since this page was last told."""
@@ -180,6 +202,9 @@ class _Stage:
 
     def _redo(self, name: str, section: float, seed: float | None, prompt: str) -> str:
         return _shown(lambda: self._studio.redo(name, section, seed, prompt))
+
+    def _extend(self, name: str, seconds: float, side: str) -> str:
+        return _shown(lambda: self._studio.extend(name, seconds, is_before=side == "before"))
 
 
 def _build_queue(studio: Studio, watched: Any, timer: Any) -> None:
@@ -248,7 +273,7 @@ def _build_gallery(studio: Studio, watched: Any, tab: Any) -> None:
 
 
 def _possible(status: "VideoStatus | None") -> tuple[bool, ...]:
-    """Whether a video can be cancelled, paused, taken up again and redone."""
+    """Whether a video can be cancelled, paused, taken up again, redone and made longer."""
     state = None if status is None else status.state
     is_under_way = state in ("queued", "running")
     return (
@@ -256,6 +281,7 @@ def _possible(status: "VideoStatus | None") -> tuple[bool, ...]:
         is_under_way,
         state in ("paused", "cancelled", "failed"),
         state is not None and not is_under_way,
+        state == "done",
     )
 
 

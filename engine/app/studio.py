@@ -3,7 +3,7 @@
 import logging
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,8 @@ class Form:
         order: "auto", "inverted" or "forward".
         loras: names of LoRAs that are loaded.
         lora_strength: of all of them.
+        end_image: file of what follows the last frame; None if none was given.
+        end_image_strength: factor of its latent.
     """
 
     image: str | None
@@ -58,6 +60,8 @@ class Form:
     order: str
     loras: Sequence[str] = ()
     lora_strength: float = 1.0
+    end_image: str | None = None
+    end_image_strength: float = 1.0
 
     def to_request(self) -> Request:
         """The same for the engine.
@@ -79,6 +83,8 @@ class Form:
             guidance_scale=self.guidance_scale,
             order=self.order,
             loras=tuple(LoraStrength(source=name, strength=self.lora_strength) for name in self.loras),
+            end_image=self.end_image,
+            end_image_strength=self.end_image_strength,
         )
 
 
@@ -157,29 +163,28 @@ class Studio:
             return None
 
     def sections(self, status: VideoStatus) -> list[SectionBar]:
-        """The sections of a video in video time."""
-        sampling = self._sampling(status)
-        num_frames = 4 * sampling.latent_window_size
+        """The sections of a video in video time, and the frames that it was made to follow or to lead to."""
+        record, fps = self.service.folder(status.id).record, status.fps
+        num_frames = 4 * record.sampling.latent_window_size
+        # The first frame, the start image, belongs to the section that follows it.
+        before = max(record.num_leading - 1, 0)
         bars = []
-        for index, plan in enumerate(plan_sections(sampling)):
-            # The first frame of the video is the start image, the latents after it are four frames each.
-            first = 4 * (plan.first_latent_frame - 1)
+        for index, plan in enumerate(plan_sections(record.sampling)):
+            first = before + 4 * (plan.first_latent_frame - 1)
             state = "done" if index < status.num_finished_sections else "waiting"
             if index == status.num_finished_sections and status.state == "running":
                 state = "at work"
-            bars.append(
-                SectionBar(
-                    number=index + 1,
-                    start=first / status.fps,
-                    end=(first + num_frames) / status.fps,
-                    state=state,
-                )
-            )
+            end = (first + num_frames) / fps
+            bars.append(SectionBar(number=index + 1, start=first / fps, end=end, state=state))
+        made_end = before + num_frames * record.sampling.num_sections
+        for start, end in ((0, before), (made_end, status.num_frames - 1)):
+            if end > start:
+                bars.append(SectionBar(number=0, start=start / fps, end=end / fps, state="given"))
         return sorted(bars, key=lambda bar: bar.start)
 
     def strip(self, status: VideoStatus) -> "Image | None":
         """Pictures of the latents in video time; None before the first step."""
-        sections = [bar.number - 1 for bar in self.sections(status)]
+        sections = [bar.number - 1 for bar in self.sections(status) if bar.state != "given"]
         folder = self.service.folder(status.id).path / "previews"
         return compose_strip(folder, sections, self._sampling(status).latent_window_size)
 
@@ -229,6 +234,33 @@ class Studio:
         return self.service.redo(
             name, int(section) - 1, seed=None if seed is None else int(seed), prompt=given
         )
+
+    def extend(self, name: str, seconds: float, *, is_before: bool) -> VideoStatus:
+        """Make a finished video longer, as a new one that begins or ends with all of its frames.
+
+        Args:
+            name: id of the video.
+            seconds: to add.
+            is_before: add what comes before it instead of what comes after.
+
+        Raises:
+            IsoframeError: it is refused.
+        """
+        path = self.service.video_path(name)
+        request = replace(
+            self.service.folder(name).record.request,
+            image=None,
+            video=path,
+            seconds=seconds,
+            direction="backward" if is_before else "forward",
+            order="inverted" if is_before else "forward",
+            seed=draw_seed(),
+            end_image=None,
+            loop=False,
+            latent_paddings=None,
+            prompt_spans=(),
+        )
+        return self.service.create(request, has_previews=True)
 
     def reproduce(self, name: str) -> VideoStatus:
         """Make a video a second time, to be compared with the first.

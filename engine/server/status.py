@@ -76,7 +76,6 @@ def describe(name: str, folder: JobFolder, *, created: float) -> VideoStatus:
     record: JobRecord = folder.record
     sampling, request = record.sampling, record.request
     assert request.size is not None, "the record holds the size of the video"
-    num_frames = 4 * sampling.latent_window_size * sampling.num_sections + 1
     return VideoStatus(
         id=name,
         state="queued",
@@ -85,10 +84,10 @@ def describe(name: str, folder: JobFolder, *, created: float) -> VideoStatus:
         prompt=request.prompt,
         order=sampling.order,
         seed=sampling.seed,
-        seconds=num_frames / request.fps,
+        seconds=record.num_frames / request.fps,
         fps=request.fps,
         height=request.size[0],
         width=request.size[1],
-        num_frames=num_frames,
+        num_frames=record.num_frames,
         num_sections=sampling.num_sections,
     )

@@ -208,3 +208,16 @@ def test_the_gallery_tells_how_a_video_was_made_makes_it_again_and_deletes_it(
     expect(pictures).to_have_count(before + 1, timeout=PATIENCE)
     page.locator("#gallery-delete").click()
     expect(pictures).to_have_count(before, timeout=PATIENCE)
+
+
+def test_a_finished_video_is_made_longer(open_page: Callable[[], Page]) -> None:
+    page = open_page()
+    generate(page, 1.2)
+    wait_for(page, "Done: 37 frames")
+    page.get_by_text("Make it longer").first.click()
+    seconds = page.locator("#extend-seconds input")
+    seconds.fill("1.2")
+    seconds.press("Enter")
+    page.locator("#extend").click()
+    wait_for(page, "Done: 73 frames")
+    expect(page.locator("#sections rect.given")).to_have_count(1)

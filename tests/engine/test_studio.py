@@ -12,6 +12,8 @@ from isoframe.engine.app.strip import compose_strip
 from isoframe.engine.app.studio import QUALITIES, Form, Studio
 from isoframe.engine.demo.examples_folder import find_example
 from isoframe.engine.server.service import VideoService
+from isoframe.engine.server.service_errors import NotFinishedError
+from isoframe.engine.video import read_video_info
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +108,25 @@ def test_drawings_tell_memory_and_progress_and_escape_what_they_are_given() -> N
     assert 'aria-valuenow="50"' in draw_progress(0.5, "half")
     assert "&lt;b&gt;" in draw_progress(2, "<b>")
     assert 'aria-valuenow="100"' in draw_progress(2, "")
+
+
+@pytest.mark.parametrize("is_before", [False, True])
+def test_a_longer_video_holds_all_frames_of_the_shorter_one(studio: Studio, is_before: bool) -> None:
+    short = studio.create(form(seconds=1.2))
+    studio.service.wait(short.id)
+    longer = studio.extend(short.id, 1.2, is_before=is_before)
+    assert studio.service.wait(longer.id).state == "done"
+    status = studio.service.get(longer.id)
+    assert status.num_frames == read_video_info(studio.service.video_path(longer.id)).num_frames >= 37 + 36
+    bars = studio.sections(status)
+    assert [bar.state for bar in bars] == (["done", "given"] if is_before else ["given", "done"])
+    assert max(bar.end for bar in bars) == pytest.approx((status.num_frames - 1) / 30)
+    assert studio.strip(status) is not None
+
+
+def test_only_a_finished_video_can_be_made_longer(studio: Studio) -> None:
+    status = studio.create(form(seconds=60))
+    with pytest.raises(NotFinishedError, match="its file is there when it is done"):
+        studio.extend(status.id, 1.2, is_before=False)
+    studio.service.cancel(status.id)
+    studio.service.wait(status.id)
