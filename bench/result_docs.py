@@ -135,7 +135,7 @@ def _pace(rows: Rows) -> Iterator[str]:
         "Denoising alone, without VAE and file. Roofline: of the best rate of the card's tensor cores. Of the card: of what "
         "the planner expects of it. H2D: weights copied to the device for a step; waits: what of a step is waiting for them. "
         "Error: relative RMS of the latents to the first line. A step of a small model agreed with its reference, or nothing "
-        "would have been timed.\n"
+        "would have been timed. What `--report` draws of it: [a page](img/bench_step.png).\n"
     )
     groups = _group(rows, lambda row: (row.variant, row.precision, *sorted(row.settings.items())))
     header = (

@@ -31,9 +31,10 @@ GATE_MODEL = dataclasses.replace(
     image_proj_dim=64,
 )
 GATE_SHAPE = StepShape(size=(10, 12), num_text_tokens=9, num_image_tokens=16)
-# Largest accepted relative RMS difference of the velocity to fp32; about three times what is measured on the CPU.
+# Largest accepted relative RMS difference of the velocity to fp32: three times and more of what is measured on the CPU,
+# for a GPU adds in another order.
 MAX_ERRORS = {
-    "fp32": 1e-5, "bf16": 0.03, "fp16": 0.003, "int8": 0.05, "int8-weight": 0.03, "fp8": 0.08, "nf4": 0.25,
+    "fp32": 1e-4, "bf16": 0.03, "fp16": 0.003, "int8": 0.05, "int8-weight": 0.03, "fp8": 0.08, "nf4": 0.25,
 }  # fmt: skip
 
 

@@ -18,7 +18,8 @@ def plot_steps(results: Sequence[StepResult]) -> str:
         waits = [statistics.median(result.pace.waits) for result in results]
         places = range(len(results))
         axes.barh(places, steps, color="#0072B2", height=0.6, label="seconds a step")
-        axes.barh(places, waits, color="#D55E00", height=0.6, label="of them waiting for copies")
+        if any(waits):
+            axes.barh(places, waits, color="#D55E00", height=0.6, label="of them waiting for copies")
         axes.set_yticks(places, names)
         axes.invert_yaxis()
         axes.set(xlabel="seconds")

@@ -87,8 +87,8 @@ def write_step_report(
         path,
         title=f"Pace: {title}",
         status="passed",
-        verdict=f"A step takes {fastest.pace.step:.3g} s in {fastest.variant.precision}, a frame "
-        f"{fastest.pace.frame:.3g} s, a section {fastest.pace.section:.3g} s.",
+        verdict=f"The fastest, {_title(fastest)}: {fastest.pace.step:.3g} s a step, {fastest.pace.frame:.3g} s a frame, "
+        f"{fastest.pace.section:.3g} s a section.",
         rows=rows,
         figures=[("A step of each variant", plot_steps(results))],
         tables=[_pace_table(results), _roofline_table(results)],

@@ -194,7 +194,7 @@ def crash(*_: Any) -> None:
     raise RuntimeError("out of resources\nand more")
 
 
-@pytest.mark.parametrize(("kernel", "text"), [(too_large, "> 1e-05"), (crash, "failed: out of resources")])
+@pytest.mark.parametrize(("kernel", "text"), [(too_large, "> 1e-04"), (crash, "failed: out of resources")])
 def test_a_wrong_kernel_turns_the_gate_of_a_step_red(
     monkeypatch: pytest.MonkeyPatch, kernel: Any, text: str
 ) -> None:
