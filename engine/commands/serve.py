@@ -94,12 +94,14 @@ def serve(
 
 def _run(serving: Serving, host: str, port: int, api_key: str | None, origins: tuple[str, ...]) -> None:
     try:
-        from ..server.app import make_app
+        # Without torch, which takes seconds: wrong options are told at once.
         from ..server.guard import Access
+
+        access = Access(host=host, api_key=api_key, origins=origins)
+        from ..server.app import make_app
         from ..server.listening import address, bind, make_server
     except ImportError as error:
         raise ConfigError(f"isoframe serve needs {error.name}; pip install 'isoframe[server]'") from error
-    access = Access(host=host, api_key=api_key, origins=origins)
     # A port that is taken is told before a model is read.
     with bind(host, port) as listener, serving.open() as service:
         url = address(listener)

@@ -1,12 +1,14 @@
 """What HTTP answers."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from .parameters import VideoParameters
-from .status import VideoStatus
-from .workers import ModelCard
+
+if TYPE_CHECKING:
+    from .status import VideoStatus
+    from .workers import ModelCard
 
 # The words that clients of /v1/videos elsewhere know.
 _STATUSES = {
@@ -84,7 +86,7 @@ class VideoObject(BaseModel):
     error: Failure | None
 
     @classmethod
-    def of(cls, status: VideoStatus) -> "VideoObject":
+    def of(cls, status: "VideoStatus") -> "VideoObject":
         """The video as HTTP tells of it."""
         same = ("id", "model", "prompt", "seed", "seconds", "fps", "height", "width", "num_frames")
         failure, left = status.failure, status.seconds_left
@@ -132,7 +134,7 @@ class ModelObject(BaseModel):
     loras: list[str]
 
     @classmethod
-    def of(cls, card: ModelCard) -> "ModelObject":
+    def of(cls, card: "ModelCard") -> "ModelObject":
         """The model as HTTP tells of it."""
         return cls(
             id=card.name,

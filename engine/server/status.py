@@ -1,9 +1,10 @@
 """What a service tells of a video."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..job_folder import JobFolder
-from ..job_record import JobRecord
+if TYPE_CHECKING:
+    from ..job_folder import JobFolder
 
 # A video is in one of these; the last three are for ever, unless somebody takes it up again.
 STATES = ("queued", "running", "paused", "done", "failed", "cancelled")
@@ -71,9 +72,9 @@ class VideoStatus:
         return self.state in STATES[3:]
 
 
-def describe(name: str, folder: JobFolder, *, created: float) -> VideoStatus:
+def describe(name: str, folder: "JobFolder", *, created: float) -> VideoStatus:
     """The video of a job as it waits."""
-    record: JobRecord = folder.record
+    record = folder.record
     sampling, request = record.sampling, record.request
     assert request.size is not None, "the record holds the size of the video"
     return VideoStatus(
