@@ -3,6 +3,7 @@
 import typer
 
 from .aot_command import aot
+from .budgets_command import budgets
 from .compare_command import compare
 from .constant_command import constant
 from .forward_command import forward
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for command in (
     aot,
+    budgets,
     compare,
     constant,
     forward,

@@ -22,6 +22,7 @@ from ..engine.errors import DeviceError
 from ..quant import make_format
 from .accuracy import find_errors, relative_rms, run, share_of_flips
 from .environment import Environment, installed_version, read_environment
+from .gpu_budgets import time_budgets
 from .gpu_cases import KernelCase, Work, count_work, gpu_cases, library_calls
 from .gpu_jobs import run_jobs, summary
 from .random_model import allocate_transformer, draw_weight, fill_randomly
@@ -46,7 +47,7 @@ _ROTATED_BYTES = 2**29
 _MAX_SETS = 8
 # Seconds under which no further measurement starts: compiling and measuring one case takes that long.
 _RESERVE = {
-    "accuracy": 10, "times": 10, "step": 45, "compiled": 30, "pace": 90, "constant": 90, "vram": 120, "peers": 60
+    "accuracy": 10, "times": 10, "step": 45, "budget": 75, "compiled": 30, "pace": 90, "constant": 90, "vram": 120, "peers": 60
 }  # fmt: skip
 # Largest accepted relative RMS of a step of the 13B model to the first one: rounding, or 8-bit arithmetic in 60 blocks.
 _MAX_STEP_ERRORS = {"isoframe bf16": 0.0, "isoframe int8": 0.5, "diffusers bf16": 0.2}
@@ -124,6 +125,8 @@ def run_gpu_bench(folder: Path, minutes: float) -> bool:
         right, num_wrong = check_cases(bench, cases)
         time_cases(bench, right, ceilings)
         num_wrong += time_steps(bench)
+    _release()
+    num_wrong += time_budgets(bench)
     num_wrong += run_jobs(bench)
     time_compiled(bench, right)
     print("\n".join(summary(folder)), flush=True)

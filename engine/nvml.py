@@ -1,11 +1,14 @@
 """What the NVIDIA driver tells of a card, by nvidia-ml-py where it is installed."""
 
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 # Bits of what slows a card down, as NVML numbers them.
 _THROTTLES = {"power limit": 0x4, "temperature": 0x20 | 0x40, "power brake": 0x80}
@@ -46,6 +49,24 @@ class CardState:
 
 def read_card(device: torch.device) -> CardState | None:
     """State of a CUDA device; None where nvidia-ml-py is missing or the driver does not answer."""
+    return _ask_driver(device, _read)
+
+
+def process_bytes(device: torch.device) -> int | None:
+    """What this process takes on a CUDA device, context included; None where the driver does not tell.
+
+    It does not inside most containers, where processes have other numbers.
+    """
+
+    def read(pynvml: Any, handle: Any) -> int | None:
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        used = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
+        return next(iter(used), None)
+
+    return _ask_driver(device, read)
+
+
+def _ask_driver(device: torch.device, question: Callable[[Any, Any], T]) -> T | None:
     try:
         pynvml: Any = importlib.import_module("pynvml")
     except ImportError:
@@ -57,7 +78,7 @@ def read_card(device: torch.device) -> CardState | None:
     try:
         # NVML ignores CUDA_VISIBLE_DEVICES: a number would be another card.
         uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-        return _read(pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid))
+        return question(pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid))
     except pynvml.NVMLError:
         return None
     finally:
