@@ -242,7 +242,9 @@ class Engine:
         return assemble(sections, conditioning.start_latent)
 
     def condition(self, request: Request) -> Conditioning:
-        """Text and image of ``request`` as tensors, for :meth:`sample`; one conditioning serves any number of samplings.
+        """Text and image of ``request`` as tensors, for any number of :meth:`sample`.
+
+        Of one prompt they serve videos of any length; of prompts with times those of as many sections.
 
         Raises:
             InputError: the image cannot be used.

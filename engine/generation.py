@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import psutil
@@ -183,7 +183,10 @@ class Generation:
         """Text and image of the request as tensors; nothing is sampled."""
         self.memory.make_room()
         prompts, negative = self._encode_text(encoders, _ignore, self._request.prompt_timeline())
-        return self._encode_image(encoders, load_vae, prompts, negative)[1]
+        conditioning = self._encode_image(encoders, load_vae, prompts, negative)[1]
+        # One prompt serves samplings of any length.
+        is_one = all(prompt is prompts[0] for prompt in prompts)
+        return replace(conditioning, section_prompts=()) if is_one else conditioning
 
     def provisional(self) -> DecodedFrames | None:
         """The frames at the open edge, which the next section changes; None before the first section."""

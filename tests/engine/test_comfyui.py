@@ -30,6 +30,7 @@ from isoframe.engine import (
 )
 from isoframe.engine.components import DEMO_FOLDER
 from isoframe.engine.events import StepEvent
+from isoframe.engine.streaming import Streamer
 
 FOLDER = Path(__file__).resolve().parents[2] / "engine" / "integrations" / "comfyui"
 IMAGE = DEMO_FOLDER.parent / "examples" / "bounce.png"
@@ -274,6 +275,16 @@ def test_the_loader_takes_files_and_budgets_and_its_engine_closes_when_comfyui_l
     with pytest.raises(RuntimeError):
         engine._denoiser.transformer.units.acquire(0)
     assert workflow.sample()["samples"].isfinite().all()
+
+
+def test_an_engine_whose_weights_stream_gives_the_same(
+    workflow: Workflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("isoframe.engine.planned_job._STORED_BYTES", 1)
+    (handle,) = execute(workflow.nodes["IsoframeLoadEngine"], device="cpu", ram="116MiB")
+    streamed = replace(workflow, engine=handle)
+    assert torch.equal(streamed.sample()["samples"], workflow.sample()["samples"])
+    assert isinstance(handle.engine._denoiser.transformer.units, Streamer)
 
 
 def test_the_modules_keep_nothing_between_nodes(workflow: Workflow) -> None:

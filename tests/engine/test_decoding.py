@@ -1,5 +1,6 @@
 """The parts of a job one by one: conditioning, latents, frames."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ def test_the_parts_one_by_one_give_the_frames_of_the_whole(tmp_path: Path, order
         assert [part.first_frame for part in parts] == [section.first_frame for section in whole]
         for part, section in zip(parts, whole, strict=True):
             assert torch.equal(part.frames, section.frames)
+        longer = dataclasses.replace(request.sampling(order), num_sections=3)
+        assert engine.sample_video(conditioning, longer).shape[2] == 7
         with pytest.raises(InputError, match=r"must have 1 \+ n \* 3 frames for a window of 3, got 5"):
             engine.decode(latents, latent_window_size=3)
         with pytest.raises(InputError, match="latents must be"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -188,6 +189,8 @@ def execute(node: Any, **given: Any) -> tuple[Any, ...]:
             assert options["min"] <= value <= options["max"], name
         values[name] = value
     values |= {name: given[name] for name in given if name not in declared["required"]}
-    if inspect.ismethod(node.execute):
-        return tuple(node.execute(**values).result)
-    return tuple(getattr(node(), node.FUNCTION)(**values))
+    # So does ComfyUI, around the whole prompt.
+    with torch.inference_mode():
+        if inspect.ismethod(node.execute):
+            return tuple(node.execute(**values).result)
+        return tuple(getattr(node(), node.FUNCTION)(**values))
