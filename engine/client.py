@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,10 @@ class ServerError(IsoframeError):
 
 
 class Client:
-    """Talks to one server, without a proxy. Videos are dictionaries as the server's /docs describes them."""
+    """Talks to one server, without a proxy. Videos are dictionaries as the server's /docs describes them.
+
+    Every method raises :class:`ServerError` where the server refuses, and OSError where it cannot be reached.
+    """
 
     def __init__(
         self,
@@ -107,14 +111,14 @@ class Client:
         while True:
             try:
                 headers = {"Last-Event-ID": last_id} if last_id else {}
-                with self._open("GET", f"/v1/videos/{name}/events", headers=headers) as response:
+                with self._answer("GET", f"/v1/videos/{name}/events", headers=headers) as response:
                     for event in _read_events(response):
                         last_id = event.pop("id", last_id) if event["event"] != "video" else last_id
                         deadline = time.monotonic() + self._patience
                         yield event
                         if event["event"] == "video":
                             return
-            except (OSError, http.client.HTTPException):
+            except OSError:
                 if time.monotonic() > deadline:
                     raise
             time.sleep(_RETRY_SECONDS)
@@ -129,7 +133,7 @@ class Client:
         path = Path(path)
         temporary = path.with_name(path.name + ".part")
         try:
-            with self._open("GET", f"/v1/videos/{name}/content") as response, temporary.open("wb") as file:
+            with self._answer("GET", f"/v1/videos/{name}/content") as response, temporary.open("wb") as file:
                 while piece := response.read(2**20):
                     file.write(piece)
             temporary.replace(path)
@@ -138,20 +142,24 @@ class Client:
         return path
 
     def _json(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
-        with self._open(method, path, body) as response:
+        with self._answer(method, path, body) as response:
             values: dict[str, Any] = json.load(response)
         return values
 
-    def _open(
+    @contextmanager
+    def _answer(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
-    ) -> Any:
+    ) -> Iterator[Any]:
         headers = {**self._headers, "Content-Type": "application/json", **(headers or {})}
         request = urllib.request.Request(self._url + path, body, headers, method=method)
         try:
-            return self._opener.open(request, timeout=self._timeout)
+            with self._opener.open(request, timeout=self._timeout) as response:
+                yield response
         except urllib.error.HTTPError as error:
             with error:
                 raise ServerError(error) from error
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"the answer of {self._url} broke off: {error!r}") from error
 
 
 def _read_events(response: Any) -> Iterator[dict[str, Any]]:

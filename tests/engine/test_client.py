@@ -1,5 +1,6 @@
 """The client of the server, from request to file, and through a restart of the server."""
 
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,22 @@ def test_a_server_that_does_not_come_back_is_told() -> None:
     client = Client("http://127.0.0.1:1", patience=0)
     with pytest.raises(OSError, match="refused"):
         list(client.events("video_0"))
+
+
+def test_an_answer_that_breaks_off_is_no_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ConnectionError, match="broke off"):
+            Client(f"http://127.0.0.1:{listener.getsockname()[1]}").get("video_0")
+        thread.join(TIMEOUT)
 
 
 def test_every_field_of_a_request_is_one_of_the_server_or_refused(tmp_path: Path) -> None:
