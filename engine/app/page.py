@@ -1,5 +1,6 @@
 """The app's page: fields and pictures, wired to a :class:`Studio`. What they mean is decided there."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -286,18 +287,9 @@ def _possible(status: "VideoStatus | None") -> tuple[bool, ...]:
 
 
 def _form(values: Sequence[Any]) -> Form:
-    names = (
-        "image",
-        "prompt",
-        "seconds",
-        "seed",
-        "num_steps",
-        "step_cache",
-        "guidance_scale",
-        "order",
-        "loras",
-    )
-    return Form(**dict(zip((*names, "lora_strength"), values, strict=True)))
+    """The fields of the page, which come in the order of those of the form."""
+    names = [field.name for field in dataclasses.fields(Form)]
+    return Form(**dict(zip(names, values, strict=True)))
 
 
 def _shown(make: Callable[[], "VideoStatus"]) -> str:
