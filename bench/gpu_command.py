@@ -13,7 +13,10 @@ def gpu(
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder for the rows, one file a stage.")],
     minutes: Minutes = 8.0,
 ) -> None:
-    """Check and time every kernel and a step of the 13B model with random weights; exit 1 if one is wrong."""
+    """Check and time every kernel and a step of the 13B model with random weights; exit 1 if one is wrong.
+
+    Then paces, constant cost, memory ceilings and diffusers' pipeline, as far as time, memory and libraries allow.
+    """
     raise typer.Exit(bare_commands.gpu(["--out", out, "--minutes", str(minutes)]))
 
 

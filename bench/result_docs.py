@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from ..engine.sizes import format_size
 from .environment import Environment
 from .rows import BenchRow
 from .trend import mean_interval
@@ -201,7 +202,7 @@ def _vram_line(group: Rows) -> list[str]:
         first.basis,
         f"{first.settings['model']}, {first.settings['size']}, window {first.settings['window']}",
         first.precision,
-        "none" if least is None else f"{least.median / 2**30:.2f} GiB",
+        "none" if least is None else format_size(int(least.median)),
         "none" if size is None else f"{size.shape[0]}x{size.shape[1]} in {size.variant}",
         "none" if window is None else f"{window.median:.0f} in {window.variant}",
         ", ".join(f"{row.median:.3g}: {row.variant}" for row in (*steps[:1], *steps[1:][-1:])),
