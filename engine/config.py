@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ORDERS = ("inverted", "forward")
+# Orders that no published checkpoint was trained for.
+UNTRAINED_ORDERS = ("endpoints", "planned", "custom")
+ALL_ORDERS = (*ORDERS, *UNTRAINED_ORDERS)
 SAMPLERS = ("unipc", "unipc-bh2", "euler")
 STEP_CACHES = ("none", "teacache", "magcache")
 # Options by the trade of time against fidelity; the steps that a cache skips are approximate.
@@ -149,7 +152,9 @@ class SamplingConfig:
     Attributes:
         num_sections: sections to generate; each adds ``latent_window_size`` latent frames.
         num_steps: denoising steps per section.
-        order: "inverted" (from the end back to the start image) or "forward" (F1).
+        order: "inverted" (from the end back to the start image) or "forward" (F1); experimental, with allow_untrained:
+            "endpoints" (the last section, then the others from the start), "planned" (every fourth section from the end,
+            then those between them) or "custom" (section_order).
         guidance_scale: distilled guidance, fed to the model as an embedding.
         cfg_scale: true classifier-free guidance; 1.0 runs no second pass.
         cfg_rescale: share of the guided velocity that is rescaled to the conditional one's deviation, 0 to 1.
@@ -167,6 +172,8 @@ class SamplingConfig:
         loras: LoRAs that are at work together.
         end_image_use: where an end latent is: "first-section" (it follows the section that is made first, the end of the
             video) or "history" (later sections see it too, further and further away). Only with order "inverted".
+        section_order: places of the sections in the video, from 0, in the order they are made; with order "custom".
+        allow_untrained: accept orders that no published checkpoint was trained for.
     """
 
     num_sections: int
@@ -185,11 +192,14 @@ class SamplingConfig:
     latent_paddings: tuple[int, ...] | None = None
     loras: tuple[LoraStrength, ...] = ()
     end_image_use: str = "first-section"
+    section_order: tuple[int, ...] | None = None
+    allow_untrained: bool = False
 
     def __post_init__(self) -> None:
         _check_at_least("num_sections", self.num_sections, 1)
-        check_choice("order", self.order, ORDERS)
+        check_choice("order", self.order, ALL_ORDERS)
         _check_sampling(self)
+        _check_order(self)
         if self.latent_paddings is None:
             return
         for padding in self.latent_paddings:
@@ -217,7 +227,7 @@ class Request:
         negative_prompt: what to avoid; used when ``cfg_scale`` is not 1.
         seconds: wanted length; the video has a whole number of sections (36n + 1 frames at window 9).
         size: (height, width) in pixels; None takes the model's bucket nearest to the image's shape.
-        order: "auto" (forward for an F1 checkpoint, else inverted), "inverted" or "forward".
+        order: "auto" (forward for an F1 checkpoint, else inverted), or as in :class:`SamplingConfig`.
         fps: frames per second of the file.
         crf: quality, 0 (lossless) to 51, with AV1 to 63; the scales of the codecs differ.
         posterior: start latent is the "sample" of the VAE posterior (seeded) or its "mode".
@@ -268,6 +278,8 @@ class Request:
     loop: bool = False
     video: "str | os.PathLike[str] | None" = None
     direction: str = "forward"
+    section_order: tuple[int, ...] | None = None
+    allow_untrained: bool = False
 
     def __post_init__(self) -> None:
         if not _is_finite(self.seconds) or self.seconds <= 0:
@@ -276,7 +288,7 @@ class Request:
             raise ConfigError(
                 f"seconds must be at most 3600, got {self.seconds}; force=True (--force) accepts more"
             )
-        check_choice("order", self.order, ("auto", *ORDERS))
+        check_choice("order", self.order, ("auto", *ALL_ORDERS))
         check_choice("posterior", self.posterior, POSTERIORS)
         _check_at_least("fps", self.fps, 1)
         _check_at_least("crf", self.crf, 0)
@@ -288,6 +300,7 @@ class Request:
         if self.size is not None and (len(self.size) != 2 or any(n < 16 or n % 16 for n in self.size)):
             raise ConfigError(f"size must be (height, width), multiples of 16, got {self.size}")
         _check_sampling(self)
+        _check_order(self)
         self._check_prompts()
         self._check_end()
 
@@ -302,8 +315,8 @@ class Request:
         if self.loop and (self.end_image is not None or self.image is None):
             given = "an end_image too" if self.image is not None else "no image"
             raise ConfigError(f"loop takes the image as the end image, got {given}")
-        if self.has_end_image and self.order == "forward":
-            raise ConfigError("end_image and loop need order='inverted', got order='forward'")
+        if self.has_end_image and self.order not in ("auto", "inverted"):
+            raise ConfigError(f"end_image and loop need order='inverted', got order={self.order!r}")
         check_choice("direction", self.direction, DIRECTIONS)
         if self.video is None:
             return
@@ -354,6 +367,28 @@ def _check_at_least(argument: str, value: int, least: int) -> None:
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_order(config: SamplingConfig | Request) -> None:
+    if (config.section_order is None) != (config.order != "custom"):
+        raise ConfigError(
+            f"section_order and order='custom' need each other, got {config.section_order} and order={config.order!r}"
+        )
+    if config.order not in UNTRAINED_ORDERS:
+        return
+    if not config.allow_untrained:
+        raise ConfigError(
+            f"order {config.order!r} needs allow_untrained=True (--allow-untrained): no published checkpoint was trained "
+            "for it"
+        )
+    if config.step_cache == "magcache":
+        raise ConfigError(
+            f"step_cache 'magcache' has no ratios for order {config.order!r}; take teacache or none"
+        )
+    if config.section_order is not None and sorted(config.section_order) != list(range(config.num_sections)):
+        raise ConfigError(
+            f"section_order must hold every place from 0 to {config.num_sections - 1} once, got {config.section_order}"
+        )
 
 
 def _check_sampling(config: SamplingConfig | Request) -> None:

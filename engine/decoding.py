@@ -6,10 +6,11 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from .config import SamplingConfig
+from .config import UNTRAINED_ORDERS, SamplingConfig
 from .device import memory_errors
 from .errors import InputError
 from .model_memory import JobMemory
+from .ordered_decoder import OrderedDecoder
 from .sections import plan_sections
 from .vae import DecodedFrames, SectionDecoder, VideoVAE
 
@@ -45,6 +46,30 @@ def count_sections(latents: Tensor, window: int) -> int:
     return num_sections
 
 
+def make_decoder(
+    vae: VideoVAE,
+    sampling: SamplingConfig,
+    *,
+    start_latent: Tensor | None,
+    given: Tensor | None = None,
+    num_given_frames: int = 0,
+) -> SectionDecoder | OrderedDecoder:
+    """The decoder of a job; arguments are those of :class:`SectionDecoder`."""
+    window = sampling.latent_window_size
+    if sampling.order in UNTRAINED_ORDERS:
+        places = [plan.place for plan in plan_sections(sampling)]
+        return OrderedDecoder(vae, places=places, window=window, start_latent=start_latent)
+    return SectionDecoder(
+        vae,
+        order=sampling.order,
+        window=window,
+        num_sections=sampling.num_sections,
+        start_latent=start_latent,
+        given=given,
+        num_given_frames=num_given_frames,
+    )
+
+
 def decode_sections(
     latents: Tensor, sampling: SamplingConfig, vae: VideoVAE, memory: JobMemory
 ) -> Iterator[DecodedFrames]:
@@ -56,12 +81,9 @@ def decode_sections(
         vae: decodes.
         memory: the budget.
     """
-    window = sampling.latent_window_size
-    decoder = SectionDecoder(
-        vae, order=sampling.order, window=window, num_sections=sampling.num_sections,
-        start_latent=latents[:, :, :1],
-    )  # fmt: skip
-    for section in plan_sections(sampling):
+    window, plans = sampling.latent_window_size, plan_sections(sampling)
+    decoder = make_decoder(vae, sampling, start_latent=latents[:, :, :1])
+    for section in plans:
         first = section.first_latent_frame
         part = latents[:, :, first : first + window]
         yield decode_within(memory, vae, partial(decoder.push, part))

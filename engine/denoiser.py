@@ -14,8 +14,9 @@ from .conditioning import Conditioning, PromptEmbeds
 from .config import SamplingConfig
 from .errors import InputError, NumericalError
 from .events import Event, PhaseEvent, StepEvent
-from .history import History
+from .history import CleanLatents
 from .invariants import JobInvariants
+from .known_frames import KnownFrames
 from .lora import Lora
 from .lora_library import LoraLibrary
 from .low_rank import branch_bytes
@@ -186,11 +187,15 @@ class Denoiser:
         )
         is_kept = sampling.end_image_use == "history"
         history = resume.history(start_latent, sampling.order, end_latent if is_kept else given)
+        plans = plan_sections(sampling)
+        known = KnownFrames(start_latent, plans)
+        for index, latents in resume.known:
+            known.append(plans[index], latents)
         # All are found before the first section: a file may change while the job runs.
         active = [self._active(sampling, section) for section in range(sampling.num_sections)]
         prompts = conditioning.prompts(sampling.num_sections)
         model: _Model | None = None
-        for section in plan_sections(sampling)[resume.num_sections :]:
+        for section in plans[resume.num_sections :]:
             loras, prompt = active[section.index], prompts[section.index]
             if model is None or model.loras != loras or model.prompt is not prompt:
                 report(PhaseEvent(phase="prepare"))
@@ -204,13 +209,19 @@ class Denoiser:
             noise = job_noise.draw()
             # Jobs of one engine may take turns, section by section.
             self.transformer.self_attention = attention
-            context = history
-            if section.index == 0 and end_latent is not None and not is_kept:
-                context = resume.history(start_latent, sampling.order, end_latent)
+            if section.clean_frames is not None:
+                clean = known.clean_latents(section)
+            elif section.index == 0 and end_latent is not None and not is_kept:
+                clean = resume.history(start_latent, sampling.order, end_latent).clean_latents()
+            else:
+                clean = history.clean_latents()
             latents = _run_within(
-                memory, partial(self._run_section, noise, sigmas, context, model, section, sampling, report)
+                memory, partial(self._run_section, noise, sigmas, clean, model, section, sampling, report)
             )
-            history.append(latents)
+            if section.clean_frames is None:
+                history.append(latents)
+            else:
+                known.append(section, latents)
             _logger.info("section %d of %d sampled", section.index + 1, sampling.num_sections)
             yield LatentSection(
                 index=section.index,
@@ -224,7 +235,7 @@ class Denoiser:
         self,
         noise: Tensor,
         sigmas: Tensor,
-        history: History,
+        clean: CleanLatents,
         model: _Model,
         section: SectionPlan,
         sampling: SamplingConfig,
@@ -232,7 +243,7 @@ class Denoiser:
     ) -> Tensor:
         """Latents of one section on the CPU, fp32."""
         transformer = model.transformer.settled_as(self.transformer)
-        packed = self._pack(transformer, history, section, noise)
+        packed = self._pack(transformer, clean, section, noise)
         branches = [_Branch(transformer, job, self.step_caches(sampling)) for job in model.jobs]
         report(PhaseEvent(phase="denoise"))
         latents = self._denoise(noise, sigmas, packed, branches, section, sampling, report)
@@ -251,7 +262,8 @@ class Denoiser:
     def _attention_shape(
         self, sampling: SamplingConfig, latent_size: tuple[int, int], num_condition_tokens: int
     ) -> AttentionShape:
-        section = _frame_indices(plan_sections(sampling)[0])
+        most = max(plan_sections(sampling), key=lambda section: len(section.clean_indices))
+        section = _frame_indices(most)
         num_latent = self.transformer.num_latent_tokens(section, latent_size)
         config = self.transformer.config
         return AttentionShape(
@@ -292,12 +304,10 @@ class Denoiser:
         return _Model(loras, prompt, transformer, jobs)
 
     def _pack(
-        self, transformer: PackedTransformer, history: History, section: SectionPlan, noise: Tensor
+        self, transformer: PackedTransformer, clean: CleanLatents, section: SectionPlan, noise: Tensor
     ) -> PackedSection:
         _, _, frames, height, width = noise.shape
-        return transformer.pack_section(
-            history.clean_latents(), _frame_indices(section), (frames, height, width)
-        )
+        return transformer.pack_section(clean, _frame_indices(section), (frames, height, width))
 
     def _denoise(
         self,

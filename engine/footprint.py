@@ -170,17 +170,24 @@ class Sequence:
 
 
 def packed_sequence(
-    config: TransformerConfig, size: tuple[int, int], window: int, vision: int, text: int
+    config: TransformerConfig,
+    size: tuple[int, int],
+    window: int,
+    vision: int,
+    text: int,
+    num_clean: int = 1 + NUM_CLEAN_1X,
 ) -> Sequence:
-    """Tokens of a section at ``size`` (height, width in pixels) with ``window`` latent frames."""
+    """Tokens of a section at ``size`` (height, width in pixels) with ``window`` latent frames.
+
+    The start latent is one of the ``num_clean`` known frames at full resolution.
+    """
     height, width = size[0] // 8, size[1] // 8
     frame = -(-height // 2) * -(-width // 2)
     clean_2x = -(-NUM_CLEAN_2X // 2) * -(-height // 4) * -(-width // 4)
     clean_4x = -(-NUM_CLEAN_4X // 4) * -(-height // 8) * -(-width // 8)
     return Sequence(
         noisy=window * frame,
-        # The start latent is clean at full resolution too.
-        clean=(1 + NUM_CLEAN_1X) * frame + clean_2x + clean_4x,
+        clean=num_clean * frame + clean_2x + clean_4x,
         vision=vision,
         text=text,
         latent_values=config.in_channels * window * height * width,

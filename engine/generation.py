@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .components import Components, default_order
 from .conditioning import Conditioning, PromptEmbeds, blend_prompts
-from .config import Request, SamplingConfig
-from .decoding import decode_within
+from .config import ORDERS, UNTRAINED_ORDERS, Request, SamplingConfig
+from .decoding import decode_within, make_decoder
 from .denoiser import Denoiser, EventHandler, LatentSection
 from .device import memory_errors
 from .encoders import Encoders
@@ -21,8 +21,9 @@ from .events import JobEvent, PhaseEvent, PromptSlot
 from .frame_filter import FrameFilter, apply_filter
 from .job_run import JobRun
 from .model_memory import ModelMemory
+from .ordered_decoder import OrderedDecoder
 from .prompt_timeline import PromptTimeline
-from .sections import SectionPlan, plan_sections
+from .sections import plan_sections
 from .start_images import RequestImages, request_order
 from .vae import DecodedFrames, SectionDecoder, VideoVAE, num_leading_frames
 from .visual_conditioning import encode_images
@@ -97,7 +98,7 @@ class Generation:
         self.num_frames = self.num_leading + self._num_made + (self.num_given if order == "inverted" else 0)
         self.memory = memory.plan(self.sampling, images.size, lora_bytes=denoiser.lora_bytes(self.sampling))
         denoiser.check_attention(self.sampling, images.size, self.memory.num_condition_tokens)
-        self.decoder: SectionDecoder | None = None
+        self.decoder: SectionDecoder | OrderedDecoder | None = None
         self.start_latent: Tensor | None = None
 
     @property
@@ -155,11 +156,9 @@ class Generation:
         report(PhaseEvent(phase="image"))
         vae, conditioning = self._encode_image(encoders, load_vae, prompts, negative)
         self.start_latent = conditioning.start_latent
-        self.decoder = decoder = SectionDecoder(
+        self.decoder = decoder = make_decoder(
             vae,
-            order=self.sampling.order,
-            window=self.sampling.latent_window_size,
-            num_sections=self.sampling.num_sections,
+            self.sampling,
             start_latent=None if self.images.start is None else conditioning.start_latent,
             given=conditioning.given_latents,
             num_given_frames=self.num_given,
@@ -197,8 +196,13 @@ class Generation:
         frames = apply_filter(self.frame_filter, decoded.frames, decoded.first_frame)
         return DecodedFrames(frames=frames, first_frame=decoded.first_frame)
 
-    def _restart(self, vae: VideoVAE, decoder: SectionDecoder, run: JobRun, num_encoded: int) -> None:
+    def _restart(
+        self, vae: VideoVAE, decoder: SectionDecoder | OrderedDecoder, run: JobRun, num_encoded: int
+    ) -> None:
         """Have ``decoder`` stand where an earlier run's sections left it."""
+        if isinstance(decoder, OrderedDecoder):
+            decode_within(self.memory, vae, lambda: decoder.restart(num_encoded, run.latents))
+            return
         latents, before = run.latents(num_encoded - 1), None
         if num_encoded > 1:
             before = run.latents(num_encoded - 2)
@@ -230,15 +234,17 @@ class Generation:
         notes = []
         if self.images.start is None:
             notes.append("text-to-video: image-to-video models were not trained without a start image")
+        if self.sampling.order in UNTRAINED_ORDERS:
+            notes.append(f"order {self.sampling.order}: experimental, no published model was trained for it")
         trained = self._components.profile.order
-        if trained not in (None, "both", self.sampling.order):
+        if self.sampling.order in ORDERS and trained not in (None, "both", self.sampling.order):
             notes.append(f"order {self.sampling.order}: this model was trained in the {trained} order")
         return tuple(notes)
 
     def _prompt_slots(self, timeline: PromptTimeline) -> tuple[PromptSlot, ...]:
         """The timeline in seconds of video and in the order in which sections are made."""
         window, fps = self.sampling.latent_window_size, self._request.fps
-        made = {_place(section, window): section.index for section in self._plans}
+        made = {section.place: section.index for section in self._plans}
         return tuple(
             PromptSlot(
                 text=stretch.text,
@@ -267,7 +273,7 @@ class Generation:
         blended: dict[tuple[tuple[str, float], ...], PromptEmbeds] = {}
         sections = []
         for section in self._plans:
-            shares = tuple(timeline.weights(_place(section, self.sampling.latent_window_size)))
+            shares = tuple(timeline.weights(section.place))
             if shares not in blended:
                 blended[shares] = blend_prompts([(prompts[text], share) for text, share in shares])
             sections.append(blended[shares])
@@ -313,7 +319,7 @@ class Generation:
     def _decode(
         self,
         vae: VideoVAE,
-        decoder: SectionDecoder,
+        decoder: SectionDecoder | OrderedDecoder,
         index: int,
         latents: Tensor,
         start: float,
@@ -341,11 +347,6 @@ class Generation:
             timings=timings,
             memory=_memory(self._denoiser.transformer.device),
         )
-
-
-def _place(section: SectionPlan, window: int) -> int:
-    """Position of a section in the video, from 0."""
-    return (section.first_latent_frame - 1) // window
 
 
 def _next_latents(

@@ -14,7 +14,7 @@ from .sections import plan_sections
 from .start_images import IMAGE_FIELDS
 
 # Of the whole folder: a change in any of its files counts.
-VERSION = 1
+VERSION = 2
 # What decides every value of the video, besides the fields of SamplingConfig.
 _DECISIVE_REQUEST = (
     "negative_prompt",
@@ -133,7 +133,8 @@ class JobRecord:
     def _parse(cls, values: Mapping[str, object], folder: Path) -> "JobRecord":
         request, sampling = dict(values["request"]), dict(values["sampling"])  # type: ignore[call-overload]  # checked by the caller
         for shared in (request, sampling):
-            shared["latent_paddings"] = _tuple(shared["latent_paddings"])
+            for name in ("latent_paddings", "section_order"):
+                shared[name] = _tuple(shared[name])
             shared["loras"] = tuple(
                 LoraStrength(**use | {"sections": _tuple(use["sections"])}) for use in shared["loras"]
             )

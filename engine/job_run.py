@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from .codecs import VideoFormat
-from .config import Request
+from .config import UNTRAINED_ORDERS, Request
 from .durable import write_durably
 from .errors import InputError
 from .job_record import JobRecord
+from .known_frames import needed_sections
 from .mp4 import temporary_name
 from .outputs import write_error
 from .sampled_sections import SampledSections, num_history_sections
+from .sections import plan_sections
 from .segments import KeptSegments, Segment, SegmentSpool
 
 if TYPE_CHECKING:
@@ -141,14 +143,18 @@ class JobRun:
 
     def _read_sampled(self) -> SampledSections:
         num_sections = self._sections.count_latents(self._record.sampling.num_sections)
-        num_history = num_history_sections(self._record.sampling.latent_window_size)
+        sampling = self._record.sampling
+        is_straight = sampling.order not in UNTRAINED_ORDERS
+        num_history = num_history_sections(sampling.latent_window_size) if is_straight else 1
         last = [
             self._sections.read_latents(i) for i in range(max(num_sections - num_history, 0), num_sections)
         ]
         whole = [section for section in last if section is not None]
+        needed = [] if is_straight else needed_sections(plan_sections(sampling), num_sections)
         return SampledSections(
             num_sections=num_sections,
-            latents=tuple(latents for latents, _ in whole),
+            latents=tuple(latents for latents, _ in whole) if is_straight else (),
+            known=tuple((index, self.latents(index)) for index in needed),
             generator_state=whole[-1][1] if whole else None,
             next_seed=next((redo.seed for redo in self._redos if redo.section == num_sections), None),
         )

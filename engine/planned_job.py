@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from .config import SamplingConfig
+from .config import UNTRAINED_ORDERS, SamplingConfig
 from .footprint import DenoiseShape, Precision, find_precision, packed_sequence, unit_bytes
 from .machine import Machine
 from .model_shapes import MAX_PROMPT_TOKENS, ModelShapes
@@ -54,6 +54,8 @@ class PlannedJob:
             self.sampling.latent_window_size,
             self.shapes.image_encoder.num_tokens,
             self.num_text_tokens,
+            # A section between two known ones also sees what is ahead.
+            num_clean=3 if self.sampling.order in UNTRAINED_ORDERS else 2,
         )
         return DenoiseShape(
             config=config,

@@ -102,7 +102,6 @@ class Recipe:
             raise InputError(
                 f"{self.source} has options that this version does not know: {', '.join(unknown)}"
             )
-        paddings = asked.get("latent_paddings")
         changes = {
             "image": image or self._find(asked["image"], folder),
             **{name: self._find(asked.get(name), folder) for name in ("end_image", "video")},
@@ -110,7 +109,7 @@ class Recipe:
             "order": self.metadata["sampling"]["order"],
             "loras": tuple(self._find_lora(use, folder) for use in asked["loras"]),
             "prompt_spans": tuple(PromptSpan(**span) for span in asked.get("prompt_spans", ())),
-            "latent_paddings": None if paddings is None else tuple(paddings),
+            **{name: _tuple(asked.get(name)) for name in ("latent_paddings", "section_order")},
             "force": True,
         }
         request = Request(**asked | changes)
@@ -169,6 +168,10 @@ class Recipe:
             )
         sections = None if use["sections"] is None else tuple(use["sections"])
         return LoraStrength(source=path, strength=use["strength"], sections=sections)
+
+
+def _tuple(values: Any) -> tuple[int, ...] | None:
+    return None if values is None else tuple(values)
 
 
 def reproduce(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .config import SamplingConfig
+from .config import UNTRAINED_ORDERS, SamplingConfig
 
 # Latent frames that enter at full, half and quarter resolution, nearest first; the start latent is extra.
 NUM_CLEAN_1X, NUM_CLEAN_2X, NUM_CLEAN_4X = 1, 2, 16
@@ -21,15 +21,27 @@ class SectionPlan:
         clean_indices: of the start latent and of the nearest history frame.
         clean_2x_indices: of the history at half resolution.
         clean_4x_indices: of the history at quarter resolution.
+        clean_frames: latent frames of the video that ``clean_indices`` stand for, 0 the start latent, None zeros; like the
+            next two only where the history is no straight line (:mod:`~isoframe.engine.orders`).
+        clean_2x_frames: of ``clean_2x_indices``.
+        clean_4x_frames: of ``clean_4x_indices``.
     """
 
     index: int
     first_latent_frame: int
     latent_padding: int
     latent_indices: range
-    clean_indices: tuple[int, int]
+    clean_indices: tuple[int, ...]
     clean_2x_indices: range
     clean_4x_indices: range
+    clean_frames: tuple[int | None, ...] | None = None
+    clean_2x_frames: tuple[int | None, ...] | None = None
+    clean_4x_frames: tuple[int | None, ...] | None = None
+
+    @property
+    def place(self) -> int:
+        """Position in the video, in sections from 0."""
+        return (self.first_latent_frame - 1) // len(self.latent_indices)
 
 
 def published_paddings(num_sections: int) -> tuple[int, ...]:
@@ -41,6 +53,11 @@ def published_paddings(num_sections: int) -> tuple[int, ...]:
 
 def plan_sections(config: SamplingConfig) -> list[SectionPlan]:
     """The sections of a job in generation order."""
+    if config.order in UNTRAINED_ORDERS:
+        # That module builds on this one.
+        from .orders import plan_between
+
+        return plan_between(config)
     if config.order == "forward":
         return [_forward_section(i, config.latent_window_size) for i in range(config.num_sections)]
     paddings = config.latent_paddings or published_paddings(config.num_sections)

@@ -235,7 +235,7 @@ class SectionDecoder:
         """The frames at the open edge, which the next section changes; None before the first push."""
         if self._edge is None:
             return None
-        return DecodedFrames(frames=_to_uint8(self._edge), first_frame=self._edge_start)
+        return DecodedFrames(frames=to_uint8(self._edge), first_frame=self._edge_start)
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Frames [3, T, H, W] of the section and the one before it; given frames are left out."""
@@ -278,7 +278,7 @@ class SectionDecoder:
             final, self._edge = frames[:, :num_final], frames[:, num_final:].clone()
             self._edge_start = 4 * self._window * self._num_pushed + self._lead - num_open
             final_start = self._edge_start - num_final
-        return DecodedFrames(frames=_to_uint8(final), first_frame=final_start)
+        return DecodedFrames(frames=to_uint8(final), first_frame=final_start)
 
     def _ordered(self, new: Tensor, old: Tensor) -> list[Tensor]:
         """In video order: the inverted order adds in front, the forward order at the end."""
@@ -296,7 +296,7 @@ def num_leading_frames(order: str, *, has_start: bool, num_given_frames: int) ->
     return 1 if has_start else -3
 
 
-def _to_uint8(frames: Tensor) -> Tensor:
+def to_uint8(frames: Tensor) -> Tensor:
     """[3, T, H, W] in about [-1, 1] to uint8 [T, H, W, 3], truncated as published."""
     channels, num_frames, height, width = frames.shape
     pixels = torch.empty(num_frames, height, width, channels, dtype=torch.uint8)

@@ -29,6 +29,7 @@ def generate(
     seconds: options.Seconds = DEFAULTS.seconds,
     model: options.Model = "demo",
     order: options.Order = DEFAULTS.order,
+    allow_untrained: options.AllowUntrained = False,
     size: options.Size = None,
     posterior: options.Posterior = DEFAULTS.posterior,
     force: options.Force = False,
@@ -74,7 +75,8 @@ def generate(
     """Generate a video from an image and a prompt."""
     with readable_errors(debug=debug, is_json=json_progress):
         request = Request(
-            image=image, prompt=prompt, negative_prompt=negative_prompt, seconds=seconds, order=order,
+            image=image, prompt=prompt, negative_prompt=negative_prompt, seconds=seconds, **options.parse_order(order),
+            allow_untrained=allow_untrained,
             size=options.parse_size(size), posterior=posterior, force=force, seed=seed,
             guidance_scale=guidance, cfg_scale=cfg, cfg_rescale=cfg_rescale, sampler=sampler,
             **options.apply_preset(preset, context, num_steps=steps, step_cache=step_cache),

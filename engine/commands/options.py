@@ -68,6 +68,14 @@ Direction = Annotated[
         rich_help_panel=JOB,
     ),
 ]
+AllowUntrained = Annotated[
+    bool,
+    Option(
+        "--allow-untrained",
+        help="Accept an order that no published model was trained for.",
+        rich_help_panel=JOB,
+    ),
+]
 Paddings = Annotated[
     str | None,
     Option(
@@ -123,7 +131,8 @@ Order = Annotated[
     str,
     Option(
         "--order",
-        help=f"auto (forward for F1 models), {' or '.join(ORDERS)}. Inverted makes the end first.",
+        help=f"auto (forward for F1 models), {' or '.join(ORDERS)}. Inverted makes the end first. Experimental: endpoints, "
+        "planned, or places such as 3,0,2,1 in the order they are made (from 0).",
         rich_help_panel=JOB,
     ),
 ]
@@ -392,13 +401,22 @@ def _is_given(context: typer.Context, parameter: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def parse_order(text: str) -> dict[str, Any]:
+    """The order, and its sections where ``text`` is a list such as ``"3,0,2,1"``."""
+    if not text[:1].isdecimal():
+        return {"order": text}
+    return {"order": "custom", "section_order": _numbers("--order", text)}
+
+
 def parse_paddings(text: str | None) -> tuple[int, ...] | None:
     """Paddings from ``"3,2,1,0"``."""
-    if text is None:
-        return None
+    return None if text is None else _numbers("--paddings", text)
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise ConfigError(f"--paddings must be whole numbers such as 3,2,1,0, got {text!r}")
+        raise ConfigError(f"{option} must be whole numbers such as 3,2,1,0, got {text!r}")
     return tuple(int(part) for part in parts)
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
+from ..config import UNTRAINED_ORDERS
 from ..events import Event, FileEvent, JobEvent, PhaseEvent, SectionEvent, StepEvent
 from ..pace import Pace, Reading, video_span
 from .json_lines import json_line
@@ -102,19 +103,21 @@ class LineReporter(_Plain):
         self._pace = make_pace()
         self._steps = StepCount()
         self._last: StepEvent | None = None
+        self._order: str | None = None
 
     def on_event(self, event: Event) -> None:
         reading = self._pace.on_event(event)
         self._steps.on_event(event)
         if isinstance(event, StepEvent):
             if self._last is None:
-                self._console.print(direction(event))
+                self._console.print(direction(event, self._order))
             self._last = event
         elif isinstance(event, FileEvent) and self._steps.num_skipped:
             self._console.print(str(self._steps))
         elif isinstance(event, SectionEvent) and self._last is not None and reading is not None:
             self._console.print(describe(self._last, reading, self._fps), soft_wrap=True)
         elif isinstance(event, JobEvent):
+            self._order = event.order
             print_differences(self._console, event)
         elif isinstance(event, PhaseEvent) and self._last is None:
             self._console.print(_PHASES.get(event.phase, event.phase))
@@ -135,6 +138,7 @@ class BarReporter:
         self._pace = Pace()
         self._steps = StepCount()
         self._task: TaskID | None = None
+        self._order: str | None = None
 
     def on_event(self, event: Event) -> None:
         reading = self._pace.on_event(event)
@@ -144,6 +148,7 @@ class BarReporter:
         if isinstance(event, StepEvent) and reading is not None:
             self._show_step(event, reading)
         elif isinstance(event, JobEvent):
+            self._order = event.order
             print_differences(self._progress.console, event)
         elif isinstance(event, PhaseEvent):
             self._show_phase(_PHASES.get(event.phase, event.phase))
@@ -157,7 +162,7 @@ class BarReporter:
 
     def _show_step(self, event: StepEvent, reading: Reading) -> None:
         if self._task is None:
-            self._progress.console.print(direction(event))
+            self._progress.console.print(direction(event, self._order))
             self._progress.start()
             self._task = self._progress.add_task("", total=event.num_sections * event.num_steps)
         self._progress.update(
@@ -175,10 +180,12 @@ class BarReporter:
         self._progress.stop()
 
 
-def direction(event: StepEvent) -> str:
+def direction(event: StepEvent, order: str | None = None) -> str:
     """Which end of the video comes first, told by the place of the first section."""
     if event.num_sections == 1:
         return "one section"
+    if order in UNTRAINED_ORDERS:
+        return f"{event.num_sections} sections, {order} order: sections that come first wait for those between them"
     if event.first_latent_frame > 1:
         return f"{event.num_sections} sections, inverted order: the end of the video comes first"
     return f"{event.num_sections} sections, forward order: the start of the video comes first"

@@ -216,7 +216,7 @@ def test_json_progress_tells_a_bad_option_and_an_unexpected_error_too(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--order", "invert"), "order must be one of auto, inverted, forward, got 'invert'; did you mean 'inverted'?"),
+        (("--order", "invert"), "order must be one of auto, inverted, forward, endpoints, planned, custom, got 'invert'; did you mean 'inverted'?"),
         (("--precision", "bf61"), "precision must be one of fp32, bf16, fp16, int8, int8-weight, fp8, nf4, got 'bf61'; did you mean 'bf16'?"),
         (("--step-cache", "tea"), "step_cache must be one of none, teacache, magcache, got 'tea'"),
         (("--sampler", "unipcc"), "did you mean 'unipc'?"),

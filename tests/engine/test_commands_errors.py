@@ -67,7 +67,7 @@ def test_bad_image_is_refused(make: Callable[[], object], message: str) -> None:
         (["--steps", "0"], "num_steps must be an integer of at least 1, got 0"),
         (
             ["--order", "forwards"],
-            "order must be one of auto, inverted, forward, got 'forwards'; did you mean",
+            "order must be one of auto, inverted, forward, endpoints, planned, custom, got 'forwards'; did you mean",
         ),
         (
             ["--precision", "bf61"],

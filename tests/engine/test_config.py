@@ -36,7 +36,7 @@ def test_order_auto_takes_the_default_of_the_checkpoint() -> None:
         ({"num_steps": 2.5}, "num_steps must be an integer of at least 1, got 2.5"),
         (
             {"order": "invert"},
-            "order must be one of auto, inverted, forward, got 'invert'; did you mean 'inverted'",
+            "order must be one of auto, inverted, forward, endpoints, planned, custom, got 'invert'; did you mean 'inverted'",
         ),
         (
             {"step_cache": "tcache"},

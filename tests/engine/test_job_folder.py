@@ -270,7 +270,7 @@ def test_folders_that_are_no_jobs_are_refused_before_any_work(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 99}, "must have version 1, got 99"),
+        ({"version": 99}, "must have version 2, got 99"),
         ({"request": None}, "is damaged or of another version"),
         ({"sections": [[0, 0]]}, "plans its sections in another way"),
         ({"config": {"unknown": 1}}, "is damaged or of another version"),
