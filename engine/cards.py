@@ -61,7 +61,7 @@ def find_card(name: str) -> Card:
         ConfigError: no such card in the table; the message names the nearest.
     """
     known = {_key(card): card for card in cards()}
-    card = known.get(_key(name))
+    card = known.get(_key(name)) or known.get(_key(f"RTX {name}"))
     if card is not None:
         return cards()[card]
     nearest = difflib.get_close_matches(_key(name), known, n=3, cutoff=0.5)

@@ -5,17 +5,24 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options
 from .failures import readable_errors
 
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+    from ..store import Store
+
 
 def info(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="An MP4, a model folder, a .safetensors file or a Hub id.")
+        str,
+        typer.Argument(
+            metavar="FILE", help="An MP4, a model folder, a unit store, a .safetensors file or a Hub id."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     local_files_only: options.LocalFilesOnly = False,
@@ -43,20 +50,41 @@ def describe_model(source: str, local_files_only: bool) -> dict[str, object]:
     """Name, hash, size and configuration of a transformer; its weights are not read."""
     from ..checkpoint import open_transformer
     from ..components import find_components
+    from ..store import is_store, open_store
 
     components = find_components(source, local_files_only=local_files_only)
-    checkpoint = open_transformer(
-        components.transformer, local_files_only=local_files_only or components.is_hub_silent
-    )
+    model: Checkpoint | Store
+    if is_store(Path(components.transformer)):
+        model = open_store(components.transformer)
+        contents = _describe_store(model)
+    else:
+        model = open_transformer(
+            components.transformer, local_files_only=local_files_only or components.is_hub_silent
+        )
+        contents = {
+            "num_tensors": len(model.shapes),
+            "num_parameters": sum(math.prod(shape) for shape in model.shapes.values()),
+        }
     return {
         "name": components.name,
-        "source_hash": checkpoint.source_hash,
-        "num_tensors": len(checkpoint.shapes),
-        "num_parameters": sum(math.prod(shape) for shape in checkpoint.shapes.values()),
-        "config": dataclasses.asdict(checkpoint.config),
+        "source_hash": model.source_hash,
+        **contents,
+        "config": dataclasses.asdict(model.config),
         "companions": {name: str(ref.source) for name, ref in components.refs.items()},
         "order": components.profile.order,
         "buckets": components.profile.buckets,
+    }
+
+
+def _describe_store(store: "Store") -> dict[str, object]:
+    """How the units of a unit store are stored, and what that cost."""
+    noise = [decibel for decibel in store.sqnr.values() if decibel is not None]
+    return {
+        "precision": store.weight_format.name,
+        "compute_dtype": str(store.weight_format.dtype).removeprefix("torch."),
+        "num_units": len(store.units),
+        "num_bytes": store.num_bytes,
+        "least_sqnr_db": round(min(noise), 1) if noise else None,
     }
 
 

@@ -122,7 +122,7 @@ Model = Annotated[
     Option(
         "--model",
         "-m",
-        help="demo (built in), a Hub id, a folder or a .safetensors file. Downloaded models keep their own "
+        help="demo (built in), a Hub id, a folder, a .safetensors file or what `isoframe convert` wrote. Downloaded models keep their own "
         "licence: see NOTICE.",
         rich_help_panel=JOB,
     ),
@@ -345,7 +345,8 @@ CacheDir = Annotated[
     Path | None,
     Option(
         "--cache-dir",
-        help="Folder of cached embeddings (default: $ISOFRAME_CACHE, else ~/.cache/isoframe or the platform's).",
+        help="Folder of cached embeddings and converted models (default: $ISOFRAME_CACHE, else ~/.cache/isoframe or "
+        "the platform's).",
         rich_help_panel=MACHINE,
     ),
 ]

@@ -22,6 +22,11 @@ def test_a_card_is_found_by_any_of_its_names(name: str, card: str) -> None:
     assert card_of_device(name) == find_card(card)
 
 
+def test_a_number_alone_is_a_geforce_card() -> None:
+    assert find_card("4090").name == "RTX 4090"
+    assert find_card("5060 Ti").name == "RTX 5060 Ti"
+
+
 def test_an_unknown_name_gets_the_nearest_ones() -> None:
     with pytest.raises(ConfigError, match=r"got 'rtx 4091'; did you mean RTX 4090"):
         find_card("rtx 4091")

@@ -1,5 +1,6 @@
 """``isoframe convert`` as a user meets it."""
 
+import json
 import re
 from pathlib import Path
 
@@ -132,3 +133,15 @@ def test_a_store_is_no_source_of_a_conversion() -> None:
     result = run("demo-int8", "again", "--precision", "bf16")
     assert result.exit_code == 1
     assert "demo-int8 is a unit store already; give the model that it was made from" in result.stderr
+
+
+def test_info_tells_what_a_store_holds() -> None:
+    run("demo", "demo-int8")
+    result = CliRunner().invoke(build_app(), ["info", "demo-int8", "--json"])
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    opened = open_store("demo-int8")
+    assert (facts["name"], facts["precision"], facts["num_units"]) == ("demo", "int8", 8)
+    assert facts["num_bytes"] == opened.num_bytes
+    assert 20 < facts["least_sqnr_db"] < 60
+    assert facts["source_hash"] == opened.source_hash
