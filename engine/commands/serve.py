@@ -15,55 +15,63 @@ from .serving import SERVER, Data, Loras, MaxQueue, Serving, Threads
 _KEY_VARIABLE = "ISOFRAME_API_KEY"
 _LIMITS = "Limits of one request"
 
+Host = Annotated[
+    str,
+    Option("--host", help="Address to listen on; other than 127.0.0.1 needs a key.", rich_help_panel=SERVER),
+]
+Port = Annotated[int, Option("--port", help="0 takes any free one.", rich_help_panel=SERVER)]
+ApiKey = Annotated[
+    str | None,
+    Option(
+        "--api-key",
+        help=f"What clients must send; better in ${_KEY_VARIABLE}, which other users of the machine do not see.",
+        rich_help_panel=SERVER,
+    ),
+]
+CorsOrigins = Annotated[
+    list[str] | None,
+    Option(
+        "--cors-origin",
+        metavar="ORIGIN",
+        help="Web pages that may ask, such as https://app.example; repeatable (default: none).",
+        rich_help_panel=SERVER,
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Make the videos on this Ray cluster, one actor for every GPU: HOST:PORT, auto, or local. All nodes must see "
+        "--data under the same path.",
+        rich_help_panel=SERVER,
+    ),
+]
+RayActors = Annotated[
+    int | None,
+    Option("--ray-actors", help="Actors (default: one for every GPU).", rich_help_panel=SERVER),
+]
+MaxUpload = Annotated[
+    int, Option("--max-upload", metavar="MIB", help="Of an image.", rich_help_panel=_LIMITS)
+]
+MaxSeconds = Annotated[float, Option("--max-seconds", help="Of a video.", rich_help_panel=_LIMITS)]
+MaxSteps = Annotated[int, Option("--max-steps", help="Of a section.", rich_help_panel=_LIMITS)]
+
 
 def serve(
     model: options.Model = "demo",
-    host: Annotated[
-        str,
-        Option(
-            "--host", help="Address to listen on; other than 127.0.0.1 needs a key.", rich_help_panel=SERVER
-        ),
-    ] = "127.0.0.1",
-    port: Annotated[int, Option("--port", help="0 takes any free one.", rich_help_panel=SERVER)] = 8000,
-    api_key: Annotated[
-        str | None,
-        Option(
-            "--api-key",
-            help=f"What clients must send; better in ${_KEY_VARIABLE}, which other users of the machine do not see.",
-            rich_help_panel=SERVER,
-        ),
-    ] = None,
-    cors_origin: Annotated[
-        list[str] | None,
-        Option(
-            "--cors-origin",
-            metavar="ORIGIN",
-            help="Web pages that may ask, such as https://app.example; repeatable (default: none).",
-            rich_help_panel=SERVER,
-        ),
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    api_key: ApiKey = None,
+    cors_origin: CorsOrigins = None,
     data: Data = None,
     max_queue: MaxQueue = 16,
-    ray: Annotated[
-        str | None,
-        Option(
-            "--ray",
-            metavar="ADDRESS",
-            help="Make the videos on this Ray cluster, one actor for every GPU: HOST:PORT, auto, or local. All nodes must "
-            "see --data under the same path.",
-            rich_help_panel=SERVER,
-        ),
-    ] = None,
-    ray_actors: Annotated[
-        int | None,
-        Option("--ray-actors", help="Actors (default: one for every GPU).", rich_help_panel=SERVER),
-    ] = None,
+    ray: RayAddress = None,
+    ray_actors: RayActors = None,
     lora: Loras = None,
-    max_upload_mib: Annotated[
-        float, Option("--max-upload", metavar="MIB", help="Of an image.", rich_help_panel=_LIMITS)
-    ] = 20,
-    max_seconds: Annotated[float, Option("--max-seconds", help="Of a video.", rich_help_panel=_LIMITS)] = 120,
-    max_steps: Annotated[int, Option("--max-steps", help="Of a section.", rich_help_panel=_LIMITS)] = 100,
+    max_upload: MaxUpload = 20,
+    max_seconds: MaxSeconds = 120,
+    max_steps: MaxSteps = 100,
     device: options.Device = "auto",
     precision: options.Precision = None,
     attention: options.Attention = "auto",
@@ -85,7 +93,7 @@ def serve(
         serving = Serving(
             model=model, config=config, components=options.parse_components(component),
             data=data or config.cache_path() / "server", max_queue=max_queue, loras=tuple(lora or ()),
-            num_threads=threads, upload_bytes=int(max_upload_mib * 2**20), max_seconds=max_seconds,
+            num_threads=threads, upload_bytes=max_upload * 2**20, max_seconds=max_seconds,
             max_steps=max_steps, ray_address=ray, num_actors=ray_actors,
         )  # fmt: skip
         key = os.environ.get(_KEY_VARIABLE) if api_key is None else api_key

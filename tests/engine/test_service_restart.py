@@ -309,3 +309,5 @@ def test_deleting_and_cancelling_from_many_threads_ends_every_video_once(
 def test_limits_must_be_positive() -> None:
     with pytest.raises(ConfigError, match="num_steps must be positive, got 0"):
         Limits(num_steps=0)
+    with pytest.raises(ConfigError, match="seconds must be positive, got nan"):
+        Limits(seconds=float("nan"))
