@@ -253,29 +253,14 @@ def _line(job: "JobRecord") -> str:
 
 
 def _rows(result: "ConstantResult", subject: _Subject, request: "Request", clock: str) -> "list[BenchRow]":
-    from .constant_rows import ConstantRows
-    from .environment import read_environment
+    from .constant_rows import ConstantRows, ConstantSubject
 
-    config = subject.config
-    fallback = "fp32" if subject.device.type == "cpu" else "bf16"
-    precision = config.precision or fallback
-    dtypes = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-    return ConstantRows(
-        result,
-        environment=read_environment(),
-        dtype=dtypes.get(precision, dtypes[fallback]),
-        precision=precision,
-        settings={
-            "model": subject.name,
-            "model_hash": subject.model_hash,
-            "device": subject.device.type,
-            "size": "auto" if request.size is None else "x".join(map(str, request.size)),
-            "order": request.order,
-            "steps": request.num_steps,
-            "window": request.latent_window_size,
-            "attention": config.attention,
-            "clock": clock,
-            "vram": None if config.vram is None else str(config.vram),
-            "ram": None if config.ram is None else str(config.ram),
-        },
-    ).rows()
+    measured = ConstantSubject(
+        model=subject.name,
+        model_hash=subject.model_hash,
+        device=subject.device.type,
+        request=request,
+        config=subject.config,
+        clock=clock,
+    )
+    return ConstantRows.of(result, measured).rows()

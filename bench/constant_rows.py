@@ -1,14 +1,69 @@
 """A constant-cost measurement as rows."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Self
 
+from ..engine.config import EngineConfig, Request
 from .constant import ConstantResult, section_trend
 from .environment import Environment
 from .job_record import SECTION_PHASES, JobRecord
-from .rows import BenchRow, Gate, Setting
+from .rows import BenchRow, Gate, Setting, this_environment
 
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _VERDICT = {0: "every claim holds", 1: "a claim does not hold", 3: "a claim cannot be told"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConstantSubject:
+    """What was measured.
+
+    Attributes:
+        model: its name.
+        model_hash: of its files; "random" where the weights are.
+        device: "cpu" or "cuda".
+        request: the job; its length does not count.
+        config: of the engine.
+        clock: "wall" or "cpu".
+    """
+
+    model: str
+    model_hash: str
+    device: str
+    request: Request
+    config: EngineConfig
+    clock: str = "wall"
+
+    @property
+    def precision(self) -> str:
+        """Of the model; what the engine takes where none was chosen."""
+        return self.config.precision or self._fallback
+
+    @property
+    def dtype(self) -> str:
+        """Of the activations."""
+        return _DTYPES.get(self.precision, _DTYPES[self._fallback])
+
+    @property
+    def _fallback(self) -> str:
+        return "fp32" if self.device == "cpu" else "bf16"
+
+    def settings(self) -> dict[str, Setting]:
+        """Of every row."""
+        request, config = self.request, self.config
+        return {
+            "model": self.model,
+            "model_hash": self.model_hash,
+            "device": self.device,
+            "size": "auto" if request.size is None else "x".join(map(str, request.size)),
+            "order": request.order,
+            "steps": request.num_steps,
+            "window": request.latent_window_size,
+            "attention": config.attention,
+            "clock": self.clock,
+            "vram": None if config.vram is None else str(config.vram),
+            "ram": None if config.ram is None else str(config.ram),
+        }
 
 
 class ConstantRows:
@@ -28,6 +83,17 @@ class ConstantRows:
         self._dtype = dtype
         self._precision = precision
         self._settings = settings
+
+    @classmethod
+    def of(cls, result: ConstantResult, subject: ConstantSubject) -> Self:
+        """Rows of a measurement of ``subject`` in this process."""
+        return cls(
+            result,
+            environment=this_environment(),
+            dtype=subject.dtype,
+            precision=subject.precision,
+            settings=subject.settings(),
+        )
 
     def rows(self) -> list[BenchRow]:
         """Times by phase, peaks, bytes written and growth of every length, and the counters of section 6."""

@@ -100,10 +100,11 @@ def time_paces(run: GpuRun, source: str = PUBLISHED_NAME) -> tuple[list[BenchRow
 def judge_constant_cost(run: GpuRun, source: str = PUBLISHED_NAME) -> tuple[list[BenchRow], int]:
     """Counters, device peaks and times of short jobs with random weights, as ``bench constant --weights random``."""
     from .constant import measure_constant
-    from .constant_rows import ConstantRows
+    from .constant_rows import ConstantRows, ConstantSubject
     from .random_job import RandomJob
 
-    job = RandomJob(source, EngineConfig(device=str(run.device)), run.device)
+    config = EngineConfig(device=str(run.device))
+    job = RandomJob(source, config, run.device)
     request = Request(image="", prompt="", size=_SIZE, num_steps=_CONSTANT_STEPS)
     result = measure_constant(
         job.render,
@@ -115,18 +116,10 @@ def judge_constant_cost(run: GpuRun, source: str = PUBLISHED_NAME) -> tuple[list
     )
     for finding in result.findings:
         print(f"constant: {finding.claim:14} {finding.status}: {finding.text}", flush=True)
-    precision = "fp32" if run.device.type == "cpu" else "bf16"
-    rows = ConstantRows(
-        result,
-        environment=run.environment,
-        dtype={"fp32": "float32", "bf16": "bfloat16"}[precision],
-        precision=precision,
-        settings={
-            "model": source, "model_hash": "random", "device": run.device.type, "size": "x".join(map(str, _SIZE)),
-            "order": request.order, "steps": request.num_steps, "window": request.latent_window_size,
-            "attention": "auto", "clock": "wall", "vram": None, "ram": None,
-        },
-    ).rows()  # fmt: skip
+    subject = ConstantSubject(
+        model=source, model_hash="random", device=run.device.type, request=request, config=config
+    )
+    rows = ConstantRows.of(result, subject).rows()
     # Short jobs rarely prove that the time does not grow; only a claim that fails is wrong.
     return rows, sum(finding.status == "failed" for finding in result.findings)
 
