@@ -6,6 +6,6 @@
 | index.py, notes.py, live_job.py, status.py | its index, what it adds to a job's folder, a job at work, what it answers |
 | workers.py, ray_workers.py | who makes the videos: an engine in this process, or actors of Ray |
 | parameters.py, pictures.py, limits.py | what a request may ask for |
-| app.py, routes.py, schemas.py, problems.py, guard.py, body_limit.py, event_stream.py, metrics.py, listening.py | HTTP |
+| app.py, routes.py, docs_page.py, schemas.py, problems.py, guard.py, body_limit.py, event_stream.py, metrics.py, listening.py | HTTP |
 | mcp_tools.py | MCP |
 """

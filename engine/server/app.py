@@ -7,10 +7,12 @@ from typing import Any
 
 from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 
 from .body_limit import UPLOAD_SECONDS, BodyLimit
+from .docs_page import docs_page
 from .guard import Access, Guard
 from .metrics import CONTENT_TYPE, MeasureRequests, ServerMetrics
 from .parameters import LoraParameters, VideoParameters
@@ -20,6 +22,7 @@ from .schemas import Health, VideoBody
 from .service import VideoService
 
 _SCHEMAS = "#/components/schemas/{model}"
+_DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _DESCRIPTION = "One image and a prompt in, a video out. Errors name the field that is meant."
 
 
@@ -65,7 +68,12 @@ class _Application(FastAPI):
         self, *, has_key: bool, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]
     ) -> None:
         super().__init__(
-            title="isoframe", version=_version(), description=_DESCRIPTION, lifespan=lifespan, redoc_url=None
+            title="isoframe",
+            version=_version(),
+            description=_DESCRIPTION,
+            lifespan=lifespan,
+            docs_url=None,
+            redoc_url=None,
         )
         self._has_key = has_key
 
@@ -88,6 +96,10 @@ def _add_operations(app: FastAPI, metrics: ServerMetrics) -> None:
     async def check_health() -> Health:
         """Whether the server answers; needs no key."""
         return Health(version=_version())
+
+    @app.get("/docs", include_in_schema=False)
+    def read_docs() -> HTMLResponse:
+        return HTMLResponse(docs_page(app.openapi()), headers={"Content-Security-Policy": _DOCS_POLICY})
 
     @app.get(
         "/metrics",

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,7 +212,20 @@ def test_the_document_has_both_bodies(ask: Asker) -> None:
     assert (
         set(schemas["VideoForm"]["required"]) == set(schemas["VideoBody"]["required"]) == {"image", "prompt"}
     )
-    assert ask("GET", "/docs").status == 200
+
+
+def test_the_page_on_the_operations_loads_nothing_from_elsewhere(ask: Asker) -> None:
+    page = ask("GET", "/docs")
+    text = page.content.decode()
+    assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    for path, methods in ask("GET", "/openapi.json").json["paths"].items():
+        for method in methods:
+            assert f"<h2><b>{method.upper()}</b> {path}</h2>" in text
+    assert "latent_window_size" in text
+    assert not {"<script", "<link", "src=", "http://", "https://"} & set(
+        re.findall(r"<script|<link|src=|https?://", text)
+    )
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
 
 
 def test_another_site_cannot_ask_without_being_allowed(ask: Asker, engine: Engine, tmp_path: Path) -> None:
