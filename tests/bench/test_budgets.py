@@ -4,13 +4,14 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_models import saved_model
 from typer.testing import CliRunner
 
-from isoframe.bench import budgets, gpu
+from isoframe.bench import budget_step, budgets, gpu
 from isoframe.bench.budget_step import measure
 from isoframe.bench.budgets import BudgetJob, BudgetPoint, describe, gate, judge, median_step, resident_step
 from isoframe.bench.commands import app
@@ -95,6 +96,33 @@ def test_what_does_not_fit_is_a_point_that_says_so() -> None:
     assert "needs at least" in point.problem
     assert not point.is_kept
     assert "needs at least" in describe(point, None)
+
+
+@pytest.mark.parametrize(
+    ("of_process", "of_card", "peak", "basis"),
+    [
+        # 9 of 11 reserved by the allocator, 12 at most.
+        ([11, 11], None, 12 + 2, "NVML, this process"),
+        ([None], [100, 111], 12 + 2, "NVML, more than before this process"),
+        ([None], None, 12 + 512 * 2**20, "allocator and 512 MiB of context"),
+    ],
+)
+def test_the_peak_of_a_process_is_the_allocators_and_what_is_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+    of_process: list[int | None],
+    of_card: list[int] | None,
+    peak: int,
+    basis: str,
+) -> None:
+    cards = iter(of_card or ())
+    monkeypatch.setattr(budget_step, "process_bytes", lambda _: of_process[-1])
+    monkeypatch.setattr(
+        budget_step, "read_card", lambda _: SimpleNamespace(used_bytes=next(cards)) if of_card else None
+    )
+    for name, value in (("synchronize", None), ("memory_reserved", 9), ("max_memory_reserved", 12)):
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    probe = budget_step.CudaProbe(torch.device("cuda", 0))
+    assert (probe.peak(), probe.basis) == (peak, basis)
 
 
 def test_the_first_step_warms_up() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -270,3 +271,16 @@ def test_a_driver_that_does_not_answer_is_no_crash(monkeypatch: pytest.MonkeyPat
     fake.nvmlInit = fail  # type: ignore[method-assign]
     monkeypatch.setitem(sys.modules, "pynvml", fake)  # type: ignore[arg-type]  # a stand-in
     assert read_card(CUDA) is None
+
+
+@pytest.mark.usefixtures("uuid")
+@pytest.mark.parametrize(("offset", "expected"), [(0, 7), (2, None)])
+def test_memory_of_this_process_is_told_where_the_driver_knows_it(
+    monkeypatch: pytest.MonkeyPatch, offset: int, expected: int | None
+) -> None:
+    fake = FakeNvml()
+    others = SimpleNamespace(pid=os.getpid() + 1, usedGpuMemory=99)
+    mine = SimpleNamespace(pid=os.getpid() + offset, usedGpuMemory=7)
+    fake.nvmlDeviceGetComputeRunningProcesses = lambda _: [others, mine]
+    monkeypatch.setitem(sys.modules, "pynvml", fake)  # type: ignore[arg-type]  # a stand-in
+    assert nvml.process_bytes(CUDA) == expected
