@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.config import EngineConfig, Request
+from ..engine.config import ATTENTIONS, EngineConfig, Request
 from ..engine.demo.world import Scene, render
 from ..engine.engine import Engine
 from ..engine.errors import DeviceError
@@ -37,8 +37,12 @@ OPTIONS: dict[str, Option] = {
         precision: Option(config={"precision": precision})
         for precision in ("bf16", "fp16", "int8-weight", "int8", "fp8", "nf4")
     },
-    "attention-int8": Option(config={"attention": "int8"}),
-    "attention-int8-fp8": Option(config={"attention": "int8-fp8"}),
+    **{
+        f"attention-{name}": Option(config={"attention": name})
+        # What the exact path takes here is no option.
+        for name in ATTENTIONS
+        if name not in ("auto", "sdpa")
+    },
     **{
         f"{name}-{threshold}": Option(request={"step_cache": name, "step_cache_threshold": threshold})
         for name, thresholds in (("teacache", (0.05, 0.1, 0.15, 0.25)), ("magcache", (0.06, 0.15, 0.24)))

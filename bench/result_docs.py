@@ -27,17 +27,26 @@ Rows = Sequence[BenchRow]
 
 
 def render(rows: Rows) -> str:
-    """The whole page."""
+    """The whole page; of rows behind a red check only the names."""
     parts = [_HEAD, *_basis_notes(rows)]
+    green = [row for row in rows if row.gate.is_green]
     for title, prefix, section in _SECTIONS:
-        found = [row for row in rows if row.case.startswith(prefix)]
+        found = [row for row in green if row.case.startswith(prefix)]
         if found:
             parts += [f"## {title}\n", *section(found), "\n".join(machines(found)) + "\n"]
     known = tuple(prefix for _, prefix, _ in _SECTIONS)
-    others = [row for row in rows if not row.case.startswith(known)]
+    others = [row for row in green if not row.case.startswith(known)]
     if others:
         parts += ["## Other figures\n", *_others(others), "\n".join(machines(others)) + "\n"]
-    return "\n".join(parts)
+    return "\n".join([*parts, *_without_figures(rows)])
+
+
+def _without_figures(rows: Rows) -> Iterator[str]:
+    """What was measured behind a red correctness check: figures of wrong results would be believed."""
+    red = {f"* {row.case}, {row.variant}: {row.gate.text}": None for row in rows if not row.gate.is_green}
+    if red:
+        yield "## No figures: a correctness check is red\n"
+        yield "\n".join(red) + "\n"
 
 
 def _basis_notes(rows: Rows) -> Iterator[str]:
@@ -261,7 +270,8 @@ def error_table(rows: Rows) -> str:
     header = ("option", "videos", "sections", "steps computed", "latent SQNR dB", "PSNR dB", "SSIM")
     return (
         "The demo model's videos with an option beside those without, held-out images and prompts, same seeds: mean "
-        "and 95 % interval. 200 dB means identical. In inverted order the first section is the end of the video.\n\n"
+        "and 95 % interval. 200 dB means identical. In inverted order the first section is the end of the video. The attention of "
+        "libraries (flash-attn, xformers, sageattention) needs CUDA.\n\n"
     ) + _table(header, lines)
 
 

@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 from isoframe.bench import quality_views
 from isoframe.bench.commands import app
 from isoframe.bench.drift import MEASURES, distances_to_truth, drift, measure_drift, restart, without_history
-from isoframe.bench.option_errors import Option, Sample, compare_samples, make_sample
+from isoframe.bench.option_errors import OPTIONS, Option, Sample, compare_samples, make_sample
 from isoframe.bench.quality import draw_frames, generate_frames, held_out_scene
 from isoframe.bench.rows import read_rows
 from isoframe.engine import Engine, EngineConfig, Request
+from isoframe.engine.config import ATTENTIONS, PRECISIONS, STEP_CACHES
 from isoframe.engine.demo.world import Scene
 
 NUM_FRAMES = 60
@@ -178,3 +179,12 @@ def test_unknown_names_suggest_the_nearest(arguments: tuple[str, ...], hint: str
     result = run(*arguments)
     assert result.exit_code == 2
     assert f"did you mean {hint}?" in result.stderr
+
+
+def test_every_precision_attention_and_step_cache_that_is_not_the_exact_path_is_an_option() -> None:
+    configs = [dict(option.config) for option in OPTIONS.values()]
+    assert {config["precision"] for config in configs if "precision" in config} == {*PRECISIONS} - {"fp32"}
+    attentions = {config["attention"] for config in configs if "attention" in config}
+    assert attentions == {*ATTENTIONS} - {"auto", "sdpa"}
+    caches = {option.request["step_cache"] for option in OPTIONS.values() if option.request}
+    assert caches == {*STEP_CACHES} - {"none"}

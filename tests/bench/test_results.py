@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from isoframe.bench.commands import app
 from isoframe.bench.result_docs import render
-from isoframe.bench.rows import BenchRow
+from isoframe.bench.rows import BenchRow, Gate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,6 +74,13 @@ def test_ratios_come_with_those_of_neighbours() -> None:
 def test_counters_that_differ_are_shouted() -> None:
     rows = [make_row("constant-count-tokens", "sections 6 on", (184.0, 185.0), "count")]
     assert "NOT EQUAL: tokens 184" in render(rows)
+
+
+def test_rows_behind_a_red_check_have_no_figures() -> None:
+    red = Gate(is_green=False, text="gated_residual: wrong")
+    page = render([replace(ROW, case="strange", variant="a", gate=red, values=(123.0,))])
+    assert "* strange, a: gated_residual: wrong" in page
+    assert "123" not in page
 
 
 def test_rows_of_no_known_case_are_listed() -> None:
