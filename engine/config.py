@@ -240,6 +240,8 @@ class Request:
         loop: the start image is the end image too, so that the video can be repeated without a seam.
         video: path of a video to extend by ``seconds``, at its own rate. Its frames stay as they are; ``image`` is the
             start frame that the model keeps in view, the video's first one where it is None.
+        base_resolution: pixels that stand for the side of the model's squarest bucket (640 for the published models): all
+            buckets are scaled by it, to multiples of 16. None is the model's own; excludes ``size``.
         direction: "forward" continues ``video`` (order "forward"); "backward" makes what comes before it (order
             "inverted").
 
@@ -280,6 +282,7 @@ class Request:
     direction: str = "forward"
     section_order: tuple[int, ...] | None = None
     allow_untrained: bool = False
+    base_resolution: int | None = None
 
     def __post_init__(self) -> None:
         if not _is_finite(self.seconds) or self.seconds <= 0:
@@ -297,6 +300,7 @@ class Request:
             raise ConfigError(
                 f"crf must be from 0 (lossless) to {MAX_CRF[self.codec]} for {self.codec}, got {self.crf}"
             )
+        self._check_base_resolution()
         if self.size is not None and (len(self.size) != 2 or any(n < 16 or n % 16 for n in self.size)):
             raise ConfigError(f"size must be (height, width), multiples of 16, got {self.size}")
         _check_sampling(self)
@@ -326,6 +330,14 @@ class Request:
             raise ConfigError(
                 f"direction {self.direction!r} needs order={DIRECTIONS[self.direction]!r}, got {self.order!r}"
             )
+
+    def _check_base_resolution(self) -> None:
+        if self.base_resolution is None:
+            return
+        _check_at_least("base_resolution", self.base_resolution, 64)
+        if self.base_resolution > 1280 or self.size is not None:
+            given = f"{self.base_resolution} and size={self.size}" if self.size else str(self.base_resolution)
+            raise ConfigError(f"base_resolution must be from 64 to 1280, and size None, got {given}")
 
     def _check_prompts(self) -> None:
         if not _is_finite(self.prompt_blend) or self.prompt_blend < 0:

@@ -511,6 +511,7 @@ class Engine:
             request=replace(
                 request,
                 size=job.images.size,
+                base_resolution=None,
                 order=job.sampling.order,
                 loras=loras,
                 video=None if request.video is None else Path(request.video).absolute(),

@@ -4,7 +4,6 @@ import io
 import os
 import struct
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,13 +61,6 @@ def load_image(source: object, *, force: bool = False) -> "Image":
         raise InputError(f"image must be a path, a PIL image or a numpy array, got {type(source).__name__}")
     _check_size(image.size, name, force)
     return _decode(image, name)
-
-
-def choose_bucket(size: tuple[int, int], buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The bucket (height, width) nearest in shape to ``size`` (height, width); of equals the later one."""
-    height, width = size
-    # The published rule: a cross product instead of a ratio, "at least as good" instead of "better".
-    return min(reversed(buckets), key=lambda bucket: abs(height * bucket[1] - width * bucket[0]))
 
 
 def fit_to_bucket(image: "Image", bucket: tuple[int, int]) -> "Image":

@@ -106,6 +106,7 @@ class Recipe:
             "image": image or self._find(asked["image"], folder),
             **{name: self._find(asked.get(name), folder) for name in ("end_image", "video")},
             "size": tuple(self.metadata["size"]),
+            "base_resolution": None,
             "order": self.metadata["sampling"]["order"],
             "loras": tuple(self._find_lora(use, folder) for use in asked["loras"]),
             "prompt_spans": tuple(PromptSpan(**span) for span in asked.get("prompt_spans", ())),

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .buckets import choose_bucket, scale_buckets
 from .config import DIRECTIONS, Request
-from .images import choose_bucket, fit_to_bucket, load_image
+from .images import fit_to_bucket, load_image
 from .source_video import SourceVideo
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ class RequestImages:
         given = None if start is None else (start.height, start.width)
         if video is not None:
             given = video.given_size
-        size = request.size or choose_bucket(given or (1, 1), buckets)
+        size = request.size
+        if size is None:
+            size = choose_bucket(given or (1, 1), scale_buckets(buckets, request.base_resolution))
         fitted = None if start is None else fit_to_bucket(start, size)
         end = fitted if request.loop else None
         if request.end_image is not None:

@@ -31,6 +31,7 @@ def generate(
     order: options.Order = DEFAULTS.order,
     allow_untrained: options.AllowUntrained = False,
     size: options.Size = None,
+    base_resolution: options.BaseResolution = None,
     posterior: options.Posterior = DEFAULTS.posterior,
     force: options.Force = False,
     preset: options.Preset = None,
@@ -77,7 +78,7 @@ def generate(
         request = Request(
             image=image, prompt=prompt, negative_prompt=negative_prompt, seconds=seconds, **options.parse_order(order),
             allow_untrained=allow_untrained,
-            size=options.parse_size(size), posterior=posterior, force=force, seed=seed,
+            size=options.parse_size(size), base_resolution=base_resolution, posterior=posterior, force=force, seed=seed,
             guidance_scale=guidance, cfg_scale=cfg, cfg_rescale=cfg_rescale, sampler=sampler,
             **options.apply_preset(preset, context, num_steps=steps, step_cache=step_cache),
             step_cache_threshold=step_cache_threshold,

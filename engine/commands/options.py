@@ -146,6 +146,16 @@ Size = Annotated[
         rich_help_panel=JOB,
     ),
 ]
+BaseResolution = Annotated[
+    int | None,
+    Option(
+        "--base-resolution",
+        metavar="PIXELS",
+        help="Scale the model's sizes so that the squarest has this side, 64 to 1280, such as 480 for a small card "
+        "(published models: 640; others are outside of their training).",
+        rich_help_panel=JOB,
+    ),
+]
 Posterior = Annotated[
     str, Option("--posterior", help="Start latent: sample (seeded) or mode.", rich_help_panel=JOB)
 ]

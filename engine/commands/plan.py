@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..buckets import scale_buckets
 from ..budget import make_plan
 from ..config import COMPUTE_DTYPES, Request, check_choice
 from ..errors import ConfigError
@@ -84,6 +85,7 @@ def plan(
     model: Model = PUBLISHED_NAME,
     seconds: options.Seconds = DEFAULTS.seconds,
     size: Size = None,
+    base_resolution: options.BaseResolution = None,
     order: options.Order = DEFAULTS.order,
     steps: options.Steps = DEFAULTS.num_steps,
     cfg: options.Cfg = DEFAULTS.cfg_scale,
@@ -116,13 +118,13 @@ def plan(
         machine = described_machine(card=card, vram=vram, ram=ram)
         found = find_shapes(model, local_files_only=local_files_only)
         request = Request(
-            image="", prompt="", seconds=seconds, order=order, size=options.parse_size(size), num_steps=steps,
+            image="", prompt="", seconds=seconds, order=order, size=options.parse_size(size), base_resolution=base_resolution, num_steps=steps,
             cfg_scale=cfg, step_cache=step_cache, latent_window_size=window, loras=options.parse_loras(lora),
         )  # fmt: skip
         job = PlannedJob(
             shapes=found.shapes,
             sampling=request.sampling(found.order),
-            size=request.size or _most_demanding(found, window),
+            size=request.size or _most_demanding(found, base_resolution, window),
             precision=precision,
             compute_dtype=compute_dtype,
             lora_bytes=_lora_bytes(found, request, precision, compute_dtype),
@@ -198,13 +200,13 @@ def _write_traces(paths: list[Path], made: Plan, job: PlannedJob, machine: Machi
         write_timeline(timings, path)
 
 
-def _most_demanding(found: KnownModel, window: int) -> tuple[int, int]:
+def _most_demanding(found: KnownModel, base_resolution: int | None, window: int) -> tuple[int, int]:
     """The bucket with most tokens."""
 
     def num_tokens(size: tuple[int, int]) -> int:
         return packed_sequence(found.shapes.transformer, size, window, vision=0, text=0).total
 
-    return max(found.buckets, key=num_tokens)
+    return max(scale_buckets(found.buckets, base_resolution), key=num_tokens)
 
 
 def _print(made: Plan) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+from isoframe.engine.buckets import choose_bucket, scale_buckets
 from isoframe.engine.errors import InputError
-from isoframe.engine.images import choose_bucket, fit_to_bucket, image_to_tensor, load_image
+from isoframe.engine.images import fit_to_bucket, image_to_tensor, load_image
 
 BUCKETS = [
     (416, 960), (448, 864), (480, 832), (512, 768), (544, 704), (576, 672), (608, 640),
@@ -281,3 +282,20 @@ def test_tensor_values_and_layout():
     assert tensor.dtype == torch.float32
     np.testing.assert_allclose(tensor[0, :, 0].permute(1, 2, 0), array / 127.5 - 1, atol=1e-6)
     assert (tensor.min(), tensor.max()) == (-1, 1)
+
+
+def test_scaled_buckets_keep_their_shapes_in_multiples_of_16() -> None:
+    from isoframe.engine.known_shapes import find_shapes
+
+    published = find_shapes("framepack-13b").buckets
+    assert scale_buckets(published, None) == scale_buckets(published, 640) == published
+    for base in (256, 480, 960, 1280):
+        scaled = scale_buckets(published, base)
+        assert max(choose_bucket((1, 1), scaled)) == base
+        assert all(side % 16 == 0 for bucket in scaled for side in bucket)
+        for (height, width), (before, after) in zip(scaled, published, strict=True):
+            assert (height, width) == (
+                round(before * base / 640 / 16) * 16,
+                round(after * base / 640 / 16) * 16,
+            )
+    assert scale_buckets([(64, 64)], 96) == ((96, 96),)

@@ -258,3 +258,18 @@ def test_a_video_that_cannot_be_extended_is_refused_before_any_work(
     Image.new("RGB", (9, 9)).save(tmp_path / "i.png")
     with pytest.raises(InputError, match="at least 16 px"):
         engine.generate(request_of(end_image=tmp_path / "i.png"))
+
+
+def test_another_base_resolution_scales_the_sizes_of_the_model(
+    engine: Engine, request_of: Callable[..., Request], tmp_path: Path
+) -> None:
+    request = request_of(base_resolution=96, num_steps=1, seconds=0.2)
+    video = engine.render(request, tmp_path / "v.mp4", job_dir=tmp_path / "job")
+    assert (video.width, video.height) == (96, 96)
+    recipe = Recipe.read(video.path)
+    asked = recipe.request(EXAMPLES / "bounce.png", tmp_path)
+    assert asked.size == (96, 96)
+    assert reproduce(engine, recipe, asked, tmp_path / "again.mp4").is_identical
+    for changes in ({"base_resolution": 1296}, {"base_resolution": 96, "size": (64, 64)}):
+        with pytest.raises(ConfigError, match="base_resolution must be from 64 to 1280, and size None"):
+            request_of(**changes)
