@@ -134,6 +134,7 @@ def generate_frames(
         seconds=seconds,
         fps=FPS,
         order=order,
+        allow_untrained=True,
         num_steps=num_steps,
         seed=seed,
     )

@@ -20,7 +20,11 @@ _What = Annotated[
     ),
 ]
 _Order = Annotated[
-    list[str] | None, typer.Option("--order", help="inverted or forward; repeatable, default both.")
+    list[str] | None,
+    typer.Option(
+        "--order",
+        help="inverted or forward (default both); endpoints and planned with --what truth; repeatable.",
+    ),
 ]
 _Pairs = Annotated[int, typer.Option("--pairs", min=1, help="Held-out (image, prompt) pairs.")]
 _Seconds = Annotated[float, typer.Option("--seconds", help="Length of each video.")]
@@ -64,9 +68,9 @@ def quality(
     from .quality import measure_baselines, measure_quality
 
     with readable_errors(debug=False):
-        for name in order or ():
-            check_choice("--order", name, ORDERS)
         check_choice("--what", what, ("truth", "drift", "errors"))
+        for name in order or ():
+            check_choice("--order", name, (*ORDERS, "endpoints", "planned") if what == "truth" else ORDERS)
         if what != "truth":
             from .quality_views import QualityView
 
