@@ -5,6 +5,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ..engine.errors import BudgetError, DeviceError
 from ..engine.events import Event, SectionEvent, StepEvent
 from .fresh_process import ProcessError, run_module
 from .live_tensors import LiveTensors
-from .memory_timeline import MemoryTimeline, open_reader, thin_out
+from .memory_timeline import MemorySample, MemoryTimeline, open_reader, thin_out
 from .rows import Basis
 from .vram import Outcome, VramJob, as_dict
 
@@ -105,13 +106,13 @@ class _Point:
             )
             stack.callback(engine.close)
             plan = self._render(engine, timeline, live)
-        peaks = [sample.rss if is_cpu else sample.device_used or 0 for sample in timeline.samples]
+        reserved = None if is_cpu else torch.cuda.max_memory_reserved(self._device)
         return Outcome(
             status="done",
             text=plan,
             step=statistics.median(self._steps),
             frame=self._sections[-1] / (4 * job.window),
-            peak=max(peaks),
+            peak=peak_bytes(timeline.samples, reserved),
             source=timeline.source,
             samples=tuple(thin_out(timeline.samples)) if job.is_watched else (),
             owners=() if live is None else tuple(live.peaks()),
@@ -148,6 +149,18 @@ class _Point:
         plan = engine.plan(request)
         residents = len(plan.residents) if plan.ring else plan.num_units
         return f"{residents} of {plan.num_units} units resident, VAE tiles {plan.vae_tile or 'none'}"
+
+
+def peak_bytes(samples: Sequence[MemorySample], max_reserved: int | None) -> int:
+    """Most that was held: of the device, or where it has no memory of its own of the process.
+
+    The allocator knows its own peak, which may lie between two samples; what the device lends out beside it hardly changes.
+    """
+    if max_reserved is None:
+        return max(sample.rss for sample in samples)
+    beside = [(sample.device_used or 0) - (sample.reserved or 0) for sample in samples]
+    seen = max(sample.device_used or 0 for sample in samples)
+    return max(seen, max_reserved + statistics.median_low(beside))
 
 
 class _Clock:

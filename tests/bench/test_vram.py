@@ -18,7 +18,7 @@ from isoframe.bench.memory_timeline import MemorySample
 from isoframe.bench.predicted_memory import PlanRunner
 from isoframe.bench.rows import Basis, Gate, read_rows
 from isoframe.bench.vram import MAX_WINDOW, Outcome, VramBench, VramJob, as_dict
-from isoframe.bench.vram_probe import ProcessRunner, cap_device, run_point
+from isoframe.bench.vram_probe import ProcessRunner, cap_device, peak_bytes, run_point
 from isoframe.bench.vram_rows import describe, make_rows, write_vram_report
 from isoframe.engine import BudgetError, CheckpointError, DeviceError, Engine
 from isoframe.engine.budget import make_plan
@@ -275,6 +275,16 @@ def test_an_emulated_card_caps_the_allocator(monkeypatch: pytest.MonkeyPatch) ->
     ))  # fmt: skip
     run_point(replace(JOB, emulated=8 * GIB))
     assert shares[-1] == 8 / 80
+
+
+def test_a_peak_between_two_samples_is_the_allocators() -> None:
+    samples = [
+        MemorySample(seconds=0.0, phase="decode", rss=9, pinned=0, reserved=100 * used, device_used=100 * used + 30)
+        for used in (1, 4, 2)
+    ]  # fmt: skip
+    assert peak_bytes(samples, max_reserved=700) == 730
+    assert peak_bytes(samples, max_reserved=300) == 430
+    assert peak_bytes(samples, None) == 9
 
 
 def run(*arguments: object) -> Any:
