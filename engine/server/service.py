@@ -123,12 +123,17 @@ class VideoService:
         Raises:
             UnknownVideoError: there is none of this id.
         """
-        status = self._index.get(name)
+        with self._lock:
+            status, live = self._index.get(name), self._live.get(name)
         if status is None:
             raise UnknownVideoError("there is no video of this id")
-        with self._lock:
-            live = self._live.get(name)
-        return status if live is None else live.status()
+        if live is not None:
+            return live.status()
+        if not JobFolder.is_job(self._jobs / name):
+            # Somebody else removed it, `isoframe jobs clean` for one.
+            self._index.remove(name)
+            raise UnknownVideoError("there is no video of this id, its folder was removed")
+        return status
 
     def page(
         self, after: str | None = None, limit: int = 20, *, is_oldest_first: bool = False
@@ -306,7 +311,10 @@ class VideoService:
         status = self.get(name)
         if status.state != "done":
             raise NotFinishedError(f"the video is {status.state}; its file is there when it is done")
-        return JobFolder.open(self._jobs / name).record.output
+        path = JobFolder.open(self._jobs / name).record.output
+        if not path.is_file():
+            raise NotFinishedError("the video was made, but somebody removed its file")
+        return path
 
     def preview_path(self, name: str, section: int) -> Path:
         """The latest picture of a section (generation order, from 0).

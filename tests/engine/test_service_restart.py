@@ -14,6 +14,7 @@ from video_server import TIMEOUT, KeptWorkers, load
 
 from isoframe.engine import ConfigError, Engine, InputError, NumericalError, QueueFullError, Request
 from isoframe.engine.denoiser import Denoiser
+from isoframe.engine.job_folder import JobFolder
 from isoframe.engine.server.limits import Limits
 from isoframe.engine.server.live_job import EventKey
 from isoframe.engine.server.notes import DELETED, End, write_end
@@ -249,6 +250,25 @@ def test_events_are_replayed_and_keys_of_another_run_mean_all(
 @pytest.mark.parametrize("text", ["", "-", "a", "a-", "-1", "a-b", "a b-1", "a-1" * 20, "ä-1", "a-²"])
 def test_a_text_that_is_no_key_is_none(text: str) -> None:
     assert EventKey.parse(text) is None
+
+
+def test_folders_and_files_that_somebody_else_removed_are_told(
+    engine: Engine, request_of: Callable[..., Request], tmp_path: Path
+) -> None:
+    with open_service(engine, tmp_path) as service:
+        names = [service.create(request_of(seed=seed)).id for seed in range(3)]
+        assert {service.wait(name, TIMEOUT).state for name in names} == {"done"}
+        service.video_path(names[0]).unlink()
+        with pytest.raises(NotFinishedError, match="somebody removed its file"):
+            service.video_path(names[0])
+        JobFolder.open(tmp_path / "jobs" / names[1]).delete()
+        shutil.rmtree(tmp_path / "jobs" / names[2])
+        for name in names[1:]:
+            with pytest.raises(UnknownVideoError, match="its folder was removed"):
+                service.video_path(name)
+            with pytest.raises(UnknownVideoError):
+                service.delete(name)
+        assert [video.id for video in service.page()] == names[:1]
 
 
 def test_unknown_videos_are_told(engine: Engine, tmp_path: Path) -> None:
