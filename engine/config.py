@@ -174,6 +174,8 @@ class SamplingConfig:
             video) or "history" (later sections see it too, further and further away). Only with order "inverted".
         section_order: places of the sections in the video, from 0, in the order they are made; with order "custom".
         allow_untrained: accept orders that no published checkpoint was trained for.
+        target_index: position of one latent frame that is made alone, 1 or more; the start latent is 0. Only with one
+            section, window 1 and order "inverted".
     """
 
     num_sections: int
@@ -194,12 +196,20 @@ class SamplingConfig:
     end_image_use: str = "first-section"
     section_order: tuple[int, ...] | None = None
     allow_untrained: bool = False
+    target_index: int | None = None
 
     def __post_init__(self) -> None:
         _check_at_least("num_sections", self.num_sections, 1)
         check_choice("order", self.order, ALL_ORDERS)
         _check_sampling(self)
         _check_order(self)
+        if self.target_index is not None:
+            _check_at_least("target_index", self.target_index, 1)
+            if (self.num_sections, self.latent_window_size, self.order) != (1, 1, "inverted"):
+                raise ConfigError(
+                    "target_index needs num_sections=1, latent_window_size=1 and order='inverted', got "
+                    f"{self.num_sections}, {self.latent_window_size} and {self.order!r}"
+                )
         if self.latent_paddings is None:
             return
         for padding in self.latent_paddings:
@@ -242,6 +252,7 @@ class Request:
             start frame that the model keeps in view, the video's first one where it is None.
         base_resolution: pixels that stand for the side of the model's squarest bucket (640 for the published models): all
             buckets are scaled by it, to multiples of 16. None is the model's own; excludes ``size``.
+        target_index: as in :class:`SamplingConfig`; :meth:`Engine.render_frame` sets it.
         direction: "forward" continues ``video`` (order "forward"); "backward" makes what comes before it (order
             "inverted").
 
@@ -283,6 +294,7 @@ class Request:
     section_order: tuple[int, ...] | None = None
     allow_untrained: bool = False
     base_resolution: int | None = None
+    target_index: int | None = None
 
     def __post_init__(self) -> None:
         if not _is_finite(self.seconds) or self.seconds <= 0:

@@ -1,5 +1,6 @@
 """The engine: one model, any number of jobs."""
 
+import json
 import os
 import secrets
 from collections.abc import Generator, Iterator, Mapping
@@ -15,7 +16,7 @@ from torch import Tensor
 from .conditioning import Conditioning
 from .config import EngineConfig, Request, SamplingConfig
 from .conversion import OnProgress
-from .decoding import count_sections, decode_sections
+from .decoding import count_sections, decode_sections, decode_within
 from .denoiser import Denoiser, EventHandler, LatentSection, assemble
 from .encoders import Encoders
 from .errors import ConfigError
@@ -32,14 +33,14 @@ from .loaded_model import LoadedModel
 from .machine import Machine, with_budget
 from .metadata import video_metadata
 from .model_memory import JobMemory
-from .outputs import check_video_path
+from .outputs import check_png_path, check_video_path, make_folder
 from .plan import Plan
-from .previews import cached_latent_rgb
+from .previews import cached_latent_rgb, save_png
 from .rendering import Rendering, open_latents, open_png, open_writer, reporter
 from .sizes import Size
 from .step_cache import StepCacheError, StepCacheFactory
 from .timeline_file import write_timeline
-from .vae import DecodedFrames, VideoVAE
+from .vae import DecodedFrames, VideoVAE, to_uint8
 from .video import Video
 
 
@@ -367,6 +368,46 @@ class Engine:
             video = rendering.write(job.sections(self._encoders, lambda: self._vae, report, run))
         report(FileEvent(path=video.path))
         return video
+
+    def render_frame(
+        self,
+        request: Request,
+        path: str | os.PathLike[str],
+        *,
+        target_index: int,
+        overwrite: bool = False,
+        on_event: EventHandler | None = None,
+    ) -> Path:
+        """Make one latent frame alone, as it would come later in a video, and write it as a PNG with metadata.
+
+        Args:
+            request: the image and the prompt; its length, window and order do not matter.
+            path: the PNG; its folder is created.
+            target_index: position of the frame as the model sees it; the start latent is 0, four frames of video apart.
+            overwrite: replace an existing file.
+            on_event: called with every event.
+
+        Raises:
+            InputError: an image or ``path`` cannot be used.
+        """
+        path = Path(path)
+        check_png_path(path, overwrite=overwrite)
+        request = replace(
+            request,
+            seconds=4 / request.fps,
+            latent_window_size=1,
+            order="inverted",
+            section_order=None,
+            target_index=target_index,
+        )
+        job = self._generation(request)
+        with closing(job.sections(self._encoders, lambda: self._vae, on_event)) as sections:
+            latents = next(sections).latents
+        decoded = decode_within(job.memory, self._vae, lambda: self._vae.decode(latents))
+        frames = apply_filter(self.frame_filter, to_uint8(decoded[0].cpu()), 0)
+        make_folder("output", path.parent)
+        save_png(frames[0], path, json.dumps(self._metadata(request, job)))
+        return path
 
     def resume(
         self,

@@ -20,6 +20,11 @@ def check_export_path(path: Path, *, overwrite: bool) -> None:
     _check_file(path, (".mp4", ".gif", ".webp"), overwrite)
 
 
+def check_png_path(path: Path, *, overwrite: bool) -> None:
+    """As :func:`check_video_path`, for a single picture."""
+    _check_file(path, (".png",), overwrite)
+
+
 def check_latents_path(path: Path, *, overwrite: bool) -> None:
     """As :func:`check_video_path`, for latents."""
     _check_file(path, (".safetensors",), overwrite)

@@ -76,10 +76,14 @@ class Recipe:
         Raises:
             InputError: there is none, or the file was not made in one go.
         """
-        metadata = read_video_info(source).metadata
+        metadata: dict[str, Any] = read_video_info(source).metadata
         if not {"request", "sampling", "image_sha256", "model_hash", "size"} <= metadata.keys():
             raise InputError(
                 f"{source} does not say how it was made; only files of isoframe can be reproduced"
+            )
+        if metadata["request"].get("target_index") is not None:
+            raise InputError(
+                f"{source} is a single frame; make it again with isoframe frame and compare the pictures"
             )
         for name, reason in _OTHER_MAKING.items():
             if name in metadata:

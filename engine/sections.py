@@ -60,6 +60,8 @@ def plan_sections(config: SamplingConfig) -> list[SectionPlan]:
         return plan_between(config)
     if config.order == "forward":
         return [_forward_section(i, config.latent_window_size) for i in range(config.num_sections)]
+    if config.target_index is not None:
+        return [_inverted_section(0, 1, 1, config.target_index - 1)]
     paddings = config.latent_paddings or published_paddings(config.num_sections)
     return [
         _inverted_section(i, config.num_sections, config.latent_window_size, padding)

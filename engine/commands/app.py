@@ -10,6 +10,7 @@ from .convert import convert
 from .demo import demo
 from .doctor import doctor
 from .export import export
+from .frame import frame
 from .generate import generate
 from .info import info
 from .jobs import app as jobs
@@ -33,7 +34,21 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (convert, demo, doctor, export, generate, info, mcp, plan, redo, reproduce, resume, serve):
+    for command in (
+        convert,
+        demo,
+        doctor,
+        export,
+        frame,
+        generate,
+        info,
+        mcp,
+        plan,
+        redo,
+        reproduce,
+        resume,
+        serve,
+    ):
         app.command()(command)
     app.command("app")(app_page)
     app.add_typer(jobs, name="jobs")
