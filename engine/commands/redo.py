@@ -6,7 +6,7 @@ from typer import Option
 
 from . import options
 from .failures import readable_errors
-from .resume import Job, JobOut, rendering_of
+from .resume import Job, JobOut, resume
 
 Section = Annotated[
     int,
@@ -59,7 +59,4 @@ def redo(
         # Nothing is given up for a video that then cannot be written.
         check_video_path(folder.record.output if out is None else out, overwrite=overwrite)
         folder.redo(section - 1, seed=seed, prompt=prompt)
-        rendering_of(
-            job, out=out, is_overwriting=overwrite, preview_dir=preview, is_json=json_progress, is_quiet=quiet,
-            cache_dir=cache_dir, frame_filter=frame_filter,
-        ).run()  # fmt: skip
+    resume(job, out, overwrite, preview, frame_filter, json_progress, quiet, cache_dir, debug)

@@ -69,6 +69,7 @@ class AcceleratedTransformer(DiffusersForward):
 
     Attributes:
         original: the transformer that it stands for; None where the pipeline had none.
+        home: the device that it left for RAM; None if it was there.
         num_computed: steps that ran the blocks, since the pipeline was accelerated.
         num_skipped: steps that reused an earlier one's result.
     """
@@ -82,6 +83,7 @@ class AcceleratedTransformer(DiffusersForward):
             original: what it stands for.
         """
         self.original = original
+        self.home: torch.device | None = None
         self.num_computed = self.num_skipped = 0
         self._model = model
         self._sampling = sampling

@@ -13,6 +13,7 @@ from ..components import Components, ModelProfile, find_components
 from ..config import EngineConfig, LoraStrength, SamplingConfig
 from ..errors import ConfigError
 from ..loaded_model import LoadedModel, Place, open_source
+from ..model_memory import lift_memory_limit
 from ..store import Store
 from .accelerated import AcceleratedTransformer
 from .module_checkpoint import module_checkpoint
@@ -60,8 +61,14 @@ def accelerate(
         num_sections=1, step_cache=step_cache, step_cache_threshold=step_cache_threshold, order=order, loras=loras
     )  # fmt: skip
     original = pipe.transformer
-    model = _load(original if source is None else source, config or EngineConfig(), pipe)
-    transformer = AcceleratedTransformer(model, sampling, original)
+    home = _leave_card(original)
+    try:
+        model = _load(original if source is None else source, config or EngineConfig(), pipe)
+        transformer = AcceleratedTransformer(model, sampling, original)
+    except BaseException:
+        _return_to(home, original)
+        raise
+    transformer.home = home
     _announce_sections(pipe.scheduler, transformer)
     pipe.transformer = transformer
     return transformer
@@ -79,6 +86,7 @@ def restore(pipe: Any) -> None:
     vars(pipe.scheduler).pop("set_timesteps", None)
     pipe.transformer = transformer.original
     transformer.close()
+    _return_to(transformer.home, transformer.original)
 
 
 def _check_pipeline(pipe: Any, source: object, loras: tuple[LoraStrength, ...]) -> None:
@@ -92,6 +100,20 @@ def _check_pipeline(pipe: Any, source: object, loras: tuple[LoraStrength, ...]) 
         raise ConfigError(
             "sections of a LoRA must be None here: a pipeline does not tell which section it makes"
         )
+
+
+def _leave_card(original: Any) -> torch.device | None:
+    """Move a transformer that is about to be replaced into RAM; where it was, if it was elsewhere."""
+    if original is None or original.device.type in ("cpu", "meta"):
+        return None
+    home: torch.device = original.device
+    original.to("cpu")
+    return home
+
+
+def _return_to(home: torch.device | None, original: Any) -> None:
+    if home is not None:
+        original.to(home)
 
 
 def _load(weights: Any, config: EngineConfig, pipe: Any) -> LoadedModel:
@@ -109,7 +131,11 @@ def _load(weights: Any, config: EngineConfig, pipe: Any) -> LoadedModel:
     else:
         components = find_components(weights, local_files_only=config.local_files_only)
         checkpoint, place = open_source(components, config, place)
-    return LoadedModel.of_checkpoint(checkpoint, components, config, place, has_fp32_head=False)
+    model = LoadedModel.of_checkpoint(checkpoint, components, config, place, has_fp32_head=False)
+    if model.device.type == "cuda":
+        # What the pipeline's own components compute is not the engine's to limit.
+        lift_memory_limit(model.device)
+    return model
 
 
 def _announce_sections(scheduler: Any, transformer: AcceleratedTransformer) -> None:

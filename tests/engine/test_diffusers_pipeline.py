@@ -241,6 +241,24 @@ def test_restoring_leaves_no_trace(
     assert torch.equal(latents(pipe), expected)
 
 
+def test_a_transformer_on_a_card_leaves_it_and_comes_back(
+    pipe: HunyuanVideoFramepackPipeline,
+    accelerated: Callable[..., AcceleratedTransformer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moves: list[str] = []
+    own = pipe.transformer
+    monkeypatch.setattr(type(own), "device", property(lambda _: torch.device("cuda", 1)))
+    monkeypatch.setattr(type(own), "to", lambda _, device: moves.append(str(device)))
+    accelerated()
+    assert moves == ["cpu"]
+    restore(pipe)
+    assert moves == ["cpu", "cuda:1"]
+    with pytest.raises(ConfigError):
+        accelerated(loras=(LoraStrength(source="missing.safetensors"),))
+    assert moves == ["cpu", "cuda:1"] * 2
+
+
 def test_activations_of_16_bit_equal_those_of_the_single_forward(
     pipe: HunyuanVideoFramepackPipeline, accelerated: Callable[..., AcceleratedTransformer]
 ) -> None:
