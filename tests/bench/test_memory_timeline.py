@@ -2,13 +2,21 @@
 
 import sys
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from isoframe.bench.memory_timeline import MemorySample, MemoryTimeline, Source, open_reader, thin_out
+from isoframe.bench.memory_timeline import (
+    INTERVAL,
+    MemorySample,
+    MemoryTimeline,
+    Source,
+    open_reader,
+    thin_out,
+)
 from isoframe.engine.events import PhaseEvent
 from isoframe.engine.weights import HostBuffer
 
@@ -147,3 +155,13 @@ def test_the_cpu_has_a_resident_set_and_no_device() -> None:
     assert reader.source == "none"
     assert set(found) == {"rss", "pinned"}
     assert (found["rss"] or 0) > 2**20
+
+
+def test_sampling_costs_less_than_a_hundredth_of_the_time_between_two_samples() -> None:
+    with open_reader(torch.device("cpu")) as reader:
+        timeline = MemoryTimeline(reader)
+        start = time.process_time()
+        for _ in range(200):
+            timeline.sample()
+        seconds = (time.process_time() - start) / 200
+    assert seconds < 0.01 * INTERVAL
