@@ -57,8 +57,8 @@ def _fields(studio: Studio, examples: Sequence[tuple[str, str]], max_seconds: fl
     )
     if examples:
         gr.Examples([list(example) for example in examples], [image, prompt], label="Examples")
+    seconds = gr.Slider(0.5, max_seconds, value=5, step=0.1, label="Seconds", elem_id="seconds")
     with gr.Row():
-        seconds = gr.Slider(0.5, max_seconds, value=5, step=0.1, label="Seconds", elem_id="seconds")
         seed = gr.Number(31337, label="Seed", precision=0, minimum=0, elem_id="seed")
         gr.Button("Draw a seed", min_width=110, scale=0, elem_id="dice").click(draw_seed, outputs=seed)
     quality = gr.Radio(list(QUALITIES), value="balanced", label="Quality", elem_id="quality")
