@@ -185,6 +185,26 @@ def test_frames_that_are_encoded_again_are_caught(engine: Engine, monkeypatch: p
     assert "encoded_frames 48 in section 6, 56 in section 7" in finding.text
 
 
+def test_the_check_draws_the_same_inputs_every_time_and_leaves_the_generator_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[float] = []
+    spec = KERNELS["gated_residual"]
+
+    def make_inputs(*args: Any) -> Any:
+        inputs = spec.make_inputs(*args)
+        drawn.append(float(inputs[0].sum()))
+        return inputs
+
+    monkeypatch.setitem(KERNELS, "gated_residual", dataclasses.replace(spec, make_inputs=make_inputs))
+    state = torch.get_rng_state()
+    check_operations(CPU)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(1)
+    check_operations(CPU)
+    assert drawn[0] == drawn[1]
+
+
 @pytest.mark.parametrize("name", ["modulated_layer_norm", "gated_residual", "qk_norm_rope"])
 def test_a_wrong_kernel_is_caught(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     assert check_operations(CPU).is_green
