@@ -18,8 +18,9 @@ from .metrics import CONTENT_TYPE, MeasureRequests, ServerMetrics
 from .parameters import LoraParameters, VideoParameters
 from .problems import PROBLEM_RESPONSES, install
 from .routes import make_router
-from .schemas import Health, VideoBody
+from .schemas import Health, ModelList, ModelObject, VideoBody
 from .service import VideoService
+from .workers import ModelCard
 
 _SCHEMAS = "#/components/schemas/{model}"
 _DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -46,7 +47,7 @@ def make_app(
     app = _Application(has_key=access.api_key is not None, lifespan=lifespan)
     install(app, service.retry_seconds)
     metrics = ServerMetrics(service)
-    _add_operations(app, metrics)
+    _add_operations(app, metrics, service.card)
     app.include_router(make_router(service))
     # The last one is the outermost.
     app.add_middleware(BodyLimit, upload_bytes=service.limits.upload_bytes, upload_seconds=upload_seconds)
@@ -91,11 +92,20 @@ class _Application(FastAPI):
         return self.openapi_schema
 
 
-def _add_operations(app: FastAPI, metrics: ServerMetrics) -> None:
+def _add_operations(app: FastAPI, metrics: ServerMetrics, card: ModelCard) -> None:
     @app.get("/healthz", tags=["server"], responses={403: PROBLEM_RESPONSES[403]})
     async def check_health() -> Health:
         """Whether the server answers; needs no key."""
         return Health(version=_version())
+
+    @app.get(
+        "/v1/models",
+        tags=["server"],
+        responses={401: PROBLEM_RESPONSES[401], 403: PROBLEM_RESPONSES[403]},
+    )
+    def list_models() -> ModelList:
+        """The model that this server runs."""
+        return ModelList(data=[ModelObject.of(card)])
 
     @app.get("/docs", include_in_schema=False)
     def read_docs() -> HTMLResponse:

@@ -1,4 +1,4 @@
-"""The operations of /v1."""
+"""The operations of /v1/videos."""
 
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ from .event_stream import event_stream
 from .live_job import EventKey
 from .pictures import read_picture
 from .problems import PROBLEM_RESPONSES
-from .schemas import DeletedVideo, ModelList, ModelObject, Problem, RedoBody, VideoList, VideoObject
+from .schemas import DeletedVideo, Problem, RedoBody, VideoList, VideoObject
 from .service import VideoService
 from .service_errors import FieldError, NotFinishedError
 from .uploads import FORM, JSON, Upload, receive_upload
@@ -81,11 +81,6 @@ def _add_create(router: APIRouter, service: VideoService) -> None:
 
 
 def _add_queries(router: APIRouter, service: VideoService) -> None:
-    @router.get("/models", tags=["models"])
-    def list_models() -> ModelList:
-        """The model that this server runs."""
-        return ModelList(data=[ModelObject.of(service.card)])
-
     @router.get("/videos", tags=["videos"])
     def list_videos(
         after: Annotated[
