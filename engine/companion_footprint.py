@@ -9,6 +9,8 @@ from .transformer_config import TransformerConfig
 
 # The published temporal chunks: 5 latent frames every 3.
 _CHUNK_LATENTS, _CHUNK_STRIDE = 5, 3
+# And of a clip that is encoded, 16 frames after the first one.
+_ENCODED_FRAMES = 17
 # Tiles overlap by a quarter, as the published 256 px tiles every 192 px do.
 _STRIDE_SHARE = 0.75
 
@@ -95,21 +97,23 @@ class VaeWork:
             * ((frames + 2) * (height + 2) * (width + 2) + frames * height * width)
         )
 
-    def encode_bytes(self) -> int:
-        """Most that encoding the start image holds: a residual block of the first level."""
+    def encode_bytes(self, num_frames: int = 1) -> int:
+        """Most that encoding an image or a clip holds: a residual block of the first level, or the middle's attention."""
         height, width = self._tile_size()
-        channels = self.vae.channels[0]
-        block = 4 * channels * height * width + 3 * channels * (height + 2) * (width + 2)
-        positions = height * width // 64
-        attention = 2 * positions**2 + 12 * self.vae.channels[3] * positions
-        ends = (3 + self.vae.latent_channels) * self.size[0] * self.size[1]
+        channels, frames = self.vae.channels[0], min(num_frames, _ENCODED_FRAMES)
+        block = 4 * channels * frames * height * width + channels * (frames + 2) * (height + 2) * (width + 2)
+        positions = ((frames - 1) // 4 + 1) * height * width // 64
+        # Causal: a mask, its sum with the scores, and their softmax where no kernel is fused.
+        attention = 5 * positions**2 + 16 * self.vae.channels[3] * positions
+        ends = (3 * num_frames + self.vae.latent_channels) * self.size[0] * self.size[1]
         return self.value_bytes * (max(block, attention) + ends)
 
-    def encode_workspace_bytes(self) -> int:
+    def encode_workspace_bytes(self, num_frames: int = 1) -> int:
         """As :meth:`decode_workspace_bytes`."""
         height, width = self._tile_size()
-        channels = self.vae.channels[0]
-        return self.value_bytes * channels * (3 * (height + 2) * (width + 2) + height * width)
+        channels, frames = self.vae.channels[0], min(num_frames, _ENCODED_FRAMES)
+        values = (frames + 2) * (height + 2) * (width + 2) + frames * height * width
+        return self.value_bytes * channels * values
 
     def decode_flops(self, num_latents: int) -> float:
         """Multiplications and additions of decoding ``num_latents`` frames in chunks and tiles."""

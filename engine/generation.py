@@ -23,7 +23,7 @@ from .job_run import JobRun
 from .model_memory import ModelMemory
 from .ordered_decoder import OrderedDecoder
 from .prompt_timeline import PromptTimeline
-from .sections import plan_sections
+from .sections import MAX_CLIP_FRAMES, plan_sections
 from .start_images import RequestImages, request_order
 from .vae import DecodedFrames, SectionDecoder, VideoVAE, num_leading_frames
 from .visual_conditioning import encode_images
@@ -96,7 +96,12 @@ class Generation:
         self._plans = plan_sections(self.sampling)
         self.images = images = RequestImages.load(request, profile.buckets)
         self.num_frames = self.num_leading + self._num_made + (self.num_given if order == "inverted" else 0)
-        self.memory = memory.plan(self.sampling, images.size, lora_bytes=denoiser.lora_bytes(self.sampling))
+        self.memory = memory.plan(
+            self.sampling,
+            images.size,
+            lora_bytes=denoiser.lora_bytes(self.sampling),
+            num_encoded_frames=min(max(self.num_given, 1), MAX_CLIP_FRAMES),
+        )
         denoiser.check_attention(self.sampling, images.size, self.memory.num_condition_tokens)
         self.decoder: SectionDecoder | OrderedDecoder | None = None
         self.start_latent: Tensor | None = None

@@ -101,6 +101,7 @@ class ModelMemory:
         *,
         is_latents_only: bool = False,
         lora_bytes: int = 0,
+        num_encoded_frames: int = 1,
     ) -> "JobMemory":
         """Plan a job; nothing moves yet.
 
@@ -109,6 +110,7 @@ class ModelMemory:
             size: (height, width) in pixels.
             is_latents_only: neither encoders nor VAE will run.
             lora_bytes: most that the LoRAs take on the device.
+            num_encoded_frames: of the clip that is extended; 1 where there is none.
 
         Raises:
             BudgetError: it does not fit; the message names what would.
@@ -116,7 +118,13 @@ class ModelMemory:
         job = planned_job(self._shapes, self._config, self._format, sampling, size)
         return JobMemory(
             self,
-            replace(job, is_latents_only=is_latents_only, lora_bytes=lora_bytes, has_store=self._is_stored),
+            replace(
+                job,
+                is_latents_only=is_latents_only,
+                lora_bytes=lora_bytes,
+                num_encoded_frames=num_encoded_frames,
+                has_store=self._is_stored,
+            ),
         )
 
     def place(self, plan: Plan) -> None:

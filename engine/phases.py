@@ -88,8 +88,8 @@ class Phases:
         return self._phase(
             "VAE encode",
             weights=self._vae,
-            activations=work.encode_bytes(),
-            workspace=work.encode_workspace_bytes(),
+            activations=work.encode_bytes(self.job.num_encoded_frames),
+            workspace=work.encode_workspace_bytes(self.job.num_encoded_frames),
         )
 
     def _prepare(self) -> PhaseBytes:

@@ -25,6 +25,7 @@ class PlannedJob:
         vae_tiles: True allows tiles only, False whole pictures only, None what fits.
         tile_choices: tiles that the VAE may have, in pixels, whatever ``vae_tiles`` says; None leaves it to that.
         num_text_tokens: tokens of the prompt; the most that a prompt may have if not known.
+        num_encoded_frames: of the longest clip that the VAE encodes: 1 for images alone.
         lora_bytes: of the LoRAs on the device.
         has_store: the units come from a store; None where that follows from their size.
         is_latents_only: conditioning comes as tensors, latents go out: neither encoders nor VAE run.
@@ -39,6 +40,7 @@ class PlannedJob:
     vae_tiles: bool | None = None
     tile_choices: tuple[int | None, ...] | None = None
     num_text_tokens: int = MAX_PROMPT_TOKENS
+    num_encoded_frames: int = 1
     lora_bytes: int = 0
     has_store: bool | None = None
     is_latents_only: bool = False

@@ -7,6 +7,8 @@ from .config import UNTRAINED_ORDERS, SamplingConfig
 # Latent frames that enter at full, half and quarter resolution, nearest first; the start latent is extra.
 NUM_CLEAN_1X, NUM_CLEAN_2X, NUM_CLEAN_4X = 1, 2, 16
 NUM_HISTORY = NUM_CLEAN_1X + NUM_CLEAN_2X + NUM_CLEAN_4X
+# Of a video that is extended, those that the history is made of.
+MAX_CLIP_FRAMES = 4 * NUM_HISTORY + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,7 +39,7 @@ def documented(precision: str, size: tuple[int, int], window: int, chunk: int) -
         "ceil": ceil, "D": 3072, "M": 12288, "H": 24, "K": 128, "dual": 20, "single": 40,
         "height": size[0] // 8, "width": size[1] // 8, "window": window, "vision": 729, "text": 100,
         "steps": 12, "branches": 1, "W": weight, "q": scale, "e": activation, "r": residual, "chunk": chunk,
-        "L": 351, "E": 4096, "A": 32, "C1": 256, "C2": 512, "Y": 256, "X": 192,
+        "L": 351, "E": 4096, "A": 32, "C0": 128, "C1": 256, "C2": 512, "F": 17, "Y": 256, "X": 192,
         "store": 0, "staging": 0, "once": 0, "vae": 0, "encoder": 0, "frames": 0, "runtime": 0,
     }  # fmt: skip
     exec(FORMULAS, names)
@@ -104,6 +104,8 @@ def test_encoders_and_tiles_take_what_the_formulas_say() -> None:
     assert names["encoder"] == encoder_activation_bytes(SHAPES.text_encoder, 2)
     work = VaeWork(vae=SHAPES.vae, size=(256, 192), tile=None)
     assert names["tile"] == work.decode_bytes(5)
+    ends = 2 * (3 * 17 + 16) * 256 * 192
+    assert names["clip"] + ends == work.encode_bytes(17)
     frames = 2 * 3 * 17 * 256 * 192
     assert work.decode_bytes(8) - names["tile"] == frames
 
