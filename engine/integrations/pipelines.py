@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ def accelerate(
     original = pipe.transformer
     home = _leave_card(original)
     try:
-        model = _load(original if source is None else source, config or EngineConfig(), pipe)
+        model = _load(original if source is None else source, config or EngineConfig())
         transformer = AcceleratedTransformer(model, sampling, original)
     except BaseException:
         _return_to(home, original)
@@ -116,18 +116,20 @@ def _return_to(home: torch.device | None, original: Any) -> None:
         original.to(home)
 
 
-def _load(weights: Any, config: EngineConfig, pipe: Any) -> LoadedModel:
+def _load(weights: Any, config: EngineConfig) -> LoadedModel:
     """The model in memory or at the source ``weights``."""
     # What the pipeline's own components hold on the device is not in the budget.
     place = Place.of(config)
     checkpoint: Checkpoint | Store
     if isinstance(weights, torch.nn.Module):
-        name = str(getattr(pipe.config, "_name_or_path", None) or type(pipe).__name__)
+        # torch's types know of no attributes but modules and tensors.
+        sizes: dict[str, Any] = dict(cast(Any, weights).config)
+        name = str(sizes.get("_name_or_path") or type(weights).__name__)
         # The profile is for requests, which a pipeline has none of.
         components = Components(
             name=name, transformer=name, profile=ModelProfile(buckets=((640, 640),)), refs={}
         )
-        checkpoint = module_checkpoint(weights, dict(pipe.transformer.config), name)
+        checkpoint = module_checkpoint(weights, sizes, name)
     else:
         components = find_components(weights, local_files_only=config.local_files_only)
         checkpoint, place = open_source(components, config, place)

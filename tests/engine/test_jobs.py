@@ -22,6 +22,7 @@ from isoframe.engine import (
     EngineConfig,
     Event,
     FailureEvent,
+    FileEvent,
     InputError,
     Job,
     JobCancelledError,
@@ -120,6 +121,7 @@ def test_a_job_tells_all_that_happens_and_gives_the_video_of_render(
     steps = [(event.section, event.step) for event in events if isinstance(event, StepEvent)]
     assert steps == [(section, step) for section in range(3) for step in range(2)]
     assert [event.num_final_frames for event in events if isinstance(event, SectionEvent)][-1] == 13
+    assert events[-2] == FileEvent(path=tmp_path / "video.mp4")
     assert {type(event) for event in events} >= {JobEvent, PhaseEvent, SectionEvent, StepEvent}
 
 
