@@ -1,8 +1,7 @@
 """The app on its way: model, service, page, and a server until somebody stops it."""
 
 import contextlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..demo.examples_folder import EXAMPLES, list_examples
@@ -76,21 +75,3 @@ def serve_page(
             raise InputError(f"cannot listen on {host}:{port}: {error}; choose another --port") from error
         stack.callback(page.close)
         yield " and ".join(url for url in (local, shared) if url)
-
-
-def run(
-    serving: "Serving",
-    *,
-    host: str,
-    port: int,
-    is_opened: bool,
-    is_shared: bool,
-    auth: tuple[str, str] | None,
-    announce: Callable[[str], None],
-) -> None:
-    """Serve the page until Ctrl-C; the arguments are those of :func:`serve_page`."""
-    with serve_page(
-        serving, host=host, port=port, is_opened=is_opened, is_shared=is_shared, auth=auth
-    ) as address:
-        announce(f"{address} is the page; Ctrl-C stops, and videos go on at the next start")
-        threading.Event().wait()

@@ -1,6 +1,7 @@
 """``isoframe app``: the page in a browser."""
 
 import os
+import threading
 from typing import Annotated
 
 import typer
@@ -10,38 +11,41 @@ from ..config import EngineConfig
 from ..errors import ConfigError
 from . import options
 from .failures import readable_errors
+from .serve import MaxSeconds, Port
 from .serving import SERVER, Data, Loras, MaxQueue, Serving, Threads
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
+Host = Annotated[
+    str,
+    Option("--host", help="Address to listen on; other than 127.0.0.1 needs --auth.", rich_help_panel=SERVER),
+]
+Open = Annotated[bool, Option("--open", help="Open the page in the browser.", rich_help_panel=SERVER)]
+Share = Annotated[
+    bool,
+    Option(
+        "--share",
+        help="Make a public address through Gradio's tunnel; needs --auth.",
+        rich_help_panel=SERVER,
+    ),
+]
+Auth = Annotated[
+    str | None,
+    Option("--auth", metavar="USER:PASSWORD", help="What the page asks for.", rich_help_panel=SERVER),
+]
+
 
 def app(
     model: options.Model = "demo",
-    host: Annotated[
-        str,
-        Option("--host", help="Address to listen on; 0.0.0.0 is your network.", rich_help_panel=SERVER),
-    ] = "127.0.0.1",
-    port: Annotated[int, Option("--port", help="0 takes any free one.", rich_help_panel=SERVER)] = 7860,
-    is_opened: Annotated[
-        bool, Option("--open", help="Open the page in the browser.", rich_help_panel=SERVER)
-    ] = False,
-    is_shared: Annotated[
-        bool,
-        Option("--share", help="Make a public address through Gradio's tunnel.", rich_help_panel=SERVER),
-    ] = False,
-    auth: Annotated[
-        str | None,
-        Option(
-            "--auth",
-            metavar="USER:PASSWORD",
-            help="Ask for it; needed with --share and for a --host other than 127.0.0.1.",
-            rich_help_panel=SERVER,
-        ),
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 7860,
+    is_opened: Open = False,
+    is_shared: Share = False,
+    auth: Auth = None,
     data: Data = None,
     max_queue: MaxQueue = 16,
     lora: Loras = None,
-    max_seconds: Annotated[float, Option("--max-seconds", help="Of a video.", rich_help_panel=SERVER)] = 120,
+    max_seconds: MaxSeconds = 120,
     device: options.Device = "auto",
     precision: options.Precision = None,
     attention: options.Attention = "auto",
@@ -69,23 +73,25 @@ def app(
             raise ConfigError(
                 "--auth USER:PASSWORD must be given where others can reach the page (--share, --host)"
             )
-        # Gradio keeps uploads there; they go with the data of the app.
-        os.environ.setdefault("GRADIO_TEMP_DIR", str(serving.data / "uploads"))
-        try:
-            import gradio  # noqa: F401
-        except ImportError as error:
-            raise ConfigError(f"isoframe app needs {error.name}; pip install 'isoframe[app]'") from error
-        from ..app.running import run
+        _run(serving, host, port, is_opened, is_shared, None if auth is None else _user(auth))
 
-        run(
-            serving,
-            host=host,
-            port=port,
-            is_opened=is_opened,
-            is_shared=is_shared,
-            auth=None if auth is None else _user(auth),
-            announce=typer.echo,
-        )
+
+def _run(
+    serving: Serving, host: str, port: int, is_opened: bool, is_shared: bool, auth: tuple[str, str] | None
+) -> None:
+    # Gradio keeps uploads there; they go with the data of the app.
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(serving.data / "uploads"))
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"isoframe app needs {error.name}; pip install 'isoframe[app]'") from error
+    from ..app.running import serve_page
+
+    with serve_page(
+        serving, host=host, port=port, is_opened=is_opened, is_shared=is_shared, auth=auth
+    ) as address:
+        typer.echo(f"{address} is the page; Ctrl-C stops, and videos go on at the next start")
+        threading.Event().wait()
 
 
 def _user(auth: str) -> tuple[str, str]:
