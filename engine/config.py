@@ -176,6 +176,8 @@ class SamplingConfig:
         allow_untrained: accept orders that no published checkpoint was trained for.
         target_index: position of one latent frame that is made alone, 1 or more; the start latent is 0. Only with one
             section, window 1 and order "inverted".
+        history_codebook: file of centroids, to which the latent pixels of the history are moved; experimental, with
+            allow_untrained.
     """
 
     num_sections: int
@@ -197,6 +199,7 @@ class SamplingConfig:
     section_order: tuple[int, ...] | None = None
     allow_untrained: bool = False
     target_index: int | None = None
+    history_codebook: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         _check_at_least("num_sections", self.num_sections, 1)
@@ -295,6 +298,7 @@ class Request:
     allow_untrained: bool = False
     base_resolution: int | None = None
     target_index: int | None = None
+    history_codebook: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         if not _is_finite(self.seconds) or self.seconds <= 0:
@@ -397,6 +401,10 @@ def _check_order(config: SamplingConfig | Request) -> None:
     if (config.section_order is None) != (config.order != "custom"):
         raise ConfigError(
             f"section_order and order='custom' need each other, got {config.section_order} and order={config.order!r}"
+        )
+    if config.history_codebook is not None and not config.allow_untrained:
+        raise ConfigError(
+            "history_codebook needs allow_untrained=True (--allow-untrained): no published checkpoint was trained with it"
         )
     if config.order not in UNTRAINED_ORDERS:
         return

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .attention import SDPA_ATTENTION, SelfAttention
 from .attention_backends import AttentionShape
+from .codebook import Codebook
 from .conditioning import Conditioning, PromptEmbeds
 from .config import SamplingConfig
 from .errors import InputError, NumericalError
@@ -136,6 +137,8 @@ class Denoiser:
     def check(self, sampling: SamplingConfig) -> None:
         """Raise an error where the step cache or a LoRA cannot work with this checkpoint; reads the LoRAs."""
         self.step_caches(sampling)
+        if sampling.history_codebook is not None:
+            Codebook.load(sampling.history_codebook)
         for lora in sampling.loras:
             self.loras.find(lora.source)
 
@@ -189,6 +192,8 @@ class Denoiser:
         history = resume.history(start_latent, sampling.order, end_latent if is_kept else given)
         plans = plan_sections(sampling)
         known = KnownFrames(start_latent, plans)
+        path = sampling.history_codebook
+        codebook = None if path is None else Codebook.load(path)
         for index, latents in resume.known:
             known.append(plans[index], latents)
         # All are found before the first section: a file may change while the job runs.
@@ -215,6 +220,8 @@ class Denoiser:
                 clean = resume.history(start_latent, sampling.order, end_latent).clean_latents()
             else:
                 clean = history.clean_latents()
+            if codebook is not None:
+                clean = codebook.discretise(clean)
             latents = _run_within(
                 memory, partial(self._run_section, noise, sigmas, clean, model, section, sampling, report)
             )

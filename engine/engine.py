@@ -546,6 +546,8 @@ class Engine:
             replace(use, source=self._denoiser.loras.find(use.source).path.absolute())
             for use in request.loras
         )
+        codebook = request.history_codebook
+        codebook = None if codebook is None else Path(codebook).absolute()
         record = JobRecord(
             token=secrets.token_hex(4),
             source=self._source,
@@ -556,8 +558,9 @@ class Engine:
                 order=job.sampling.order,
                 loras=loras,
                 video=None if request.video is None else Path(request.video).absolute(),
+                history_codebook=codebook,
             ),
-            sampling=replace(job.sampling, loras=loras),
+            sampling=replace(job.sampling, loras=loras, history_codebook=codebook),
             metadata=self._metadata(request, job),
             output=Path(path).absolute(),
             num_frames=job.num_frames,

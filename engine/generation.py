@@ -241,6 +241,8 @@ class Generation:
             notes.append("text-to-video: image-to-video models were not trained without a start image")
         if self.sampling.order in UNTRAINED_ORDERS:
             notes.append(f"order {self.sampling.order}: experimental, no published model was trained for it")
+        if self.sampling.history_codebook is not None:
+            notes.append("history discretisation: experimental, no published model was trained with it")
         trained = self._components.profile.order
         if self.sampling.order in ORDERS and trained not in (None, "both", self.sampling.order):
             notes.append(f"order {self.sampling.order}: this model was trained in the {trained} order")

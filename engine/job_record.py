@@ -27,7 +27,7 @@ _DECISIVE_REQUEST = (
     "direction",
 )
 _DECISIVE_METADATA = (
-    "image_sha256", "end_image_sha256", "video_sha256", "size", "model_hash", "precision", "frame_filter",
+    "image_sha256", "end_image_sha256", "video_sha256", "codebook_sha256", "size", "model_hash", "precision", "frame_filter",
 )  # fmt: skip
 _MAX_VALUE_LENGTH = 60
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .codebook import Codebook
 from .config import LoraStrength, Request, SamplingConfig
 from .lora import Lora
 from .start_images import IMAGE_FIELDS, RequestImages, image_name
@@ -43,13 +44,16 @@ def video_metadata(
     asked = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
     asked |= {name: image_name(asked[name]) for name in (*IMAGE_FIELDS, "video")}
     uses = [_describe_lora(use, lora) for use, lora in zip(sampling.loras, loras, strict=True)]
+    codebook = image_name(sampling.history_codebook)
+    asked |= {"history_codebook": codebook}
     asked["prompt_spans"] = [dataclasses.asdict(span) for span in request.prompt_spans]
     return {
         "request": asked | {"loras": uses},
-        "sampling": dataclasses.asdict(sampling) | {"loras": uses},
+        "sampling": dataclasses.asdict(sampling) | {"loras": uses, "history_codebook": codebook},
         "seed": sampling.seed,
         **_timeline(request),
         **images.hashes(),
+        **_codebook(sampling),
         "size": list(images.size),
         "model": model,
         "model_hash": model_hash,
@@ -58,6 +62,12 @@ def video_metadata(
         **({} if frame_filter is None else {"frame_filter": frame_filter}),
         "versions": package_versions(),
     }
+
+
+def _codebook(sampling: SamplingConfig) -> dict[str, Any]:
+    if sampling.history_codebook is None:
+        return {}
+    return {"codebook_sha256": Codebook.load(sampling.history_codebook).content_hash}
 
 
 def _timeline(request: Request) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .codebook import Codebook
 from .config import LoraStrength, Request
 from .denoiser import EventHandler
 from .errors import InputError
@@ -108,7 +109,10 @@ class Recipe:
             )
         changes = {
             "image": image or self._find(asked["image"], folder),
-            **{name: self._find(asked.get(name), folder) for name in ("end_image", "video")},
+            **{
+                name: self._find(asked.get(name), folder)
+                for name in ("end_image", "video", "history_codebook")
+            },
             "size": tuple(self.metadata["size"]),
             "base_resolution": None,
             "order": self.metadata["sampling"]["order"],
@@ -145,6 +149,12 @@ class Recipe:
     def _check_files(self, request: Request) -> None:
         if request.image is None and request.video is None and self.metadata["image_sha256"] is not None:
             raise InputError(f"the start image of {self.source} came without a name; name it with --image")
+        if request.history_codebook is not None:
+            found = Codebook.load(request.history_codebook).content_hash
+            if found != self.metadata.get("codebook_sha256"):
+                raise InputError(
+                    f"codebook {request.history_codebook} is not the one that {self.source} was made with"
+                )
         for name, value in RequestImages.load(request, ()).hashes().items():
             if value != self.metadata.get(name):
                 raise InputError(

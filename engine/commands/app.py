@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from .app_command import app as app_page
+from .codebook import codebook
 from .convert import convert
 from .demo import demo
 from .doctor import doctor
@@ -35,6 +36,7 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     for command in (
+        codebook,
         convert,
         demo,
         doctor,

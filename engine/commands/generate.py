@@ -49,6 +49,7 @@ def generate(
     report_error: options.ReportError = False,
     window: options.Window = DEFAULTS.latent_window_size,
     paddings: options.Paddings = None,
+    history_codebook: options.HistoryCodebook = None,
     overwrite: options.Overwrite = False,
     fps: options.Fps = DEFAULTS.fps,
     crf: options.Crf = DEFAULTS.crf,
@@ -87,6 +88,7 @@ def generate(
             codec=codec, prompt_blend=prompt_blend, end_image=end_image, end_image_use=end_image_use,
             end_image_strength=end_image_strength, loop=loop, video=extend, direction=direction,
             latent_paddings=options.parse_paddings(paddings),
+            history_codebook=history_codebook,
         )  # fmt: skip
         config = EngineConfig(
             device=device, precision=precision, attention=attention, vram=vram, ram=ram,

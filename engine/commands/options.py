@@ -68,11 +68,20 @@ Direction = Annotated[
         rich_help_panel=JOB,
     ),
 ]
+HistoryCodebook = Annotated[
+    Path | None,
+    Option(
+        "--history-codebook",
+        metavar="FILE",
+        help="Experimental: move the latent pixels of the history to the centroids that `isoframe codebook` fitted.",
+        rich_help_panel=SAMPLING,
+    ),
+]
 AllowUntrained = Annotated[
     bool,
     Option(
         "--allow-untrained",
-        help="Accept an order that no published model was trained for.",
+        help="Accept an order or a codebook that no published model was trained for.",
         rich_help_panel=JOB,
     ),
 ]
