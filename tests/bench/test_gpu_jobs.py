@@ -7,7 +7,7 @@ import pytest
 import torch
 from bench_rows import ENVIRONMENT, ROW
 
-from isoframe.bench import gpu_jobs
+from isoframe.bench import gpu_jobs, peers_pipeline
 from isoframe.bench.environment import Environment
 from isoframe.bench.gpu_jobs import (
     find_ceilings,
@@ -17,6 +17,7 @@ from isoframe.bench.gpu_jobs import (
     time_paces,
     time_pipelines,
 )
+from isoframe.bench.peers import PeerResult
 from isoframe.bench.rows import BenchRow, Gate, append_rows, read_rows
 from isoframe.bench.step_gate import MAX_ERRORS
 from isoframe.bench.vram import Outcome, VramJob
@@ -68,11 +69,16 @@ def test_constant_cost_is_judged_by_counters_and_peaks(
     assert {row.settings["model_hash"] for row in rows} == {"random"}
 
 
-@pytest.mark.filterwarnings("ignore:.*SiglipImageProcessor.*")
-def test_pipelines_are_compared_and_leave_no_other_file(tmp_path: Path) -> None:
+def test_pipelines_are_compared_and_leave_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = PeerResult(error=1e-3, diffusers_times=(8.0, 9.0), isoframe_times=(4.0, 4.5))
+    monkeypatch.setattr(peers_pipeline, "compare_pipelines", lambda *_, **__: result)
     rows, num_wrong = time_pipelines(Run(tmp_path))
     assert num_wrong == 0
-    assert [row.variant for row in rows] == ["diffusers", "isoframe", "isoframe/diffusers"]
+    assert [(row.variant, row.median) for row in rows] == [
+        ("diffusers", 8.5), ("isoframe", 4.25), ("isoframe/diffusers", 0.5)
+    ]  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 
