@@ -142,7 +142,9 @@ class Engine:
         Raises:
             ConfigError: a limit is more than the machine has.
         """
-        self._memory.set_budget(with_budget(self.machine, self.device, vram=vram, ram=ram))
+        self._memory.set_budget(
+            with_budget(self.machine, self.device, vram=vram, ram=ram, held=self._memory.others)
+        )
 
     def release(self) -> None:
         """Give back the memory of the device that nothing needs between jobs; the next job takes it again."""

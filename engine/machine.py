@@ -62,24 +62,31 @@ def this_machine(device: "torch.device", *, vram: Size | None = None, ram: Size 
         return Machine(vram=ram_bytes, ram=ram_bytes, card=_cpu(), is_cpu=True)
     import torch
 
-    free, total = torch.cuda.mem_get_info(device)
+    free, _ = torch.cuda.mem_get_info(device)
     held = torch.cuda.memory_allocated(device)
     # The allocator hands out again what it keeps; what tensors hold, such as another engine's weights, it does not.
     vram_bytes = int((free + torch.cuda.memory_reserved(device) - held) * _VRAM_SHARE)
     if vram is not None:
-        vram_bytes = parse_size("vram", vram, available=total, owner=str(device)) - held
-        if vram_bytes <= CONTEXT_BYTES:
-            raise ConfigError(
-                f"vram must be more than the {format_size(CONTEXT_BYTES + held)} that this process takes on {device} "
-                f"already, got {vram!r}; close other engines or allow more"
-            )
+        vram_bytes = _device_budget(vram, device, held)
     return Machine(vram=vram_bytes, ram=ram_bytes, card=card_of_device(torch.cuda.get_device_name(device)))
 
 
 def with_budget(
-    machine: Machine, device: "torch.device", *, vram: Size | None = None, ram: Size | None = None
+    machine: Machine,
+    device: "torch.device",
+    *,
+    vram: Size | None = None,
+    ram: Size | None = None,
+    held: int = 0,
 ) -> Machine:
     """``machine``, which is this one, with other limits; None keeps one.
+
+    Args:
+        machine: the limits so far.
+        device: where the transformer computes.
+        vram: budget on a CUDA device for the whole process.
+        ram: budget in RAM.
+        held: bytes of it that others than the engine hold.
 
     Raises:
         ConfigError: a limit is more than the machine has, or less than a process needs on the device.
@@ -89,16 +96,7 @@ def with_budget(
         if vram is not None:
             raise ConfigError(f"vram must be left out on device 'cpu', got {vram!r}; use ram")
         return replace(machine, vram=ram_bytes, ram=ram_bytes)
-    vram_bytes = machine.vram
-    if vram is not None:
-        import torch
-
-        total = torch.cuda.mem_get_info(device)[1]
-        vram_bytes = parse_size("vram", vram, available=total, owner=str(device))
-        if vram_bytes <= CONTEXT_BYTES:
-            raise ConfigError(
-                f"vram must be more than the {format_size(CONTEXT_BYTES)} that a process takes on {device}, got {vram!r}"
-            )
+    vram_bytes = machine.vram if vram is None else _device_budget(vram, device, held)
     return replace(machine, vram=vram_bytes, ram=ram_bytes)
 
 
@@ -129,6 +127,20 @@ def described_machine(*, card: str | None, vram: Size | None, ram: Size | None) 
         )
     size = parse_size("vram", vram)
     return Machine(vram=size, ram=_host_budget(ram, is_here=False), card=neutral_card("an unnamed card"))
+
+
+def _device_budget(vram: Size, device: "torch.device", held: int) -> int:
+    """What is left of ``vram``, a budget for the process, beside ``held`` bytes of others in it."""
+    import torch
+
+    total = torch.cuda.mem_get_info(device)[1]
+    left = parse_size("vram", vram, available=total, owner=str(device)) - held
+    if left <= CONTEXT_BYTES:
+        raise ConfigError(
+            f"vram must be more than the {format_size(CONTEXT_BYTES + held)} that this process takes on {device} "
+            f"already, got {vram!r}; close other engines or allow more"
+        )
+    return left
 
 
 def _host_budget(ram: Size | None, *, is_here: bool = True) -> int:

@@ -43,6 +43,7 @@ class ModelMemory:
     Attributes:
         transformer: the model; its units move between jobs.
         machine: the budget.
+        others: bytes that other engines of the process held on the device when this one came.
         log: of the units' copies and uses; None until :meth:`trace`.
     """
 
@@ -84,7 +85,7 @@ class ModelMemory:
         self._is_stored = isinstance(checkpoint, Store) or job.needs_store(machine)
         self._placement: tuple[object, ...] = ()
         # Other engines of the process have a budget of their own, and the limit is on all of them together.
-        self._others = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+        self.others = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         self.set_budget(machine)
         self.transformer = self._load()
 
@@ -92,7 +93,7 @@ class ModelMemory:
         """Plan the jobs to come inside ``machine``; one at work keeps its plan as long as it can."""
         self.machine = machine
         if self._device.type == "cuda":
-            limit_memory(self._device, machine.vram - machine.context + self._others)
+            limit_memory(self._device, machine.vram - machine.context + self.others)
 
     def plan(
         self,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from isoframe.engine import ConfigError, EngineConfig
-from isoframe.engine.machine import described_machine, this_machine
+from isoframe.engine.machine import described_machine, this_machine, with_budget
 
 GIB = 2**30
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -39,6 +39,15 @@ def test_more_than_the_card_has_is_refused_with_what_it_has() -> None:
 def test_a_budget_that_other_engines_fill_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"vram must be more than the 1\.00 GiB that this process takes"):
         this_machine(CUDA, vram="1GiB")
+
+
+@pytest.mark.usefixtures("card")
+def test_another_budget_leaves_others_what_they_hold() -> None:
+    machine = this_machine(CUDA, vram="4GiB", ram="1GiB")
+    assert with_budget(machine, CUDA, vram="5GiB", held=GIB // 2).vram == 9 * GIB // 2
+    assert with_budget(machine, CUDA, ram="2GiB", held=GIB // 2).vram == machine.vram
+    with pytest.raises(ConfigError, match=r"vram must be more than the 1\.00 GiB that this process takes"):
+        with_budget(machine, CUDA, vram="1GiB", held=GIB // 2)
 
 
 def test_more_than_the_machine_has_is_refused_with_what_it_has() -> None:
