@@ -15,6 +15,21 @@ if TYPE_CHECKING:
     from ..store import Store
 
 
+_Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        help="SRC is a store: compare every byte with the hashes of its manifest, exit 1 if one differs.",
+    ),
+]
+_Report = Annotated[
+    bool,
+    typer.Option(
+        "--report", help="List every weight: its signal to quantization noise in dB, or that it was kept."
+    ),
+]
+
+
 def convert(
     source: Annotated[
         str, typer.Argument(metavar="SRC", help="demo, a Hub id, a model folder or a .safetensors file.")
@@ -41,19 +56,8 @@ def convert(
             help="Work a LoRA into the weights for good; repeatable. Without it, generate takes LoRAs too.",
         ),
     ] = None,
-    verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify",
-            help="SRC is a store: compare every byte with the hashes of its manifest, exit 1 if one differs.",
-        ),
-    ] = False,
-    report: Annotated[
-        bool,
-        typer.Option(
-            "--report", help="List every weight: its signal to quantization noise in dB, or that it was kept."
-        ),
-    ] = False,
+    verify: _Verify = False,
+    report: _Report = False,
     quiet: options.Quiet = False,
     cache_dir: options.CacheDir = None,
     local_files_only: options.LocalFilesOnly = False,

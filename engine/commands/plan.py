@@ -110,11 +110,7 @@ def plan(
     Exits with 2 and the nearest settings that fit where it does not.
     """
     with readable_errors(debug=debug):
-        check_choice("--compute-dtype", compute_dtype, COMPUTE_DTYPES)
-        if precision in COMPUTE_DTYPES and compute_dtype not in ("auto", precision):
-            raise ConfigError(
-                f"--compute-dtype must be auto or {precision} with --precision {precision}, got {compute_dtype}"
-            )
+        _check_dtype(compute_dtype, precision)
         machine = described_machine(card=card, vram=vram, ram=ram)
         found = find_shapes(model, local_files_only=local_files_only)
         request = Request(
@@ -143,6 +139,14 @@ def plan(
             _print(made)
             for counted in schedules:
                 typer.echo(_describe_tokens(counted, latents))
+
+
+def _check_dtype(compute_dtype: str, precision: str) -> None:
+    check_choice("--compute-dtype", compute_dtype, COMPUTE_DTYPES)
+    if precision in COMPUTE_DTYPES and compute_dtype not in ("auto", precision):
+        raise ConfigError(
+            f"--compute-dtype must be auto or {precision} with --precision {precision}, got {compute_dtype}"
+        )
 
 
 def _count_tokens(schedule: Schedule, latents: tuple[int, int]) -> dict[str, object]:
