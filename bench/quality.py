@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
@@ -88,7 +89,14 @@ def held_out_scene(index: int) -> Scene:
 
 
 def measure_quality(
-    engine: Engine, *, num_pairs: int, seconds: float, order: str, num_steps: int = 25, seed: int = 31337
+    engine: Engine,
+    *,
+    num_pairs: int,
+    seconds: float,
+    order: str,
+    num_steps: int = 25,
+    seed: int = 31337,
+    history_codebook: Path | None = None,
 ) -> QualityRow:
     """Generate ``num_pairs`` held-out videos and compare them with the truth.
 
@@ -99,11 +107,20 @@ def measure_quality(
         order: "inverted" or "forward".
         num_steps: denoising steps.
         seed: noise seed of every video.
+        history_codebook: centroids that the history is moved to.
     """
     scores = []
     for index in range(num_pairs):
         scene = held_out_scene(index)
-        frames = generate_frames(engine, scene, seconds=seconds, order=order, num_steps=num_steps, seed=seed)
+        frames = generate_frames(
+            engine,
+            scene,
+            seconds=seconds,
+            order=order,
+            num_steps=num_steps,
+            seed=seed,
+            history_codebook=history_codebook,
+        )
         scores.append(score_clip(frames, scene))
     return _mean_row(scores, order=order, num_steps=num_steps)
 
@@ -125,7 +142,14 @@ def measure_baselines(*, num_pairs: int, num_frames: int) -> list[QualityRow]:
 
 
 def generate_frames(
-    engine: Engine, scene: Scene, *, seconds: float, order: str, num_steps: int = 25, seed: int = 31337
+    engine: Engine,
+    scene: Scene,
+    *,
+    seconds: float,
+    order: str,
+    num_steps: int = 25,
+    seed: int = 31337,
+    history_codebook: Path | None = None,
 ) -> Tensor:
     """The whole video of a scene's start image and prompt, uint8 [T, H, W, 3]."""
     request = Request(
@@ -135,6 +159,7 @@ def generate_frames(
         fps=FPS,
         order=order,
         allow_untrained=True,
+        history_codebook=history_codebook,
         num_steps=num_steps,
         seed=seed,
     )

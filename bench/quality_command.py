@@ -40,6 +40,10 @@ _Baselines = Annotated[
 _Sheet = Annotated[
     Path | None, typer.Option("--sheet", help="Folder for contact sheets, truth above result.")
 ]
+_Codebook = Annotated[
+    Path | None,
+    typer.Option("--history-codebook", help="With truth: centroids that the history is moved to."),
+]
 _JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
 ]
@@ -54,6 +58,7 @@ def quality(
     option: _Option = None,
     model: _Model = "demo",
     baselines: _Baselines = True,
+    history_codebook: _Codebook = None,
     sheet: _Sheet = None,
     json_file: _JsonFile = None,
 ) -> None:
@@ -86,7 +91,14 @@ def quality(
         rows = []
         for name in order or ORDERS:
             rows.append(
-                measure_quality(engine, num_pairs=pairs, seconds=seconds, order=name, num_steps=steps)
+                measure_quality(
+                    engine,
+                    num_pairs=pairs,
+                    seconds=seconds,
+                    order=name,
+                    num_steps=steps,
+                    history_codebook=history_codebook,
+                )
             )
             typer.echo(_line(rows[-1]))
             if sheet is not None:
