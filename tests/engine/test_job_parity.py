@@ -256,12 +256,24 @@ def test_jobs_leave_nothing_behind(subject: Subject) -> None:
 
 def test_conditioning_is_not_changed(subject: Subject) -> None:
     sampling = SamplingConfig(num_sections=2, num_steps=2, **GUIDED)
-    conditioning = subject.conditioning(sampling)
-    fields = [field.name for field in dataclasses.fields(conditioning)]
-    before = {name: getattr(conditioning, name).clone() for name in fields}
+    plain = subject.conditioning(sampling)
+    conditioning = dataclasses.replace(
+        plain, section_prompts=plain.prompts(2), end_latent=plain.start_latent.clone()
+    )
+
+    def tensors() -> list[Tensor]:
+        values = [getattr(conditioning, field.name) for field in dataclasses.fields(conditioning)]
+        prompts = [
+            getattr(prompt, field.name)
+            for prompt in conditioning.section_prompts
+            for field in dataclasses.fields(prompt)
+        ]
+        return [value for value in [*values, *prompts] if isinstance(value, Tensor)]
+
+    before = [tensor.clone() for tensor in tensors()]
     subject.engine.sample_video(conditioning, sampling)
-    for name in fields:
-        assert torch.equal(getattr(conditioning, name), before[name])
+    assert len(before) == 9 + 6
+    assert all(torch.equal(*pair) for pair in zip(tensors(), before, strict=True))
 
 
 def silent_engine(folder: Path, precision: str) -> Engine:
