@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 _WIDTH, _BAR_HEIGHT = 640, 34
 _COLOURS = {"given": "#3f6fb5", "done": "#2e7d5b", "at work": "#b5651d", "waiting": "#6b7680"}
+_ORDER_NOTES = {
+    "inverted": "the end is made first: 1 is the last part",
+    "forward": "made from the start on",
+}
 _MIB = 2**20
 
 
@@ -41,7 +45,7 @@ class MemorySample:
     device_bytes: int | None
 
 
-def draw_sections(bars: Sequence[SectionBar], *, is_end_first: bool) -> str:
+def draw_sections(bars: Sequence[SectionBar], *, order: str) -> str:
     """The sections in video time, each with its turn; says which end of the video is made first."""
     if not bars:
         return ""
@@ -61,8 +65,8 @@ def draw_sections(bars: Sequence[SectionBar], *, is_end_first: bool) -> str:
             parts.append(
                 f'<text x="{x + width / 2:.1f}" y="37" text-anchor="middle" fill="#fff">{bar.number or "given"}</text>'
             )
-    order = "the end is made first: 1 is the last part" if is_end_first else "made from the start on"
-    parts.append(f'<text x="0" y="11" fill="currentColor">{order}</text>')
+    note = _ORDER_NOTES.get(order, "made in the order of the numbers")
+    parts.append(f'<text x="0" y="11" fill="currentColor">{note}</text>')
     parts.append('<text x="0" y="61" fill="currentColor">0 s</text>')
     parts.append(
         f'<text x="{_WIDTH}" y="61" text-anchor="end" fill="currentColor">{length:.1f} s</text></svg>'

@@ -185,8 +185,7 @@ class _Stage:
         now |= {"progress": "", "strip": None, "sections": "", "video": None}
         if status is not None:
             now["progress"] = draw_progress(status.progress, studio.describe(status))
-            is_end_first = status.order == "inverted"
-            now["sections"] = draw_sections(studio.sections(status), is_end_first=is_end_first)
+            now["sections"] = draw_sections(studio.sections(status), order=status.order)
             now["strip"] = studio.strip(status)
             path = studio.video(status)
             now["video"] = None if path is None else str(path)

@@ -77,9 +77,10 @@ def test_sections_and_previews_stand_in_video_time(studio: Studio, order: str, n
     bars = studio.sections(status)
     assert [bar.number for bar in bars] == numbers
     assert [(bar.start, bar.end, bar.state) for bar in bars] == [(0, 1.2, "done"), (1.2, 2.4, "done")]
-    drawn = draw_sections(bars, is_end_first=order == "inverted")
+    drawn = draw_sections(bars, order=order)
     assert drawn.count('class="done"') == 2
     assert ("the end is made first" in drawn) == (order == "inverted")
+    assert "in the order of the numbers" in draw_sections(bars, order="endpoints")
     strip = studio.strip(status)
     assert strip is not None
     folder = studio.service.folder(status.id).path / "previews"
