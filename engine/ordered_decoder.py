@@ -33,13 +33,21 @@ class OrderedDecoder:
         self._window = window
         self._num_pushed = self._next_place = 0
         self._waiting: dict[int, Tensor] = {}
+        # Decoded, but not returned yet: a section after them failed.
+        self._decoded: list[DecodedFrames] = []
         self._ahead: DecodedFrames | None = None
 
     def push(self, latents: Tensor) -> DecodedFrames:
-        """Take the next section in generation order; the frames that became final with it, often none."""
-        self._waiting[self._places[self._num_pushed]] = latents
+        """Take the next section in generation order; the frames that became final with it, often none.
+
+        Where decoding fails, the same push may be made again: no section counts twice, no frame is lost.
+        """
+        place = self._places[self._num_pushed]
+        if place >= self._next_place:
+            self._waiting[place] = latents
+        frames = self._decode_ready()
         self._num_pushed += 1
-        return self._decode_ready()
+        return frames
 
     def restart(self, num_pushed: int, read: Callable[[int], Tensor]) -> None:
         """Stand where ``num_pushed`` sections leave a decoder; ``read`` gives a finished one in generation order."""
@@ -65,16 +73,17 @@ class OrderedDecoder:
         return self._ahead
 
     def _decode_ready(self) -> DecodedFrames:
-        parts = []
         while self._next_place in self._waiting:
-            parts.append(self._inner.push(self._waiting.pop(self._next_place)))
+            self._decoded.append(self._inner.push(self._waiting[self._next_place]))
+            del self._waiting[self._next_place]
             self._next_place += 1
-        if not parts:
+        if not self._decoded:
             return DecodedFrames(frames=self._no_frames(), first_frame=0)
+        frames = torch.cat([part.frames for part in self._decoded])
         # The first of them may have released no frame, and its place is that of the next one.
-        return DecodedFrames(
-            frames=torch.cat([part.frames for part in parts]), first_frame=parts[0].first_frame
-        )
+        first_frame = self._decoded[0].first_frame
+        self._decoded = []
+        return DecodedFrames(frames=frames, first_frame=first_frame)
 
     def _no_frames(self) -> Tensor:
         height, width = (8 * edge for edge in next(iter(self._waiting.values())).shape[3:])
