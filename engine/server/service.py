@@ -73,6 +73,8 @@ class VideoService:
         self._max_queued = max_queued
         self._jobs = folder.absolute() / "jobs"
         self._lock = threading.RLock()
+        # Told when a job has left the live ones, and when the service closes.
+        self._left = threading.Condition(self._lock)
         self._creating = threading.Lock()
         self._live: dict[str, LiveJob] = {}
         self._recent: OrderedDict[str, LiveJob] = OrderedDict()
@@ -176,7 +178,7 @@ class VideoService:
         """
         # The job that was stopped has to be over.
         if self.wait(name, 0).state in (PAUSED, CANCELLED, "failed"):
-            self.wait(name)
+            self._wait_until_left(name)
         with self._creating:
             status, path = self.get(name), self._jobs / name
             if status.state not in (PAUSED, CANCELLED, "failed"):
@@ -349,7 +351,9 @@ class VideoService:
 
     def announce_close(self) -> None:
         """Have readers of events leave, as :meth:`close` follows."""
-        self._is_closing = True
+        with self._left:
+            self._is_closing = True
+            self._left.notify_all()
 
     def close(self) -> None:
         """Stop what runs; the next service in this folder goes on with it. Closing twice is allowed."""
@@ -407,13 +411,21 @@ class VideoService:
         job.add_done_callback(lambda _: self._on_end(name, live))
         return status
 
+    def _wait_until_left(self, name: str) -> None:
+        """Until the end of the job at hand is kept, which follows the end itself; or until the service closes."""
+        with self._left:
+            live = self._live.get(name)
+            if live is not None:
+                self._left.wait_for(lambda: self._is_closing or self._live.get(name) is not live)
+
     def _on_end(self, name: str, live: LiveJob) -> None:
         """Called by the thread that ended the job."""
         # What stops with the service goes on with the next one.
         if self._is_closing and live.job.state == CANCELLED:
             return
-        with self._lock:
+        with self._left:
             del self._live[name]
+            self._left.notify_all()
             end = read_end(live.job.path)
             if end is not None and end.state == DELETED:
                 _remove(live.job.path)

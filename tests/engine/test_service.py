@@ -4,12 +4,13 @@ import dataclasses
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from video_server import KeptWorkers, load
+from video_server import TIMEOUT, KeptWorkers, load
 
 from isoframe.engine import ConfigError, Engine, InputError, Request
 from isoframe.engine.server.service import VideoService
@@ -66,6 +67,29 @@ def test_a_paused_video_goes_on_where_it_was_and_becomes_the_same_file(service: 
     assert service.go_on(paused.id).state in ("queued", "running")
     assert service.wait(paused.id).state == "done"
     assert content(service, paused.id) == content(service, plain.id)
+
+
+def test_a_video_is_taken_up_only_when_its_old_end_is_kept(
+    service: VideoService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, opened = threading.Event(), threading.Event()
+    on_end = VideoService._on_end
+
+    def on_end_late(*args: Any) -> None:
+        entered.set()
+        assert opened.wait(TIMEOUT)
+        on_end(*args)
+
+    name = create_running(service).id
+    monkeypatch.setattr(VideoService, "_on_end", on_end_late)
+    service.pause(name)
+    assert entered.wait(TIMEOUT)
+    threading.Timer(0.2, opened.set).start()
+    assert service.go_on(name).state in ("queued", "running")
+    assert opened.is_set()
+    assert service.get(name).state in ("queued", "running")
+    service.cancel(name)
+    assert service.wait(name, TIMEOUT).state == "cancelled"
 
 
 def test_a_restart_leaves_paused_videos_paused_until_they_are_taken_up(
