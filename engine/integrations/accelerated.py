@@ -93,7 +93,9 @@ class AcceleratedTransformer(DiffusersForward):
         self._transformer = model.memory.transformer.with_loras(self._loras)
         self._timesteps: tuple[float, ...] = ()
         self._num_sections = 0
+        # Of the section before this one, until more are found: a negative prompt's weights and results take room.
         self._num_branches = 1
+        self._num_found = 0
         self._memory: JobMemory | None = None
         self._planned: object = None
         self._samples: dict[int, _Sample] = {}
@@ -125,6 +127,7 @@ class AcceleratedTransformer(DiffusersForward):
             raise ConfigError(f"timesteps must differ from one another, got {times}")
         self._timesteps = times
         self._num_sections += 1
+        self._num_branches, self._num_found = max(1, self._num_found), 0
         self._samples.clear()
 
     def close(self) -> None:
@@ -144,7 +147,8 @@ class AcceleratedTransformer(DiffusersForward):
             branch = state.enter(step)
             if branch == len(state.caches):
                 state.caches.append(self._model.make_step_cache(self._section_sampling(call)))
-                self._num_branches = max(self._num_branches, len(state.caches))
+                self._num_found = max(self._num_found, len(state.caches))
+                self._num_branches = max(self._num_branches, self._num_found)
                 self._settle(call)
             job = self._job(call, sample, branch)
             latents = call.latents(sample).to(self.device).float()
@@ -153,7 +157,7 @@ class AcceleratedTransformer(DiffusersForward):
         self._count(state.caches[branch].was_computed)
         if step == len(self._timesteps) - 1:
             self._check_finite(velocity, step)
-            if branch == self._num_branches - 1 and sample == call.hidden_states.shape[0] - 1:
+            if branch == self._num_found - 1 and sample == call.hidden_states.shape[0] - 1:
                 self._end_section()
         return velocity
 

@@ -1,5 +1,6 @@
 """diffusers' FramePack pipeline gives the same frames with the engine's transformer in it, and what costs less runs."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from isoframe.engine.integrations.diffusers import (
     load_transformer,
     restore,
 )
+from isoframe.engine.streaming import Streamer
 from isoframe.engine.video import read_video_info
 
 TYPES = ("inverted_anti_drifting", "vanilla")
@@ -190,6 +192,36 @@ def test_weights_that_stream_give_the_same_latents(
     assert error(latents(pipe), expected) <= TOLERANCE
     assert transformer._memory is not None
     assert transformer._memory.plan.ring > 0
+
+
+def test_slots_are_freed_before_decoding_also_after_a_video_with_true_guidance(
+    pipe: HunyuanVideoFramepackPipeline,
+    accelerated: Callable[..., AcceleratedTransformer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("isoframe.engine.planned_job._STORED_BYTES", 1)
+    transformer = accelerated({"ram": "124MiB"})
+    run(pipe, num_inference_steps=2, negative_prompt="a star", true_cfg_scale=2.0)
+    events: list[str] = []
+
+    def record(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def recorded(*arguments: Any, **options: Any) -> Any:
+            events.append(name)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, recorded)
+
+    record(AcceleratedTransformer, "velocity")
+    record(Streamer, "suspend")
+    record(pipe.vae, "decode")
+    run(pipe, num_inference_steps=2)
+    assert transformer._memory is not None
+    assert transformer._memory.plan.ring > 0
+    before = [earlier for earlier, event in itertools.pairwise(events) if event == "decode"]
+    # Of both sections.
+    assert before == ["suspend"] * 2
 
 
 def test_a_lora_changes_what_diffusers_loading_of_it_changes(
