@@ -10,9 +10,30 @@ from typing import Any
 from .config import Request
 from .errors import ConfigError
 
-# Fields that a server takes in another form, or not at all.
-_REFUSED = ("latent_paddings", "prompt_spans", "force")
-_OTHERWISE = ("image", "size", "loras", *_REFUSED)
+# Fields that a server takes as they are.
+_SAME = (
+    "prompt",
+    "negative_prompt",
+    "seconds",
+    "order",
+    "fps",
+    "crf",
+    "num_steps",
+    "guidance_scale",
+    "cfg_scale",
+    "cfg_rescale",
+    "seed",
+    "latent_window_size",
+    "sampler",
+    "step_cache",
+    "step_cache_threshold",
+    "step_cache_max_skips",
+    "step_cache_retention",
+    "posterior",
+    "prompt_blend",
+)
+# Those that it takes in another form; all others it does not take.
+_OTHERWISE = ("image", "size", "loras")
 _DEFAULTS = Request(image="", prompt="")
 
 
@@ -20,15 +41,15 @@ def request_fields(request: Request) -> dict[str, Any]:
     """What differs from the defaults, and the image in base64.
 
     Raises:
-        ConfigError: a server does not take a field that is set.
+        ConfigError: there is no image, or a server does not take a field that is set.
         OSError: the image cannot be read.
     """
-    for name in _REFUSED:
-        if getattr(request, name) != getattr(_DEFAULTS, name):
-            raise ConfigError(f"{name} must be left as it is, a server does not take it")
-    names = [field.name for field in dataclasses.fields(request) if field.name not in _OTHERWISE]
-    values = {name: getattr(request, name) for name in names}
-    fields = {name: value for name, value in values.items() if value != getattr(_DEFAULTS, name)}
+    if request.image is None:
+        raise ConfigError("image must be given, a server makes no video without one; got None")
+    for field in dataclasses.fields(request):
+        if field.name not in (*_SAME, *_OTHERWISE) and _is_set(request, field.name):
+            raise ConfigError(f"{field.name} must be left as it is, a server does not take it")
+    fields = {name: getattr(request, name) for name in _SAME if _is_set(request, name)}
     if request.size is not None:
         fields |= {"height": request.size[0], "width": request.size[1]}
     if request.loras:
@@ -37,6 +58,12 @@ def request_fields(request: Request) -> dict[str, Any]:
             for lora in request.loras
         ]
     return {**fields, "prompt": request.prompt, "image": base64.b64encode(_file(request.image)).decode()}
+
+
+def _is_set(request: Request, name: str) -> bool:
+    value, default = getattr(request, name), getattr(_DEFAULTS, name)
+    # Arrays are not compared with None: they answer for every element.
+    return value is not None if default is None else bool(value != default)
 
 
 def _file(image: object) -> bytes:

@@ -1,10 +1,13 @@
 """The client of the server, from request to file, and through a restart of the server."""
 
+import copy
+import dataclasses
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from video_server import TIMEOUT, KeptWorkers, load, picture, serving, small_limits
@@ -14,6 +17,7 @@ from isoframe.engine.client import Client, ServerError
 from isoframe.engine.client_fields import request_fields
 from isoframe.engine.server.guard import Access
 from isoframe.engine.server.parameters import VideoParameters
+from isoframe.engine.server.schemas import VideoBody
 from isoframe.engine.server.service import VideoService
 from isoframe.engine.server.workers import LocalWorkers
 
@@ -108,6 +112,37 @@ def test_an_answer_that_breaks_off_is_no_connection() -> None:
         with pytest.raises(ConnectionError, match="broke off"):
             Client(f"http://127.0.0.1:{listener.getsockname()[1]}").get("video_0")
         thread.join(TIMEOUT)
+
+
+def test_fields_that_the_server_does_not_know_are_refused_and_no_others() -> None:
+    # Values that differ from the defaults; some together are no request, which is not what is asked here.
+    others = {
+        str: "other",
+        bool: True,
+        int: 7,
+        float: 0.25,
+        tuple: (0,),
+        type(None): np.zeros((2, 2), np.uint8),
+    }
+    plain, refused = dataclasses.replace(REQUEST, size=None), {}
+    for name in Request.__slots__:
+        request = copy.copy(plain)
+        if name not in ("image", "size", "loras"):
+            object.__setattr__(request, name, others[type(getattr(plain, name))])
+        try:
+            fields = request_fields(request)
+        except ConfigError as error:
+            refused[name] = str(error)
+        else:
+            assert set(fields) <= set(VideoBody.model_fields)
+            assert name in fields or name in ("size", "loras")
+    unknown = set(Request.__slots__) - set(VideoBody.model_fields) - {"size"}
+    assert refused == {name: f"{name} must be left as it is, a server does not take it" for name in unknown}
+
+
+def test_a_request_without_an_image_is_refused() -> None:
+    with pytest.raises(ConfigError, match="image must be given"):
+        request_fields(Request(image=None, prompt="a"))
 
 
 def test_every_field_of_a_request_is_one_of_the_server_or_refused(tmp_path: Path) -> None:
