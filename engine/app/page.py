@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ..server.status import VideoStatus
 
 _REFRESH_SECONDS = 1.0
+# Between two looks at the copies that Gradio makes of what it shows, and their longest life.
+_CACHE_SECONDS = (600, 4 * 3600)
 _PATTERN = "[subject] [action] [secondary motion] [style]"
 CSS = """
 footer { display: none !important }
@@ -31,7 +33,9 @@ def build_page(studio: Studio, examples: Sequence[tuple[str, str]], *, max_secon
         examples: image files and their prompts.
         max_seconds: of a video.
     """
-    with gr.Blocks(title="Isoframe", analytics_enabled=False, fill_width=True) as page:
+    with gr.Blocks(
+        title="Isoframe", analytics_enabled=False, fill_width=True, delete_cache=_CACHE_SECONDS
+    ) as page:
         card = studio.service.card
         gr.Markdown(f"# Isoframe\n{card.name} in {card.precision} on {card.device}")
         # What this browser looks at survives a reload of the page; it is no secret.
@@ -184,11 +188,11 @@ class _Stage:
         now: dict[str, Any] = {"memory": draw_memory(studio.memory.samples())}
         now |= {"progress": "", "strip": None, "sections": "", "video": None}
         if status is not None:
-            now["progress"] = draw_progress(status.progress, studio.describe(status))
-            now["sections"] = draw_sections(studio.sections(status), order=status.order)
-            now["strip"] = studio.strip(status)
-            path = studio.video(status)
-            now["video"] = None if path is None else str(path)
+            try:
+                now |= self._look(status)
+            except IsoframeError as error:
+                # Somebody removed a file.
+                now["progress"] = draw_progress(status.progress, str(error))
         signatures = {key: _signature(value) for key, value in now.items()}
         keys = ("progress", "strip", "sections", "video", "memory")
         changed = [now[key] if shown.get(key) != signatures[key] else gr.skip() for key in keys]
@@ -197,10 +201,19 @@ class _Stage:
         buttons = [gr.update(interactive=value) if is_new else gr.skip() for value in possible]
         return [signatures, *changed, *buttons]
 
+    def _look(self, status: "VideoStatus") -> dict[str, Any]:
+        path = self._studio.video(status)
+        return {
+            "progress": draw_progress(status.progress, self._studio.describe(status)),
+            "sections": draw_sections(self._studio.sections(status), order=status.order),
+            "strip": self._studio.strip(status),
+            "video": None if path is None else str(path),
+        }
+
     def _create(self, *values: Any) -> str:
         return _shown(lambda: self._studio.create(_form(values)))
 
-    def _redo(self, name: str, section: float, seed: float | None, prompt: str) -> str:
+    def _redo(self, name: str, section: float | None, seed: float | None, prompt: str) -> str:
         return _shown(lambda: self._studio.redo(name, section, seed, prompt))
 
     def _extend(self, name: str, seconds: float, side: str) -> str:
@@ -257,8 +270,10 @@ def _build_gallery(studio: Studio, watched: Any, tab: Any) -> None:
 
     def choose(known: list[str], event: gr.SelectData) -> tuple[Any, ...]:
         name = known[event.index]
-        path = studio.service.video_path(name)
-        return name, str(path), studio.facts(name)
+        try:
+            return name, str(studio.service.video_path(name)), studio.facts(name)
+        except IsoframeError as error:
+            raise gr.Error(str(error), print_exception=False) from error
 
     def remove(name: str) -> tuple[Any, ...]:
         _act(studio.delete, name)

@@ -12,6 +12,8 @@ from .page import CSS, build_page
 from .studio import Studio
 
 if TYPE_CHECKING:
+    from starlette.middleware import Middleware
+
     from ..commands.serving import Serving
 
 # Fonts of the system: the default theme would fetch some.
@@ -67,7 +69,8 @@ def serve_page(
                 quiet=True,
                 footer_links=[],
                 max_file_size=serving.upload_bytes,
-                allowed_paths=[str(serving.data.absolute()), str(EXAMPLES)],
+                allowed_paths=[str(service.jobs_path), str(EXAMPLES)],
+                app_kwargs={} if is_shared or auth else {"middleware": [_own_addresses(host)]},
                 theme=gr.themes.Default(font=_FONTS, font_mono=("monospace",)),
                 css=CSS,
             )
@@ -75,3 +78,11 @@ def serve_page(
             raise InputError(f"cannot listen on {host}:{port}: {error}; choose another --port") from error
         stack.callback(page.close)
         yield " and ".join(url for url in (local, shared) if url)
+
+
+def _own_addresses(host: str) -> "Middleware":
+    """Refuses requests under another name: a page elsewhere could reach this one through a name of its own."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    return Middleware(TrustedHostMiddleware, allowed_hosts=[host, "127.0.0.1", "localhost"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import PRESETS, LoraStrength, Request, SamplingConfig
-from ..errors import BudgetError, ConfigError
+from ..errors import BudgetError, ConfigError, IsoframeError
 from ..job_run import read_partial
 from ..playable import write_playable
 from ..sections import plan_sections
@@ -53,8 +53,8 @@ class Form:
     image: str | None
     prompt: str
     seconds: float
-    seed: float
-    num_steps: float
+    seed: float | None
+    num_steps: float | None
     step_cache: str
     guidance_scale: float
     order: str
@@ -77,8 +77,8 @@ class Form:
             image=self.image,
             prompt=self.prompt,
             seconds=self.seconds,
-            seed=int(self.seed),
-            num_steps=int(self.num_steps),
+            seed=_whole("seed", self.seed),
+            num_steps=_whole("num_steps", self.num_steps),
             step_cache=self.step_cache,
             guidance_scale=self.guidance_scale,
             order=self.order,
@@ -103,8 +103,9 @@ class Studio:
         self._engine = engine
         # Of every video its encoded sections, and a file that plays them.
         self._playable: dict[str, tuple[int, Path | None]] = {}
-        # Videos that are made a second time, and the first ones.
+        # Videos that are made a second time, and the first ones; then what came of comparing them.
         self._originals: dict[str, str] = {}
+        self._comparisons: dict[str, str] = {}
 
     def close(self) -> None:
         """Stop looking at the memory."""
@@ -124,7 +125,7 @@ class Studio:
             plan = self._engine.plan(form.to_request())
         except BudgetError as error:
             return f"Does not fit: {error}"
-        except ConfigError as error:
+        except IsoframeError as error:
             return str(error)
         memory = plan.ram if plan.is_cpu else plan.vram
         kind = "RAM" if plan.is_cpu else "VRAM"
@@ -222,7 +223,7 @@ class Studio:
             return f"Done: {status.num_frames} frames, {status.seconds:.1f} s{self._comparison(status)}"
         return f"{status.state.capitalize()}: {share} are kept"
 
-    def redo(self, name: str, section: float, seed: float | None, prompt: str) -> VideoStatus:
+    def redo(self, name: str, section: float | None, seed: float | None, prompt: str) -> VideoStatus:
         """Make section ``section`` (from 1, in the order of making) and all later ones again, as a new video.
 
         Raises:
@@ -232,7 +233,7 @@ class Studio:
         if seed is None and given is None:
             seed = draw_seed()
         return self.service.redo(
-            name, int(section) - 1, seed=None if seed is None else int(seed), prompt=given
+            name, _whole("section", section) - 1, seed=None if seed is None else int(seed), prompt=given
         )
 
     def extend(self, name: str, seconds: float, *, is_before: bool) -> VideoStatus:
@@ -303,8 +304,18 @@ class Studio:
         original = self._originals.get(status.id)
         if original is None or self.find(original) is None:
             return ""
-        first, second = (self.service.video_path(name).read_bytes() for name in (original, status.id))
-        return "; the same file, bit for bit" if first == second else "; NOT the same file as the first one"
+        if status.id not in self._comparisons:
+            first, second = (self.service.video_path(name).read_bytes() for name in (original, status.id))
+            told = "the same file, bit for bit" if first == second else "NOT the same file as the first one"
+            self._comparisons[status.id] = f"; {told}"
+        return self._comparisons[status.id]
+
+
+def _whole(name: str, value: float | None) -> int:
+    """A field that somebody may have emptied."""
+    if value is None:
+        raise ConfigError(f"{name} must be a number, the field is empty")
+    return int(value)
 
 
 def draw_seed() -> int:

@@ -96,6 +96,11 @@ class VideoService:
         return self._workers.card
 
     @property
+    def jobs_path(self) -> Path:
+        """Where the folders of the videos are."""
+        return self._jobs
+
+    @property
     def is_closing(self) -> bool:
         """Whether the service is stopping."""
         return self._is_closing

@@ -1,5 +1,6 @@
 """The app's page in a real browser."""
 
+import http.client
 import os
 import re
 import shutil
@@ -121,6 +122,16 @@ def test_an_upload_becomes_a_preview_and_a_video_of_the_right_length(open_page: 
     ] == []
 
 
+def test_a_page_elsewhere_cannot_reach_the_app_through_a_name_of_its_own(address: str) -> None:
+    for host, status in (("evil.example", 400), ("localhost", 200)):
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", int(address.strip("/").rpartition(":")[2]), timeout=60
+        )
+        connection.request("GET", "/config", headers={"Host": host})
+        assert connection.getresponse().status == status
+        connection.close()
+
+
 def test_bad_input_is_told_on_the_page(open_page: Callable[[], Page]) -> None:
     page = open_page()
     page.locator("#generate").click()
@@ -163,10 +174,12 @@ def test_three_videos_queue_and_a_second_browser_sees_the_queue_but_not_the_page
     open_page: Callable[[], Page],
 ) -> None:
     page, other = open_page(), open_page()
-    fill_in(page, 12)
-    for _ in range(3):
+    # None of them is over before all three were seen.
+    fill_in(page, 110)
+    # A click is not taken before the one before it is answered.
+    for answer in ("At work", "Waits behind 1 other", "Waits behind 2 others"):
         page.locator("#generate").click()
-        wait_for(page, "(Waits|At work)")
+        wait_for(page, answer)
     for browser in (page, other):
         choose_tab(browser, "Queue")
         expect(browser.locator("#queue-list label")).to_have_count(3, timeout=PATIENCE)

@@ -45,6 +45,8 @@ def form(**changes: object) -> Form:
         ({"image": None}, "image must be given"),
         ({"prompt": "  "}, "prompt must say what happens"),
         ({"seconds": -1}, "seconds must be a positive number"),
+        ({"seed": None}, "seed must be a number, the field is empty"),
+        ({"num_steps": None}, "num_steps must be a number, the field is empty"),
     ],
 )
 def test_what_is_missing_is_told_before_anything_is_made(
