@@ -144,7 +144,12 @@ class Job:
 
     def _fail(self, state: str, event: Event, error: Exception) -> None:
         _forget_frames(error)
-        self._release()
+        try:
+            self._release()
+        except Exception as left:
+            # The device may be what failed. The job is over all the same, and its readers wait for the end.
+            _logger.exception("job %s could not give back the device's memory", self.path)
+            error.add_note(f"the device's memory could not be given back: {left}")
         with self._lock:
             self._end(state, event, error)
 

@@ -43,10 +43,7 @@ class JobQueue:
             job.queued(ahead + sum(running is not None for running in self._threads.values()))
             # Cancelled ones go here.
             self._waiting = [*waiting, job]
-            if len(self._threads) < self._num_threads:
-                thread = threading.Thread(target=self._work, name="isoframe-jobs")
-                self._threads[thread] = None
-                thread.start()
+            self._start_thread()
 
     def close(self) -> None:
         """Cancel all jobs, and wait for those at work; closing twice is allowed."""
@@ -61,8 +58,25 @@ class JobQueue:
             thread.join()
 
     def _work(self) -> None:
-        while (job := self._take()) is not None:
-            job.run()
+        try:
+            while (job := self._take()) is not None:
+                job.run()
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        """End this thread, whatever the reason: were it counted on, the jobs after it would wait for ever."""
+        with self._lock:
+            self._threads.pop(threading.current_thread(), None)
+            if self._waiting:
+                self._start_thread()
+
+    def _start_thread(self) -> None:
+        """Another thread, if there may be one; the caller has the lock."""
+        if len(self._threads) < self._num_threads:
+            thread = threading.Thread(target=self._work, name="isoframe-jobs")
+            self._threads[thread] = None
+            thread.start()
 
     def _take(self) -> Job | None:
         with self._lock:

@@ -248,6 +248,52 @@ def test_a_queue_of_two_threads_runs_two_jobs_at_a_time(tmp_path: Path) -> None:
     queue.close()
 
 
+def test_a_job_ends_and_the_next_one_runs_though_the_device_gives_no_memory_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Callable[[Event], None]) -> Video:
+        raise NumericalError("latents became NaN", section=0, step=1, backend="sdpa")
+
+    def broken() -> None:
+        raise RuntimeError("the device is gone")
+
+    job = Job(tmp_path, fps=30, priority=0, render=fail, release=broken)
+    told: list[str] = []
+    job.add_done_callback(lambda over: told.append(over.state))
+    job.run()
+    assert told == ["failed"]
+    with pytest.raises(NumericalError, match="NaN") as caught:
+        job.result(0)
+    assert "could not be given back: the device is gone" in caught.value.__notes__[-1]
+    assert "could not give back" in caplog.text
+
+
+def test_a_thread_that_ends_early_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def render(_: Callable[[Event], None]) -> Video:
+        return Video(path=tmp_path, num_frames=1, fps=30, width=1, height=1, seconds=1)
+
+    def leave() -> None:
+        threads.append(threading.current_thread())
+        reached.set()
+        assert go.wait(TIMEOUT)
+        raise SystemExit
+
+    threads: list[threading.Thread] = []
+    reached, go = threading.Event(), threading.Event()
+    # pytest reports the exit, which is meant here.
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    queue = JobQueue(max_queued=9)
+    ends_it, after = (Job(tmp_path, fps=30, priority=0, render=render) for _ in range(2))
+    monkeypatch.setattr(ends_it, "run", leave)
+    queue.put(ends_it)
+    assert reached.wait(TIMEOUT)
+    queue.put(after)
+    go.set()
+    assert after.result(TIMEOUT).num_frames == 1
+    threads[0].join(TIMEOUT)
+    queue.close()
+
+
 def test_callbacks_come_once_when_the_job_is_over_or_at_once(tmp_path: Path) -> None:
     told: list[str] = []
     job = Job(tmp_path, fps=30, priority=0, render=lambda _: pytest.fail("it was cancelled"))
