@@ -154,11 +154,11 @@ class ModelMemory:
         units = self.transformer.units
         if not isinstance(units, Streamer):
             return
+        if not units.has_failed:
+            units.suspend()
         if units.has_failed:
             # The next job opens the files anew: a disk may have come back, or the store been made again.
             self.close()
-        else:
-            units.suspend()
 
     def close(self) -> None:
         """Stop the copies and let go of the units."""

@@ -1,5 +1,6 @@
 """Units through a fixed amount of memory: a ring of slots that is filled while the compute goes on."""
 
+import logging
 from collections.abc import Collection, Sequence
 from functools import partial
 
@@ -9,6 +10,8 @@ from .copies import CopyEngine
 from .ring import RingSchedule
 from .timeline import EventLog
 from .units import Unit, UnitLayout
+
+_logger = logging.getLogger(__name__)
 
 
 class SlotPipeline:
@@ -114,9 +117,17 @@ class Streamer:
         self._open().release(index)
 
     def suspend(self) -> None:
-        """Give the memory back; the next unit that is asked for allocates it and copies the residents again."""
+        """Give the memory back; the next unit that is asked for allocates it and copies the residents again.
+
+        Where a copy that nobody waited for has failed, this closes: the error is of no job any more.
+        """
         self._units, self._slots, self._pipeline = {}, [], None
-        self._copies.allocate([])
+        try:
+            self._copies.allocate([])
+        except Exception as error:
+            _logger.warning("a copy failed (%s): the units are opened anew", error)
+            self.has_failed = True
+            self.close()
 
     def close(self) -> None:
         """Stop copying; give back the memory and what the weights hold."""

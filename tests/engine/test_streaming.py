@@ -337,6 +337,26 @@ def test_a_failed_copy_is_raised_by_acquire(is_staged: bool) -> None:
     copies.close()
 
 
+@pytest.mark.parametrize("is_staged", [False, True])
+def test_a_copy_that_failed_before_anyone_waited_for_it_closes_what_is_suspended(is_staged: bool) -> None:
+    transformer, blobs, _ = resident("twelve", "fp32")
+    layouts = layouts_of(transformer.config, make_format("fp32", torch.float32))
+    weights = _FailingWeights(blobs)
+    streams = CallerStream(), ThreadStream("test-copies")
+    copies: StreamCopies = StreamCopies(*streams, weights, CPU)
+    if is_staged:
+        buffer = HostBuffer(max(blob.numel() for blob in blobs), is_locked=False)
+        copies = StagedCopies(*streams, ThreadStream("test-reader"), weights, CPU, [buffer])
+    streamer = Streamer(layouts, copies, ring=5)
+    # Unit 4 is copied ahead, and the job ends before its turn.
+    streamer.acquire(0)
+    streamer.suspend()
+    assert streamer.has_failed
+    assert copies._slots == []
+    assert weights.blobs == []
+    streamer.close()
+
+
 def _pass(pipeline: SlotPipeline, num_units: int) -> None:
     for unit in range(num_units):
         pipeline.acquire(unit)
