@@ -16,7 +16,7 @@ from ..engine.cards import card_of_device, neutral_card
 from ..engine.conditioning import Conditioning
 from ..engine.config import EngineConfig, SamplingConfig
 from ..engine.denoiser import Denoiser
-from ..engine.errors import BudgetError
+from ..engine.errors import BudgetError, DeviceError
 from ..engine.events import Event, StepEvent
 from ..engine.known_shapes import KnownModel, find_shapes
 from ..engine.machine import CONTEXT_BYTES, Machine
@@ -24,6 +24,7 @@ from ..engine.nvml import process_bytes, read_card
 from ..engine.timeline import EventLog, exposed_wait
 from ..quant import make_format
 from .budgets import BudgetJob, BudgetPoint, median_step
+from .memory_lack import is_lack_of_memory
 from .random_memory import RandomMemory
 from .random_model import draw_conditioning
 
@@ -104,7 +105,22 @@ def measure(
     make_probe: Callable[[torch.device], Probe],
     clock: Callable[[], float] = time.perf_counter,
 ) -> BudgetPoint:
-    """Plan, place and run ``job.num_steps`` steps of one section."""
+    """Plan, place and run ``job.num_steps`` steps of one section; a lack of memory in it is a point that failed."""
+    try:
+        return _measure(job, make_probe, clock)
+    except (RuntimeError, MemoryError, DeviceError) as error:
+        if not is_lack_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0]
+    except BudgetError as error:
+        reason = str(error)
+    return BudgetPoint(budget=job.budget, problem=f"out of memory while running: {reason}", has_failed=True)
+
+
+def _measure(
+    job: BudgetJob, make_probe: Callable[[torch.device], Probe], clock: Callable[[], float]
+) -> BudgetPoint:
+    """The point where memory suffices, or the planner's refusal."""
     device = torch.device(job.device)
     probe, known = make_probe(device), find_shapes(job.model)
     machine = _machine(job, device)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from ..engine.sizes import format_size
-from .fresh_process import run_module
+from .fresh_process import ProcessError, run_module
 from .rows import Gate
 
 GIB = 2**30
@@ -55,6 +55,7 @@ class BudgetPoint:
         exposed: part of it in which compute waited for a unit.
         attention: that was used.
         problem: why it was not measured; nothing else is known then.
+        has_failed: whether that is no refusal of the planner: what it allowed went wrong.
     """
 
     budget: int | None
@@ -69,11 +70,17 @@ class BudgetPoint:
     exposed: float = 0.0
     attention: str = ""
     problem: str = ""
+    has_failed: bool = False
 
     @property
     def is_kept(self) -> bool:
         """Whether the process took no more than it was allowed."""
         return not self.problem and self.peak <= self.allowed
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the planner allowed it, and it was not kept."""
+        return self.has_failed or (not self.problem and not self.is_kept)
 
 
 Runner = Callable[[BudgetJob], BudgetPoint]
@@ -87,10 +94,21 @@ def run_in_process(job: BudgetJob) -> BudgetPoint:
 def measure_budgets(
     jobs: Sequence[BudgetJob], run: Runner = run_in_process, may_start: Callable[[], bool] = lambda: True
 ) -> Iterator[BudgetPoint]:
-    """A point for every job, as long as one may start."""
+    """A point for every job, as long as one may start; a process that fails is a point that says so."""
     for job in jobs:
-        if may_start():
+        if not may_start():
+            continue
+        try:
             yield run(job)
+        except ProcessError as error:
+            yield BudgetPoint(budget=job.budget, problem=_reason(error), has_failed=True)
+
+
+def _reason(error: ProcessError) -> str:
+    """In one line."""
+    if error.signal is not None:
+        return f"the process was killed by signal {error.signal}"
+    return f"the process failed: {str(error).splitlines()[-1]}"
 
 
 def judge(points: Sequence[BudgetPoint]) -> list[str]:
@@ -100,6 +118,7 @@ def judge(points: Sequence[BudgetPoint]) -> list[str]:
         for point in points
         if not point.problem and not point.is_kept
     ]
+    found += [f"budget {_name(point.budget)}: {point.problem}" for point in points if point.has_failed]
     found += [
         f"budget {_name(point.budget)}: compute waits for weights {point.exposed:.1%} of the time"
         for point in points
@@ -119,7 +138,7 @@ def gate(points: Sequence[BudgetPoint]) -> Gate:
     """Green if every budget was kept; times are told, not gated."""
     problems = judge(points)
     return Gate(
-        is_green=all(point.is_kept for point in points if not point.problem),
+        is_green=not any(point.is_wrong for point in points),
         text="; ".join(problems)
         or "every budget kept, waits at most 3 %, 6 GiB at most 1.05 of all resident",
     )

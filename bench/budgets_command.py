@@ -53,13 +53,16 @@ def budgets(
         ]
         points = []
         typer.echo(HEADER)
-        # The one without a limit first: the others are told relative to it.
-        for point in measure_budgets(sorted(jobs, key=lambda job: job.budget is not None)):
-            points.append(point)
-            typer.echo(describe(point, resident_step(points)))
+        try:
+            # The one without a limit first: the others are told relative to it.
+            for point in measure_budgets(sorted(jobs, key=lambda job: job.budget is not None)):
+                points.append(point)
+                typer.echo(describe(point, resident_step(points)))
+        finally:
+            # Minutes of measuring are not lost with whatever stops the rest.
+            if json_file is not None:
+                append_rows(json_file, budget_rows(jobs, points))
         verdict = gate(points)
         typer.echo(verdict.text)
-        if json_file is not None:
-            append_rows(json_file, budget_rows(jobs, points))
         if not verdict.is_green:
             raise typer.Exit(1)

@@ -15,6 +15,7 @@ from ..engine.errors import IsoframeError
 from ..engine.model_shapes import PUBLISHED_NAME
 from .correctness import check_operations
 from .environment import Environment
+from .fresh_process import ProcessError
 from .memory_meter import MemoryMeter
 from .rows import BenchRow, append_rows, read_rows
 
@@ -60,7 +61,7 @@ def run_jobs(run: GpuRun) -> int:
             print(f"{name}: left out, the GPU has too little memory", flush=True)
         except ModuleNotFoundError as error:
             print(f"{name}: left out, pip install {error.name}", flush=True)
-        except IsoframeError as error:
+        except (IsoframeError, ProcessError) as error:
             num_wrong += 1
             print(f"{name}: WRONG: {error}", flush=True)
         else:

@@ -18,6 +18,7 @@ from ..engine.errors import BudgetError, DeviceError
 from ..engine.events import Event, SectionEvent, StepEvent
 from .fresh_process import ProcessError, run_module
 from .live_tensors import LiveTensors
+from .memory_lack import is_lack_of_memory
 from .memory_timeline import MemorySample, MemoryTimeline, open_reader, thin_out
 from .rows import Basis
 from .vram import Outcome, VramJob, as_dict
@@ -61,12 +62,10 @@ def run_point(job: VramJob) -> Outcome:
         return _Point(job).outcome()
     except BudgetError as error:
         return Outcome(status="refused", text=str(error))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        return Outcome(status="out of memory", text=str(error).partition("\n")[0])
-    except DeviceError as error:
-        if not isinstance(error.__cause__, torch.OutOfMemoryError):
+    except (RuntimeError, MemoryError, DeviceError) as error:
+        if not is_lack_of_memory(error):
             raise
-        return Outcome(status="out of memory", text=str(error))
+        return Outcome(status="out of memory", text=str(error).partition("\n")[0])
 
 
 def cap_device(device: torch.device, num_bytes: int) -> None:

@@ -15,6 +15,7 @@ from isoframe.bench import budget_step, budgets, gpu
 from isoframe.bench.budget_step import measure
 from isoframe.bench.budgets import BudgetJob, BudgetPoint, describe, gate, judge, median_step, resident_step
 from isoframe.bench.commands import app
+from isoframe.bench.fresh_process import ProcessError
 from isoframe.bench.gpu import Bench
 from isoframe.bench.gpu_budgets import time_budgets
 from isoframe.bench.timing import Budget
@@ -200,6 +201,65 @@ def test_the_command_measures_every_budget_and_writes_rows(
     assert CliRunner().invoke(app, ["budgets", "--device", "cpu", "--budget", "4GiB"]).exit_code == 1
 
 
+def test_memory_that_runs_out_in_a_step_is_a_red_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand much more")
+
+    monkeypatch.setattr(budget_step.Denoiser, "sample", run_out)
+    point = measure(JOB, lambda _: FakeProbe(0))
+    assert point.problem == "out of memory while running: CUDA out of memory. Tried to allocate 2 GiB"
+    assert not gate([POINT, point]).is_green
+    assert judge([POINT, point]) == [f"budget unlimited: {point.problem}"]
+
+
+def test_a_refusal_of_the_planner_is_not_red() -> None:
+    assert gate([POINT, BudgetPoint(budget=4 * GIB, problem="needs at least 5 GiB")]).is_green
+
+
+def test_a_process_that_fails_costs_only_its_own_point(
+    tmp_path: Path, measured: Callable[[int], list[BudgetJob]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(3 * GIB)
+    run = budgets.run_module
+
+    def fail_once(module: str, text: str) -> dict[str, object]:
+        budget = json.loads(text)["budget"]
+        if budget == 4 * GIB:
+            raise ProcessError("budget_step failed with exit code 1: Traceback\nValueError: broken", None)
+        if budget == 6 * GIB:
+            raise ProcessError("budget_step failed with exit code -9: ", 9)
+        answer: dict[str, object] = run(module, text)
+        return answer
+
+    monkeypatch.setattr(budgets, "run_module", fail_once)
+    rows = tmp_path / "rows.jsonl"
+    result = CliRunner().invoke(app, ["budgets", "--device", "cpu", "--json", str(rows)])
+    assert result.exit_code == 1
+    assert "4.00 GiB  the process failed: ValueError: broken" in result.stdout
+    assert "6.00 GiB  the process was killed by signal 9" in result.stdout
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert {row["settings"]["budget"] for row in found} == {None, "8.00 GiB", "12.00 GiB"}
+    assert {row["gate"]["is_green"] for row in found} == {False}
+
+
+def test_what_was_measured_is_written_when_the_rest_is_stopped(
+    tmp_path: Path, measured: Callable[[int], list[BudgetJob]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(3 * GIB)
+    run = budgets.run_module
+
+    def stop(module: str, text: str) -> dict[str, object]:
+        if json.loads(text)["budget"] is not None:
+            raise OSError("no process can be started")
+        answer: dict[str, object] = run(module, text)
+        return answer
+
+    monkeypatch.setattr(budgets, "run_module", stop)
+    rows = tmp_path / "rows.jsonl"
+    assert CliRunner().invoke(app, ["budgets", "--device", "cpu", "--json", str(rows)]).exit_code == 1
+    assert len(rows.read_text().splitlines()) == 4
+
+
 def test_bench_gpu_counts_the_budgets_that_were_exceeded(
     tmp_path: Path, bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +269,11 @@ def test_bench_gpu_counts_the_budgets_that_were_exceeded(
     assert time_budgets(bench, run) == 2
     assert "budget 4.00 GiB was exceeded" in capsys.readouterr().out
     assert (tmp_path / "budgets.jsonl").is_file()
+
+    def fail(job: BudgetJob) -> BudgetPoint:
+        raise ProcessError("budget_step failed with exit code -9: ", 9)
+
+    assert time_budgets(bench, fail) == len(budgets.BUDGETS)
     late = replace(bench, budget=Budget(0.0, lambda: 0.0))
     assert time_budgets(late, run) == 0
     assert gpu._RESERVE["budget"] > 0

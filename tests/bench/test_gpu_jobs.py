@@ -9,6 +9,7 @@ from bench_rows import ENVIRONMENT, ROW
 
 from isoframe.bench import gpu_jobs, peers_pipeline
 from isoframe.bench.environment import Environment
+from isoframe.bench.fresh_process import ProcessError
 from isoframe.bench.gpu_jobs import (
     find_ceilings,
     judge_constant_cost,
@@ -113,16 +114,18 @@ def test_a_stage_that_cannot_run_is_left_out_and_a_wrong_one_counts(
         "pace": failing(torch.OutOfMemoryError("no memory")),
         "constant": failing(ModuleNotFoundError("No module named 'av'", name="av")),
         "vram": failing(IsoframeError("the latents differ")),
+        "probe": failing(ProcessError("vram_probe failed with exit code 1: it is broken", None)),
         "peers": lambda run: ([ROW], 2),
         "late": failing(AssertionError("there was no time")),
     }
     monkeypatch.setattr(gpu_jobs, "_STAGES", stages)
-    assert run_jobs(Run(tmp_path, "late")) == 1 + 2
+    assert run_jobs(Run(tmp_path, "late")) == 2 + 2
     assert read_rows(tmp_path / "peers.jsonl") == [ROW]
     assert capsys.readouterr().out.splitlines() == [
         "pace: left out, the GPU has too little memory",
         "constant: left out, pip install av",
         "vram: WRONG: the latents differ",
+        "probe: WRONG: vram_probe failed with exit code 1: it is broken",
     ]
 
 

@@ -223,9 +223,17 @@ def out_of_memory_in_a_phase(*_: Any, **__: Any) -> Any:
         raise DeviceError("the device has too little memory for phase 'decode'") from error
 
 
+def out_of_memory_in_a_library(*_: Any, **__: Any) -> Any:
+    try:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    except RuntimeError as error:
+        raise DeviceError("the device has too little memory for phase 'denoise'") from error
+
+
 @pytest.mark.parametrize(
     ("load", "text"),
     [
+        (out_of_memory_in_a_library, "the device has too little memory for phase 'denoise'"),
         (out_of_memory, "CUDA out of memory. Tried to allocate 2 GiB"),
         (out_of_memory_in_a_phase, "the device has too little memory for phase 'decode'"),
     ],
