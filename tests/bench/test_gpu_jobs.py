@@ -100,6 +100,16 @@ def test_ceilings_are_those_of_fresh_processes(tmp_path: Path, monkeypatch: pyte
     assert {job.model for job in tried} == {"demo"}
 
 
+def test_no_ceiling_is_sought_with_a_kernel_that_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    red = Gate(is_green=False, text="FAILED: conv")
+    monkeypatch.setattr("isoframe.bench.vram_subject.check_operations", lambda _: red)
+    monkeypatch.setattr(ProcessRunner, "run", lambda *_: pytest.fail("it was measured"))
+    assert find_ceilings(Run(tmp_path)) == ([], 1)
+    assert "vram: WRONG, not measured: FAILED: conv" in capsys.readouterr().out
+
+
 def failing(error: Exception) -> Any:
     def stage(run: Any) -> Any:
         raise error
