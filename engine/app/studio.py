@@ -247,7 +247,7 @@ class Studio:
         Raises:
             IsoframeError: it is refused.
         """
-        path = self.service.video_path(name)
+        path = self.service.keep(self.service.video_path(name))
         request = replace(
             self.service.folder(name).record.request,
             image=None,

@@ -71,7 +71,7 @@ class VideoService:
         self.limits = limits or Limits()
         self._workers = workers
         self._max_queued = max_queued
-        self._jobs = folder.absolute() / "jobs"
+        self._jobs, self._kept = folder.absolute() / "jobs", folder.absolute() / "kept"
         self._lock = threading.RLock()
         # Told when a job has left the live ones, and when the service closes.
         self._left = threading.Condition(self._lock)
@@ -88,6 +88,7 @@ class VideoService:
         )
         self._index = VideoIndex(folder / "index.sqlite", [])
         self._exit.callback(self._index.close)
+        self._forget_kept()
         self._resume_all()
 
     @property
@@ -226,6 +227,17 @@ class VideoService:
             InputError: the video is at work.
         """
         return self._create_copy(name, lambda folder: folder.sections.remove_from(0))
+
+    def keep(self, path: Path) -> Path:
+        """Another name of a file for videos to come, which lasts as long as one of them needs it."""
+        make_folder("service", self._kept)
+        kept = self._kept / f"{secrets.token_hex(12)}{path.suffix}"
+        try:
+            os.link(path, kept)
+        except OSError:
+            # A file system without links.
+            shutil.copyfile(path, kept)
+        return kept
 
     def prioritize(self, name: str, priority: int) -> None:
         """Have a video that waits come before those of a lower priority; others stay as they are.
@@ -443,6 +455,23 @@ class VideoService:
             self._recent[name] = live
             if len(self._recent) > _NUM_RECENT:
                 self._recent.popitem(last=False)
+
+    def _forget_kept(self) -> None:
+        """Remove the kept files that no video needs any more."""
+        if not self._kept.is_dir():
+            return
+        needed = set()
+        for path in filter(JobFolder.is_job, self._jobs.iterdir()):
+            try:
+                video = JobFolder.open(path).record.request.video
+            except InputError:
+                # It may need any of them.
+                return
+            if video is not None:
+                needed.add(Path(video).name)
+        for path in self._kept.iterdir():
+            if path.name not in needed:
+                path.unlink()
 
     def _resume_all(self) -> None:
         found = sorted(self._find_folders(), key=lambda pair: pair[1].created)

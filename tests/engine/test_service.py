@@ -170,3 +170,19 @@ def test_a_video_that_is_moved_to_the_front_is_made_first(service: VideoService)
     ends = [service.wait(name).ended for name in names]
     assert None not in ends
     assert sorted(names, key=lambda name: service.get(name).ended or 0) == [names[2], names[0], names[1]]
+
+
+def test_a_kept_file_goes_at_the_first_start_at_which_no_video_needs_it(
+    engine: Engine, tmp_path: Path
+) -> None:
+    with VideoService(KeptWorkers(engine), tmp_path / "data") as service:
+        first = service.create(request_of(2))
+        service.wait(first.id)
+        kept, useless = (service.keep(service.video_path(first.id)) for _ in range(2))
+        longer = service.create(request_of(1, image=None, video=kept))
+        service.wait(longer.id)
+    with VideoService(KeptWorkers(engine), tmp_path / "data") as service:
+        assert (kept.exists(), useless.exists()) == (True, False)
+        service.delete(longer.id)
+    with VideoService(KeptWorkers(engine), tmp_path / "data"):
+        assert not kept.exists()

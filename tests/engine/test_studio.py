@@ -125,6 +125,10 @@ def test_a_longer_video_holds_all_frames_of_the_shorter_one(studio: Studio, is_b
     assert [bar.state for bar in bars] == (["done", "given"] if is_before else ["given", "done"])
     assert max(bar.end for bar in bars) == pytest.approx((status.num_frames - 1) / 30)
     assert studio.strip(status) is not None
+    # It needs nothing of the shorter one any more.
+    studio.delete(short.id)
+    again = studio.reproduce(longer.id)
+    assert studio.service.wait(again.id).state == "done"
 
 
 def test_only_a_finished_video_can_be_made_longer(studio: Studio) -> None:
