@@ -150,6 +150,14 @@ class Engine:
         """Give back the memory of the device that nothing needs between jobs; the next job takes it again."""
         self._model.release()
 
+    def lift_memory_limit(self) -> None:
+        """Let the rest of the process take more of the device than the budgets of its engines.
+
+        Else torch's allocator fails beyond their sum, also for the host's own models. The engine still plans its jobs
+        inside its budget.
+        """
+        self._memory.limit.lift()
+
     def close(self) -> None:
         """Cancel the jobs, give back the memory of the weights; the engine cannot be used any more."""
         self._jobs.close()

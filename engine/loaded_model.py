@@ -26,7 +26,7 @@ from .errors import ConfigError
 from .known_shapes import shapes_of
 from .machine import Machine, this_machine
 from .magnitude import find_ratios
-from .model_memory import ModelMemory, lift_memory_limit, planned_job
+from .model_memory import ModelMemory, planned_job
 from .step_cache import StepCache, make_step_cache
 from .store import Store, is_store, open_store
 from .transformer import PackedTransformer
@@ -177,8 +177,7 @@ class LoadedModel:
     def close(self) -> None:
         """Give back the memory of the weights; the model cannot be used any more."""
         self.memory.close()
-        if self.device.type == "cuda":
-            lift_memory_limit(self.device)
+        self.memory.limit.withdraw()
 
 
 @dataclass(frozen=True, slots=True)

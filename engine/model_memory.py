@@ -15,6 +15,7 @@ from .conversion import OnProgress, cached_store
 from .device import is_out_of_memory
 from .errors import BudgetError
 from .machine import Machine
+from .memory_limit import MemoryShare
 from .model_shapes import ModelShapes
 from .plan import Plan
 from .planned_job import PlannedJob
@@ -44,6 +45,7 @@ class ModelMemory:
         transformer: the model; its units move between jobs.
         machine: the budget.
         others: bytes that other engines of the process held on the device when this one came.
+        limit: the model's share in what the process may take of the device.
         log: of the units' copies and uses; None until :meth:`trace`.
     """
 
@@ -84,16 +86,19 @@ class ModelMemory:
         job = planned_job(shapes, config, weight_format, SamplingConfig(num_sections=1), (16, 16))
         self._is_stored = isinstance(checkpoint, Store) or job.needs_store(machine)
         self._placement: tuple[object, ...] = ()
-        # Other engines of the process have a budget of their own, and the limit is on all of them together.
         self.others = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+        self.limit = MemoryShare(device)
         self.set_budget(machine)
-        self.transformer = self._load()
+        try:
+            self.transformer = self._load()
+        except BaseException:
+            self.limit.withdraw()
+            raise
 
     def set_budget(self, machine: Machine) -> None:
         """Plan the jobs to come inside ``machine``; one at work keeps its plan as long as it can."""
         self.machine = machine
-        if self._device.type == "cuda":
-            limit_memory(self._device, machine.vram - machine.context + self.others)
+        self.limit.set(machine.vram - machine.context)
 
     def plan(
         self,
@@ -296,17 +301,6 @@ class JobMemory:
             plan.token_chunk or "all",
             f"{plan.vae_tile} px" if plan.vae_tile else "none",
         )
-
-
-def limit_memory(device: torch.device, num_bytes: int) -> None:
-    """Have torch's allocator fail, after it has given back what it keeps, rather than take more than ``num_bytes``."""
-    _, total = torch.cuda.mem_get_info(device)
-    torch.cuda.set_per_process_memory_fraction(min(num_bytes / total, 1.0), device)
-
-
-def lift_memory_limit(device: torch.device) -> None:
-    """Let torch's allocator take the whole device again."""
-    torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
 def planned_job(

@@ -13,7 +13,6 @@ from ..components import Components, ModelProfile, find_components
 from ..config import EngineConfig, LoraStrength, SamplingConfig
 from ..errors import ConfigError
 from ..loaded_model import LoadedModel, Place, open_source
-from ..model_memory import lift_memory_limit
 from ..store import Store
 from .accelerated import AcceleratedTransformer
 from .module_checkpoint import module_checkpoint
@@ -134,9 +133,8 @@ def _load(weights: Any, config: EngineConfig) -> LoadedModel:
         components = find_components(weights, local_files_only=config.local_files_only)
         checkpoint, place = open_source(components, config, place)
     model = LoadedModel.of_checkpoint(checkpoint, components, config, place, has_fp32_head=False)
-    if model.device.type == "cuda":
-        # What the pipeline's own components compute is not the engine's to limit.
-        lift_memory_limit(model.device)
+    # What the pipeline's own components compute is not the engine's to limit.
+    model.memory.limit.lift()
     return model
 
 

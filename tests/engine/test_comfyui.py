@@ -287,6 +287,15 @@ def test_an_engine_whose_weights_stream_gives_the_same(
     assert isinstance(handle.engine._denoiser.transformer.units, Streamer)
 
 
+def test_comfyui_has_the_whole_card_for_its_own_models(
+    workflow: Workflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifted: list[Engine] = []
+    monkeypatch.setattr(Engine, "lift_memory_limit", lifted.append)
+    (handle,) = execute(workflow.nodes["IsoframeLoadEngine"], device="cpu")
+    assert lifted == [handle.engine]
+
+
 def test_the_modules_keep_nothing_between_nodes(workflow: Workflow) -> None:
     workflow.sample()
     for name, module in list(sys.modules.items()):

@@ -21,7 +21,6 @@ from isoframe.engine import (
     EngineConfig,
     Request,
     SamplingConfig,
-    model_memory,
 )
 from isoframe.engine.checkpoint import open_transformer
 from isoframe.engine.components import find_components
@@ -304,13 +303,3 @@ def test_a_closed_engine_keeps_no_weights_of_the_blocks(tmp_path: Path) -> None:
     gc.collect()
     assert blobs
     assert not any(blob() for blob in blobs)
-
-
-def test_the_allocator_is_held_to_the_budget_less_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = []
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * 2**30, 8 * 2**30))
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *args: limits.append(args))
-    device = torch.device("cuda", 0)
-    model_memory.limit_memory(device, 4 * 2**30)
-    model_memory.lift_memory_limit(device)
-    assert limits == [(0.5, device), (1.0, device)]

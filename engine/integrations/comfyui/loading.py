@@ -45,7 +45,10 @@ def load_engine(
     if device != "cpu" and torch.cuda.is_available():
         host.take_memory(torch.device("cuda"))
     source = model if model in KNOWN_MODELS else host.file_path("diffusion_models", model)
-    return (EngineHandle(Engine.load(source, config=config)),)
+    engine = Engine.load(source, config=config)
+    # ComfyUI's own models are not the engine's to limit.
+    engine.lift_memory_limit()
+    return (EngineHandle(engine),)
 
 
 def load_lora(
