@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 from anyio import to_thread
 
-from ..events import CancelledEvent, PreviewEvent
+from ..events import CancelledEvent, FailureEvent, PreviewEvent
 from ..job_log import LogEntry
 from .live_job import EventKey
 from .schemas import VideoObject
@@ -50,9 +50,15 @@ async def event_stream(service: VideoService, name: str, after: EventKey | None)
 def _look(
     service: VideoService, name: str, after: EventKey | None
 ) -> tuple[list[tuple[EventKey, LogEntry]], VideoObject | None]:
-    """What is new; the video too once it is over and its index knows."""
+    """What is new; the video too once it is over and its index knows. A failure waits for that: it says the same."""
     entries, is_over = service.events(name, after)
     status = service.get(name)
+    if entries and isinstance(event := entries[-1][1].event, FailureEvent):
+        key, entry = entries.pop()
+        if status.failure is None:
+            return entries, None
+        event = dataclasses.replace(event, error=status.failure.error, message=status.failure.message)
+        entries.append((key, dataclasses.replace(entry, event=event)))
     return entries, VideoObject.of(status) if is_over and status.is_over else None
 
 

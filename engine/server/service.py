@@ -21,6 +21,7 @@ from ..job_folder import JobFolder
 from ..job_log import LogEntry
 from ..job_run import DONE
 from ..outputs import make_folder
+from .failure import failure_of
 from .index import VideoIndex
 from .limits import Limits
 from .live_job import EventKey, LiveJob
@@ -488,7 +489,7 @@ class VideoService:
             try:
                 self._watch(path.name, self._workers.resume(path, asked), asked)
             except (IsoframeError, OSError) as error:
-                failure = VideoFailure(error=type(error).__name__, message=str(error))
+                failure = failure_of(error, self._jobs)
                 status = replace(describe(path.name, folder, created=asked.created), failure=failure)
                 self._index.put(replace(status, state="failed", ended=time.time()))
 
@@ -545,9 +546,7 @@ def _failure(job: Job) -> VideoFailure | None:
     try:
         job.result(0)
     except Exception as error:
-        # Whoever asked for the video knows its name, and need not know where it lies.
-        message = str(error).replace(f"{job.path.parent}{os.sep}", "")
-        return VideoFailure(error=type(error).__name__, message=message)
+        return failure_of(error, job.path.parent)
     raise AssertionError("a job that failed raises its error")
 
 

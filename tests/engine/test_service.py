@@ -1,6 +1,9 @@
 """Videos that are paused, taken up again, made again in part, and moved in the queue."""
 
+import asyncio
 import dataclasses
+import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +16,9 @@ from safetensors.torch import load_file
 from video_server import TIMEOUT, KeptWorkers, load
 
 from isoframe.engine import ConfigError, Engine, InputError, Request
+from isoframe.engine.denoiser import Denoiser
+from isoframe.engine.server.event_stream import event_stream
+from isoframe.engine.server.notes import forget_end
 from isoframe.engine.server.service import VideoService
 from isoframe.engine.server.service_errors import UnknownVideoError
 from isoframe.engine.server.status import VideoStatus
@@ -90,6 +96,59 @@ def test_a_video_is_taken_up_only_when_its_old_end_is_kept(
     assert service.get(name).state in ("queued", "running")
     service.cancel(name)
     assert service.wait(name, TIMEOUT).state == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("secret /path"), "the server failed (RuntimeError); its log says more"),
+        (OSError(5, "secret", "/path"), "the server failed (OSError); its log says more"),
+        (InputError("JOBS/a.png cannot be read"), "a.png cannot be read"),
+    ],
+)
+def test_the_text_of_an_unexpected_error_and_folders_of_the_server_are_in_no_answer(
+    service: VideoService,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    told: str,
+) -> None:
+    jobs = tmp_path / "data" / "jobs"
+    failing = type(error)(*(str(text).replace("JOBS", str(jobs)) for text in error.args))
+
+    def fail(*_: object) -> None:
+        raise failing
+
+    async def read(name: str) -> list[str]:
+        return [text async for text in event_stream(service, name, None)]
+
+    monkeypatch.setattr(Denoiser, "_denoise", fail)
+    name = service.create(request_of(1)).id
+    failure = service.wait(name, TIMEOUT).failure
+    assert failure is not None
+    assert (failure.error, failure.message) == (type(error).__name__, told)
+    texts = asyncio.run(read(name))
+    assert [json.dumps(told) in text for text in texts[-2:]] == [True, True]
+    assert "event: failure" in texts[-2]
+    assert not any("secret" in text or str(tmp_path) in text for text in texts)
+
+
+def test_a_video_that_cannot_be_taken_up_at_the_start_tells_no_folder(
+    engine: Engine, service: VideoService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resume(_: object, folder: Path, asked: object) -> None:
+        raise InputError(f"{folder / 'image.png'} cannot be read")
+
+    name = create_running(service).id
+    service.pause(name)
+    service.wait(name, TIMEOUT)
+    shutil.copytree(tmp_path / "data" / "jobs" / name, tmp_path / "other" / "jobs" / name)
+    forget_end(tmp_path / "other" / "jobs" / name)
+    monkeypatch.setattr(KeptWorkers, "resume", resume)
+    with VideoService(KeptWorkers(engine), tmp_path / "other") as other:
+        failure = other.get(name).failure
+    assert failure is not None
+    assert failure.message == f"{name}/image.png cannot be read"
 
 
 def test_a_restart_leaves_paused_videos_paused_until_they_are_taken_up(
