@@ -123,8 +123,9 @@ class VideoService:
             asked = Asked(created=time.time(), priority=priority, has_previews=has_previews)
             with _nothing_left_of_failures(self._jobs / name):
                 job = self._workers.submit(self._jobs / name, request, asked)
-            write_asked(job.path, asked)
-            return self._watch(name, job, asked)
+                with _cancelled_on_failure(job):
+                    write_asked(job.path, asked)
+                    return self._watch(name, job, asked)
 
     def get(self, name: str) -> VideoStatus:
         """How a video stands.
@@ -195,11 +196,12 @@ class VideoService:
             forget_end(path)
             try:
                 job = self._workers.resume(path, asked)
+                with _cancelled_on_failure(job):
+                    return self._watch(name, job, asked)
             except BaseException:
                 if end is not None:
                     write_end(path, end)
                 raise
-            return self._watch(name, job, asked)
 
     def redo(
         self, name: str, section: int, *, seed: int | None = None, prompt: str | None = None
@@ -410,7 +412,8 @@ class VideoService:
                 change(JobFolder.open(self._jobs / name).copy(path, path / "video.mp4"))
                 write_asked(path, asked)
                 job = self._workers.resume(path, asked)
-            return self._watch(new, job, asked)
+                with _cancelled_on_failure(job):
+                    return self._watch(new, job, asked)
 
     def _check_room(self) -> None:
         with self._lock:
@@ -515,6 +518,16 @@ def _nothing_left_of_failures(path: Path) -> Iterator[None]:
         yield
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def _cancelled_on_failure(job: Job) -> Iterator[None]:
+    """A job that the service does not know must not run."""
+    try:
+        yield
+    except BaseException:
+        job.cancel()
         raise
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import errno
 import json
 import shutil
 import threading
@@ -17,6 +18,7 @@ from video_server import TIMEOUT, KeptWorkers, load
 
 from isoframe.engine import ConfigError, Engine, InputError, Request
 from isoframe.engine.denoiser import Denoiser
+from isoframe.engine.job import Job
 from isoframe.engine.server.event_stream import event_stream
 from isoframe.engine.server.notes import forget_end
 from isoframe.engine.server.service import VideoService
@@ -149,6 +151,31 @@ def test_a_video_that_cannot_be_taken_up_at_the_start_tells_no_folder(
         failure = other.get(name).failure
     assert failure is not None
     assert failure.message == f"{name}/image.png cannot be read"
+
+
+@pytest.mark.parametrize("step", ["write_asked", "describe"])
+def test_a_video_that_could_not_be_kept_is_not_made(
+    service: VideoService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    jobs, submit = [], KeptWorkers.submit
+
+    def submit_seen(*args: Any) -> Job:
+        jobs.append(submit(*args))
+        return jobs[-1]
+
+    running = create_running(service).id
+    monkeypatch.setattr(KeptWorkers, "submit", submit_seen)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"isoframe.engine.server.service.{step}", fail)
+        with pytest.raises(OSError, match="No space left"):
+            service.create(request_of(1))
+    assert [job.state for job in jobs] == ["cancelled"]
+    assert [path.name for path in (tmp_path / "data" / "jobs").iterdir()] == [running]
+    service.cancel(running)
+    service.wait(running)
 
 
 def test_a_restart_leaves_paused_videos_paused_until_they_are_taken_up(
