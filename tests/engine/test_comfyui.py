@@ -291,7 +291,7 @@ def test_comfyui_has_the_whole_card_for_its_own_models(
     workflow: Workflow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lifted: list[Engine] = []
-    monkeypatch.setattr(Engine, "lift_memory_limit", lifted.append)
+    monkeypatch.setattr(Engine, "lift_memory_limit", lambda engine: lifted.append(engine))
     (handle,) = execute(workflow.nodes["IsoframeLoadEngine"], device="cpu")
     assert lifted == [handle.engine]
 
