@@ -87,6 +87,7 @@ def plan(
     size: Size = None,
     base_resolution: options.BaseResolution = None,
     order: options.Order = DEFAULTS.order,
+    allow_untrained: options.AllowUntrained = False,
     steps: options.Steps = DEFAULTS.num_steps,
     cfg: options.Cfg = DEFAULTS.cfg_scale,
     step_cache: options.StepCache = DEFAULTS.step_cache,
@@ -114,7 +115,8 @@ def plan(
         machine = described_machine(card=card, vram=vram, ram=ram)
         found = find_shapes(model, local_files_only=local_files_only)
         request = Request(
-            image="", prompt="", seconds=seconds, order=order, size=options.parse_size(size), base_resolution=base_resolution, num_steps=steps,
+            image="", prompt="", seconds=seconds, **options.parse_order(order), allow_untrained=allow_untrained,
+            size=options.parse_size(size), base_resolution=base_resolution, num_steps=steps,
             cfg_scale=cfg, step_cache=step_cache, latent_window_size=window, loras=options.parse_loras(lora),
         )  # fmt: skip
         job = PlannedJob(

@@ -71,6 +71,17 @@ def test_options_reach_the_plan() -> None:
     assert plan["card"]["name"] == "RTX 3060 Laptop"
 
 
+@pytest.mark.parametrize("order", ["endpoints", "planned", "1,0"])
+def test_an_experimental_order_is_planned_when_it_is_allowed(order: str) -> None:
+    arguments = [*SMALL, "--order", order, "--seconds", "2", "--size", "480x832", "--json"]
+    refused = run(*arguments)
+    assert refused.exit_code == 2
+    assert "--allow-untrained" in refused.stderr
+    planned = run(*arguments, "--allow-untrained")
+    assert planned.exit_code == 0, planned.output
+    assert json.loads(planned.stdout)["num_frames"] == 4 * 9 * 2 + 1
+
+
 def test_without_a_size_the_most_demanding_bucket_is_planned() -> None:
     largest = json.loads(run(*SMALL, "--json").stdout)
     other = json.loads(run(*SMALL, "--json", "--size", "640x608").stdout)
