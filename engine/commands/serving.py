@@ -87,6 +87,10 @@ class Serving:
             raise ConfigError(f"--max-queue must be at least 1, got {self.max_queue}")
         if self.num_threads is not None and self.num_threads < 1:
             raise ConfigError(f"--threads must be at least 1, got {self.num_threads}")
+        if self.num_threads is not None and self.ray_address is not None:
+            raise ConfigError(
+                f"--threads must not be given with --ray, whose actors have their own, got {self.num_threads}; leave it out"
+            )
         if self.num_actors is not None and self.num_actors < 1:
             raise ConfigError(f"--ray-actors must be at least 1, got {self.num_actors}")
 

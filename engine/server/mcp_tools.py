@@ -16,7 +16,7 @@ from .parameters import VideoParameters
 from .pictures import decode_base64, read_picture
 from .schemas import DeletedVideo, ModelObject, VideoObject
 from .service import VideoService
-from .service_errors import FieldError
+from .service_errors import FieldError, NotFinishedError
 
 _MAX_WAIT_SECONDS = 3600
 _POLL_SECONDS = 0.2
@@ -33,7 +33,7 @@ T = TypeVar("T")
 class LocalVideo(VideoObject):
     """A video, and where it is."""
 
-    path: str | None = Field(description="The MP4, once the status is completed.")
+    path: str | None = Field(description="The MP4, once the status is completed, unless somebody removed it.")
 
 
 def make_mcp_server(service: VideoService, image_folders: Sequence[Path]) -> "MCPServer[None]":
@@ -141,7 +141,11 @@ def _told(function: Callable[P, T]) -> Callable[P, T]:
 
 def _local(service: VideoService, name: str) -> LocalVideo:
     status = service.get(name)
-    path = str(service.video_path(name)) if status.state == "done" else None
+    try:
+        path = str(service.video_path(name)) if status.state == "done" else None
+    except NotFinishedError:
+        # Somebody removed the file: the video, and a list with it, can be told all the same.
+        path = None
     return LocalVideo(**VideoObject.of(status).model_dump(), path=path)
 
 

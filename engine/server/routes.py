@@ -132,6 +132,11 @@ def _add_changes(router: APIRouter, service: VideoService) -> None:
         status = service.get(video_id)
         if status.state in ("queued", "running"):
             raise NotFinishedError(f"the video is {status.state}; pause it, or wait until it is done")
+        # The message of a job counts sections from 1.
+        if body.section >= status.num_sections:
+            raise FieldError(
+                "section", f"section must be from 0 to {status.num_sections - 1}, got {body.section}"
+            )
         return VideoObject.of(service.redo(video_id, body.section, seed=body.seed, prompt=body.prompt))
 
     @router.delete("/videos/{video_id}", tags=["videos"])

@@ -84,6 +84,18 @@ def test_a_video_is_made_of_a_file_in_an_allowed_folder(talk: Callable[..., Any]
     talk(make)
 
 
+def test_a_video_whose_file_was_removed_is_listed_without_a_path(talk: Callable[..., Any]) -> None:
+    async def remove(client: Client) -> None:
+        created = await call(client, "create_video", image="start.png", video=SMALL)
+        video = await call(client, "wait_for_video", video_id=created["id"])
+        Path(video["path"]).unlink()
+        without = {**video, "path": None}
+        assert await call(client, "get_video", video_id=created["id"]) == without
+        assert (await call(client, "list_videos"))["result"] == [without]
+
+    talk(remove)
+
+
 def test_base64_is_taken_and_a_video_can_be_cancelled(talk: Callable[..., Any]) -> None:
     async def cancel(client: Client) -> None:
         image = base64.b64encode(picture()).decode()

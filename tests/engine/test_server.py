@@ -152,6 +152,9 @@ def test_a_video_is_paused_resumed_and_made_again_from_a_section(ask: Asker) -> 
             "POST", f"/v1/videos/{name}/redo", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         assert (refused.status, refused.field) == (422, field)
+        if body.get("section") == 99:
+            number = ask("GET", f"/v1/videos/{name}").json["num_sections"]
+            assert refused.json["error"]["message"] == f"section must be from 0 to {number - 1}, got 99"
 
 
 @pytest.mark.parametrize("moment", ["queued", "running", "done"])

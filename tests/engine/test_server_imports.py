@@ -51,6 +51,7 @@ def test_a_missing_package_is_told_with_the_line_that_installs_it(
         (["--api-key", "short"], "api_key must have at least 16 characters, got 5"),
         (["--max-queue", "0"], "--max-queue must be at least 1, got 0"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--ray", "local", "--threads", "2"], "--threads must not be given with --ray"),
         (["--ray-actors", "0"], "--ray-actors must be at least 1, got 0"),
     ],
 )
