@@ -27,7 +27,10 @@ def write_playable(folder: JobFolder, path: Path) -> int:
     try:
         video = video_format(folder.record)
         spool.extradata = bytes(video.open_encoder().extradata or b"")
-        kept = folder.sections.kept_segments(spool, folder.num_sections, spool.extradata)
+        # A run at work may have cut the spool just now: nothing is lost, and nothing made again for this file.
+        kept = folder.sections.kept_segments(
+            spool, folder.num_sections, spool.extradata, outcome="the file ends before the section"
+        )
         segments = [segment for segment in kept if segment is not None]
         if not segments:
             return 0

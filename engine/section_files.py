@@ -18,6 +18,7 @@ from .segments import CodedFrame, Segment, SegmentSpool
 _logger = logging.getLogger(__name__)
 SECTION_FILES = ("section_*.safetensors", "section_*.json")
 _ENTRY = "isoframe"
+_REMADE = "the section is made again"
 
 
 class SectionFiles:
@@ -89,10 +90,19 @@ class SectionFiles:
         spool.extradata = extradata if segments else b""
         return len(kept), segments
 
-    def kept_segments(self, spool: SegmentSpool, most: int, extradata: bytes) -> Iterator[Segment | None]:
-        """What each of at most ``most`` sections, those in a row from the first, has in ``spool``; writes nothing."""
+    def kept_segments(
+        self, spool: SegmentSpool, most: int, extradata: bytes, *, outcome: str = _REMADE
+    ) -> Iterator[Segment | None]:
+        """What each of at most ``most`` sections, those in a row from the first, has in ``spool``; writes nothing.
+
+        Args:
+            spool: of all segments.
+            most: sections at most.
+            extradata: of the encoder; segments of another one do not count.
+            outcome: what comes of a section that cannot be read, for the warning.
+        """
         for index in range(most):
-            record = self._read_record(index)
+            record = self._read_record(index, outcome)
             if record is None:
                 return
             if "offset" not in record:
@@ -100,10 +110,10 @@ class SectionFiles:
                 continue
             segment = _segment(record, spool)
             if record["extradata"] != extradata.hex():
-                _logger.warning("another version encoded the first sections; they are encoded again")
+                _logger.warning("another version encoded section %d: %s", index, outcome)
                 return
             if record["digest"] != _segment_digest(segment):
-                _warn_of_damage(self._record_path(index), "its segment does not match its digest")
+                _warn_of_damage(self._record_path(index), "its segment does not match its digest", outcome)
                 return
             yield segment
 
@@ -125,7 +135,7 @@ class SectionFiles:
             _warn_of_damage(path, error)
             return False
 
-    def _read_record(self, index: int) -> dict[str, Any] | None:
+    def _read_record(self, index: int, outcome: str) -> dict[str, Any] | None:
         path = self._record_path(index)
         try:
             record: dict[str, Any] = json.loads(path.read_bytes())
@@ -133,7 +143,7 @@ class SectionFiles:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
-            _warn_of_damage(path, error)
+            _warn_of_damage(path, error, outcome)
             return None
 
     def _latents_path(self, index: int) -> Path:
@@ -175,5 +185,5 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _warn_of_damage(path: Path, reason: object) -> None:
-    _logger.warning("%s is damaged (%s): the section is made again", path, reason)
+def _warn_of_damage(path: Path, reason: object, outcome: str = _REMADE) -> None:
+    _logger.warning("%s is damaged (%s): %s", path, reason, outcome)

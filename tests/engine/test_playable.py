@@ -55,6 +55,26 @@ def test_what_is_finished_plays_after_every_section_and_the_video_stays_the_same
     assert watched.path.read_bytes() == alone.path.read_bytes()
 
 
+def test_a_section_that_cannot_be_read_is_left_out_and_not_said_to_be_made_again(
+    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = request_for(tmp_path / "image.png", "forward")
+    lengths: list[int] = []
+
+    def look(event: Event) -> None:
+        records = sorted((tmp_path / "job").glob("section_*.json"))
+        if isinstance(event, PhaseEvent) and event.phase == "write" and not lengths:
+            content = records[-1].read_bytes()
+            records[-1].write_bytes(b"{")
+            lengths.append(write_playable(JobFolder.open(tmp_path / "job"), tmp_path / "part.mp4"))
+            records[-1].write_bytes(content)
+
+    engine.render(request, tmp_path / "video.mp4", job_dir=tmp_path / "job", on_event=look)
+    assert 0 < lengths[0] < 17
+    assert "the file ends before the section" in caplog.text
+    assert "made again" not in caplog.text
+
+
 def test_a_job_without_a_finished_section_leaves_no_file(engine: Engine, tmp_path: Path) -> None:
     request = request_for(tmp_path / "image.png", "forward")
     job = engine.submit(request, job_dir=tmp_path / "job")
