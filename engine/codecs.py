@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
 
 _ENCODERS = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1"}
+# Below it x265 writes beyond its buffers.
+_MIN_HEVC_WIDTH = 64
 _BT709 = 1
 _LIMITED_RANGE = 1
 
@@ -53,6 +55,11 @@ class VideoFormat:
         if self.codec == "av1" and min(self.height, self.width) < 64:
             raise ConfigError(
                 f"AV1 needs at least 64 px a side, got {self.height}x{self.width}; take codec h264"
+            )
+
+        if self.codec == "hevc" and self.width < _MIN_HEVC_WIDTH:
+            raise ConfigError(
+                f"HEVC needs a width of at least {_MIN_HEVC_WIDTH} px, got {self.height}x{self.width}; take codec h264"
             )
 
     @property
@@ -97,8 +104,9 @@ class VideoFormat:
         if self.codec == "h264":
             return {"x264-params": f"open-gop=0{_instruction_set()}"}
         if self.codec == "hevc":
-            # With B-frames x265 gives other bytes for the same frames, with any instruction set and one thread too.
-            return {"x265-params": "log-level=none:info=0:open-gop=0:bframes=0"}
+            # x265 reads memory that it never wrote where a picture is one coding tree unit (64 px) wide.
+            unit = 32 if self.width == _MIN_HEVC_WIDTH else 64
+            return {"x265-params": f"log-level=none:info=0:open-gop=0:ctu={unit}"}
         return {}
 
 
