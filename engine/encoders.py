@@ -86,19 +86,27 @@ class Encoders:
 
     def encode_image(self, image: "Image") -> Tensor:
         """SigLIP's last hidden state [1, I, V] of an RGB image, which is squashed to the encoder's square."""
+        return self.encode_images([image])[0]
+
+    def encode_images(self, images: "Sequence[Image]") -> list[Tensor]:
+        """Encode several images, loading the encoder once."""
+        keys = [self._image_key(image) for image in images]
+        found = {key: tensors for key in keys if (tensors := self._cache.read(key)) is not None}
+        absent = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
+        for key, embeds in self._compute_images(absent).items():
+            found[key] = {"image_embeds": embeds}
+            self._cache.write(key, found[key])
+        return [found[key]["image_embeds"].to(self._device, self._dtype) for key in keys]
+
+    def _image_key(self, image: "Image") -> str:
         pixels = np.asarray(image)
-        key = cache_key(
+        return cache_key(
             kind="image",
             pixels=hashlib.sha256(pixels.tobytes()).hexdigest(),
             shape=pixels.shape,
             sources=[self._hash("image_encoder"), self._hash("feature_extractor")],
             dtype=str(self._compute_dtype),
         )
-        tensors = self._cache.read(key)
-        if tensors is None:
-            tensors = {"image_embeds": self._compute_image(image)}
-            self._cache.write(key, tensors)
-        return tensors["image_embeds"].to(self._device, self._dtype)
 
     def _prompt_key(self, prompt: str) -> str:
         return cache_key(
@@ -179,12 +187,18 @@ class Encoders:
                 for key, ids in padded.items()
             }
 
-    def _compute_image(self, image: "Image") -> Tensor:
-        pixels = prepare_image(image, self._folder("feature_extractor"))
+    def _compute_images(self, images: "dict[str, Image]") -> dict[str, Tensor]:
+        if not images:
+            return {}
+        pixels = {
+            key: prepare_image(image, self._folder("feature_extractor")) for key, image in images.items()
+        }
         with self._loaded("image_encoder") as siglip:
-            output = siglip(pixel_values=pixels.to(self._device, self._compute_dtype))
-            hidden: Tensor = output.last_hidden_state
-            return hidden
+            return {
+                # One after the other: the plan counts the activations of one.
+                key: siglip(pixel_values=values.to(self._device, self._compute_dtype)).last_hidden_state
+                for key, values in pixels.items()
+            }
 
     @contextlib.contextmanager
     def _loaded(self, name: str) -> Iterator[Any]:

@@ -367,6 +367,17 @@ def test_several_prompts_load_each_encoder_once(
     assert torch.equal(both[1].pooled_embeds, alone.pooled_embeds)
 
 
+def test_several_images_load_the_encoder_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = count_loads(monkeypatch)
+    images = [Image.new("RGB", (40, 30), color) for color in ((10, 200, 30), (200, 10, 30))]
+    both = make_encoders(folder, tmp_path / "cache").encode_images([*images, images[0]])
+    assert loads == ["image_encoder"]
+    alone = [make_encoders(folder, tmp_path / "other").encode_image(image) for image in images]
+    assert all(torch.equal(one, other) for one, other in zip(both, (*alone, alone[0]), strict=True))
+
+
 @pytest.mark.parametrize("change", ["prompt", "template", "crop_start", "weights", "tokenizer"])
 def test_whatever_decides_an_embedding_is_in_its_key(folder: Path, tmp_path: Path, change: str) -> None:
     make_encoders(folder, tmp_path / "cache").encode_prompt("red")
