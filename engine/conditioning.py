@@ -1,7 +1,7 @@
 """What the transformer is told about a job, as tensors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,19 @@ def blend_prompts(shares: Sequence[tuple[PromptEmbeds, float]]) -> PromptEmbeds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Anchor:
+    """An image that stays in view of the sections after it.
+
+    Attributes:
+        latent: [1, C, 1, Y, X], scaled, as the transformer sees it.
+        image_embeds: SigLIP tokens [1, I, V].
+    """
+
+    latent: Tensor
+    image_embeds: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Conditioning:
     """Embeddings and start latent of one job; widths E, P, V are the checkpoint's.
 
@@ -59,6 +72,7 @@ class Conditioning:
             "inverted".
         given_latents: of a video that is extended, [1, C, T, Y, X] in its order: what comes before the first section
             with order "forward", what comes after the last with "inverted". None or ``end_latent`` is.
+        guides: one for each of ``guide_places``: what takes the place of start latent and image embeddings from there on.
     """
 
     text_embeds: Tensor
@@ -72,6 +86,16 @@ class Conditioning:
     section_prompts: tuple[PromptEmbeds, ...] = ()
     end_latent: Tensor | None = None
     given_latents: Tensor | None = None
+    guides: tuple[Anchor, ...] = ()
+
+    def anchors(self, guide_places: Sequence[int]) -> tuple[Anchor, ...]:
+        """The start image and the guides, in video order; latents are fp32 on the CPU."""
+        if len(self.guides) != len(guide_places):
+            raise InputError(
+                f"guides must be as many as guide_places, which are {len(guide_places)}, got {len(self.guides)}"
+            )
+        start = Anchor(latent=self.start_latent, image_embeds=self.image_embeds)
+        return tuple(replace(anchor, latent=anchor.latent.float().cpu()) for anchor in (start, *self.guides))
 
     def prompts(self, num_sections: int) -> tuple[PromptEmbeds, ...]:
         """The prompt of every section, in generation order."""
@@ -102,6 +126,11 @@ class Conditioning:
             shape = (*self.start_latent.shape[:2], None, *self.start_latent.shape[3:])
             _check_shape("given_latents", self.given_latents, shape)
             _check_finite("given_latents", self.given_latents)
+        for guide in self.guides:
+            _check_shape("guides' latent", guide.latent, tuple(self.start_latent.shape))
+            _check_shape("guides' image_embeds", guide.image_embeds, tuple(self.image_embeds.shape))
+            _check_finite("guides' latent", guide.latent)
+            _check_finite("guides' image_embeds", guide.image_embeds)
         _check_text(config, "", self.text_embeds, self.text_mask, self.pooled_embeds)
         for prompt in set(self.section_prompts):
             _check_text(

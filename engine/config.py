@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from .errors import ConfigError
+from .guide_images import GuideImage, plan_guides
 from .prompt_timeline import PromptSpan, PromptTimeline, plan_prompts
 from .sizes import Size, parse_size
 
@@ -42,6 +43,14 @@ CODECS = ("h264", "hevc", "av1")
 MAX_CRF = {"h264": 51, "hevc": 51, "av1": 63}
 # File in the cache folder: what `isoframe bench tune` found to be fast on this machine.
 TUNED_SETTINGS = "launch_settings.json"
+
+
+class _Sections(TypedDict):
+    """Arguments of what places times on sections."""
+
+    num_sections: int
+    section_frames: int
+    fps: int
 
 
 def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
@@ -178,6 +187,8 @@ class SamplingConfig:
             section, window 1 and order "inverted".
         history_codebook: file of centroids, to which the latent pixels of the history are moved; experimental, with
             allow_untrained.
+        guide_places: sections (video order, from 0) from which on a guide of the conditioning takes the place of the
+            start image, up to the next one. Not with latent_paddings, target_index or an untrained order.
     """
 
     num_sections: int
@@ -200,12 +211,14 @@ class SamplingConfig:
     allow_untrained: bool = False
     target_index: int | None = None
     history_codebook: str | os.PathLike[str] | None = None
+    guide_places: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check_at_least("num_sections", self.num_sections, 1)
         check_choice("order", self.order, ALL_ORDERS)
         _check_sampling(self)
         _check_order(self)
+        self._check_guides()
         if self.target_index is not None:
             _check_at_least("target_index", self.target_index, 1)
             if (self.num_sections, self.latent_window_size, self.order) != (1, 1, "inverted"):
@@ -226,6 +239,16 @@ class SamplingConfig:
             )
         if self.latent_paddings[-1] != 0:
             raise ConfigError(f"latent_paddings must end with 0, got {self.latent_paddings}")
+
+    def _check_guides(self) -> None:
+        places = self.guide_places
+        for place in places:
+            _check_at_least("guide_places", place, 1)
+        if list(places) != sorted(set(places)) or max(places, default=0) >= self.num_sections:
+            raise ConfigError(
+                f"guide_places must increase and be below num_sections = {self.num_sections}, got {places}"
+            )
+        _check_guided(self, "guide_places", has_guides=bool(places))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,6 +281,8 @@ class Request:
         target_index: as in :class:`SamplingConfig`; :meth:`Engine.render_frame` sets it.
         direction: "forward" continues ``video`` (order "forward"); "backward" makes what comes before it (order
             "inverted").
+        guide_images: images that take the place of the start image from their times on, in the order of these. Like
+            the times of prompts they count from the start of what is made, and snap to sections.
 
     The other fields are those of :class:`SamplingConfig`.
     """
@@ -299,6 +324,7 @@ class Request:
     base_resolution: int | None = None
     target_index: int | None = None
     history_codebook: str | os.PathLike[str] | None = None
+    guide_images: tuple[GuideImage, ...] = ()
 
     def __post_init__(self) -> None:
         if not _is_finite(self.seconds) or self.seconds <= 0:
@@ -323,6 +349,7 @@ class Request:
         _check_order(self)
         self._check_prompts()
         self._check_end()
+        self._check_guides()
 
     @property
     def has_end_image(self) -> bool:
@@ -347,6 +374,24 @@ class Request:
                 f"direction {self.direction!r} needs order={DIRECTIONS[self.direction]!r}, got {self.order!r}"
             )
 
+    def _check_guides(self) -> None:
+        if not isinstance(self.guide_images, tuple) or not all(
+            isinstance(guide, GuideImage) for guide in self.guide_images
+        ):
+            raise ConfigError(f"guide_images must be a tuple of GuideImage, got {self.guide_images!r}")
+        for guide in self.guide_images:
+            if guide.image is None or not _is_finite(guide.time):
+                raise ConfigError(
+                    f"guide_images must have an image and a time in seconds, got {guide.time!r}"
+                )
+        _check_guided(self, "guide_images", has_guides=bool(self.guide_images))
+        plan_guides(self.guide_images, **self._sections_of())
+
+    @property
+    def guide_places(self) -> tuple[int, ...]:
+        """The section (video order, from 0) that begins at each guide image."""
+        return plan_guides(self.guide_images, **self._sections_of())
+
     def _check_base_resolution(self) -> None:
         if self.base_resolution is None:
             return
@@ -367,11 +412,16 @@ class Request:
         return plan_prompts(
             self.prompt,
             self.prompt_spans,
-            num_sections=self.num_sections,
-            section_frames=4 * self.latent_window_size,
-            fps=self.fps,
+            **self._sections_of(),
             blend_seconds=self.prompt_blend,
         )
+
+    def _sections_of(self) -> "_Sections":
+        return {
+            "num_sections": self.num_sections,
+            "section_frames": 4 * self.latent_window_size,
+            "fps": self.fps,
+        }
 
     @property
     def num_sections(self) -> int:
@@ -421,6 +471,16 @@ def _check_order(config: SamplingConfig | Request) -> None:
         raise ConfigError(
             f"section_order must hold every place from 0 to {config.num_sections - 1} once, got {config.section_order}"
         )
+
+
+def _check_guided(config: SamplingConfig | Request, argument: str, *, has_guides: bool) -> None:
+    if not has_guides:
+        return
+    if config.order in UNTRAINED_ORDERS:
+        raise ConfigError(f"{argument} need order='inverted' or 'forward', got {config.order!r}")
+    for name in ("latent_paddings", "target_index"):
+        if getattr(config, name) is not None:
+            raise ConfigError(f"{argument} and {name} exclude each other, got both")
 
 
 def _check_sampling(config: SamplingConfig | Request) -> None:

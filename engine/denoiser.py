@@ -1,5 +1,6 @@
 """Latents in, latents out: the section loop and the step loop."""
 
+import bisect
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import Tensor
 from .attention import SDPA_ATTENTION, SelfAttention
 from .attention_backends import AttentionShape
 from .codebook import Codebook
-from .conditioning import Conditioning, PromptEmbeds
+from .conditioning import Anchor, Conditioning, PromptEmbeds
 from .config import SamplingConfig
 from .errors import InputError, NumericalError
 from .events import Event, PhaseEvent, StepEvent
@@ -67,8 +68,13 @@ class _Model:
 
     loras: list[tuple[Lora, float]]
     prompt: PromptEmbeds
+    anchor: Anchor
     transformer: PackedTransformer
     jobs: list[JobInvariants]
+
+    def serves(self, loras: list[tuple[Lora, float]], prompt: PromptEmbeds, anchor: Anchor) -> bool:
+        """Whether a section with these samples with this."""
+        return self.loras == loras and self.prompt is prompt and self.anchor is anchor
 
 
 class Denoiser:
@@ -126,6 +132,7 @@ class Denoiser:
             raise InputError(
                 f"end_latent must be None with order={sampling.order!r}; it needs order='inverted'"
             )
+        conditioning.anchors(sampling.guide_places)
         self.check(sampling)
         choose = partial(self._choose_attention, self._shape_of(conditioning, sampling))
         attention = choose() if memory is None else memory.attempt("prepare", choose)
@@ -199,16 +206,18 @@ class Denoiser:
         # All are found before the first section: a file may change while the job runs.
         active = [self._active(sampling, section) for section in range(sampling.num_sections)]
         prompts = conditioning.prompts(sampling.num_sections)
+        anchors = conditioning.anchors(sampling.guide_places)
         model: _Model | None = None
         for section in plans[resume.num_sections :]:
             loras, prompt = active[section.index], prompts[section.index]
-            if model is None or model.loras != loras or model.prompt is not prompt:
+            anchor = anchors[bisect.bisect(sampling.guide_places, section.place)]
+            if model is None or not model.serves(loras, prompt, anchor):
                 report(PhaseEvent(phase="prepare"))
                 # There may not be room for the old and the new LoRAs, nor for units beside what is computed once.
                 model = None
                 if memory is not None:
                     memory.make_room()
-                prepare = partial(self._prepare, loras, prompt, conditioning, sampling, sigmas)
+                prepare = partial(self._prepare, loras, prompt, anchor, conditioning, sampling, sigmas)
                 model = prepare() if memory is None else memory.attempt("prepare", prepare)
             report(PhaseEvent(phase="pack"))
             noise = job_noise.draw()
@@ -220,6 +229,8 @@ class Denoiser:
                 clean = resume.history(start_latent, sampling.order, end_latent).clean_latents()
             else:
                 clean = history.clean_latents()
+            if anchor is not anchors[0]:
+                clean = clean.anchored(anchor.latent)
             if codebook is not None:
                 clean = codebook.discretise(clean)
             latents = _run_within(
@@ -285,6 +296,7 @@ class Denoiser:
         self,
         loras: list[tuple[Lora, float]],
         prompt: PromptEmbeds,
+        anchor: Anchor,
         conditioning: Conditioning,
         sampling: SamplingConfig,
         sigmas: Tensor,
@@ -297,7 +309,7 @@ class Denoiser:
             guidance = self._round_time(
                 torch.tensor(sampling.guidance_scale * 1000, dtype=torch.float32)
             ).item()
-        vision = transformer.project_image(conditioning.image_embeds)
+        vision = transformer.project_image(anchor.image_embeds)
         texts = [(prompt.text_embeds, prompt.text_mask, prompt.pooled_embeds)]
         if sampling.cfg_scale != 1.0:
             embeds, mask = conditioning.negative_text_embeds, conditioning.negative_text_mask
@@ -308,7 +320,7 @@ class Denoiser:
             assert pooled is not None
             texts.append((embeds, mask, pooled))
         jobs = [transformer.prepare_job(timesteps, guidance, *text, vision) for text in texts]
-        return _Model(loras, prompt, transformer, jobs)
+        return _Model(loras, prompt, anchor, transformer, jobs)
 
     def _pack(
         self, transformer: PackedTransformer, clean: CleanLatents, section: SectionPlan, noise: Tensor

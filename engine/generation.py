@@ -19,6 +19,7 @@ from .device import memory_errors
 from .encoders import Encoders
 from .events import JobEvent, PhaseEvent, PromptSlot
 from .frame_filter import FrameFilter, apply_filter
+from .guide_images import guide_seconds
 from .job_run import JobRun
 from .model_memory import ModelMemory
 from .ordered_decoder import OrderedDecoder
@@ -243,10 +244,21 @@ class Generation:
             notes.append(f"order {self.sampling.order}: experimental, no published model was trained for it")
         if self.sampling.history_codebook is not None:
             notes.append("history discretisation: experimental, no published model was trained with it")
+        if self._request.guide_images:
+            notes.append(self._guides_note())
         trained = self._components.profile.order
         if self.sampling.order in ORDERS and trained not in (None, "both", self.sampling.order):
             notes.append(f"order {self.sampling.order}: this model was trained in the {trained} order")
         return tuple(notes)
+
+    def _guides_note(self) -> str:
+        """Where the guide images came to stand, in seconds of video."""
+        request, section_frames = self._request, 4 * self.sampling.latent_window_size
+        slots = [
+            f"{guide.time:g} s from {guide_seconds(place, section_frames=section_frames, fps=request.fps):.2f} s on"
+            for guide, place in zip(request.guide_images, self.sampling.guide_places, strict=True)
+        ]
+        return f"guide images: {', '.join(slots)}; no published model was trained to change its start image"
 
     def _prompt_slots(self, timeline: PromptTimeline) -> tuple[PromptSlot, ...]:
         """The timeline in seconds of video and in the order in which sections are made."""
@@ -321,6 +333,7 @@ class Generation:
             section_prompts=prompts,
             end_latent=seen.end_latent,
             given_latents=seen.given_latents,
+            guides=seen.guides,
         )
 
     def _decode(

@@ -1,6 +1,6 @@
 """The generated latents that later sections attend to: never more than 19 latent frames."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,11 @@ class CleanLatents:
     clean: Tensor | None
     clean_2x: Tensor | None
     clean_4x: Tensor | None
+
+    def anchored(self, latent: Tensor) -> "CleanLatents":
+        """The same with ``latent`` [1, C, 1, Y, X] in the place of the start latent."""
+        assert self.clean is not None, "a section sees its start"
+        return replace(self, clean=torch.cat((latent, self.clean[:, :, 1:]), dim=2))
 
 
 class History:

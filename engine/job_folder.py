@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from .job_record import JobRecord, image_path
 from .job_run import DONE, SPOOL, JobRun, Redo, redone_metadata, remove_temporaries, reprompted
 from .outputs import check_folder, make_folder, write_error
 from .section_files import SECTION_FILES, SectionFiles
-from .start_images import IMAGE_FIELDS
+from .start_images import IMAGE_FIELDS, guide_field
 from .video import read_video_info
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class JobFolder:
     | file | holds |
     |---|---|
     | job.json | the request, the model, the plan (:class:`~.job_record.JobRecord`) |
-    | image.png, end_image.png | the images as the model sees them |
+    | image.png, end_image.png, guide_image_0.png | the images as the model sees them |
     | section_0000.safetensors | latents and the state of the noise, after each section |
     | section_0000.json, segments.bin | its encoded frames |
     | redos.json | sections that were made again with another seed or prompt |
@@ -107,7 +107,7 @@ class JobFolder:
             folder.record.check_same(record, path)
             return folder
         check_folder("job", path)
-        if path.exists() and {entry.name for entry in path.iterdir()} - _unfinished_names():
+        if path.exists() and {entry.name for entry in path.iterdir()} - _unfinished_names(images):
             raise InputError(f"job folder {path} holds other files; choose a new or an empty folder")
         make_folder("job", path)
         try:
@@ -136,7 +136,12 @@ class JobFolder:
         make_folder("job", path)
         with exclusive_lock(self.path / _LOCK, f"job folder {self.path} is in use by another process"):
             try:
-                for pattern in (*_image_names(), _REDOS, SPOOL, *SECTION_FILES):
+                for pattern in (
+                    *_image_names((*IMAGE_FIELDS, guide_field("*"))),
+                    _REDOS,
+                    SPOOL,
+                    *SECTION_FILES,
+                ):
                     for file in self.path.glob(pattern):
                         shutil.copyfile(file, path / file.name)
                 write_durably(path / _RECORD, record.to_json().encode())
@@ -288,13 +293,13 @@ def _read_redos(path: Path) -> tuple[Redo, ...]:
         ) from error
 
 
-def _image_names() -> tuple[str, ...]:
-    return tuple(image_path(Path(), field).name for field in IMAGE_FIELDS)
+def _image_names(fields: Iterable[str]) -> tuple[str, ...]:
+    return tuple(image_path(Path(), field).name for field in fields)
 
 
-def _unfinished_names() -> set[str]:
-    """What a process that was killed before job.json was written may have left."""
-    images = _image_names()
+def _unfinished_names(fields: Iterable[str]) -> set[str]:
+    """What a process that was killed before job.json was written may have left of a job with images of ``fields``."""
+    images = _image_names((*IMAGE_FIELDS, *fields))
     return {*images, *(name + TEMPORARY_SUFFIX for name in (*images, _RECORD)), _LOCK}
 
 

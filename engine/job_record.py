@@ -9,9 +9,10 @@ from pathlib import Path
 
 from .config import EngineConfig, LoraStrength, Request, SamplingConfig
 from .errors import InputError
+from .guide_images import GuideImage
 from .prompt_timeline import PromptSpan
 from .sections import plan_sections
-from .start_images import IMAGE_FIELDS
+from .start_images import IMAGE_FIELDS, guide_field
 
 # Of the whole folder: a change in any of its files counts.
 VERSION = 2
@@ -27,7 +28,7 @@ _DECISIVE_REQUEST = (
     "direction",
 )
 _DECISIVE_METADATA = (
-    "image_sha256", "end_image_sha256", "video_sha256", "codebook_sha256", "size", "model_hash", "precision", "frame_filter",
+    "image_sha256", "end_image_sha256", "guide_images_sha256", "video_sha256", "codebook_sha256", "size", "model_hash", "precision", "frame_filter",
 )  # fmt: skip
 _MAX_VALUE_LENGTH = 60
 
@@ -143,6 +144,11 @@ class JobRecord:
         # A video's first frame may stand for the image that was not given.
         names = values.get("images", IMAGE_FIELDS[:1])
         request |= {name: image_path(folder, name) for name in names if name in IMAGE_FIELDS}  # type: ignore[attr-defined]  # likewise
+        request["guide_images"] = tuple(
+            GuideImage(image=image_path(folder, guide_field(i)), time=guide["time"])
+            for i, guide in enumerate(request.get("guide_images", ()))
+        )
+        sampling["guide_places"] = tuple(sampling.get("guide_places", ()))
         request |= {
             "image": request.get("image"),
             "size": _tuple(request["size"]),
@@ -193,6 +199,8 @@ class JobRecord:
             **{name: self.metadata.get(name) for name in _DECISIVE_METADATA},
             # LoRAs are in it by their content.
             **self.metadata["sampling"],  # type: ignore[dict-item]  # video_metadata makes it a dictionary
+            # An earlier version did not name it.
+            "guide_places": self.sampling.guide_places,
             "components": dict(self.source.components),
             "vae_tiles": self.source.config.vae_tiles,
         }
@@ -211,6 +219,7 @@ def _asked(request: Request) -> dict[str, object]:
     plain = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
     for name in ("loras", "prompt_spans"):
         plain[name] = [dataclasses.asdict(item) for item in plain[name]]
+    plain["guide_images"] = [{"time": guide.time} for guide in request.guide_images]
     return {name: value for name, value in plain.items() if name not in IMAGE_FIELDS}
 
 

@@ -46,10 +46,14 @@ def video_metadata(
     uses = [_describe_lora(use, lora) for use, lora in zip(sampling.loras, loras, strict=True)]
     codebook = image_name(sampling.history_codebook)
     asked |= {"history_codebook": codebook}
+    asked["guide_images"] = [
+        {"image": image_name(guide.image), "time": guide.time} for guide in request.guide_images
+    ]
     asked["prompt_spans"] = [dataclasses.asdict(span) for span in request.prompt_spans]
     return {
         "request": asked | {"loras": uses},
-        "sampling": dataclasses.asdict(sampling) | {"loras": uses, "history_codebook": codebook},
+        "sampling": dataclasses.asdict(sampling)
+        | {"loras": uses, "history_codebook": codebook, "guide_places": list(sampling.guide_places)},
         "seed": sampling.seed,
         **_timeline(request),
         **images.hashes(),

@@ -16,6 +16,7 @@ from .codebook import Codebook
 from .config import LoraStrength, Request
 from .denoiser import EventHandler
 from .errors import InputError
+from .guide_images import GuideImage
 from .images import load_image
 from .job_folder import JobFolder
 from .lora_files import open_lora_file
@@ -117,6 +118,7 @@ class Recipe:
             "base_resolution": None,
             "order": self.metadata["sampling"]["order"],
             "loras": tuple(self._find_lora(use, folder) for use in asked["loras"]),
+            "guide_images": tuple(self._find_guide(guide, folder) for guide in asked.get("guide_images", ())),
             "prompt_spans": tuple(PromptSpan(**span) for span in asked.get("prompt_spans", ())),
             **{name: _tuple(asked.get(name)) for name in ("latent_paddings", "section_order")},
             "force": True,
@@ -157,9 +159,10 @@ class Recipe:
                 )
         for name, value in RequestImages.load(request, ()).hashes().items():
             if value != self.metadata.get(name):
+                field = name.removesuffix("_sha256")
                 raise InputError(
-                    f"{name.removesuffix('_sha256')} {getattr(request, name.removesuffix('_sha256'))} is not the one "
-                    f"that {self.source} was made with: their hashes differ; name the right one with --image or --files"
+                    f"{field} {_names(getattr(request, field))} is not the one that {self.source} was made with: their "
+                    "hashes differ; name the right one with --image or --files"
                 )
 
     def _find(self, name: str | None, folder: Path) -> Path | None:
@@ -174,6 +177,14 @@ class Recipe:
             )
         return found
 
+    def _find_guide(self, guide: Mapping[str, Any], folder: Path) -> GuideImage:
+        if guide["image"] is None:
+            raise InputError(
+                f"{self.source} was made with a guide image at {guide['time']:g} s that came without a file name; give "
+                "guide images as files to have a video that can be reproduced"
+            )
+        return GuideImage(image=self._find(guide["image"], folder), time=guide["time"])
+
     def _find_lora(self, use: Mapping[str, Any], folder: Path) -> LoraStrength:
         path = self._find(use["source"], folder)
         assert path is not None, "a LoRA has a name"
@@ -183,6 +194,11 @@ class Recipe:
             )
         sections = None if use["sections"] is None else tuple(use["sections"])
         return LoraStrength(source=path, strength=use["strength"], sections=sections)
+
+
+def _names(images: object) -> str:
+    """A file, or those of the guide images."""
+    return ", ".join(str(guide.image) for guide in images) if isinstance(images, tuple) else str(images)
 
 
 def _tuple(values: Any) -> tuple[int, ...] | None:

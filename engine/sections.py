@@ -1,5 +1,6 @@
 """Which sections make a video, in which order, and at which frame positions. Integers only."""
 
+import itertools
 from dataclasses import dataclass
 
 from .config import UNTRAINED_ORDERS, SamplingConfig
@@ -53,6 +54,13 @@ def published_paddings(num_sections: int) -> tuple[int, ...]:
     return tuple(range(num_sections - 1, -1, -1))
 
 
+def _stretch_paddings(config: SamplingConfig) -> tuple[int, ...]:
+    """Paddings to the image that each section begins with or follows: those of every stretch are the published ones."""
+    borders = (0, *config.guide_places, config.num_sections)
+    lengths = [end - first for first, end in itertools.pairwise(borders)]
+    return tuple(itertools.chain.from_iterable(published_paddings(length) for length in reversed(lengths)))
+
+
 def plan_sections(config: SamplingConfig) -> list[SectionPlan]:
     """The sections of a job in generation order."""
     if config.order in UNTRAINED_ORDERS:
@@ -64,7 +72,7 @@ def plan_sections(config: SamplingConfig) -> list[SectionPlan]:
         return [_forward_section(i, config.latent_window_size) for i in range(config.num_sections)]
     if config.target_index is not None:
         return [_inverted_section(0, 1, 1, config.target_index - 1)]
-    paddings = config.latent_paddings or published_paddings(config.num_sections)
+    paddings = config.latent_paddings or _stretch_paddings(config)
     return [
         _inverted_section(i, config.num_sections, config.latent_window_size, padding)
         for i, padding in enumerate(paddings)

@@ -41,6 +41,7 @@ class RequestImages:
         start: cropped to ``size``; None makes the video from text alone.
         end: what follows the last frame, cropped; None leaves the end open.
         video: what is extended.
+        guides: what takes the place of the start image later, in video order, cropped.
     """
 
     size: tuple[int, int]
@@ -48,6 +49,7 @@ class RequestImages:
     start: "Image | None"
     end: "Image | None"
     video: SourceVideo | None = None
+    guides: "tuple[Image, ...]" = ()
 
     @classmethod
     def load(cls, request: Request, buckets: "Sequence[tuple[int, int]]") -> "RequestImages":
@@ -71,11 +73,16 @@ class RequestImages:
         end = fitted if request.loop else None
         if request.end_image is not None:
             end = fit_to_bucket(load_image(request.end_image, force=request.force), size)
-        return cls(size=size, given_size=given or size, start=fitted, end=end, video=video)
+        guides = tuple(
+            fit_to_bucket(load_image(guide.image, force=request.force), size)
+            for guide in request.guide_images
+        )
+        return cls(size=size, given_size=given or size, start=fitted, end=end, video=video, guides=guides)
 
     def by_field(self) -> dict[str, "Image"]:
-        """The images that are there, by the field of the request."""
+        """The images that are there, by the field of the request; guide images by :func:`guide_field`."""
         images = dict(zip(IMAGE_FIELDS, (self.start, self.end), strict=True))
+        images |= {guide_field(i): guide for i, guide in enumerate(self.guides)}
         # A loop ends with the image that it starts with.
         is_loop = self.end is self.start
         return {
@@ -84,14 +91,23 @@ class RequestImages:
             if image is not None and not (is_loop and name == "end_image")
         }
 
-    def hashes(self) -> dict[str, str | None]:
+    def hashes(self) -> dict[str, str | list[str] | None]:
         """SHA-256 of the pixels; the start image always, as None where there is none."""
-        hashes = {"image_sha256": None if self.start is None else _hash(self.start)}
+        hashes: dict[str, str | list[str] | None] = {
+            "image_sha256": None if self.start is None else _hash(self.start)
+        }
         if self.end is not None:
             hashes["end_image_sha256"] = _hash(self.end)
         if self.video is not None:
             hashes["video_sha256"] = self.video.content_hash()
+        if self.guides:
+            hashes["guide_images_sha256"] = [_hash(guide) for guide in self.guides]
         return hashes
+
+
+def guide_field(index: int | str) -> str:
+    """What stands for a field of the request where guide image ``index`` is kept."""
+    return f"guide_image_{index}"
 
 
 def image_name(source: object) -> str | None:

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .conditioning import Anchor
 from .config import Request
 from .encoders import Encoders
 from .errors import CheckpointError
@@ -23,12 +24,14 @@ class VisualConditioning:
         start_latent: of the start image; zero where there is none.
         end_latent: of the end image, times its strength.
         given_latents: of the video that is extended.
+        guides: of the guide images, on the CPU: only one of them is at work at a time.
     """
 
     image_embeds: Tensor
     start_latent: Tensor
     end_latent: Tensor | None
     given_latents: Tensor | None
+    guides: tuple[Anchor, ...] = ()
 
 
 def encode_images(
@@ -40,21 +43,25 @@ def encode_images(
         CheckpointError: the VAE of ``model`` gives NaN or infinity.
     """
 
-    def encode(image: "Image.Image | None") -> Tensor | None:
-        if image is None:
-            return None
+    def encode(image: Image.Image) -> Tensor:
         pixels = image_to_tensor(image)
         return _checked(vae.encode_image(pixels, posterior=request.posterior, seed=request.seed), model)
 
     height, width = images.size
-    start, end = encode(images.start), encode(images.end)
+    start, end = (None if image is None else encode(image) for image in (images.start, images.end))
+    latents = [encode(image) for image in images.guides]
+    embeds = encoders.encode_images([images.start or Image.new("RGB", (width, height)), *images.guides])
     if start is None:
         start = torch.zeros(1, vae.num_channels, 1, height // 8, width // 8)
     return VisualConditioning(
-        image_embeds=encoders.encode_image(images.start or Image.new("RGB", (width, height))),
+        image_embeds=embeds[0],
         start_latent=start,
         end_latent=None if end is None else end * request.end_image_strength,
         given_latents=_encode_video(images, request, vae, model),
+        guides=tuple(
+            Anchor(latent=latent, image_embeds=guide.cpu())
+            for latent, guide in zip(latents, embeds[1:], strict=True)
+        ),
     )
 
 

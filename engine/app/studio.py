@@ -260,6 +260,7 @@ class Studio:
             loop=False,
             latent_paddings=None,
             prompt_spans=(),
+            guide_images=(),
         )
         return self.service.create(request, has_previews=True)
 

@@ -22,6 +22,7 @@ def generate(
     end_image_use: options.EndImageUse = DEFAULTS.end_image_use,
     end_image_strength: options.EndImageStrength = DEFAULTS.end_image_strength,
     loop: options.Loop = False,
+    guide_image: options.GuideImages = None,
     extend: options.Extend = None,
     direction: options.Direction = DEFAULTS.direction,
     negative_prompt: options.NegativePrompt = DEFAULTS.negative_prompt,
@@ -86,7 +87,7 @@ def generate(
             step_cache_max_skips=step_cache_max_skips, step_cache_retention=step_cache_retention,
             loras=options.parse_loras(lora), latent_window_size=window, fps=fps, crf=crf,
             codec=codec, prompt_blend=prompt_blend, end_image=end_image, end_image_use=end_image_use,
-            end_image_strength=end_image_strength, loop=loop, video=extend, direction=direction,
+            end_image_strength=end_image_strength, loop=loop, guide_images=options.parse_guides(guide_image), video=extend, direction=direction,
             latent_paddings=options.parse_paddings(paddings),
             history_codebook=history_codebook,
         )  # fmt: skip

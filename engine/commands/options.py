@@ -20,6 +20,7 @@ from ..config import (
     check_choice,
 )
 from ..errors import ConfigError
+from ..guide_images import GuideImage
 
 DEFAULTS = Request(image="", prompt="")
 JOB, SAMPLING, OUTPUT, MACHINE = "Job", "Sampling", "Output", "Machine"
@@ -37,6 +38,16 @@ EndImage = Annotated[
     str | None,
     Option(
         "--end-image", help="Image that would follow the last frame; inverted order.", rich_help_panel=JOB
+    ),
+]
+GuideImages = Annotated[
+    list[str] | None,
+    Option(
+        "--guide-image",
+        metavar="TIMEs=FILE",
+        help="Image that takes the place of IMAGE from a time on, such as 2.4s=later.png; times snap to sections; "
+        "repeatable. No published model was trained with it.",
+        rich_help_panel=JOB,
     ),
 ]
 EndImageUse = Annotated[
@@ -479,6 +490,18 @@ def _sections(text: str) -> tuple[int, ...]:
     if not found:
         raise ValueError(text)
     return tuple(found)
+
+
+def parse_guides(texts: list[str] | None) -> tuple[GuideImage, ...]:
+    """Guide images in the order of their times from ``["4.8s=b.png", "2.4s=a.png"]``."""
+    return tuple(sorted(map(_parse_guide, texts or ()), key=lambda guide: guide.time))
+
+
+def _parse_guide(text: str) -> GuideImage:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*s?\s*=(.+)", text)
+    if match is None:
+        raise ConfigError(f"--guide-image must be TIMEs=FILE such as 2.4s=later.png, got {text!r}")
+    return GuideImage(image=match[2], time=float(match[1]))
 
 
 def parse_components(pairs: list[str] | None) -> dict[str, str]:

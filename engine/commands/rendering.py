@@ -79,7 +79,8 @@ class Rendering:
         from .progress import make_reporter
 
         # The image is read again by the engine; a bad one must not cost the loading of a model.
-        for image in (self.request.image, self.request.end_image):
+        guides = [guide.image for guide in self.request.guide_images]
+        for image in (self.request.image, self.request.end_image, *guides):
             if image is not None:
                 load_image(image, force=self.request.force)
         frame_filter = None if self.frame_filter is None else load_filter(self.frame_filter)
