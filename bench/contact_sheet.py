@@ -6,24 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..engine.engine import Engine
-from .quality import draw_frames, generate_frames, held_out_scene
-
 _EVERY = 9
 _SCALE = 2
 _GAP = 1
-
-
-def save_contact_sheet(
-    engine: Engine, path: Path, *, order: str, seconds: float, num_pairs: int = 8, num_steps: int = 25
-) -> None:
-    """Every ninth frame of some held-out videos: a row of truth above a row of the model's result."""
-    rows = []
-    for index in range(num_pairs):
-        scene = held_out_scene(index)
-        result = generate_frames(engine, scene, seconds=seconds, order=order, num_steps=num_steps)
-        rows += [draw_frames(scene, len(result)), result]
-    save_rows(rows, path)
 
 
 def save_rows(rows: Sequence[Tensor], path: Path) -> None:

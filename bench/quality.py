@@ -5,7 +5,6 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import partial
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
@@ -15,10 +14,13 @@ from torch import Tensor
 from ..engine.components import find_components
 from ..engine.config import Request
 from ..engine.demo.world import MOTIONS, Scene, Truth, center_of_mass, render, sample_scene, truth
+from ..engine.denoiser import EventHandler
 from ..engine.engine import Engine
+from ..engine.events import Event, StepEvent
 from ..engine.vae import VideoVAE
 
 FPS = 30
+_SEED = 31337
 # Part of the width that the centre may be off.
 _MAX_CENTER_ERROR = 1 / 16
 
@@ -53,18 +55,21 @@ class QualityRow:
     """Means of the clip scores over held-out scenes.
 
     Attributes:
-        order: "inverted", "forward", or a baseline: "static" (the start frame) or "vae" (the truth, encoded and decoded).
+        name: the order, and the option if there is one; or a baseline: "static" (the start frame) or "vae" (the truth,
+            encoded and decoded).
         num_pairs: (image, prompt) pairs.
         num_frames: frames of each video.
         num_steps: denoising steps; 0 for a baseline.
+        computed_share: part of the steps that ran the transformer.
 
     The other fields are the means of those of :class:`ClipScore`; of the centre error, the median.
     """
 
-    order: str
+    name: str
     num_pairs: int
     num_frames: int
     num_steps: int
+    computed_share: float
     share_on_path: float
     center_error: float
     hue_error: float
@@ -91,45 +96,42 @@ def held_out_scene(index: int) -> Scene:
 def measure_quality(
     engine: Engine,
     *,
+    name: str,
     num_pairs: int,
-    seconds: float,
-    order: str,
     num_steps: int = 25,
-    seed: int = 31337,
-    history_codebook: Path | None = None,
+    keep: Callable[[int, Tensor], None] = lambda index, frames: None,
+    **changes: Any,
 ) -> QualityRow:
     """Generate ``num_pairs`` held-out videos and compare them with the truth.
 
     Args:
         engine: a loaded demo model.
+        name: of the row.
         num_pairs: held-out (image, prompt) pairs.
-        seconds: length of each video.
-        order: "inverted" or "forward".
         num_steps: denoising steps.
-        seed: noise seed of every video.
-        history_codebook: centroids that the history is moved to.
+        keep: gets the frames of every scene.
+        changes: fields of the request, as for :func:`generate_frames`.
     """
+    computed: list[bool] = []
+
+    def count(event: Event) -> None:
+        if isinstance(event, StepEvent):
+            computed.append(event.is_computed)
+
     scores = []
     for index in range(num_pairs):
         scene = held_out_scene(index)
-        frames = generate_frames(
-            engine,
-            scene,
-            seconds=seconds,
-            order=order,
-            num_steps=num_steps,
-            seed=seed,
-            history_codebook=history_codebook,
-        )
+        frames = generate_frames(engine, scene, on_event=count, num_steps=num_steps, **changes)
+        keep(index, frames)
         scores.append(score_clip(frames, scene))
-    return _mean_row(scores, order=order, num_steps=num_steps)
+    return _mean_row(scores, name=name, num_steps=num_steps, computed_share=fmean(computed))
 
 
 def measure_baseline(generate: Generate, *, name: str, num_pairs: int, num_frames: int) -> QualityRow:
     """The same figures for ``generate``, which makes uint8 frames [T, H, W, 3] of a scene without the model."""
     scenes = [held_out_scene(index) for index in range(num_pairs)]
     scores = [score_clip(generate(scene, num_frames), scene) for scene in scenes]
-    return _mean_row(scores, order=name, num_steps=0)
+    return _mean_row(scores, name=name, num_steps=0, computed_share=0)
 
 
 def measure_baselines(*, num_pairs: int, num_frames: int) -> list[QualityRow]:
@@ -145,25 +147,18 @@ def generate_frames(
     engine: Engine,
     scene: Scene,
     *,
-    seconds: float,
-    order: str,
-    num_steps: int = 25,
-    seed: int = 31337,
-    history_codebook: Path | None = None,
+    on_event: EventHandler | None = None,
+    **changes: Any,
 ) -> Tensor:
-    """The whole video of a scene's start image and prompt, uint8 [T, H, W, 3]."""
+    """The whole video of a scene's start image and prompt, uint8 [T, H, W, 3]; ``changes`` are fields of the request."""
     request = Request(
         image=to_uint8(render(scene, torch.zeros(1)))[0].numpy(),
         prompt=scene.prompt,
-        seconds=seconds,
         fps=FPS,
-        order=order,
         allow_untrained=True,
-        history_codebook=history_codebook,
-        num_steps=num_steps,
-        seed=seed,
+        **{"seed": _SEED, **changes},
     )
-    sections = sorted(engine.generate(request), key=lambda section: section.first_frame)
+    sections = sorted(engine.generate(request, on_event=on_event), key=lambda section: section.first_frame)
     return torch.cat([section.frames for section in sections])
 
 
@@ -256,17 +251,18 @@ def _hue_error(images: Tensor, masks: Tensor, hue: float | None) -> float | None
     return fmean(errors)
 
 
-def _mean_row(scores: list[ClipScore], *, order: str, num_steps: int) -> QualityRow:
+def _mean_row(scores: list[ClipScore], *, name: str, num_steps: int, computed_share: float) -> QualityRow:
     means = {
         field.name: _mean(getattr(score, field.name) for score in scores)
         for field in fields(ClipScore)
         if field.name not in ("num_frames", "center_error")
     }
     return QualityRow(
-        order=order,
+        name=name,
         num_pairs=len(scores),
         num_frames=scores[0].num_frames,
         num_steps=num_steps,
+        computed_share=computed_share,
         center_error=median(score.center_error for score in scores),
         **means,
     )

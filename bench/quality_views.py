@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 import typer
 
-from ..engine.config import check_choice
 from ..engine.engine import Engine
 from .contact_sheet import save_rows
 from .correctness import check_operations
@@ -50,8 +49,6 @@ class QualityView:
 
     def show_errors(self, *, model: str, options: Sequence[str], order: str, sections: int) -> None:
         """Measure what every option of ``options``, or every known one, changes."""
-        for name in options:
-            check_choice("--option", name, OPTIONS)
         bench = ErrorBench(
             model=model,
             device="auto",

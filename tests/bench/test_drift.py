@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -151,6 +152,26 @@ def test_errors_of_options_are_printed_pictured_and_stored(tmp_path: Path) -> No
     assert 20 < rows["option-error-sqnr"].median < 80
     assert rows["option-error-sqnr"].precision == "int8-weight"
     assert (tmp_path / "options.png").stat().st_size > 1000
+
+
+def test_orders_and_options_are_held_against_the_truth_in_one_table(tmp_path: Path) -> None:
+    result = run(
+        "--order", "endpoints", "--order", "forward", "--option", "magcache-0.24", "--option", "teacache-0.25",
+        "--seconds", 2.4, "--steps", 8, "--no-baselines", "--sheet", tmp_path, "--json", tmp_path / "r",
+    )  # fmt: skip
+    assert result.exit_code in (0, 1), result.output
+    lines = [line.split()[:4] for line in result.stdout.splitlines()[1:]]
+    assert [line[0] for line in lines] == ["endpoints"] * 3 + ["forward"] * 3
+    assert lines[0][1:] == ["1", "73", "100%"]
+    assert "endpoints magcache-0.24    does not run: step_cache 'magcache' has no ratios" in result.stdout
+    shares = {row.variant: row.median for row in read_rows(tmp_path / "r") if row.case.endswith("share")}
+    assert shares["forward"] == 1
+    assert shares["forward teacache-0.25"] < 1 > shares["forward magcache-0.24"]
+    # Truth and as many videos, 9 pictures each.
+    with Image.open(tmp_path / "demo_endpoints.png") as sheet:
+        assert sheet.size == (2 * 9 * 66, 2 * 3 * 66)
+    with Image.open(tmp_path / "demo_forward.png") as sheet:
+        assert sheet.size == (2 * 9 * 66, 2 * 4 * 66)
 
 
 def test_an_option_that_does_not_run_here_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
