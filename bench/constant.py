@@ -86,6 +86,7 @@ def measure_constant(
     lengths: Sequence[float] = LENGTHS,
     num_repeats: int = 1,
     clock: Callable[[], float] = time.perf_counter,
+    reference_work: Callable[[], None] | None = None,
     tell: Callable[[JobRecord], None] = lambda job: None,
 ) -> ConstantResult:
     """Count, run every length, judge.
@@ -99,13 +100,14 @@ def measure_constant(
         num_repeats: how often the longest job is repeated with twice the sections while its time does not pass: what
             other programs cost looks like growth once, not each time.
         clock: seconds.
+        reference_work: done beside the steps; the sections' time is then judged against its own.
         tell: gets every job when it is done.
     """
     counts = count_job(render, request)
     jobs: list[JobRecord] = []
 
     def run(length: float) -> None:
-        jobs.append(run_job(render, replace(request, seconds=length), meter, clock))
+        jobs.append(run_job(render, replace(request, seconds=length), meter, clock, reference_work))
         tell(jobs[-1])
 
     for length in sorted(lengths):
@@ -139,11 +141,17 @@ def count_job(render: Render, request: Request) -> list[SectionCounts]:
         return count_sections(lambda on_event: render(short, Path(folder) / "counted.mp4", on_event))
 
 
-def run_job(render: Render, request: Request, meter: Meter, clock: Callable[[], float]) -> JobRecord:
+def run_job(
+    render: Render,
+    request: Request,
+    meter: Meter,
+    clock: Callable[[], float],
+    reference_work: Callable[[], None] | None = None,
+) -> JobRecord:
     """Make a video in a folder that is deleted, and record what it cost."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
-        recorder = JobRecorder(meter, clock)
+        recorder = JobRecorder(meter, clock, reference_work)
         render(request, path, recorder.on_event)
         kept = sum(file.stat().st_size for file in (path.parent / JOB_FOLDER).rglob("*") if file.is_file())
         record = recorder.finish(length=request.seconds, file_bytes=path.stat().st_size, kept_bytes=kept)
@@ -173,17 +181,22 @@ def judge_time(job: JobRecord) -> Finding:
     """Time of a section: the interval of its growth over the job must lie inside +-5 %."""
     trend = section_trend(job)
     text = f"time of a section over {job.length:g} s: {trend.describe()}"
+    if job.references is not None:
+        wall = section_trend(job, is_relative=False)
+        text += f" against reference work done beside it; by the wall clock {wall.growth:+.2%}"
     if trend.status == "failed":
         text += f"; it comes from {_growing_phase(job)}"
     return Finding(claim="time", status=trend.status, text=text)
 
 
-def section_trend(job: JobRecord, phase: str | None = None) -> Trend:
-    """Trend of the sections' time, or of one phase of it."""
+def section_trend(job: JobRecord, phase: str | None = None, *, is_relative: bool = True) -> Trend:
+    """Trend of the sections' time, or of one phase of it; against the reference work where there was any."""
     sections = job.sections
-    timed = sections[_FIRST_TIMED:_LAST_TIMED]
-    values = [section.total if phase is None else section.seconds.get(phase, 0.0) for section in timed]
-    return fit_trend(values, num_sections=len(sections))
+    values = [section.total if phase is None else section.seconds.get(phase, 0.0) for section in sections]
+    references = job.references
+    if is_relative and references is not None:
+        values = [value / reference for value, reference in zip(values, references, strict=True)]
+    return fit_trend(values[_FIRST_TIMED:_LAST_TIMED], num_sections=len(sections))
 
 
 def _growing_phase(job: JobRecord) -> str:

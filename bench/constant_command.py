@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from .rows import BenchRow
 
 _ALL = "1,2,5,15,30,60,120"
-_CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+# "reference" is wall time against that of reference work.
+_CLOCKS: dict[str, Callable[[], float]] = {
+    "wall": time.perf_counter, "cpu": time.process_time, "reference": time.perf_counter
+}  # fmt: skip
 _HEADER = f"{'video':>7}{'sections':>9}{'s/section':>11}{'host MiB':>10}{'device MiB':>11}{'file MB':>9}"
 _MARKS = {"passed": "holds", "failed": "FAILS", "inconclusive": "CANNOT BE TOLD"}
 
@@ -47,7 +50,11 @@ _Repeats = Annotated[
 ]
 _Clock = Annotated[
     str,
-    typer.Option("--clock", help="wall, or cpu: this process' own time, for a CPU that others use too."),
+    typer.Option(
+        "--clock",
+        help="wall; cpu: this process' own time; reference: wall time against that of unchanging work done beside "
+        "it, for a machine that changes its speed; auto: reference on the CPU, wall on a graphics card.",
+    ),
 ]
 _JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
@@ -79,7 +86,7 @@ def constant(
     no_job: options.NoJob = False,
     counters: _Counters = False,
     repeats: _Repeats = 1,
-    clock: _Clock = "wall",
+    clock: _Clock = "auto",
     json_file: _JsonFile = None,
     report: _Report = None,
     cards: _Cards = None,
@@ -91,7 +98,7 @@ def constant(
     from ..engine.errors import ConfigError
 
     with readable_errors(debug=debug):
-        check_choice("--clock", clock, _CLOCKS)
+        check_choice("--clock", clock, ("auto", *_CLOCKS))
         seconds = parse_lengths(lengths)
         others = _read_others(cards, report)
         example, text = _start(image, prompt)
@@ -108,9 +115,11 @@ def constant(
         subject = _Subject.open(model, config, is_random=weights == "random", has_job_folder=not no_job)
         if counters:
             raise typer.Exit(_count(subject, request))
-        if clock == "cpu" and subject.device.type != "cpu":
+        if clock == "auto":
+            clock = "reference" if subject.device.type == "cpu" else "wall"
+        if clock != "wall" and subject.device.type != "cpu":
             raise ConfigError(
-                f"--clock cpu is for work on the CPU, this is on {subject.device}; use --clock wall"
+                f"--clock {clock} is for work on the CPU, this is on {subject.device}; use --clock wall"
             )
         result = _measure(subject, request, seconds, repeats, clock)
         if json_file is not None or report is not None:
@@ -226,6 +235,7 @@ def _measure(
     from .constant import measure_constant
     from .correctness import check_operations
     from .memory_meter import MemoryMeter
+    from .reference_work import ReferenceWork
 
     typer.echo(_HEADER)
     result = measure_constant(
@@ -236,6 +246,7 @@ def _measure(
         lengths=lengths,
         num_repeats=repeats,
         clock=_CLOCKS[clock],
+        reference_work=ReferenceWork() if clock == "reference" else None,
         tell=lambda job: typer.echo(_line(job)),
     )
     for found in result.findings:

@@ -24,7 +24,7 @@ class ConstantSubject:
         device: "cpu" or "cuda".
         request: the job; its length does not count.
         config: of the engine.
-        clock: "wall" or "cpu".
+        clock: "wall", "cpu" or "reference".
     """
 
     model: str
@@ -107,6 +107,8 @@ class ConstantRows:
             seconds = [section.seconds[phase] for section in sections if phase in section.seconds]
             if seconds:
                 yield self._row(f"constant-{phase}", variant, "s/section", seconds)
+        if job.references is not None:
+            yield self._row("constant-reference", variant, "s", job.references)
         memory: dict[str, list[int | None]] = {
             "constant-host-peak": [*(section.peak_rss for section in sections)],
             "constant-device-peak": [section.peak_allocated for section in sections],
@@ -119,6 +121,9 @@ class ConstantRows:
         yield self._row("constant-measuring", variant, "ratio", [job.measuring_share])
         trend = section_trend(job)
         if trend.low > -float("inf"):
+            if job.references is not None:
+                wall = section_trend(job, is_relative=False).growth
+                yield self._row("constant-growth-wall", variant, "ratio", [wall])
             for case, value in (("", trend.growth), ("-low", trend.low), ("-high", trend.high)):
                 yield self._row(f"constant-growth{case}", variant, "ratio", [value])
 

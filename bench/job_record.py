@@ -1,12 +1,13 @@
 """What a job cost, phase by phase, taken from the events that every job reports."""
 
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..engine.events import Event, FileEvent, PhaseEvent, SectionEvent
+from ..engine.events import Event, FileEvent, PhaseEvent, SectionEvent, StepEvent
 from .memory_meter import MemoryReading
 
 # Phases of a section, in their order; "rest" is what lies between the end of one and the beginning of the next.
@@ -32,6 +33,7 @@ class PhaseRecord:
         seconds: wall time.
         memory: at its end, peaks since its start.
         written: bytes that the process wrote meanwhile; None where the system cannot tell.
+        references: seconds of each run of the reference work, which are not among ``seconds``.
     """
 
     phase: str
@@ -40,6 +42,7 @@ class PhaseRecord:
     seconds: float
     memory: MemoryReading
     written: int | None
+    references: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +54,14 @@ class SectionRecord:
         peak_rss: largest resident set.
         peak_allocated: largest memory of tensors on the device; None on the CPU.
         written: bytes; None where the system cannot tell.
+        reference: mean seconds of the reference work beside its steps; None where there was none.
     """
 
     seconds: Mapping[str, float]
     peak_rss: int
     peak_allocated: int | None
     written: int | None
+    reference: float | None = None
 
     @property
     def total(self) -> float:
@@ -92,6 +97,13 @@ class JobRecord:
         return [_sum_up(groups[index]) for index in sorted(groups)]
 
     @property
+    def references(self) -> list[float] | None:
+        """Mean seconds of the reference work beside every section; None where there was none."""
+        found = [section.reference for section in self.sections]
+        known = [seconds for seconds in found if seconds is not None]
+        return known if len(known) == len(found) else None
+
+    @property
     def peak_rss(self) -> int:
         """Largest resident set during the sections."""
         return max(section.peak_rss for section in self.sections)
@@ -116,9 +128,17 @@ class JobRecord:
 class JobRecorder:
     """Turns events into phase records; give :meth:`on_event` to the job."""
 
-    def __init__(self, meter: Meter, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        meter: Meter,
+        clock: Callable[[], float] = time.perf_counter,
+        reference_work: Callable[[], None] | None = None,
+    ) -> None:
+        """Record with ``clock``; ``reference_work`` is done and timed after every step."""
         self._meter = meter
         self._clock = clock
+        self._reference_work = reference_work
+        self._references: list[float] = []
         self._phases: list[PhaseRecord] = []
         self._section = -1
         self._measuring = 0.0
@@ -127,9 +147,11 @@ class JobRecorder:
         self._phase = "start"
 
     def on_event(self, event: Event) -> None:
-        """Take an event; only those that end a phase cost anything."""
+        """Take an event; only those that end a phase, or bring the reference work, cost anything."""
         if isinstance(event, PhaseEvent):
             self._end_phase(event.phase)
+        elif isinstance(event, StepEvent):
+            self._time_reference()
         elif isinstance(event, SectionEvent):
             self._end_phase("rest")
         elif isinstance(event, FileEvent):
@@ -147,6 +169,12 @@ class JobRecorder:
             measuring=self._measuring,
         )
 
+    def _time_reference(self) -> None:
+        if self._reference_work is not None:
+            start = self._clock()
+            self._reference_work()
+            self._references.append(self._clock() - start)
+
     def _end_phase(self, next_phase: str) -> None:
         self._meter.synchronize()
         end = self._clock()
@@ -157,11 +185,13 @@ class JobRecorder:
                     phase=self._phase,
                     section=self._section if self._phase in SECTION_PHASES else None,
                     start=self._start - self._job_start,
-                    seconds=end - self._start,
+                    seconds=end - self._start - sum(self._references),
                     memory=self._memory,
                     written=_difference(self._memory.written, before.written),
+                    references=tuple(self._references),
                 )
             )
+        self._references.clear()
         self._phase = next_phase
         self._section += next_phase == "pack"
         # What measuring took belongs to no phase.
@@ -174,11 +204,13 @@ def _sum_up(phases: list[PhaseRecord]) -> SectionRecord:
     for phase in phases:
         seconds[phase.phase] += phase.seconds
     peaks = [phase.memory.peak_allocated for phase in phases]
+    references = [seconds for phase in phases for seconds in phase.references]
     return SectionRecord(
         seconds=dict(seconds),
         peak_rss=max(phase.memory.peak_rss for phase in phases),
         peak_allocated=max((peak for peak in peaks if peak is not None), default=None),
         written=_sum([phase.written for phase in phases]),
+        reference=statistics.fmean(references) if references else None,
     )
 
 

@@ -98,6 +98,11 @@ def _constant(rows: Rows) -> Iterator[str]:
     )
     if rows[0].settings.get("clock") == "cpu":
         yield "Seconds are the process' own time on the CPU, for other programs ran too.\n"
+    if rows[0].settings.get("clock") == "reference":
+        yield (
+            "Growth is that of the wall time against the time of unchanging work that is done after every step: this "
+            "machine's own speed changes by more than 5 %.\n"
+        )
     yield f"Verdict: {'; '.join(dict.fromkeys(row.gate.text for row in rows))}.\n"
     by_variant = _group(rows, lambda row: row.variant)
     lines = []

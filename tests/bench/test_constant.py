@@ -24,12 +24,13 @@ from isoframe.bench.constant import (
 from isoframe.bench.correctness import check_operations
 from isoframe.bench.job_record import JobRecorder
 from isoframe.bench.memory_meter import MemoryMeter, MemoryReading
+from isoframe.bench.reference_work import ReferenceWork
 from isoframe.bench.rows import Gate, read_rows
 from isoframe.bench.section_counts import SectionCounts
 from isoframe.engine import Engine, EngineConfig, Request
 from isoframe.engine.demo.examples_folder import find_example
 from isoframe.engine.denoiser import EventHandler
-from isoframe.engine.events import Event, FileEvent, PhaseEvent, SectionEvent
+from isoframe.engine.events import Event, FileEvent, PhaseEvent, SectionEvent, StepEvent
 from isoframe.engine.history import CleanLatents
 from isoframe.engine.packing import PackedSection
 from isoframe.engine.transformer import FrameIndices, PackedTransformer
@@ -214,16 +215,25 @@ def test_a_wrong_kernel_is_caught(monkeypatch: pytest.MonkeyPatch, name: str) ->
     assert gate.text.startswith(f"{name}: ")
 
 
+def step_event(section: int, num_sections: int) -> StepEvent:
+    return StepEvent(
+        section=section, num_sections=num_sections, step=0, num_steps=1, is_computed=True, first_latent_frame=0,
+        x0=torch.zeros(0),
+    )  # fmt: skip
+
+
 class Machine:
     """A clock, a memory meter and a job that are all made up.
 
     Attributes:
         seconds: cost of a phase in a section, by phase.
         peak: resident set in a section.
+        slowness: factor on everything, by the time.
     """
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.slowness: Callable[[float], float] = lambda now: 1.0
         self.reads = 0
         self.read_seconds = 1e-4
         self.seconds: dict[str, Callable[[int], float]] = {
@@ -240,6 +250,9 @@ class Machine:
 
     def clock(self) -> float:
         return self.now
+
+    def work(self, seconds: float = 0.002) -> None:
+        self.now += seconds * self.slowness(self.now)
 
     def synchronize(self) -> None:
         pass
@@ -264,7 +277,9 @@ class Machine:
         for self.section in range(num_sections):
             for phase, seconds in self.seconds.items():
                 yield PhaseEvent(phase=phase)
-                self.now += seconds(self.section)
+                self.work(seconds(self.section))
+                if phase == "denoise":
+                    yield step_event(self.section, num_sections)
             self.total_written += self.written(self.section)
             yield SectionEvent(
                 section=self.section,
@@ -297,11 +312,12 @@ def measure(
     lengths: tuple[float, ...] = (5, 30, 120),
     num_repeats: int = 0,
     gate: Gate = GREEN,
+    has_reference: bool = False,
 ) -> ConstantResult:
     request = dataclasses.replace(make_request(9), num_steps=25)
     return measure_constant(
         machine.render, request, gate=gate, meter=machine, lengths=lengths, num_repeats=num_repeats,
-        clock=machine.clock,
+        clock=machine.clock, reference_work=machine.work if has_reference else None,
     )  # fmt: skip
 
 
@@ -362,6 +378,40 @@ def test_load_that_passes_is_not_taken_for_growth(machine: Machine) -> None:
     assert statuses(result)["time"] == "passed"
     machine.seconds["denoise"] = lambda section: denoise(section) + 0.002 * section
     assert statuses(measure(machine, num_repeats=2))["time"] == "failed"
+
+
+@pytest.mark.usefixtures("counts")
+def test_a_machine_that_slows_down_is_told_from_work_that_grows(machine: Machine) -> None:
+    machine.slowness = lambda now: 1 + now / 300
+    assert statuses(measure(machine))["time"] == "failed"
+    machine.now = 0.0
+    result = measure(machine, has_reference=True)
+    assert statuses(result)["time"] == "passed"
+    assert "against reference work done beside it; by the wall clock +" in text_of(result, "time")
+
+
+@pytest.mark.usefixtures("counts")
+def test_growth_is_seen_on_a_machine_that_gets_faster(machine: Machine) -> None:
+    machine.seconds = {"pack": lambda section: 0, "denoise": lambda section: 1 + section / 500}
+    machine.slowness = lambda now: 1 / (1 + machine.section / 500)
+    assert statuses(measure(machine))["time"] == "passed"
+    assert statuses(measure(machine, has_reference=True))["time"] == "failed"
+
+
+def test_reference_work_belongs_to_no_phase(machine: Machine) -> None:
+    recorder = JobRecorder(machine, machine.clock, machine.work)
+    for event in machine.events(10):
+        recorder.on_event(event)
+    record = recorder.finish(length=12, file_bytes=1)
+    assert sum(section.total for section in record.sections) == pytest.approx(15.6)
+    assert record.references == pytest.approx([0.002] * 10)
+    assert record.measuring == pytest.approx(52 * machine.read_seconds)
+
+
+def test_reference_work_draws_no_random_numbers() -> None:
+    state = torch.get_rng_state()
+    ReferenceWork()()
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.usefixtures("counts")
@@ -445,6 +495,8 @@ def test_command_writes_rows_and_its_verdict_is_the_exit_code(tmp_path: Path) ->
     assert len(rows["constant-section", "1.2 s"].values) == 4
     assert rows["constant-count-tokens", "sections 6 on"].values == (72.0,) * 3
     assert rows["constant-host-peak", "1.2 s"].unit == "B"
+    assert rows["constant-section", "1.2 s"].settings["clock"] == "reference"
+    assert all(seconds > 0 for seconds in rows["constant-reference", "1.2 s"].values)
     assert rows["constant-section", "0.6 s"].settings["window"] == 2
     assert rows["constant-section", "0.6 s"].precision == "fp32"
 
@@ -474,9 +526,12 @@ def test_lengths_that_are_none_are_refused_before_a_model_is_loaded(lengths: str
     assert "--lengths must be seconds from 0 to 3600 with commas" in result.stderr
 
 
-def test_own_time_is_offered_on_the_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("clock", ["cpu", "reference"])
+def test_own_time_and_reference_work_are_offered_on_the_cpu_alone(
+    monkeypatch: pytest.MonkeyPatch, clock: str
+) -> None:
     monkeypatch.setattr(Engine, "device", torch.device("cuda"))
-    result = run("--clock", "cpu", "--device", "cpu")
+    result = run("--clock", clock, "--device", "cpu")
     assert (result.exit_code, "use --clock wall" in result.stderr) == (2, True)
     assert run("--clock", "sun").exit_code == 2
 
