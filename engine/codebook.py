@@ -65,16 +65,21 @@ class Codebook:
         assert clean.clean is not None
         start, near = clean.clean[:, :, :1], clean.clean[:, :, 1:]
         return CleanLatents(
-            torch.cat((start, self._nearest(near)), dim=2),
-            None if clean.clean_2x is None else self._nearest(clean.clean_2x),
-            None if clean.clean_4x is None else self._nearest(clean.clean_4x),
+            torch.cat((start, self.snap(near)), dim=2),
+            None if clean.clean_2x is None else self.snap(clean.clean_2x),
+            None if clean.clean_4x is None else self.snap(clean.clean_4x),
         )
 
     def nearest(self, points: Tensor) -> Tensor:
         """The centroid of every point [N, C]."""
         return torch.cat([self.centroids[_assign(part, self.centroids)] for part in _chunks(points)])
 
-    def _nearest(self, latents: Tensor) -> Tensor:
+    def snap(self, latents: Tensor) -> Tensor:
+        """Latents [1, C, T, Y, X] with every pixel at its centroid; empty frames stay as they are.
+
+        Raises:
+            InputError: the latents have another number of channels.
+        """
         if latents.shape[1] != self.centroids.shape[1]:
             raise InputError(
                 f"history_codebook must have {latents.shape[1]} channels, got {self.centroids.shape[1]}"

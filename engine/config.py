@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from .errors import ConfigError
 from .guide_images import GuideImage, plan_guides
 from .prompt_timeline import PromptSpan, PromptTimeline, plan_prompts
+from .schedules import Schedule, check_sides, check_window, published_schedule, untrained_schedule
 from .sizes import Size, parse_size
 
 if TYPE_CHECKING:
@@ -189,6 +190,8 @@ class SamplingConfig:
             allow_untrained.
         guide_places: sections (video order, from 0) from which on a guide of the conditioning takes the place of the
             start image, up to the next one. Not with latent_paddings, target_index or an untrained order.
+        schedule: how the history is packed, in the paper's notation (:class:`~isoframe.engine.schedules.Schedule`); None is the
+            published layout of the order. All others are experimental, with allow_untrained.
     """
 
     num_sections: int
@@ -212,6 +215,7 @@ class SamplingConfig:
     target_index: int | None = None
     history_codebook: str | os.PathLike[str] | None = None
     guide_places: tuple[int, ...] = ()
+    schedule: str | None = None
 
     def __post_init__(self) -> None:
         _check_at_least("num_sections", self.num_sections, 1)
@@ -219,8 +223,11 @@ class SamplingConfig:
         _check_sampling(self)
         _check_order(self)
         self._check_guides()
+        _check_schedule(self)
         if self.target_index is not None:
             _check_at_least("target_index", self.target_index, 1)
+            if self.schedule is not None:
+                raise ConfigError(f"target_index needs schedule=None, got {self.schedule!r}")
             if (self.num_sections, self.latent_window_size, self.order) != (1, 1, "inverted"):
                 raise ConfigError(
                     "target_index needs num_sections=1, latent_window_size=1 and order='inverted', got "
@@ -249,6 +256,11 @@ class SamplingConfig:
                 f"guide_places must increase and be below num_sections = {self.num_sections}, got {places}"
             )
         _check_guided(self, "guide_places", has_guides=bool(places))
+
+    @property
+    def untrained_schedule(self) -> Schedule | None:
+        """The packing schedule; None for the published layout of the order."""
+        return untrained_schedule(self.schedule, self.order, self.latent_window_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,6 +337,7 @@ class Request:
     target_index: int | None = None
     history_codebook: str | os.PathLike[str] | None = None
     guide_images: tuple[GuideImage, ...] = ()
+    schedule: str | None = None
 
     def __post_init__(self) -> None:
         if not _is_finite(self.seconds) or self.seconds <= 0:
@@ -347,6 +360,7 @@ class Request:
             raise ConfigError(f"size must be (height, width), multiples of 16, got {self.size}")
         _check_sampling(self)
         _check_order(self)
+        _check_schedule(self)
         self._check_prompts()
         self._check_end()
         self._check_guides()
@@ -481,6 +495,45 @@ def _check_guided(config: SamplingConfig | Request, argument: str, *, has_guides
     for name in ("latent_paddings", "target_index"):
         if getattr(config, name) is not None:
             raise ConfigError(f"{argument} and {name} exclude each other, got both")
+    if config.schedule is None:
+        return
+    schedule = Schedule.parse(config.schedule)
+    if schedule.num_frames("start") != 1:
+        raise ConfigError(
+            f"{argument} need a schedule that begins with one frame, such as f1k1_x_g9_f1k1f2k2, got {schedule}"
+        )
+
+
+def _check_schedule(config: SamplingConfig | Request) -> None:
+    if config.schedule is None:
+        return
+    if not isinstance(config.schedule, str):
+        raise ConfigError(
+            f"schedule must be text such as f1k1_x_g9_f1k1f2k2f16k4_td, got {config.schedule!r}"
+        )
+    order, window = config.order, config.latent_window_size
+    schedule = untrained_schedule(config.schedule, order, window)
+    if schedule is None:
+        return
+    check_window(schedule, window)
+    if order == "auto":
+        # The checkpoint says which order that is.
+        return
+    check_sides(schedule, order)
+    if not config.allow_untrained:
+        trained = (
+            ""
+            if order in UNTRAINED_ORDERS
+            else f", in this order only for {published_schedule(order, window)}"
+        )
+        raise ConfigError(
+            f"schedule {schedule} needs allow_untrained=True (--allow-untrained): no published checkpoint was trained for "
+            f"it{trained}"
+        )
+    if config.step_cache == "magcache":
+        raise ConfigError(
+            f"step_cache 'magcache' has no ratios for schedule {schedule}; take teacache or none"
+        )
 
 
 def _check_sampling(config: SamplingConfig | Request) -> None:

@@ -14,11 +14,12 @@ from .attention_backends import AttentionShape
 from .codebook import Codebook
 from .conditioning import Anchor, Conditioning, PromptEmbeds
 from .config import SamplingConfig
+from .context_packing import pack_context
 from .errors import InputError, NumericalError
 from .events import Event, PhaseEvent, StepEvent
 from .history import CleanLatents
 from .invariants import JobInvariants
-from .known_frames import KnownFrames
+from .job_history import JobHistory, SeenLatents
 from .lora import Lora
 from .lora_library import LoraLibrary
 from .low_rank import branch_bytes
@@ -185,24 +186,12 @@ class Denoiser:
         memory: JobMemory | None,
         resume: SampledSections,
     ) -> Iterator[LatentSection]:
-        # History and results are kept on the CPU, wherever the conditioning was computed.
-        start_latent = conditioning.start_latent.float().cpu()
-        channels, height, width = start_latent.shape[1], *start_latent.shape[3:]
-        shape = (1, channels, sampling.latent_window_size, height, width)
+        batch, channels, _, height, width = conditioning.start_latent.shape
+        shape = (batch, channels, sampling.latent_window_size, height, width)
         sigmas = sigma_schedule(sampling.num_steps, shape[2] * height * width // 4)
         job_noise = JobNoise(sampling.seed, shape, resume)
-        given, end_latent = (
-            None if latents is None else latents.float().cpu()
-            for latents in (conditioning.given_latents, conditioning.end_latent)
-        )
-        is_kept = sampling.end_image_use == "history"
-        history = resume.history(start_latent, sampling.order, end_latent if is_kept else given)
         plans = plan_sections(sampling)
-        known = KnownFrames(start_latent, plans)
-        path = sampling.history_codebook
-        codebook = None if path is None else Codebook.load(path)
-        for index, latents in resume.known:
-            known.append(plans[index], latents)
+        history = JobHistory(conditioning, sampling, plans, resume)
         # All are found before the first section: a file may change while the job runs.
         active = [self._active(sampling, section) for section in range(sampling.num_sections)]
         prompts = conditioning.prompts(sampling.num_sections)
@@ -223,23 +212,11 @@ class Denoiser:
             noise = job_noise.draw()
             # Jobs of one engine may take turns, section by section.
             self.transformer.self_attention = attention
-            if section.clean_frames is not None:
-                clean = known.clean_latents(section)
-            elif section.index == 0 and end_latent is not None and not is_kept:
-                clean = resume.history(start_latent, sampling.order, end_latent).clean_latents()
-            else:
-                clean = history.clean_latents()
-            if anchor is not anchors[0]:
-                clean = clean.anchored(anchor.latent)
-            if codebook is not None:
-                clean = codebook.discretise(clean)
+            seen = history.seen(section, None if anchor is anchors[0] else anchor.latent)
             latents = _run_within(
-                memory, partial(self._run_section, noise, sigmas, clean, model, section, sampling, report)
+                memory, partial(self._run_section, noise, sigmas, seen, model, section, sampling, report)
             )
-            if section.clean_frames is None:
-                history.append(latents)
-            else:
-                known.append(section, latents)
+            history.append(section, latents)
             _logger.info("section %d of %d sampled", section.index + 1, sampling.num_sections)
             yield LatentSection(
                 index=section.index,
@@ -253,7 +230,7 @@ class Denoiser:
         self,
         noise: Tensor,
         sigmas: Tensor,
-        clean: CleanLatents,
+        seen: SeenLatents,
         model: _Model,
         section: SectionPlan,
         sampling: SamplingConfig,
@@ -261,7 +238,7 @@ class Denoiser:
     ) -> Tensor:
         """Latents of one section on the CPU, fp32."""
         transformer = model.transformer.settled_as(self.transformer)
-        packed = self._pack(transformer, clean, section, noise)
+        packed = _pack(transformer, seen, section, noise)
         branches = [_Branch(transformer, job, self.step_caches(sampling)) for job in model.jobs]
         report(PhaseEvent(phase="denoise"))
         latents = self._denoise(noise, sigmas, packed, branches, section, sampling, report)
@@ -280,9 +257,8 @@ class Denoiser:
     def _attention_shape(
         self, sampling: SamplingConfig, latent_size: tuple[int, int], num_condition_tokens: int
     ) -> AttentionShape:
-        most = max(plan_sections(sampling), key=lambda section: len(section.clean_indices))
-        section = _frame_indices(most)
-        num_latent = self.transformer.num_latent_tokens(section, latent_size)
+        plans = plan_sections(sampling)
+        num_latent = max(self._num_latent_tokens(section, latent_size) for section in plans)
         config = self.transformer.config
         return AttentionShape(
             num_tokens=num_latent + num_condition_tokens,
@@ -290,6 +266,11 @@ class Denoiser:
             head_dim=config.attention_head_dim,
             dtype=self.transformer.dtype,
         )
+
+    def _num_latent_tokens(self, section: SectionPlan, size: tuple[int, int]) -> int:
+        """Rows of the packed sequence of ``section`` at latents of ``size`` (Y, X), before image and prompt."""
+        num_tokens = self.transformer.num_latent_tokens(_frame_indices(section), size)
+        return num_tokens if section.seen is None else num_tokens + section.seen.num_tokens(size)
 
     @torch.inference_mode()
     def _prepare(
@@ -321,12 +302,6 @@ class Denoiser:
             texts.append((embeds, mask, pooled))
         jobs = [transformer.prepare_job(timesteps, guidance, *text, vision) for text in texts]
         return _Model(loras, prompt, anchor, transformer, jobs)
-
-    def _pack(
-        self, transformer: PackedTransformer, clean: CleanLatents, section: SectionPlan, noise: Tensor
-    ) -> PackedSection:
-        _, _, frames, height, width = noise.shape
-        return transformer.pack_section(clean, _frame_indices(section), (frames, height, width))
 
     def _denoise(
         self,
@@ -421,6 +396,16 @@ def _run_within(memory: JobMemory | None, run: Callable[[], Tensor]) -> Tensor:
 
 def _ignore(event: object) -> None:
     """Nobody listens."""
+
+
+def _pack(
+    transformer: PackedTransformer, seen: SeenLatents, section: SectionPlan, noise: Tensor
+) -> PackedSection:
+    _, _, frames, height, width = noise.shape
+    size = frames, height, width
+    if isinstance(seen, CleanLatents):
+        return transformer.pack_section(seen, _frame_indices(section), size)
+    return pack_context(transformer, seen, section.latent_indices, size)
 
 
 def _frame_indices(section: SectionPlan) -> FrameIndices:

@@ -242,6 +242,10 @@ class Generation:
             notes.append("text-to-video: image-to-video models were not trained without a start image")
         if self.sampling.order in UNTRAINED_ORDERS:
             notes.append(f"order {self.sampling.order}: experimental, no published model was trained for it")
+        if self.sampling.untrained_schedule is not None:
+            notes.append(
+                f"schedule {self.sampling.untrained_schedule}: experimental, no published model was trained for it"
+            )
         if self.sampling.history_codebook is not None:
             notes.append("history discretisation: experimental, no published model was trained with it")
         if self._request.guide_images:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -144,7 +144,7 @@ class JobRun:
     def _read_sampled(self) -> SampledSections:
         num_sections = self._sections.count_latents(self._record.sampling.num_sections)
         sampling = self._record.sampling
-        is_straight = sampling.order not in UNTRAINED_ORDERS
+        is_straight = sampling.order not in UNTRAINED_ORDERS and sampling.untrained_schedule is None
         num_history = num_history_sections(sampling.latent_window_size) if is_straight else 1
         last = [
             self._sections.read_latents(i) for i in range(max(num_sections - num_history, 0), num_sections)
@@ -154,7 +154,7 @@ class JobRun:
         return SampledSections(
             num_sections=num_sections,
             latents=tuple(latents for latents, _ in whole) if is_straight else (),
-            known=tuple((index, self.latents(index)) for index in needed),
+            known=_KeptSections(self, tuple(needed)),
             generator_state=whole[-1][1] if whole else None,
             next_seed=next((redo.seed for redo in self._redos if redo.section == num_sections), None),
         )
@@ -162,6 +162,17 @@ class JobRun:
     def _extradata(self) -> bytes:
         """Parameter sets that this machine's encoder gives the video; segments of another encoder do not join."""
         return bytes(video_format(self._record).open_encoder().extradata or b"")
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptSections:
+    """Finished sections of a run, each read when its turn comes: of a long job they may be many."""
+
+    run: JobRun
+    indices: tuple[int, ...]
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        return ((index, self.run.latents(index)) for index in self.indices)
 
 
 def video_format(record: JobRecord) -> VideoFormat:

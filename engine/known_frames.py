@@ -50,12 +50,19 @@ class KnownFrames:
 
 def sources_of(plan: SectionPlan) -> set[int]:
     """The latent frames that a section sees."""
+    if plan.seen is not None:
+        return {*plan.seen.frames(), *(() if plan.seen.tail is None else plan.seen.tail.frames)}
     groups = (plan.clean_frames, plan.clean_2x_frames, plan.clean_4x_frames)
     return {place for group in groups for place in group or () if place is not None}
 
 
 def needed_sections(plans: Sequence[SectionPlan], num_finished: int) -> list[int]:
     """Of the first ``num_finished`` sections in generation order those that later ones see."""
+    if any(
+        plan.seen is not None and plan.seen.tail is not None and plan.seen.tail.kind == "tc" for plan in plans
+    ):
+        # One mean of all: it is added up in the order in which they were made.
+        return list(range(num_finished)) if num_finished < len(plans) else []
     sources = {place for plan in plans[num_finished:] for place in sources_of(plan)}
     return [
         plan.index

@@ -13,7 +13,7 @@ from .sections import NUM_CLEAN_1X, NUM_CLEAN_2X, NUM_CLEAN_4X, NUM_HISTORY, Sec
 # Sections between two that are planned ahead.
 PLANNED_STRIDE = 4
 # The published rule never shows a section further away than this many windows.
-_MAX_GAP = 3
+MAX_GAP = 3
 
 
 def section_places(config: SamplingConfig) -> tuple[int, ...]:
@@ -75,7 +75,7 @@ def _after_known(index: int, place: int, ahead: int | None, known: set[int], win
 
 def _before_known(index: int, place: int, ahead: int | None, known: set[int], window: int) -> SectionPlan:
     """Layout [start | padding | window | gap | 1 | 2 | 16]; without anything ahead the history is empty."""
-    padding = min(place, _MAX_GAP)
+    padding = min(place, MAX_GAP)
     first = 1 + padding * window
     gap = 0 if ahead is None else _gap(place, ahead) * window
     near = first + window + gap
@@ -99,7 +99,7 @@ def _before_known(index: int, place: int, ahead: int | None, known: set[int], wi
 
 
 def _gap(place: int, ahead: int) -> int:
-    return min(ahead - place - 1, _MAX_GAP)
+    return min(ahead - place - 1, MAX_GAP)
 
 
 def _sources(frames: range, known: set[int], window: int) -> tuple[int | None, ...]:

@@ -6,6 +6,7 @@ from .config import UNTRAINED_ORDERS, SamplingConfig
 from .footprint import DenoiseShape, Precision, find_precision, packed_sequence, unit_bytes
 from .machine import Machine
 from .model_shapes import MAX_PROMPT_TOKENS, ModelShapes
+from .scheduled_sections import most_tail_frames
 
 # A smaller model is read from its checkpoint in a moment; others are worth a store on the disk.
 _STORED_BYTES = 2**30
@@ -59,6 +60,11 @@ class PlannedJob:
             # A section between two known ones also sees what is ahead.
             num_clean=3 if self.sampling.order in UNTRAINED_ORDERS else 2,
         )
+        schedule = self.sampling.untrained_schedule
+        if schedule is not None:
+            latents = self.size[0] // 8, self.size[1] // 8
+            num_tail_frames = most_tail_frames(self.sampling, schedule)
+            sequence = replace(sequence, clean=schedule.num_context_tokens(latents, num_tail_frames))
         return DenoiseShape(
             config=config,
             precision=self._precision(machine, dtype),

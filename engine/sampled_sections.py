@@ -1,5 +1,6 @@
 """Finished sections of a job that was stopped, from which sampling goes on."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,15 +18,15 @@ class SampledSections:
         num_sections: finished sections of the job.
         latents: the last of them in generation order, [1, C, window, Y, X] fp32 each: all, or 19 frames or more.
         generator_state: of the job's noise after the last of them, uint8; None where none is finished.
-        known: sections that later ones see, each by its place in generation order, where the history is no straight line;
-            ``latents`` is empty then.
+        known: sections that later ones see, each by its place in generation order, where the history is no straight line or
+            a packing schedule says what is seen; ``latents`` is empty then. May be read from a disk one by one.
         next_seed: the next section is drawn from this seed instead; those after it continue the job's own sequence.
     """
 
     num_sections: int = 0
     latents: tuple[Tensor, ...] = ()
     generator_state: Tensor | None = None
-    known: tuple[tuple[int, Tensor], ...] = ()
+    known: Iterable[tuple[int, Tensor]] = ()
     next_seed: int | None = None
 
     def history(self, start_latent: Tensor, order: str, beyond: Tensor | None = None) -> History:

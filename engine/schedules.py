@@ -5,8 +5,10 @@ frames generated, then 1, 2 and 16 frames with kernels 1, 2 and 4, and a tail of
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
 
 from .errors import ConfigError
 
@@ -15,6 +17,9 @@ from .errors import ConfigError
 KERNELS = {1: (1, 2, 2), 2: (2, 4, 4), 4: (4, 8, 8), 8: (8, 16, 16)}
 TAILS = {"td": "deleted", "ta": "one value a frame and channel", "tc": "one mean of all frames"}
 MAX_TAIL_FRAMES = 128
+# Where known frames lie: at the start of the video, before x; right before the generated ones; right behind them; beyond
+# an x behind them.
+Side = Literal["start", "past", "future", "ahead"]
 _LEVEL = re.compile(r"f(\d+)k(\d+)(?:h(\d+)w(\d+))?")
 _PART = re.compile(rf"x|g\d+|t[dac]|(?:{_LEVEL.pattern})+")
 
@@ -147,7 +152,7 @@ class Schedule:
         if self.tail == "tc":
             return tokens + 1
         if self.tail == "ta":
-            return tokens + -(-min(num_tail_frames, max_tail_frames) // self._tail_kernel)
+            return tokens + -(-min(num_tail_frames, max_tail_frames) // self.tail_kernel)
         return tokens
 
     def num_noisy_tokens(self, size: tuple[int, int]) -> int:
@@ -159,17 +164,66 @@ class Schedule:
         context = self.num_context_tokens(size, max_tail_frames, max_tail_frames)
         return self.num_noisy_tokens(size) + context
 
-    def layout(self, gap_frames: int = 0) -> list[tuple[Level | Generated, range]]:
-        """Frame positions of every level and of the generated frames, where each gap has ``gap_frames``."""
-        placed: list[tuple[Level | Generated, range]] = []
+    def layout(
+        self, gap_frames: int | Sequence[int] = 0, num_tail_frames: int = 0
+    ) -> list[tuple[Level | Generated | Tail, range]]:
+        """Frame positions of every level, of the generated frames and of the tail where it has frames.
+
+        Args:
+            gap_frames: of all gaps, or of each in the order of time.
+            num_tail_frames: frames beyond the history that have positions.
+        """
+        placed: list[tuple[Level | Generated | Tail, range]] = []
+        gaps = iter([gap_frames] * len(self.groups) if isinstance(gap_frames, int) else gap_frames)
         start = 0
         for group in self.groups:
             if isinstance(group, Gap):
-                start += gap_frames
+                start += next(gaps)
             for part in _parts(group):
-                placed.append((part, range(start, start + part.frames)))
-                start += part.frames
+                num_frames = num_tail_frames if isinstance(part, Tail) else part.frames
+                if num_frames:
+                    placed.append((part, range(start, start + num_frames)))
+                start += num_frames
         return placed
+
+    def sides(self) -> list[tuple[Level | Tail, Side]]:
+        """Where every level and the tail lie, in the order of time.
+
+        Raises:
+            ConfigError: groups lie so that it is not said which frames of a video they are.
+        """
+        place = next(i for i, group in enumerate(self.groups) if isinstance(group, Generated))
+        before, after = _split(self.groups[:place]), _split(self.groups[place + 1 :])
+        sides: list[tuple[Side, tuple[Group, ...]]] = [("past", before[-1]), ("future", after[0])]
+        if len(before) == 2:
+            sides.insert(0, ("start", before[0]))
+        if len(after) == 2:
+            sides.append(("ahead", after[1]))
+        if len(before) > 2 or len(after) > 2 or (len(after) == 2 and after[0]):
+            raise ConfigError(
+                f"a schedule that runs must have at most one x on each side of {Generated(self.window)}, and behind it "
+                f"no frames before the x, got {self}"
+            )
+        for side, groups in sides:
+            far_end = -1 if side == "future" else 0
+            if any(isinstance(group, Tail) for group in groups) and not (
+                side in ("past", "future") and isinstance(groups[far_end], Tail)
+            ):
+                raise ConfigError(
+                    f"the tail of a schedule that runs must be at the far end of the frames that touch "
+                    f"{Generated(self.window)}, got {self}"
+                )
+        return [
+            (part, side)
+            for side, groups in sides
+            for group in groups
+            for part in _parts(group)
+            if not isinstance(part, Generated)
+        ]
+
+    def num_frames(self, side: Side) -> int:
+        """Frames that the levels of ``side`` see."""
+        return sum(part.frames for part, where in self.sides() if where == side and isinstance(part, Level))
 
     def _contexts(self) -> Iterator[Context]:
         return (group for group in self.groups if isinstance(group, Context))
@@ -181,8 +235,8 @@ class Schedule:
         return first if isinstance(first, Context) and isinstance(second, Gap) else None
 
     @property
-    def _tail_kernel(self) -> int:
-        """Kernel of the level next to the tail."""
+    def tail_kernel(self) -> int:
+        """Kernel of the level next to the tail, which embeds the tail too."""
         place = next(place for place, group in enumerate(self.groups) if isinstance(group, Tail))
         before = self.groups[place - 1] if place else None
         if isinstance(before, Context):
@@ -205,10 +259,79 @@ def published_schedule(order: str, window: int) -> Schedule:
     return Schedule.parse(f"f1k1_x_g{window}_f1k1f2k2f16k4_td")
 
 
-def _parts(group: Group) -> tuple[Level | Generated, ...]:
+@lru_cache(maxsize=64)
+def untrained_schedule(text: str | None, order: str, window: int) -> Schedule | None:
+    """The schedule ``text``; None where that is the layout that ``order`` has anyway.
+
+    Raises:
+        ConfigError: it is no schedule.
+    """
+    if text is None:
+        return None
+    schedule = Schedule.parse(text)
+    if order not in ("inverted", "forward"):
+        return schedule
+    return None if _same(schedule, published_schedule(order, window)) else schedule
+
+
+def check_window(schedule: Schedule, window: int) -> None:
+    """Raise :class:`ConfigError` unless ``schedule`` generates ``window`` frames."""
+    if schedule.window != window:
+        raise ConfigError(
+            f"schedule must generate latent_window_size = {window} frames (g{window}), got g{schedule.window} in {schedule}; "
+            f"latent_window_size={schedule.window} (--window {schedule.window}) makes sections of that length"
+        )
+
+
+def check_sides(schedule: Schedule, order: str) -> None:
+    """Raise :class:`ConfigError` unless sections that are made in ``order`` can see each other with ``schedule``."""
+    generated = Generated(schedule.window)
+    sides = {side for part, side in schedule.sides() if isinstance(part, Level)}
+    needed = _NEEDED_SIDES[order]
+    if not sides & set(needed):
+        places = " or ".join(_SIDE_NAMES[side] for side in needed)
+        raise ConfigError(
+            f"schedule with order={order!r} must have frames {places} {generated}, got {schedule}"
+        )
+    if order == "forward" and "ahead" in sides:
+        raise ConfigError(
+            f"schedule with order='forward' must have no frames beyond an x behind {generated}, which are never there, got "
+            f"{schedule}; order 'endpoints' makes the end first"
+        )
+
+
+# Without one of these every section would be made as if it were alone.
+_NEEDED_SIDES: dict[str, tuple[Side, ...]] = {
+    "inverted": ("future", "ahead"),
+    "forward": ("past",),
+    "endpoints": ("past",),
+    "planned": ("past", "future", "ahead"),
+    "custom": ("past", "future", "ahead"),
+}
+_SIDE_NAMES = {"past": "right before", "future": "right behind", "ahead": "beyond an x behind"}
+
+
+def _same(one: Schedule, other: Schedule) -> bool:
+    """Whether both see the same: to name the deleted tail or not is all one."""
+    first, second = ([group for group in schedule.groups if group != Tail("td")] for schedule in (one, other))
+    return first == second
+
+
+def _split(groups: tuple[Group, ...]) -> list[tuple[Group, ...]]:
+    """The groups between gaps."""
+    found: list[list[Group]] = [[]]
+    for group in groups:
+        if isinstance(group, Gap):
+            found.append([])
+        else:
+            found[-1].append(group)
+    return [tuple(part) for part in found]
+
+
+def _parts(group: Group) -> tuple[Level | Generated | Tail, ...]:
     if isinstance(group, Context):
         return group.levels
-    return (group,) if isinstance(group, Generated) else ()
+    return () if isinstance(group, Gap) else (group,)
 
 
 def _parse_part(part: str, text: str) -> Group:

@@ -4,6 +4,7 @@ import itertools
 from dataclasses import dataclass
 
 from .config import UNTRAINED_ORDERS, SamplingConfig
+from .seen_frames import SeenFrames
 
 # Latent frames that enter at full, half and quarter resolution, nearest first; the start latent is extra.
 NUM_CLEAN_1X, NUM_CLEAN_2X, NUM_CLEAN_4X = 1, 2, 16
@@ -28,6 +29,7 @@ class SectionPlan:
             next two only where the history is no straight line (:mod:`~isoframe.engine.orders`).
         clean_2x_frames: of ``clean_2x_indices``.
         clean_4x_frames: of ``clean_4x_indices``.
+        seen: what the section sees where a packing schedule says so; the fields of clean frames are empty then.
     """
 
     index: int
@@ -40,6 +42,7 @@ class SectionPlan:
     clean_frames: tuple[int | None, ...] | None = None
     clean_2x_frames: tuple[int | None, ...] | None = None
     clean_4x_frames: tuple[int | None, ...] | None = None
+    seen: SeenFrames | None = None
 
     @property
     def place(self) -> int:
@@ -54,7 +57,7 @@ def published_paddings(num_sections: int) -> tuple[int, ...]:
     return tuple(range(num_sections - 1, -1, -1))
 
 
-def _stretch_paddings(config: SamplingConfig) -> tuple[int, ...]:
+def stretch_paddings(config: SamplingConfig) -> tuple[int, ...]:
     """Paddings to the image that each section begins with or follows: those of every stretch are the published ones."""
     borders = (0, *config.guide_places, config.num_sections)
     lengths = [end - first for first, end in itertools.pairwise(borders)]
@@ -63,8 +66,13 @@ def _stretch_paddings(config: SamplingConfig) -> tuple[int, ...]:
 
 def plan_sections(config: SamplingConfig) -> list[SectionPlan]:
     """The sections of a job in generation order."""
+    # The modules that are imported below build on this one.
+    schedule = config.untrained_schedule
+    if schedule is not None:
+        from .scheduled_sections import plan_scheduled
+
+        return plan_scheduled(config, schedule)
     if config.order in UNTRAINED_ORDERS:
-        # That module builds on this one.
         from .orders import plan_between
 
         return plan_between(config)
@@ -72,7 +80,7 @@ def plan_sections(config: SamplingConfig) -> list[SectionPlan]:
         return [_forward_section(i, config.latent_window_size) for i in range(config.num_sections)]
     if config.target_index is not None:
         return [_inverted_section(0, 1, 1, config.target_index - 1)]
-    paddings = config.latent_paddings or _stretch_paddings(config)
+    paddings = config.latent_paddings or stretch_paddings(config)
     return [
         _inverted_section(i, config.num_sections, config.latent_window_size, padding)
         for i, padding in enumerate(paddings)

@@ -286,6 +286,23 @@ class PackedTransformer:
             and (frames := getattr(indices, name)) is not None
         ]
         num_clean = sum(num_patches(latents.shape[2:], embedding.kernel) for embedding, latents, _ in groups)
+        packed = self.empty_section(num_clean, size)
+        tokens, cos, sin = packed.clean_tokens, packed.cos, packed.sin
+        offset = 0
+        for embedding, latents, frames in groups:
+            axes = self.rope_axes(frames, size)
+            patchify_pack(latents, embedding.weight, embedding.bias, tokens, offset, axes, cos, sin)
+            offset += num_patches(latents.shape[2:], embedding.kernel)
+        aligned_rope(self.rope_axes(indices.latent, size), cos, sin, num_clean, 1)
+        return packed
+
+    def empty_section(self, num_clean: int, size: tuple[int, int, int]) -> PackedSection:
+        """A packed section whose tokens and rotary rows are still to be written.
+
+        Args:
+            num_clean: tokens of the history.
+            size: T, Y, X of the noisy latents.
+        """
         num_noisy = num_patches(size, self.x_embedder.kernel)
         clean_tokens = torch.empty(
             (1, num_clean, self.config.inner_dim), dtype=self.residual_dtype, device=self.device
@@ -298,15 +315,10 @@ class PackedTransformer:
             )
             for _ in range(2)
         )
-        offset = 0
-        for embedding, latents, frames in groups:
-            axes = self._rope_axes(frames, size)
-            patchify_pack(latents, embedding.weight, embedding.bias, clean_tokens, offset, axes, cos, sin)
-            offset += num_patches(latents.shape[2:], embedding.kernel)
-        aligned_rope(self._rope_axes(indices.latent, size), cos, sin, num_clean, 1)
         return PackedSection(clean_tokens, cos, sin, num_noisy_tokens=num_noisy)
 
-    def _rope_axes(self, frames: Indices, size: tuple[int, int, int]) -> list[Tensor]:
+    def rope_axes(self, frames: Indices, size: tuple[int, int, int]) -> list[Tensor]:
+        """Rotary tables of each axis for frames at positions ``frames``, beside noisy latents of ``size`` (T, Y, X)."""
         config = self.config
         grid = (size[1] // config.patch_size, size[2] // config.patch_size)
         return rope_axes(frames, grid, config.rope_axes_dim, config.rope_theta, self.device)

@@ -51,6 +51,7 @@ def generate(
     window: options.Window = DEFAULTS.latent_window_size,
     paddings: options.Paddings = None,
     history_codebook: options.HistoryCodebook = None,
+    schedule: options.Schedule = None,
     overwrite: options.Overwrite = False,
     fps: options.Fps = DEFAULTS.fps,
     crf: options.Crf = DEFAULTS.crf,
@@ -89,7 +90,7 @@ def generate(
             codec=codec, prompt_blend=prompt_blend, end_image=end_image, end_image_use=end_image_use,
             end_image_strength=end_image_strength, loop=loop, guide_images=options.parse_guides(guide_image), video=extend, direction=direction,
             latent_paddings=options.parse_paddings(paddings),
-            history_codebook=history_codebook,
+            history_codebook=history_codebook, schedule=schedule,
         )  # fmt: skip
         config = EngineConfig(
             device=device, precision=precision, attention=attention, vram=vram, ram=ram,

@@ -88,11 +88,20 @@ HistoryCodebook = Annotated[
         rich_help_panel=SAMPLING,
     ),
 ]
+Schedule = Annotated[
+    str | None,
+    Option(
+        "--schedule",
+        metavar="NOTATION",
+        help="Experimental: how the history is packed, such as f1k1_x_g9_f1k1f4k2f16k4_td (default: as the model was trained).",
+        rich_help_panel=SAMPLING,
+    ),
+]
 AllowUntrained = Annotated[
     bool,
     Option(
         "--allow-untrained",
-        help="Accept an order or a codebook that no published model was trained for.",
+        help="Accept an order, a schedule or a codebook that no published model was trained for.",
         rich_help_panel=JOB,
     ),
 ]

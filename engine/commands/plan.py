@@ -56,7 +56,8 @@ Schedules = Annotated[
     typer.Option(
         "--schedule",
         metavar="NOTATION",
-        help="Also count the tokens of this packing schedule, such as td_f16k4f4k2f1k1_g9_x_f1k1; repeatable.",
+        help="Count the tokens of this packing schedule, such as td_f16k4f4k2f1k1_g9_x_f1k1, beside those of the published "
+        "one; repeatable. With --allow-untrained the first one is what is planned.",
         rich_help_panel=options.SAMPLING,
     ),
 ]
@@ -118,6 +119,7 @@ def plan(
             image="", prompt="", seconds=seconds, **options.parse_order(order), allow_untrained=allow_untrained,
             size=options.parse_size(size), base_resolution=base_resolution, num_steps=steps,
             cfg_scale=cfg, step_cache=step_cache, latent_window_size=window, loras=options.parse_loras(lora),
+            schedule=schedule[0] if schedule and allow_untrained else None,
         )  # fmt: skip
         job = PlannedJob(
             shapes=found.shapes,

@@ -1,4 +1,4 @@
-"""The paper's notation: parsed, printed, counted; the published ones are what the engine runs."""
+"""The paper's notation: parsed, printed, counted; the published ones are the engine's own layouts."""
 
 import itertools
 
@@ -51,7 +51,7 @@ def test_tokens_stay_inside_the_bound_at_any_length(
     without_tail = schedule.num_noisy_tokens(size) + schedule.num_context_tokens(size)
     if schedule.tail == "ta":
         kept = min(tail_frames, 128)
-        assert used == without_tail + -(-kept // schedule._tail_kernel)
+        assert used == without_tail + -(-kept // schedule.tail_kernel)
     else:
         assert used == without_tail == schedule.bound(size)
 
