@@ -28,6 +28,7 @@ from isoframe.engine.integrations.diffusers import (
     load_transformer,
     restore,
 )
+from isoframe.engine.memory_limit import MemoryShare
 from isoframe.engine.streaming import Streamer
 from isoframe.engine.video import read_video_info
 
@@ -258,6 +259,15 @@ def test_a_pipeline_without_a_transformer_takes_the_weights_of_a_source(
         assert pipe.transformer is None
     finally:
         pipe.transformer = own
+
+
+def test_what_the_pipelines_own_components_take_is_not_limited(
+    accelerated: Callable[..., AcceleratedTransformer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifted: list[MemoryShare] = []
+    monkeypatch.setattr(MemoryShare, "lift", lambda share: lifted.append(share))
+    accelerated()
+    assert len(lifted) == 1
 
 
 def test_restoring_leaves_no_trace(

@@ -27,6 +27,8 @@ from isoframe.engine.components import find_components
 from isoframe.engine.conversion import convert
 from isoframe.engine.encoders import Encoders
 from isoframe.engine.known_shapes import find_shapes
+from isoframe.engine.machine import CONTEXT_BYTES
+from isoframe.engine.memory_limit import MemoryShare
 from isoframe.engine.streaming import Streamer
 from isoframe.engine.transformer import PackedTransformer, StepPass
 from isoframe.engine.units import ResidentUnits
@@ -303,3 +305,16 @@ def test_a_closed_engine_keeps_no_weights_of_the_blocks(tmp_path: Path) -> None:
     gc.collect()
     assert blobs
     assert not any(blob() for blob in blobs)
+
+
+def test_the_allocator_gets_what_the_budget_leaves_beside_the_drivers_context(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int] = []
+    monkeypatch.setattr(MemoryShare, "set", lambda share, num_bytes: limits.append(num_bytes))
+    engine = Engine.load(model, config=config(tmp_path))
+    limits.clear()
+    machine = replace(engine.machine, vram=6 * 2**30)
+    engine._memory.set_budget(machine)
+    engine._memory.set_budget(replace(machine, is_cpu=False))
+    assert limits == [6 * 2**30, 6 * 2**30 - CONTEXT_BYTES]
