@@ -126,7 +126,7 @@ class _Section:
             start = self._known_since(stop)
             return range(start if most is None else max(start, stop - most), stop)
         start = self.first + self.window + self.schedule.num_frames("future")
-        stop = max(self._known_until(start), start)
+        stop = self._known_until(start)
         return range(start, stop if most is None else min(stop, start + most))
 
     def _num_tail_positions(self, frames: range) -> int:
@@ -136,26 +136,35 @@ class _Section:
 
     def _known_since(self, stop: int) -> int:
         """First of the known frames in a row that end before ``stop``; ``stop`` where there are none."""
-        if self.config.order == "forward":
+        if stop <= 1:
+            # The start latent is always there.
             return 0
-        start = stop
-        while start > 0 and (start == 1 or self._is_known((start - 2) // self.window)):
-            start = 0 if start == 1 else 1 + (start - 2) // self.window * self.window
-        return start
+        position = self._find((stop - 2) // self.window)
+        if position is None:
+            return stop
+        # Places less their positions never fall, and are equal in a row.
+        first = bisect.bisect_left(range(position), self._offset(position), key=self._offset)
+        place = self.known[first]
+        return 1 + place * self.window if place else 0
 
     def _known_until(self, start: int) -> int:
-        """The frame after the known ones in a row that begin at ``start``; ``start`` or less where there are none."""
-        end = 1 + self.config.num_sections * self.window
-        if self.config.order == "inverted":
-            return end
-        stop = start
-        while stop < end and self._is_known((stop - 1) // self.window):
-            stop = 1 + ((stop - 1) // self.window + 1) * self.window
-        return stop
+        """The frame after the known ones in a row that begin at ``start``; ``start`` where there are none."""
+        position = self._find((start - 1) // self.window)
+        if position is None:
+            return start
+        end = bisect.bisect_right(
+            range(len(self.known)), self._offset(position), lo=position, key=self._offset
+        )
+        return 1 + (self.known[end - 1] + 1) * self.window
 
-    def _is_known(self, place: int) -> bool:
+    def _find(self, place: int) -> int | None:
+        """Position of ``place`` among the known ones."""
         position = bisect.bisect_left(self.known, place)
-        return position < len(self.known) and self.known[position] == place
+        is_there = position < len(self.known) and self.known[position] == place
+        return position if is_there else None
+
+    def _offset(self, position: int) -> int:
+        return self.known[position] - position
 
     def _ahead(self) -> int | None:
         """Place of the next known section."""
