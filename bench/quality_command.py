@@ -38,6 +38,10 @@ _Codebook = Annotated[
     Path | None,
     typer.Option("--history-codebook", help="With truth: centroids that the history is moved to."),
 ]
+_Schedule = Annotated[
+    str | None,
+    typer.Option("--schedule", metavar="NOTATION", help="With truth: packing schedule of the history."),
+]
 _JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
 ]
@@ -53,6 +57,7 @@ def quality(
     model: _Model = "demo",
     baselines: _Baselines = True,
     history_codebook: _Codebook = None,
+    schedule: _Schedule = None,
     sheet: _Sheet = None,
     json_file: _JsonFile = None,
 ) -> None:
@@ -78,5 +83,7 @@ def quality(
         elif what == "errors":
             first_order, sections = (order or ["forward"])[0], max(round(seconds / 1.2), 1)
             view.show_errors(model=model, options=option or (), order=first_order, sections=sections)
-        elif not TruthView(view, seconds, history_codebook).show(order or ORDERS, option or (), baselines):
-            raise typer.Exit(1)
+        else:
+            truth = TruthView(view, seconds, history_codebook, schedule)
+            if not truth.show(order or ORDERS, option or (), baselines):
+                raise typer.Exit(1)

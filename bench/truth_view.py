@@ -41,11 +41,13 @@ class TruthView:
         view: over how much, and where it goes.
         seconds: length of each video.
         history_codebook: centroids that the history is moved to; None for none.
+        schedule: how the history is packed; None for the published layouts.
     """
 
     view: QualityView
     seconds: float
     history_codebook: Path | None
+    schedule: str | None = None
 
     def show(self, orders: Sequence[str], options: Sequence[str], has_baselines: bool) -> bool:
         """Measure every order, alone and with every option; whether all reach the targets."""
@@ -63,7 +65,7 @@ class TruthView:
     def _show_order(self, order: str, options: Sequence[str]) -> Iterator[QualityRow]:
         sheet = _Sheet(num_scenes=min(self.view.pairs, _MAX_SHEET_ROWS // (2 + len(options))))
         for name, option in {"": Option(), **{name: OPTIONS[name] for name in options}}.items():
-            label = f"{order} {name}".strip()
+            label = " ".join(part for part in (order, self.schedule, name) if part)
             try:
                 row = self._measure(label, order, option, sheet)
             except ConfigError as error:
@@ -86,6 +88,7 @@ class TruthView:
             seconds=self.seconds,
             order=order,
             history_codebook=self.history_codebook,
+            schedule=self.schedule,
             **option.request,
         )
 

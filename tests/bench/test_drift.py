@@ -174,6 +174,16 @@ def test_orders_and_options_are_held_against_the_truth_in_one_table(tmp_path: Pa
         assert sheet.size == (2 * 9 * 66, 2 * 4 * 66)
 
 
+def test_a_schedule_is_held_against_the_truth_under_its_name(tmp_path: Path) -> None:
+    schedule = "f1k1_x_g9_f1k1f4k2_tc"
+    arguments = ("--seconds", 1.2, "--no-baselines", "--json", tmp_path / "r")
+    for more in ((), ("--schedule", schedule)):
+        assert run("--order", "inverted", *arguments, *more).exit_code in (0, 1)
+    psnr = {row.variant: row.median for row in read_rows(tmp_path / "r") if row.case == "quality-psnr"}
+    assert psnr.keys() == {"inverted", f"inverted {schedule}"}
+    assert psnr["inverted"] != psnr[f"inverted {schedule}"]
+
+
 def test_an_option_that_does_not_run_here_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"xformers": Option(config={"attention": "xformers"})}
     monkeypatch.setattr("isoframe.bench.option_errors.OPTIONS", options)
