@@ -18,6 +18,7 @@ _REFRESH_SECONDS = 1.0
 # Between two looks at the copies that Gradio makes of what it shows, and their longest life.
 _CACHE_SECONDS = (600, 4 * 3600)
 _PATTERN = "[subject] [action] [secondary motion] [style]"
+_TIMES = "[0s] she sits [2.4s] she waves"
 CSS = """
 footer { display: none !important }
 .sections svg rect.at-work { animation: isoframe-pulse 1.2s infinite alternate }
@@ -57,7 +58,15 @@ def _fields(studio: Studio, examples: Sequence[tuple[str, str]], max_seconds: fl
     """The form on the left; its fields in the order of :class:`Form`."""
     image = gr.Image(type="filepath", label="Start image", height=260, elem_id="image")
     prompt = gr.Textbox(
-        label="Prompt", placeholder=_PATTERN, info=f"What happens: {_PATTERN}", lines=2, elem_id="prompt"
+        label="Prompt",
+        placeholder=_PATTERN,
+        info=f"What happens: {_PATTERN}; or what happens when: {_TIMES}",
+        lines=2,
+        elem_id="prompt",
+    )
+    is_text_alone = gr.Checkbox(
+        label="Text alone: no start image, which image-to-video models were not trained for",
+        elem_id="text-alone",
     )
     if examples:
         gr.Examples([list(example) for example in examples], [image, prompt], label="Examples")
@@ -83,6 +92,16 @@ def _fields(studio: Studio, examples: Sequence[tuple[str, str]], max_seconds: fl
             type="filepath", label="End image (inverted order)", height=160, elem_id="end-image"
         )
         end_strength = gr.Slider(0, 1, value=1, step=0.05, label="Strength of the end image")
+        guides = gr.File(
+            label="Guide images, which take the place of the start image later (no published model was trained with them)",
+            file_count="multiple",
+            file_types=["image"],
+            height=120,
+            elem_id="guide-images",
+        )
+        guide_times = gr.Textbox(
+            label="Times of the guide images in seconds", placeholder="2.4, 4.8", elem_id="guide-times"
+        )
         apply_limits = _budget_fields(studio)
     quality.change(lambda name: tuple(QUALITIES[name].values()), quality, [steps, cache])
     names = list(studio.service.card.loras)
@@ -101,6 +120,9 @@ def _fields(studio: Studio, examples: Sequence[tuple[str, str]], max_seconds: fl
         strength,
         end_image,
         end_strength,
+        is_text_alone,
+        guides,
+        guide_times,
     ]
     plan = gr.Markdown(elem_id="plan")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..config import PRESETS, LoraStrength, Request, SamplingConfig
 from ..errors import BudgetError, ConfigError, IsoframeError
+from ..guide_images import GuideImage, guide_seconds
 from ..job_run import read_partial
 from ..playable import write_playable
 from ..sections import plan_sections
@@ -16,6 +17,7 @@ from ..server.service import VideoService
 from ..server.service_errors import UnknownVideoError
 from ..server.status import VideoStatus
 from ..sizes import format_size
+from ..source_video import SourceVideo
 from ..video import read_video_info
 from .drawings import SectionBar
 from .memory_history import MemoryHistory
@@ -37,7 +39,7 @@ class Form:
 
     Attributes:
         image: file of the start image; None if none was given.
-        prompt: what happens.
+        prompt: what happens; None where nobody has typed yet.
         seconds: wanted length.
         seed: of the noise.
         num_steps: of a section.
@@ -48,10 +50,13 @@ class Form:
         lora_strength: of all of them.
         end_image: file of what follows the last frame; None if none was given.
         end_image_strength: factor of its latent.
+        is_text_alone: make the video without a start image, whether one was given or not.
+        guide_images: files of images that take the place of the start image later on.
+        guide_times: when, such as "2.4, 4.8", in the order of the files.
     """
 
     image: str | None
-    prompt: str
+    prompt: str | None
     seconds: float
     seed: float | None
     num_steps: float | None
@@ -62,6 +67,9 @@ class Form:
     lora_strength: float = 1.0
     end_image: str | None = None
     end_image_strength: float = 1.0
+    is_text_alone: bool = False
+    guide_images: Sequence[str] | None = None
+    guide_times: str | None = None
 
     def to_request(self) -> Request:
         """The same for the engine.
@@ -69,13 +77,15 @@ class Form:
         Raises:
             ConfigError: something is missing or out of bounds; the message names it.
         """
-        if self.image is None:
-            raise ConfigError("image must be given: drop a picture on the field, or take an example")
-        if not self.prompt.strip():
+        if self.image is None and not self.is_text_alone:
+            raise ConfigError(
+                "image must be given: drop a picture on the field, take an example, or tick text alone"
+            )
+        if not (self.prompt or "").strip():
             raise ConfigError("prompt must say what happens, as in: a red circle bounces")
         return Request(
-            image=self.image,
-            prompt=self.prompt,
+            image=None if self.is_text_alone else self.image,
+            prompt=self.prompt or "",
             seconds=self.seconds,
             seed=_whole("seed", self.seed),
             num_steps=_whole("num_steps", self.num_steps),
@@ -85,7 +95,24 @@ class Form:
             loras=tuple(LoraStrength(source=name, strength=self.lora_strength) for name in self.loras),
             end_image=self.end_image,
             end_image_strength=self.end_image_strength,
+            guide_images=self._guides(),
         )
+
+    def _guides(self) -> tuple[GuideImage, ...]:
+        images = self.guide_images or ()
+        try:
+            times = [float(time.strip(" s")) for time in (self.guide_times or "").split(",") if time.strip()]
+        except ValueError as error:
+            raise ConfigError(
+                f"guide_times must be seconds such as 2.4, 4.8, got {self.guide_times!r}"
+            ) from error
+        if len(times) != len(images):
+            raise ConfigError(
+                f"guide_times must have a time for each of the {len(images)} guide images, such as 2.4, 4.8, got "
+                f"{self.guide_times!r}"
+            )
+        guides = [GuideImage(image=image, time=time) for image, time in zip(images, times, strict=True)]
+        return tuple(sorted(guides, key=lambda guide: guide.time))
 
 
 class Studio:
@@ -122,7 +149,8 @@ class Studio:
     def describe_plan(self, form: Form) -> str:
         """Whether the video fits the budget and how long it takes, in one line."""
         try:
-            plan = self._engine.plan(form.to_request())
+            request = form.to_request()
+            plan = self._engine.plan(request)
         except BudgetError as error:
             return f"Does not fit: {error}"
         except IsoframeError as error:
@@ -133,7 +161,7 @@ class Studio:
         return (
             f"Fits: {needed / 2**30:.2f} of {memory / 2**30:.1f} GiB {kind}; {plan.num_frames} frames in "
             f"{len(plan.sections)} sections, about {plan.seconds_per_frame:.2g} s per frame, "
-            f"{plan.seconds / 60:.1f} minutes on {plan.card.name}"
+            f"{plan.seconds / 60:.1f} minutes on {plan.card.name}{_changes(request)}"
         )
 
     def set_budget(self, vram: str, ram: str) -> str:
@@ -291,8 +319,14 @@ class Studio:
         return [status for status in self.service.page(limit=limit) if status.state == "done"]
 
     def thumbnail(self, status: VideoStatus) -> Path:
-        """The start image."""
-        return self.service.folder(status.id).path / "image.png"
+        """The start image, or the first frame of a finished video that was made from text alone."""
+        folder = self.service.folder(status.id)
+        if folder.record.request.image is not None:
+            return folder.path / "image.png"
+        path = folder.path / "thumbnail.png"
+        if not path.exists():
+            SourceVideo(self.service.video_path(status.id), status.fps).first_frame().save(path)
+        return path
 
     def facts(self, name: str) -> dict[str, object]:
         """How a finished video was made: what its file says."""
@@ -310,6 +344,25 @@ class Studio:
             told = "the same file, bit for bit" if first == second else "NOT the same file as the first one"
             self._comparisons[status.id] = f"; {told}"
         return self._comparisons[status.id]
+
+
+def _changes(request: Request) -> str:
+    """Where times came to stand, in seconds of video."""
+    section_frames = 4 * request.latent_window_size
+    stretches = request.prompt_timeline().stretches
+    told = {
+        "prompts change": [stretch.first_section for stretch in stretches[1:]],
+        "guide images": request.guide_places,
+    }
+    return "".join(
+        f"; {name} at "
+        + ", ".join(
+            f"{guide_seconds(place, section_frames=section_frames, fps=request.fps):.2f}" for place in places
+        )
+        + " s"
+        for name, places in told.items()
+        if places
+    )
 
 
 def _whole(name: str, value: float | None) -> int:

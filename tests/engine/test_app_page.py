@@ -234,3 +234,24 @@ def test_a_finished_video_is_made_longer(open_page: Callable[[], Page]) -> None:
     page.locator("#extend").click()
     wait_for(page, "Done: 73 frames")
     expect(page.locator("#sections rect.given")).to_have_count(1)
+
+
+def test_text_alone_with_times_and_a_guide_image_becomes_a_video(open_page: Callable[[], Page]) -> None:
+    page = open_page()
+    expect(page.locator("#prompt")).to_contain_text("[0s] she sits [2.4s] she waves")
+    page.locator("#text-alone input").check()
+    page.locator("#prompt textarea").fill("a red circle [0s] bounces [1.2s] spins")
+    page.get_by_text("Advanced").click()
+    for field, value in (("#steps", 4), ("#seconds", 2.4)):
+        box = page.locator(f"{field} input[type=number]")
+        box.fill(str(value))
+        box.press("Enter")
+    page.locator("#guide-images input[type=file]").set_input_files([find_example("spin")[0]])
+    expect(page.locator("#plan")).to_contain_text("a time for each of the 1 guide images", timeout=PATIENCE)
+    page.locator("#guide-times input, #guide-times textarea").fill("1.3")
+    told = "in 2 sections, .*; prompts change at 1.23 s; guide images at 1.23 s"
+    expect(page.locator("#plan")).to_contain_text(re.compile(told), timeout=PATIENCE)
+    page.locator("#generate").click()
+    wait_for(page, "Done: 69 frames")
+    choose_tab(page, "Gallery")
+    expect(page.locator("#gallery-list img").first).to_be_visible(timeout=PATIENCE)

@@ -3,14 +3,17 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
+from PIL import Image
 from video_server import KeptWorkers, load
 
 from isoframe.engine import ConfigError, Engine
 from isoframe.engine.app.drawings import MemorySample, draw_memory, draw_progress, draw_sections
 from isoframe.engine.app.strip import compose_strip
 from isoframe.engine.app.studio import QUALITIES, Form, Studio
-from isoframe.engine.demo.examples_folder import find_example
+from isoframe.engine.demo.examples_folder import find_example, list_examples
 from isoframe.engine.server.service import VideoService
 from isoframe.engine.server.service_errors import NotFinishedError
 from isoframe.engine.video import read_video_info
@@ -44,9 +47,20 @@ def form(**changes: object) -> Form:
     [
         ({"image": None}, "image must be given"),
         ({"prompt": "  "}, "prompt must say what happens"),
+        ({"prompt": None}, "prompt must say what happens"),
         ({"seconds": -1}, "seconds must be a positive number"),
         ({"seed": None}, "seed must be a number, the field is empty"),
         ({"num_steps": None}, "num_steps must be a number, the field is empty"),
+        (
+            {"guide_images": ["a.png", "b.png"], "guide_times": "1.2"},
+            "a time for each of the 2 guide images, such as",
+        ),
+        ({"guide_times": "1.2"}, "a time for each of the 0 guide images, such as 2.4, 4.8, got '1.2'"),
+        (
+            {"guide_images": ["a.png"], "guide_times": "soon"},
+            "guide_times must be seconds such as 2.4, 4.8, got 'soon'",
+        ),
+        ({"guide_images": ["a.png"], "guide_times": "9"}, "guide_images must have times inside the video"),
     ],
 )
 def test_what_is_missing_is_told_before_anything_is_made(
@@ -93,6 +107,35 @@ def test_sections_and_previews_stand_in_video_time(studio: Studio, order: str, n
     assert studio.video(status) == studio.service.video_path(status.id)
     assert studio.finished()[0].id == status.id
     assert studio.facts(status.id)["request"]["seed"] == 5  # type: ignore[index]  # JSON
+
+
+def test_text_alone_makes_a_video_that_the_gallery_shows_by_its_first_frame(studio: Studio) -> None:
+    status = studio.create(form(is_text_alone=True, seconds=1.2))
+    studio.service.wait(status.id)
+    status = studio.service.get(status.id)
+    assert studio.describe(status) == "Done: 33 frames, 1.1 s"
+    assert not (studio.service.folder(status.id).path / "image.png").exists()
+    with av.open(str(studio.service.video_path(status.id))) as container:
+        first = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    assert np.array_equal(np.asarray(Image.open(studio.thumbnail(status))), first)
+    again = studio.reproduce(status.id)
+    studio.service.wait(again.id)
+    assert "the same file, bit for bit" in studio.describe(studio.service.get(again.id))
+
+
+def test_times_of_prompts_and_guides_are_told_where_they_snapped_to(studio: Studio) -> None:
+    (one, _), (two, _) = list_examples()[:2]
+    asked = form(
+        prompt="a circle [0s] bounces [2s] spins",
+        guide_images=[two, one],
+        guide_times="2.5 s, 1",
+        seconds=3.6,
+    )
+    assert studio.describe_plan(asked).endswith("; prompts change at 2.43 s; guide images at 1.23, 2.43 s")
+    assert [guide.image for guide in asked.to_request().guide_images] == [one, two]
+    status = studio.create(asked)
+    studio.service.wait(status.id)
+    assert studio.facts(status.id)["sampling"]["guide_places"] == [1, 2]  # type: ignore[index]  # JSON
 
 
 def test_no_preview_is_drawn_before_the_first_step(tmp_path: Path) -> None:
