@@ -2,14 +2,13 @@
 
 import logging
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import PRESETS, LoraStrength, Request, SamplingConfig
-from ..errors import BudgetError, ConfigError, IsoframeError
-from ..guide_images import GuideImage, guide_seconds
+from ..config import PRESETS, Request, SamplingConfig
+from ..errors import BudgetError, IsoframeError
+from ..guide_images import guide_seconds
 from ..job_run import read_partial
 from ..playable import write_playable
 from ..sections import plan_sections
@@ -20,6 +19,7 @@ from ..sizes import format_size
 from ..source_video import SourceVideo
 from ..video import read_video_info
 from .drawings import SectionBar
+from .form import Form, whole
 from .memory_history import MemoryHistory
 from .strip import compose_strip
 
@@ -31,88 +31,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 _MAX_SEED = 2**31
 QUALITIES = PRESETS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Form:
-    """What somebody filled in.
-
-    Attributes:
-        image: file of the start image; None if none was given.
-        prompt: what happens; None where nobody has typed yet.
-        seconds: wanted length.
-        seed: of the noise.
-        num_steps: of a section.
-        step_cache: "none", "teacache" or "magcache".
-        guidance_scale: distilled guidance.
-        order: "auto", "inverted" or "forward".
-        loras: names of LoRAs that are loaded.
-        lora_strength: of all of them.
-        end_image: file of what follows the last frame; None if none was given.
-        end_image_strength: factor of its latent.
-        is_text_alone: make the video without a start image, whether one was given or not.
-        guide_images: files of images that take the place of the start image later on.
-        guide_times: when, such as "2.4, 4.8", in the order of the files.
-    """
-
-    image: str | None
-    prompt: str | None
-    seconds: float
-    seed: float | None
-    num_steps: float | None
-    step_cache: str
-    guidance_scale: float
-    order: str
-    loras: Sequence[str] = ()
-    lora_strength: float = 1.0
-    end_image: str | None = None
-    end_image_strength: float = 1.0
-    is_text_alone: bool = False
-    guide_images: Sequence[str] | None = None
-    guide_times: str | None = None
-
-    def to_request(self) -> Request:
-        """The same for the engine.
-
-        Raises:
-            ConfigError: something is missing or out of bounds; the message names it.
-        """
-        if self.image is None and not self.is_text_alone:
-            raise ConfigError(
-                "image must be given: drop a picture on the field, take an example, or tick text alone"
-            )
-        if not (self.prompt or "").strip():
-            raise ConfigError("prompt must say what happens, as in: a red circle bounces")
-        return Request(
-            image=None if self.is_text_alone else self.image,
-            prompt=self.prompt or "",
-            seconds=self.seconds,
-            seed=_whole("seed", self.seed),
-            num_steps=_whole("num_steps", self.num_steps),
-            step_cache=self.step_cache,
-            guidance_scale=self.guidance_scale,
-            order=self.order,
-            loras=tuple(LoraStrength(source=name, strength=self.lora_strength) for name in self.loras),
-            end_image=self.end_image,
-            end_image_strength=self.end_image_strength,
-            guide_images=self._guides(),
-        )
-
-    def _guides(self) -> tuple[GuideImage, ...]:
-        images = self.guide_images or ()
-        try:
-            times = [float(time.strip(" s")) for time in (self.guide_times or "").split(",") if time.strip()]
-        except ValueError as error:
-            raise ConfigError(
-                f"guide_times must be seconds such as 2.4, 4.8, got {self.guide_times!r}"
-            ) from error
-        if len(times) != len(images):
-            raise ConfigError(
-                f"guide_times must have a time for each of the {len(images)} guide images, such as 2.4, 4.8, got "
-                f"{self.guide_times!r}"
-            )
-        guides = [GuideImage(image=image, time=time) for image, time in zip(images, times, strict=True)]
-        return tuple(sorted(guides, key=lambda guide: guide.time))
 
 
 class Studio:
@@ -261,7 +179,7 @@ class Studio:
         if seed is None and given is None:
             seed = draw_seed()
         return self.service.redo(
-            name, _whole("section", section) - 1, seed=None if seed is None else int(seed), prompt=given
+            name, whole("section", section) - 1, seed=None if seed is None else int(seed), prompt=given
         )
 
     def extend(self, name: str, seconds: float, *, is_before: bool) -> VideoStatus:
@@ -363,13 +281,6 @@ def _changes(request: Request) -> str:
         for name, places in told.items()
         if places
     )
-
-
-def _whole(name: str, value: float | None) -> int:
-    """A field that somebody may have emptied."""
-    if value is None:
-        raise ConfigError(f"{name} must be a number, the field is empty")
-    return int(value)
 
 
 def draw_seed() -> int:

@@ -11,8 +11,9 @@ from video_server import KeptWorkers, load
 
 from isoframe.engine import ConfigError, Engine
 from isoframe.engine.app.drawings import MemorySample, draw_memory, draw_progress, draw_sections
+from isoframe.engine.app.form import Form
 from isoframe.engine.app.strip import compose_strip
-from isoframe.engine.app.studio import QUALITIES, Form, Studio
+from isoframe.engine.app.studio import QUALITIES, Studio
 from isoframe.engine.demo.examples_folder import find_example, list_examples
 from isoframe.engine.server.service import VideoService
 from isoframe.engine.server.service_errors import NotFinishedError
