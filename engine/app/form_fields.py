@@ -52,16 +52,7 @@ def build_fields(studio: Studio, examples: Sequence[tuple[str, str]], max_second
             type="filepath", label="End image (inverted order)", height=160, elem_id="end-image"
         )
         end_strength = gr.Slider(0, 1, value=1, step=0.05, label="Strength of the end image")
-        guides = gr.File(
-            label="Guide images, which take the place of the start image later (no published model was trained with them)",
-            file_count="multiple",
-            file_types=["image"],
-            height=120,
-            elem_id="guide-images",
-        )
-        guide_times = gr.Textbox(
-            label="Times of the guide images in seconds", placeholder="2.4, 4.8", elem_id="guide-times"
-        )
+        guides, guide_times = _guide_fields()
         apply_limits = _budget_fields(studio)
     quality.change(lambda name: tuple(QUALITIES[name].values()), quality, [steps, cache])
     names = list(studio.service.card.loras)
@@ -84,15 +75,35 @@ def build_fields(studio: Studio, examples: Sequence[tuple[str, str]], max_second
         guides,
         guide_times,
     ]
+    _tell_plan(studio, fields, apply_limits)
+    return fields
+
+
+def _tell_plan(studio: Studio, fields: list[Any], apply_limits: Any) -> None:
+    """One line under the form that follows every change of it and of the limits."""
     plan = gr.Markdown(elem_id="plan")
 
     def describe(*values: Any) -> str:
         return studio.describe_plan(read_form(values))
 
-    for field in fields:
-        field.change(describe, fields, plan, show_progress="hidden")
+    # One event for all of them: what an earlier change asked for never comes after what a later one did.
+    changes = [field.change for field in fields]
+    gr.on(changes, describe, fields, plan, show_progress="hidden", trigger_mode="always_last")
     apply_limits.then(describe, fields, plan, show_progress="hidden")
-    return fields
+
+
+def _guide_fields() -> tuple[Any, Any]:
+    """Images and their times."""
+    images = gr.File(
+        label="Guide images", file_count="multiple", file_types=["image"], height=120, elem_id="guide-images"
+    )
+    times = gr.Textbox(
+        label="Times of the guide images in seconds",
+        info="From then on they take the place of the start image; no published model was trained with that.",
+        placeholder="2.4, 4.8",
+        elem_id="guide-times",
+    )
+    return images, times
 
 
 def _budget_fields(studio: Studio) -> Any:
