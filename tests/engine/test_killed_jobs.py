@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,9 @@ def test_killed_jobs_are_resumed_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 def test_many_killed_jobs_are_resumed_bit_for_bit(tmp_path: Path) -> None:
-    """At 16 random times with longer sections, and at all writes to the disk."""
-    check(killed_jobs(tmp_path / "long", 16, 1, 4, 4))
-    check(killed_jobs(tmp_path / "writes", 1, 100, 1, 1))
+    """At 16 random times with longer sections, and at all writes to the disk; both at once."""
+    with ThreadPoolExecutor(2) as pool:
+        long = pool.submit(killed_jobs, tmp_path / "long", 16, 1, 4, 4)
+        writes = pool.submit(killed_jobs, tmp_path / "writes", 1, 100, 1, 1)
+    check(long.result())
+    check(writes.result())

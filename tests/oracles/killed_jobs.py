@@ -95,6 +95,8 @@ class Killer:
             seconds=4 * window * NUM_SECTIONS / 30,
             num_steps=steps,
             latent_window_size=window,
+            # Small: most of the time of a run went into decoding frames.
+            size=(32, 32),
         )
         # The first one also fills the cache of embeddings, which the others find.
         self.render(folder / "warm")

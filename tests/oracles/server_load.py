@@ -1,6 +1,6 @@
 """Many clients of a server process that is killed in the middle: what became of every job, and what the server took.
 
-Run as ``server_load.py FOLDER NUM_JOBS NUM_CLIENTS NUM_KILLS`` for the figures as JSON.
+Run as ``server_load.py FOLDER NUM_JOBS NUM_CLIENTS [KILL_AT...]`` for the figures as JSON.
 """
 
 import json
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,15 +103,21 @@ class Load:
         return ordered[int(0.95 * len(ordered))]
 
 
-def run_load(folder: Path, *, num_jobs: int, num_clients: int, num_kills: int) -> Load:
-    """Have ``num_clients`` ask for videos, every fifth of which they cancel; kill the server at even distances."""
+def run_load(folder: Path, *, num_jobs: int, num_clients: int, kill_at: Sequence[int]) -> Load:
+    """Have ``num_clients`` ask for videos, every fifth of which they cancel; kill the server.
+
+    Args:
+        folder: of the server.
+        num_jobs: to ask for.
+        num_clients: at a time.
+        kill_at: how many jobs have ended before each kill.
+    """
     load, server = Load(), ServerProcess(folder)
     server.start()
     # With the first one the companions of the model are loaded.
     warm = Client(server.url)
     warm.delete(warm.wait(str(warm.create(_request(0, num_steps=1))["id"]))["id"])
     numbers, lock, is_over = iter(range(num_jobs)), threading.Lock(), threading.Event()
-    kill_at = [num_jobs * (number + 1) // (num_kills + 1) for number in range(num_kills)]
 
     def work() -> None:
         client = Client(server.url, patience=TIMEOUT)
@@ -217,7 +223,8 @@ def _running_all(threads: list[threading.Thread]) -> Iterator[None]:
 
 def figures(load: Load) -> dict[str, object]:
     """What is worth telling."""
-    rss = [bytes / 2**20 for run in load.rss_bytes for bytes in run]
+    # The first jobs of a process warm it up.
+    rss = [bytes / 2**20 for bytes in load.rss_bytes[-1][10:]]
     return {
         "num_jobs": len(load.ends),
         "num_as_asked": sum(asked == state for asked, state in load.ends.values()),
@@ -226,13 +233,14 @@ def figures(load: Load) -> dict[str, object]:
         "num_health_answers": len(load.health_seconds),
         "p95_health_ms": 1000 * load.p95_health_seconds,
         "max_health_ms": 1000 * max(load.health_seconds),
-        "rss_mib_of_first_20": sum(rss[:20]) / 20,
-        "rss_mib_of_last_20": sum(rss[-20:]) / 20,
+        "num_warm_jobs_of_last_process": len(rss),
+        "rss_mib_of_their_first_20": sum(rss[:20]) / 20,
+        "rss_mib_of_their_last_20": sum(rss[-20:]) / 20,
         "rss_mib": [[round(bytes / 2**20) for bytes in run] for run in load.rss_bytes],
     }
 
 
 if __name__ == "__main__":
-    jobs, clients, kills = (int(argument) for argument in sys.argv[2:])
-    done = run_load(Path(sys.argv[1]), num_jobs=jobs, num_clients=clients, num_kills=kills)
+    jobs, clients, *kills = (int(argument) for argument in sys.argv[2:])
+    done = run_load(Path(sys.argv[1]), num_jobs=jobs, num_clients=clients, kill_at=kills)
     json.dump(figures(done), sys.stdout)
