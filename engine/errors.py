@@ -20,6 +20,10 @@ EXIT_USAGE = 2
 class IsoframeError(Exception):
     """Base class of every error this package raises on purpose."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions pickle their positional arguments alone: other processes could not make one that needs more.
+        return _remake, (type(self), self.args), self.__dict__
+
 
 class ConfigError(IsoframeError, ValueError):
     """A configuration value is out of range or contradicts another one."""
@@ -88,3 +92,8 @@ class ContentError(IsoframeError):
 def exit_code(error: BaseException) -> int:
     """What a command that fails with ``error`` returns to the shell."""
     return EXIT_USAGE if isinstance(error, ConfigError | BudgetError) else EXIT_FAILED
+
+
+def _remake(kind: type[IsoframeError], args: tuple[object, ...]) -> IsoframeError:
+    """An error from its pickle, without its attributes."""
+    return kind.__new__(kind, *args)
