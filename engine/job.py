@@ -60,6 +60,11 @@ class Job:
         """ "queued", "running", "done", "failed" or "cancelled"."""
         return self._state
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the job was told to stop, though it may still be at work."""
+        return self._is_cancelled
+
     def events(self, after: int = -1) -> Iterator[LogEntry]:
         """What has happened, then what happens, until the job is over; every call starts anew.
 

@@ -125,6 +125,10 @@ class Serving:
 
 
 def _ray_workers(address: str, source: "EngineSource", num_actors: int | None) -> "Workers":
+    if address == "local":
+        from ..server.local_cluster import keep_clusters_local
+
+        keep_clusters_local()
     try:
         from ..server.ray_workers import RayWorkers
     except ImportError as error:

@@ -4,15 +4,15 @@ import logging
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from ..config import Request
-from ..errors import DeviceError, IsoframeError, JobCancelledError
+from ..errors import ConfigError, DeviceError, IsoframeError, JobCancelledError
 from ..events import (
     CancelledEvent,
     DoneEvent,
@@ -39,27 +39,44 @@ _NUM_CALLS = 8
 # Actors that one job may lose before it counts as the cause.
 _MAX_LOSSES = 3
 # The job here has its own, and tells of its end itself.
-_ENDS = (QueuedEvent, StartedEvent, DoneEvent, CancelledEvent)
+_ENDS = (QueuedEvent, StartedEvent, DoneEvent, CancelledEvent, FailureEvent)
+# How often a job that waits for an actor looks whether it was cancelled.
+_POLL_SECONDS = 0.2
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-class WorkerError(IsoframeError):
-    """A job failed in an actor; the message begins with the name of the exception's class."""
+class LostJobError(IsoframeError):
+    """A job lost one actor after the other."""
+
+
+class ActorError(RuntimeError):
+    """Something in an actor failed that should not have; what it said is in the log, with this one's cause."""
 
 
 class VideoActor:
     """One engine in a process of Ray."""
 
     def __init__(self, source: EngineSource) -> None:
-        """Load the engine."""
+        """Load the engine; :meth:`describe` tells why that failed."""
         # Ray has its processes import from the folder in which the server was started. If that is a checkout, its kernels
         # would pass for the package of this name that transformers asks for.
         sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != _CHECKOUT]
-        self._engine = source.load()
         self._jobs: dict[str, Job] = {}
+        self._failure: IsoframeError | None = None
+        try:
+            self._engine = source.load()
+        except IsoframeError as error:
+            # Raised here it would come as a long text.
+            self._failure = error
 
     def describe(self) -> ModelCard:
-        """The model."""
+        """The model.
+
+        Raises:
+            IsoframeError: it could not be loaded.
+        """
+        if self._failure is not None:
+            raise self._failure
         return describe_model(self._engine)
 
     def prepare(self, folder: str, request: Request) -> None:
@@ -67,7 +84,7 @@ class VideoActor:
         self._engine.prepare(request, job_dir=folder)
 
     def render(self, folder: str, has_previews: bool) -> Iterator[Event | Video]:
-        """Go on with the job in ``folder``: what happens, at last the video."""
+        """Go on with the job in ``folder``: what happens, at last the video; raises what the job fails with."""
         request = JobFolder.open(folder).record.request
         job = self._engine.submit(request, job_dir=folder, has_previews=has_previews)
         self._jobs[folder] = job
@@ -75,7 +92,7 @@ class VideoActor:
             if not isinstance(entry.event, _ENDS):
                 yield entry.event
         del self._jobs[folder]
-        if job.state == "done":
+        if job.state != "cancelled":
             yield job.result()
 
     def cancel(self, folder: str) -> None:
@@ -89,7 +106,7 @@ class RayWorkers:
     """See :class:`~.workers.Workers`. The job whose actor is lost goes on in another one from its last section."""
 
     def __init__(self, address: str, source: EngineSource, num_actors: int | None = None) -> None:
-        """Start the actors.
+        """Start the actors; return when one of them is there.
 
         Args:
             address: of the cluster, "auto" for the one of this machine; "local" starts one for this process.
@@ -98,26 +115,24 @@ class RayWorkers:
 
         Raises:
             DeviceError: the cluster cannot be reached.
+            ConfigError: the cluster has room for fewer actors.
+            IsoframeError: no actor could load the engine.
         """
+        _connect(address)
         try:
-            if address == "local":
-                ray.init(address="local", include_dashboard=False, **_QUIET)
-            else:
-                ray.init(address=address, **_QUIET)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise DeviceError(f"the Ray cluster {address} cannot be reached: {error}") from error
-        num_gpus = 0 if source.config.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
-        num_actors = num_actors or max(num_gpus, 1)
-        needs = {"num_gpus": 1} if num_gpus else {"num_cpus": 1}
-        self._actor_class = ray.remote(VideoActor).options(max_concurrency=_NUM_CALLS, **needs)
-        self._source = source
-        self._actors = [self._actor_class.remote(source) for _ in range(num_actors)]
-        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for actor in self._actors:
-            self._free.put(actor)
-        self._lock = threading.Lock()
-        self._queue = JobQueue(_UNBOUNDED, num_threads=num_actors)
-        self.card: ModelCard = self._ask(lambda actor: actor.describe.remote())
+            num_actors, needs = share_cluster(ray.cluster_resources(), source.config.device, num_actors)
+            self._actor_class = ray.remote(VideoActor).options(max_concurrency=_NUM_CALLS, **needs)
+            self._source = source
+            self._lock = threading.Lock()
+            # All, and those of them whose engine is loaded; of these, those without a job are free.
+            self._actors: list[Any] = []
+            self._loaded: list[Any] = []
+            self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            self._queue = JobQueue(_UNBOUNDED, num_threads=num_actors)
+            self.card = _first_answer([self._start() for _ in range(num_actors)])
+        except BaseException:
+            ray.shutdown()
+            raise
 
     def submit(self, folder: Path, request: Request, asked: Asked) -> Job:
         """See :class:`~.workers.Workers`."""
@@ -126,12 +141,11 @@ class RayWorkers:
 
     def resume(self, folder: Path, asked: Asked) -> Job:
         """See :class:`~.workers.Workers`."""
-        fps = JobFolder.open(folder).record.request.fps
         job = Job(
             folder,
-            fps=fps,
+            fps=JobFolder.open(folder).record.request.fps,
             priority=asked.priority,
-            render=lambda on_event: self._render(folder, asked.has_previews, on_event),
+            render=lambda on_event: self._render(job, asked.has_previews, on_event),
         )
         self._queue.put(job)
         return job
@@ -141,39 +155,145 @@ class RayWorkers:
         self._queue.close()
         ray.shutdown()
 
-    def _render(self, folder: Path, has_previews: bool, on_event: Callable[[Event], None]) -> Video:
+    def _render(self, job: Job, has_previews: bool, on_event: Callable[[Event], None]) -> Video:
         for _ in range(_MAX_LOSSES):
-            actor = self._free.get()
+            actor = self._take(job)
             try:
-                return _follow(actor, folder, has_previews, on_event)
+                self._check_loaded(actor)
+                video = _follow(actor, job.path, has_previews, on_event)
             except RayActorError as error:
-                _logger.warning("an actor was lost, %s goes on in another one: %s", folder.name, error)
-                actor = self._replace(actor)
-            finally:
+                _logger.warning("an actor was lost, %s goes on in another one: %s", job.path.name, error)
+                self._replace(actor)
+                continue
+            except BaseException:
                 self._free.put(actor)
-        raise WorkerError(
+                raise
+            self._free.put(actor)
+            return video
+        raise LostJobError(
             f"{_MAX_LOSSES} actors were lost while they worked on this job; it is not tried again"
         )
 
-    def _ask(self, call: Callable[[Any], Any]) -> Any:
-        """The answer of the first actor that lives."""
-        with self._lock:
-            actors = list(self._actors)
-        lost: RayActorError | None = None
-        for actor in actors:
+    def _take(self, job: Job) -> Any:
+        """An actor without a job, once there is one."""
+        while not job.is_cancelled:
             try:
-                return ray.get(call(actor))
+                actor = self._free.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                continue
+            with self._lock:
+                # Somebody else may have found it lost, and has replaced it.
+                if actor in self._actors:
+                    return actor
+        raise JobCancelledError(f"job {job.path} was cancelled before an actor was free")
+
+    def _check_loaded(self, actor: Any) -> None:
+        with self._lock:
+            if actor not in self._loaded:
+                raise RayActorError(error_msg="its engine could not be loaded")
+
+    def _ask(self, call: Callable[[Any], Any]) -> Any:
+        """What an actor answers; those that are found to be lost are replaced."""
+        lost: RayActorError | None = None
+        for _ in range(len(self._actors) + 1):
+            with self._lock:
+                # One that still loads answers when it has.
+                actor = (self._loaded or self._actors)[0]
+            try:
+                return _answer(call(actor))
             except RayActorError as error:
                 lost = error
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause if isinstance(error.cause, IsoframeError | OSError) else error from error
-        raise DeviceError(f"no actor of the Ray cluster answers: {lost}") from lost
+                self._replace(actor)
+        raise DeviceError("no actor of the Ray cluster answers; the log of the cluster says why") from lost
 
-    def _replace(self, lost: Any) -> Any:
+    def _start(self) -> Any:
+        """Start another actor, which takes jobs when its engine is loaded; a reference to its card."""
+        actor = self._actor_class.remote(self._source)
         with self._lock:
-            new = self._actor_class.remote(self._source)
-            self._actors = [new if actor is lost else actor for actor in self._actors]
-        return new
+            self._actors.append(actor)
+        card = actor.describe.remote()
+        card.future().add_done_callback(lambda answer: self._on_start(actor, answer.exception()))
+        return card
+
+    def _on_start(self, actor: Any, error: BaseException | None) -> None:
+        if error is None:
+            with self._lock:
+                self._loaded.append(actor)
+        else:
+            # Not killed here: a thread of Ray calls this, and would wait for itself.
+            _logger.error("an actor could not load its engine", exc_info=error)
+        # One that failed too: the job that takes it counts it as lost, and has it replaced.
+        self._free.put(actor)
+
+    def _replace(self, lost: Any) -> None:
+        with self._lock:
+            is_known = lost in self._actors
+            self._actors = [actor for actor in self._actors if actor is not lost]
+            self._loaded = [actor for actor in self._loaded if actor is not lost]
+        if is_known:
+            # It may be out of reach alone, and would go on with what others take up.
+            ray.kill(lost)
+            self._start()
+
+
+def share_cluster(
+    resources: Mapping[str, float], device: str, num_actors: int | None
+) -> tuple[int, dict[str, int]]:
+    """How many actors there are, and what Ray is to reserve for each.
+
+    Args:
+        resources: of the cluster: "GPU", "CPU".
+        device: of every engine; "cpu" asks for no GPU.
+        num_actors: None is one for every GPU, or a single one where there is none.
+
+    Raises:
+        ConfigError: the cluster has fewer GPUs, or cores where there are none: Ray would keep actors waiting for ever.
+    """
+    num_gpus = 0 if device == "cpu" else int(resources.get("GPU", 0))
+    num_actors = num_actors or max(num_gpus, 1)
+    most = num_gpus or int(resources.get("CPU", 0))
+    if num_actors > most:
+        what = "GPUs" if num_gpus else "CPU cores"
+        raise ConfigError(
+            f"num_actors (--ray-actors) must be at most {most}, the number of {what} of the Ray cluster, got "
+            f"{num_actors}; start fewer, or add nodes first"
+        )
+    return num_actors, {"num_gpus": 1} if num_gpus else {"num_cpus": 1}
+
+
+def _connect(address: str) -> None:
+    try:
+        if address == "local":
+            ray.init(address="local", include_dashboard=False, **_QUIET)
+        else:
+            ray.init(address=address, **_QUIET)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise DeviceError(f"the Ray cluster {address} cannot be reached: {error}") from error
+
+
+def _first_answer(references: list[Any]) -> Any:
+    """Of several actors that answer the same; those that fail do not count unless all do."""
+    while True:
+        answered, references = ray.wait(references, num_returns=1)
+        try:
+            return _answer(answered[0])
+        except (IsoframeError, OSError, ActorError):
+            if not references:
+                raise
+        except RayActorError as error:
+            if not references:
+                raise DeviceError("no actor of the Ray cluster stays alive; its log says why") from error
+
+
+def _answer(reference: Any) -> Any:
+    """What an actor answers; what it raises as this process would, without the actor's traceback in the text."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, IsoframeError | OSError):
+            raise error.cause from error
+        name = type(getattr(error, "cause", error)).__name__
+        raise ActorError(f"an actor failed ({name}); its log says more") from error
 
 
 def _follow(actor: Any, folder: Path, has_previews: bool, on_event: Callable[[Event], None]) -> Video:
@@ -181,11 +301,9 @@ def _follow(actor: Any, folder: Path, has_previews: bool, on_event: Callable[[Ev
     cancelled: JobCancelledError | None = None
     events = actor.render.options(num_returns="streaming").remote(str(folder), has_previews)
     for reference in events:
-        event = ray.get(reference)
+        event = _answer(reference)
         if isinstance(event, Video):
             return event
-        if isinstance(event, FailureEvent):
-            raise WorkerError(f"{event.error}: {event.message}")
         try:
             if cancelled is None or isinstance(event, PartialEvent):
                 on_event(event)

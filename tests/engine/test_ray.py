@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
 from video_server import load, serving, small_limits
 
-from isoframe.engine import Engine, EngineConfig, InputError, Request, StartedEvent
+from isoframe.engine import ConfigError, Engine, EngineConfig, InputError, Request, StartedEvent
 from isoframe.engine.events import JobEvent
 from isoframe.engine.server.engine_source import EngineSource
+from isoframe.engine.server.local_cluster import keep_clusters_local
 from isoframe.engine.server.service import VideoService
 
 # Ray is an extra, and a cluster takes ten seconds to start.
@@ -35,6 +37,7 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         # Its processes find the packages as this one does.
         patch.setenv("PYTHONPATH", str(ROOT / ".src"))
+        keep_clusters_local()
         from isoframe.engine.server.ray_workers import RayWorkers
 
         config = EngineConfig(device="cpu", cache_dir=tmp_path_factory.mktemp("cache"))
@@ -48,6 +51,14 @@ def service(workers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(workers, "close", lambda: None)
     with VideoService(workers, tmp_path / "data", limits=small_limits()) as service:
         yield service
+
+
+def assert_is_plain(message: str) -> None:
+    """The text of an error as this process would have it: no traceback, no word of where it was raised."""
+    assert "Traceback" not in message
+    assert "\n" not in message
+    assert "pid=" not in message
+    assert "ray::" not in message
 
 
 def request_of(num_sections: int, **changes: Any) -> Request:
@@ -75,6 +86,51 @@ def process_of(workers: Any, name: str) -> int:
 
     found = [ray.get(actor.__ray_call__.remote(look)) for actor in workers._actors]
     return next(pid for pid, folders in found if any(name in folder for folder in folders))
+
+
+def test_a_cluster_of_this_process_listens_on_loopback_alone(workers: Any) -> None:
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    listening = [
+        connection.laddr.ip
+        for process in processes
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) > 4
+    assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("resources", "device", "asked", "num_actors", "needs"),
+    [
+        ({"GPU": 3.0, "CPU": 8.0}, "auto", None, 3, {"num_gpus": 1}),
+        ({"GPU": 3.0, "CPU": 8.0}, "cuda", 2, 2, {"num_gpus": 1}),
+        ({"GPU": 3.0, "CPU": 8.0}, "cpu", 8, 8, {"num_cpus": 1}),
+        ({"CPU": 2.0}, "auto", None, 1, {"num_cpus": 1}),
+    ],
+)
+def test_every_actor_has_a_gpu_or_a_core(
+    resources: dict[str, float], device: str, asked: int | None, num_actors: int, needs: dict[str, int]
+) -> None:
+    from isoframe.engine.server.ray_workers import share_cluster
+
+    assert share_cluster(resources, device, asked) == (num_actors, needs)
+
+
+@pytest.mark.parametrize(
+    ("resources", "device", "message"),
+    [
+        ({"GPU": 3.0, "CPU": 8.0}, "auto", "at most 3, the number of GPUs of the Ray cluster, got 9"),
+        ({"GPU": 3.0, "CPU": 8.0}, "cpu", "at most 8, the number of CPU cores of the Ray cluster, got 9"),
+    ],
+)
+def test_more_actors_than_the_cluster_has_room_for_are_refused(
+    resources: dict[str, float], device: str, message: str
+) -> None:
+    from isoframe.engine.server.ray_workers import share_cluster
+
+    with pytest.raises(ConfigError, match=message):
+        share_cluster(resources, device, 9)
 
 
 def test_two_videos_are_made_at_the_same_time_and_are_those_of_the_engine(
@@ -127,8 +183,56 @@ def test_refusals_and_failures_of_an_actor_are_told(service: VideoService, tmp_p
     video = service.wait(name, TIMEOUT)
     assert video.state == "failed"
     assert video.failure is not None
-    assert video.failure.message.startswith("NumericalError: ")
+    assert video.failure.error == "NumericalError"
+    assert "section 1" in video.failure.message
+    assert_is_plain(video.failure.message)
     assert service.wait(service.create(request_of(1)).id, TIMEOUT).state == "done"
+
+
+def test_what_fails_unexpectedly_in_an_actor_is_told_without_its_words(
+    service: VideoService, workers: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    import ray
+
+    def break_engine(actor: Any) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise RuntimeError("secret of the actor")
+
+        actor._engine.submit = fail
+
+    def mend_engine(actor: Any) -> None:
+        del actor._engine.submit
+
+    ray.get([actor.__ray_call__.remote(break_engine) for actor in workers._actors])
+    video = service.wait(service.create(request_of(1)).id, TIMEOUT)
+    assert video.state == "failed"
+    assert video.failure is not None
+    assert_is_plain(video.failure.message)
+    assert "secret" not in video.failure.message
+    assert "RuntimeError: secret of the actor" in caplog.text
+    ray.get([actor.__ray_call__.remote(mend_engine) for actor in workers._actors])
+
+
+def test_actors_that_are_lost_while_nothing_is_made_are_replaced(service: VideoService, workers: Any) -> None:
+    import ray
+
+    for actor in list(workers._actors):
+        ray.kill(actor)
+    assert service.wait(service.create(request_of(1)).id, TIMEOUT).state == "done"
+
+
+def test_an_actor_that_cannot_load_its_engine_is_replaced_and_told_in_the_log(
+    service: VideoService, workers: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "_source", EngineSource(model="no/such model", config=EngineConfig()))
+        workers._replace(workers._actors[0])
+        wait_until(lambda: "UnknownModelError" in caplog.text)
+    assert len(workers._loaded) == 1
+    # The video that it was to make is made by the other one.
+    for seed in range(2):
+        assert service.wait(service.create(request_of(1, seed=seed)).id, TIMEOUT).state == "done"
+    wait_until(lambda: len(workers._loaded) == 2)
 
 
 def test_http_serves_what_actors_make(service: VideoService) -> None:
@@ -136,3 +240,23 @@ def test_http_serves_what_actors_make(service: VideoService) -> None:
         video = ask.wait(ask.make())
         assert video["status"] == "completed"
         assert ask.events(video["id"])[-1]["status"] == "completed"
+
+
+def test_a_video_waits_for_an_actor_that_does_not_come_and_can_be_cancelled(
+    service: VideoService, workers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last test: no actor is left after it."""
+    import ray
+
+    from isoframe.engine.server.ray_workers import VideoActor
+
+    # More cores than the cluster has: Ray keeps them waiting, as it does when a node is gone for good.
+    monkeypatch.setattr(workers, "_actor_class", ray.remote(VideoActor).options(num_cpus=10_000))
+    name = service.create(request_of(16)).id
+    wait_until(lambda: service.get(name).num_finished_sections >= 1)
+    for actor in list(workers._actors):
+        ray.kill(actor)
+    # The one that works on the video, and the other one when the video is to go on in it.
+    wait_until(lambda: workers._loaded == [])
+    service.cancel(name)
+    assert service.wait(name, TIMEOUT).state == "cancelled"
