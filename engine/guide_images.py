@@ -72,6 +72,6 @@ def _snap(guide: GuideImage, borders: Sequence[float]) -> int:
         else "it has one section, within which nothing can be placed; ask for more seconds or a smaller window"
     )
     raise ConfigError(
-        f"guide_images must have times inside the video, which goes from 0 s (image) to {borders[-1]:.2f} s (end_image), "
-        f"got {guide.time:g} s; {remedy}"
+        f"guide_images must have times inside the video (0 s is its image, {borders[-1]:.2f} s its end), got "
+        f"{guide.time:g} s; {remedy}"
     )

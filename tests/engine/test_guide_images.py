@@ -33,6 +33,7 @@ from isoframe.engine.images import fit_to_bucket, image_to_tensor, load_image
 from isoframe.engine.reproduction import Recipe, reproduce
 from isoframe.engine.sections import plan_sections
 from isoframe.engine.transformer import PackedTransformer
+from isoframe.engine.video import VideoWriter
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SPIN, UP = EXAMPLES / "spin.png", EXAMPLES / "up.png"
@@ -170,6 +171,37 @@ def test_a_job_that_was_stopped_goes_on_without_the_files_and_is_reproduced_with
     assert engine.resume(copied.path).path.read_bytes() == straight.path.read_bytes()
 
 
+def test_a_redo_keeps_the_guides_and_is_reproduced(engine: Engine, tmp_path: Path) -> None:
+    shutil.copy(SPIN, tmp_path)
+    request = request_of(guide_images=guides(_80=tmp_path / "spin.png"))
+    first = engine.render(request, tmp_path / "a.mp4", job_dir=tmp_path / "job").path.read_bytes()
+    JobFolder.open(tmp_path / "job").redo(1, seed=8, prompt="a square")
+    video = engine.resume(tmp_path / "job", overwrite=True)
+    assert video.path.read_bytes() != first
+    recipe = Recipe.read(video.path)
+    asked = recipe.request(EXAMPLES / "bounce.png", tmp_path)
+    assert reproduce(engine, recipe, asked, tmp_path / "again.mp4").is_identical
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_times_of_guides_count_from_the_start_of_what_is_added_to_a_video(
+    engine: Engine, tmp_path: Path, direction: str
+) -> None:
+    clip = tmp_path / "clip.mp4"
+    with VideoWriter(clip, height=64, width=64, num_frames=9) as writer:
+        writer.write(np.full((9, 64, 64, 3), 90, np.uint8), 0)
+        writer.finish()
+    request = request_of(video=clip, direction=direction)
+    plain = {section.index: section.latents for section in engine.generate(request)}
+    guided = list(engine.generate(replace(request, guide_images=guides(_30=SPIN))))
+    # Of 5 sections the first in the video begins before the guide: it alone has the same start image.
+    is_same = [torch.equal(section.latents, plain[section.index]) for section in guided]
+    assert is_same == ([True, False, False, False, False] if direction == "forward" else [False] * 5)
+    assert max(section.first_frame + len(section.frames) for section in guided) == (
+        49 if direction == "forward" else 41
+    )
+
+
 def test_an_array_is_no_guide_that_a_video_can_be_reproduced_with(engine: Engine, tmp_path: Path) -> None:
     request = request_of(guide_images=(GuideImage(image=first_frame(scene_at(20)), time=0.3),))
     video = engine.render(request, tmp_path / "a.mp4")
@@ -191,7 +223,7 @@ def test_guides_of_a_conditioning_are_as_many_as_the_places_and_fit_it(engine: E
 
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
-    ({"guide_images": guides(_10=SPIN)}, r"inside the video, which goes from 0 s .* to 1.37 s .*, got 0.1 s; take a"),
+    ({"guide_images": guides(_10=SPIN)}, r"inside the video \(0 s is its image, 1.37 s its end\), got 0.1 s; take a"),
     ({"guide_images": guides(_130=SPIN)}, r"got 1.3 s; take a time that is nearest to one of 0.30, 0.57, 0.83, 1.10 s"),
     ({"guide_images": guides(_900=SPIN)}, "got 9 s; take a time"),
     ({"guide_images": guides(_10=SPIN), "seconds": 0.2}, "got 0.1 s; it has one section, within which nothing can"),
