@@ -17,6 +17,7 @@ from ..server.service_errors import UnknownVideoError
 from ..server.status import VideoStatus
 from ..sizes import format_size
 from ..source_video import SourceVideo
+from ..vae import num_leading_frames
 from ..video import read_video_info
 from .drawings import SectionBar
 from .form import Form, whole
@@ -73,11 +74,17 @@ class Studio:
             return f"Does not fit: {error}"
         except IsoframeError as error:
             return str(error)
+        # The plan counts a start image.
+        num_frames = (
+            plan.num_frames
+            - 1
+            + num_leading_frames(request.order, has_start=request.image is not None, num_given_frames=0)
+        )
         memory = plan.ram if plan.is_cpu else plan.vram
         kind = "RAM" if plan.is_cpu else "VRAM"
         needed = plan.peak + (plan.host.total if plan.is_cpu else 0)
         return (
-            f"Fits: {needed / 2**30:.2f} of {memory / 2**30:.1f} GiB {kind}; {plan.num_frames} frames in "
+            f"Fits: {needed / 2**30:.2f} of {memory / 2**30:.1f} GiB {kind}; {num_frames} frames in "
             f"{len(plan.sections)} sections, about {plan.seconds_per_frame:.2g} s per frame, "
             f"{plan.seconds / 60:.1f} minutes on {plan.card.name}{_changes(request)}"
         )

@@ -111,6 +111,7 @@ def test_sections_and_previews_stand_in_video_time(studio: Studio, order: str, n
 
 
 def test_text_alone_makes_a_video_that_the_gallery_shows_by_its_first_frame(studio: Studio) -> None:
+    assert "; 33 frames in 1 sections" in studio.describe_plan(form(is_text_alone=True, seconds=1.2))
     status = studio.create(form(is_text_alone=True, seconds=1.2))
     studio.service.wait(status.id)
     status = studio.service.get(status.id)
