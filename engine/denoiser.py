@@ -3,7 +3,7 @@
 import bisect
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -73,9 +73,15 @@ class _Model:
     transformer: PackedTransformer
     jobs: list[JobInvariants]
 
-    def serves(self, loras: list[tuple[Lora, float]], prompt: PromptEmbeds, anchor: Anchor) -> bool:
-        """Whether a section with these samples with this."""
-        return self.loras == loras and self.prompt is prompt and self.anchor is anchor
+    def serves(self, loras: list[tuple[Lora, float]], prompt: PromptEmbeds) -> bool:
+        """Whether a section with these samples with this, whatever its anchor is."""
+        return self.loras == loras and self.prompt is prompt
+
+    @torch.inference_mode()
+    def anchored(self, anchor: Anchor) -> "_Model":
+        """The same with another image in view; nothing else depends on it."""
+        vision = self.transformer.project_image(anchor.image_embeds)
+        return replace(self, anchor=anchor, jobs=[replace(job, vision_tokens=vision) for job in self.jobs])
 
 
 class Denoiser:
@@ -200,13 +206,17 @@ class Denoiser:
         for section in plans[resume.num_sections :]:
             loras, prompt = active[section.index], prompts[section.index]
             anchor = anchors[bisect.bisect(sampling.guide_places, section.place)]
-            if model is None or not model.serves(loras, prompt, anchor):
-                report(PhaseEvent(phase="prepare"))
-                # There may not be room for the old and the new LoRAs, nor for units beside what is computed once.
+            if model is not None and not model.serves(loras, prompt):
+                # There may not be room for the old and the new LoRAs, nor for the old and the new tables.
                 model = None
+            if model is None or model.anchor is not anchor:
+                report(PhaseEvent(phase="prepare"))
+                # Nor for units beside what is computed once.
                 if memory is not None:
                     memory.make_room()
                 prepare = partial(self._prepare, loras, prompt, anchor, conditioning, sampling, sigmas)
+                if model is not None:
+                    prepare = partial(model.anchored, anchor)
                 model = prepare() if memory is None else memory.attempt("prepare", prepare)
             report(PhaseEvent(phase="pack"))
             noise = job_noise.draw()

@@ -69,7 +69,9 @@ def test_sections_from_a_guides_time_on_see_it_in_place_of_the_start_image(
 ) -> None:
     starts: dict[int, Tensor] = {}
     embeds: list[Tensor] = []
+    tables: list[Any] = []
     pack, project = PackedTransformer.pack_section, PackedTransformer.project_image
+    prepare = PackedTransformer.prepare_job
 
     def spy_pack(self: PackedTransformer, clean: CleanLatents, *rest: Any) -> Any:
         assert clean.clean is not None
@@ -80,6 +82,11 @@ def test_sections_from_a_guides_time_on_see_it_in_place_of_the_start_image(
         embeds.append(image_embeds)
         return project(self, image_embeds)
 
+    def spy_prepare(self: PackedTransformer, *rest: Any) -> Any:
+        tables.append(prepare(self, *rest))
+        return tables[-1]
+
+    monkeypatch.setattr(PackedTransformer, "prepare_job", spy_prepare)
     monkeypatch.setattr(PackedTransformer, "pack_section", spy_pack)
     monkeypatch.setattr(PackedTransformer, "project_image", spy_project)
     request = request_of(order=order, guide_images=guides(_30=SPIN, _90=UP))
@@ -94,6 +101,8 @@ def test_sections_from_a_guides_time_on_see_it_in_place_of_the_start_image(
     expected = engine._encoders.encode_images(images)
     changes = [0, 1, 2] if order == "forward" else [2, 1, 0]
     assert len(embeds) == 3
+    # Text and modulation do not depend on the image: they are computed once.
+    assert len(tables) == 1
     assert all(torch.equal(embeds[n], expected[i]) for n, i in enumerate(changes))
     assert len(sections) == 5
 
