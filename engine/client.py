@@ -31,12 +31,14 @@ class ServerError(IsoframeError):
     def __init__(self, error: urllib.error.HTTPError) -> None:
         try:
             details = json.loads(error.read())["error"]
-        except (ValueError, KeyError, TypeError):
-            details = {"code": "unknown", "message": error.reason, "field": None}
-        super().__init__(f"the server answers {error.code}: {details['message']}")
-        self.status, self.code, self.field = error.code, details["code"], details["field"]
-        retry = error.headers.get("Retry-After")
-        self.retry_seconds = None if retry is None else int(retry)
+            code, message, field = details["code"], details["message"], details["field"]
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+            # A proxy in front of the server has words of its own.
+            code, message, field = "unknown", error.reason, None
+        super().__init__(f"the server answers {error.code}: {message}")
+        self.status, self.code, self.field = error.code, code, field
+        retry = error.headers.get("Retry-After", "")
+        self.retry_seconds = int(retry) if retry.isdecimal() else None
 
 
 class Client:
@@ -136,6 +138,11 @@ class Client:
             with self._answer("GET", f"/v1/videos/{name}/content") as response, temporary.open("wb") as file:
                 while piece := response.read(2**20):
                     file.write(piece)
+                if response.length:
+                    # Reading in pieces ends without an error.
+                    raise ConnectionError(
+                        f"the answer of {self._url} broke off {response.length} bytes early"
+                    )
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ import dataclasses
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -98,20 +99,52 @@ def test_a_server_that_does_not_come_back_is_told() -> None:
         list(client.events("video_0"))
 
 
-def test_an_answer_that_breaks_off_is_no_connection() -> None:
+@contextmanager
+def answering(answer: bytes) -> Iterator[Client]:
+    """A client of a server that says one thing and hangs up."""
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(answer)
+
     with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def answer() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(4096)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
-
-        thread = threading.Thread(target=answer)
+        thread = threading.Thread(target=serve)
         thread.start()
-        with pytest.raises(ConnectionError, match="broke off"):
-            Client(f"http://127.0.0.1:{listener.getsockname()[1]}").get("video_0")
+        yield Client(f"http://127.0.0.1:{listener.getsockname()[1]}")
         thread.join(TIMEOUT)
+
+
+def test_an_answer_that_breaks_off_is_no_connection() -> None:
+    with (
+        answering(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{") as client,
+        pytest.raises(ConnectionError, match="broke off"),
+    ):
+        client.get("video_0")
+
+
+def test_a_download_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
+    (tmp_path / "video.mp4").write_bytes(b"earlier")
+    with (
+        answering(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf a video") as client,
+        pytest.raises(ConnectionError, match="broke off 88 bytes early"),
+    ):
+        client.download("video_0", tmp_path / "video.mp4")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("video.mp4", b"earlier")]
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>", b'{"error": "no upstream"}', b'{"error": {"message": "m"}}', b"[]"]
+)
+def test_an_error_of_a_proxy_is_told_in_its_own_words(body: bytes) -> None:
+    head = b"HTTP/1.1 502 Bad Gateway\r\nRetry-After: Sat, 21 Nov 2026 12:00:00 GMT\r\n"
+    with (
+        answering(head + f"Content-Length: {len(body)}\r\n\r\n".encode() + body) as client,
+        pytest.raises(ServerError, match="the server answers 502: Bad Gateway") as caught,
+    ):
+        client.get("video_0")
+    assert (caught.value.code, caught.value.field, caught.value.retry_seconds) == ("unknown", None, None)
 
 
 def test_fields_that_the_server_does_not_know_are_refused_and_no_others() -> None:
