@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import IsoframeError, JobCancelledError, exit_code
-from .events import CancelledEvent, DoneEvent, Event, FailureEvent, PartialEvent, QueuedEvent, StartedEvent
+from .events import (
+    CancelledEvent,
+    DoneEvent,
+    Event,
+    FailureEvent,
+    FileEvent,
+    PartialEvent,
+    QueuedEvent,
+    StartedEvent,
+)
 from .job_log import JobLog, LogEntry
 from .video import Video
 
@@ -142,8 +151,8 @@ class Job:
         self._call_back()
 
     def _on_event(self, event: Event) -> None:
-        # That event comes because of the cancelling.
-        if self._is_cancelled and not isinstance(event, PartialEvent):
+        # A partial file comes because of the cancelling, and a whole one came before it: the video is there.
+        if self._is_cancelled and not isinstance(event, PartialEvent | FileEvent):
             raise JobCancelledError(f"job {self.path} was cancelled")
         self._log.append(event)
 
@@ -179,7 +188,10 @@ class Job:
 
 def _forget_frames(error: BaseException | None) -> None:
     """Let go of what the frames of a traceback hold: the tensors of the job."""
-    while error is not None:
+    seen: set[int] = set()
+    # Causes may go in circles where two errors are raised from each other.
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 

@@ -46,12 +46,13 @@ class JobQueue:
             self._start_thread()
 
     def close(self) -> None:
-        """Cancel all jobs, and wait for those at work; closing twice is allowed."""
+        """Cancel all jobs, and wait for those at work; closing twice is allowed, and so is closing in a job's callback."""
         with self._lock:
             self._is_closed = True
             jobs = list(self._waiting)
             jobs += [job for job in self._threads.values() if job is not None]
-            threads = list(self._threads)
+            # A callback of a job runs in its thread, which cannot wait for itself.
+            threads = [thread for thread in self._threads if thread is not threading.current_thread()]
         for job in jobs:
             job.cancel()
         for thread in threads:

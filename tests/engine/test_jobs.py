@@ -308,6 +308,52 @@ def test_callbacks_come_once_when_the_job_is_over_or_at_once(tmp_path: Path) -> 
     assert told == ["cancelled 1 False", "cancelled"]
 
 
+def test_a_callback_may_close_the_queue_of_its_job(tmp_path: Path) -> None:
+    queue, go, told = JobQueue(4), threading.Event(), list[str]()
+
+    def render(_: object) -> Video:
+        assert go.wait(TIMEOUT)
+        return Video(path=tmp_path, num_frames=1, fps=30, width=1, height=1, seconds=1)
+
+    first, second = (Job(tmp_path, fps=30, priority=0, render=render) for _ in range(2))
+
+    def close(_: Job) -> None:
+        queue.close()
+        told.append(second.state)
+
+    first.add_done_callback(close)
+    queue.put(first)
+    queue.put(second)
+    thread = next(iter(queue._threads))
+    go.set()
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
+    assert (told, first.state) == (["cancelled"], "done")
+
+
+def test_a_job_that_is_cancelled_when_its_file_is_there_is_done(tmp_path: Path) -> None:
+    def render(on_event: Callable[[Event], None]) -> Video:
+        assert job.cancel()
+        on_event(FileEvent(path=tmp_path / "video.mp4"))
+        return Video(path=tmp_path, num_frames=1, fps=30, width=1, height=1, seconds=1)
+
+    job = Job(tmp_path, fps=30, priority=0, render=render)
+    job.run()
+    assert (job.state, job.is_cancelled) == ("done", True)
+
+
+def test_a_job_fails_with_errors_that_are_causes_of_each_other(tmp_path: Path) -> None:
+    def render(_: object) -> Video:
+        one, other = RuntimeError("one"), RuntimeError("other")
+        one.__cause__, other.__cause__ = other, one
+        raise one
+
+    job = Job(tmp_path, fps=30, priority=0, render=render)
+    threading.Thread(target=job.run, daemon=True).start()
+    with pytest.raises(RuntimeError, match="one"):
+        job.result(TIMEOUT)
+
+
 def test_a_full_queue_refuses_and_keeps_the_folder(
     engine: Engine, request_of: Callable[..., Request], tmp_path: Path, gate: Gate
 ) -> None:
