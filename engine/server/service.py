@@ -79,6 +79,8 @@ class VideoService:
         self._creating = threading.Lock()
         self._live: dict[str, LiveJob] = {}
         self._recent: OrderedDict[str, LiveJob] = OrderedDict()
+        # Of the live ones: their ends remove them, noted or not.
+        self._deleted: set[str] = set()
         self._is_closing = False
         self._exit = contextlib.ExitStack()
         make_folder("service", self._jobs)
@@ -87,10 +89,13 @@ class VideoService:
                 folder / "lock", f"folder {folder} is in use by another service; choose another one"
             )
         )
-        self._index = VideoIndex(folder / "index.sqlite", [])
-        self._exit.callback(self._index.close)
-        self._forget_kept()
-        self._resume_all()
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self._exit.close)
+            self._index = VideoIndex(folder / "index.sqlite", [])
+            self._exit.callback(self._index.close)
+            self._forget_kept()
+            self._resume_all()
+            on_failure.pop_all()
 
     @property
     def card(self) -> ModelCard:
@@ -281,14 +286,15 @@ class VideoService:
         with self._lock:
             self.get(name)
             path = self._jobs / name
-            write_end(path, End(state=DELETED, ended=time.time()))
             self._index.remove(name)
             self._recent.pop(name, None)
             live = self._live.get(name)
             if live is None:
                 _remove(path)
             else:
-                # Its end removes the files.
+                # Its end removes the files, or the next start after a crash.
+                self._deleted.add(name)
+                _try_to_write_end(path, End(state=DELETED, ended=time.time()))
                 live.job.cancel()
 
     def events(
@@ -393,7 +399,7 @@ class VideoService:
             live = self._live.get(name)
             if live is not None and not status.is_over:
                 # Before the job knows: a crash in between must not have it resumed.
-                write_end(self._jobs / name, end)
+                _try_to_write_end(self._jobs / name, end)
                 live.job.cancel()
             elif status.state == PAUSED:
                 write_end(self._jobs / name, end)
@@ -447,10 +453,11 @@ class VideoService:
         with self._left:
             del self._live[name]
             self._left.notify_all()
-            end = read_end(live.job.path)
-            if end is not None and end.state == DELETED:
+            if name in self._deleted:
+                self._deleted.remove(name)
                 _remove(live.job.path)
                 return
+            end = read_end(live.job.path)
             status = replace(live.status(), ended=time.time(), seconds_left=None, failure=_failure(live.job))
             if end is not None and status.state == CANCELLED:
                 status = replace(status, state=end.state)
@@ -564,13 +571,18 @@ def _failure(job: Job) -> VideoFailure | None:
 
 
 def _keep_failure(path: Path, status: VideoStatus) -> None:
-    if status.failure is None or status.ended is None:
-        return
+    if status.failure is not None and status.ended is not None:
+        _try_to_write_end(path, End(state="failed", ended=status.ended, failure=status.failure))
+
+
+def _try_to_write_end(path: Path, end: End) -> None:
+    """A full disk is one reason to fail, to stop a video, or to delete one."""
     try:
-        write_end(path, End(state="failed", ended=status.ended, failure=status.failure))
+        write_end(path, end)
     except OSError as error:
-        # A full disk is one reason to fail; after a restart the job is then tried again.
-        _logger.warning("that %s failed could not be written: %s", path, error)
+        _logger.warning(
+            "that %s is %s could not be written, a restart goes on with it: %s", path, end.state, error
+        )
 
 
 def _remove(path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from video_server import TIMEOUT, KeptWorkers, load
 
-from isoframe.engine import ConfigError, Engine, InputError, Request
+from isoframe.engine import ConfigError, Engine, InputError, JobCancelledError, Request
 from isoframe.engine.denoiser import Denoiser
 from isoframe.engine.job import Job
 from isoframe.engine.server.event_stream import event_stream
@@ -56,6 +56,11 @@ def create_running(service: VideoService) -> VideoStatus:
     while service.get(video.id).num_finished_sections == 0:
         threading.Event().wait(0.01)
     return service.get(video.id)
+
+
+def wait_until_left(service: VideoService, name: str) -> None:
+    while name in service._live:
+        threading.Event().wait(0.01)
 
 
 def content(service: VideoService, name: str) -> bytes:
@@ -176,6 +181,41 @@ def test_a_video_that_could_not_be_kept_is_not_made(
     assert [path.name for path in (tmp_path / "data" / "jobs").iterdir()] == [running]
     service.cancel(running)
     service.wait(running)
+
+
+def fail_to_write(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_videos_are_cancelled_and_deleted_though_the_disk_is_full(
+    service: VideoService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = service.wait(service.create(request_of(1)).id, TIMEOUT)
+    running = create_running(service).id
+    queued = [service.create(request_of(1)).id for _ in range(2)]
+    monkeypatch.setattr("isoframe.engine.server.notes.write_durably", fail_to_write)
+    service.delete(done.id)
+    service.delete(queued[0])
+    service.cancel(queued[1])
+    job = service._live[running].job
+    service.delete(running)
+    with pytest.raises(JobCancelledError):
+        job.result(TIMEOUT)
+    wait_until_left(service, running)
+    assert [video.id for video in service.page()] == [queued[1]]
+    assert service.get(queued[1]).state == "cancelled"
+    assert [path.name for path in (tmp_path / "data" / "jobs").iterdir()] == [queued[1]]
+
+
+def test_a_service_that_cannot_be_opened_leaves_its_folder_to_another_one(
+    engine: Engine, tmp_path: Path
+) -> None:
+    (tmp_path / "index.sqlite").mkdir()
+    with pytest.raises(OSError, match=r"index\.sqlite"):
+        VideoService(KeptWorkers(engine), tmp_path)
+    (tmp_path / "index.sqlite").rmdir()
+    with VideoService(KeptWorkers(engine), tmp_path) as service:
+        assert service.page() == []
 
 
 def test_a_restart_leaves_paused_videos_paused_until_they_are_taken_up(
