@@ -33,7 +33,7 @@ from .loaded_model import LoadedModel
 from .machine import Machine, with_budget
 from .metadata import video_metadata
 from .model_memory import JobMemory
-from .outputs import check_png_path, check_video_path, make_folder
+from .outputs import check_extras, check_png_path, check_video_path, make_folder
 from .plan import Plan
 from .previews import cached_latent_rgb, save_png
 from .rendering import Rendering, open_latents, open_png, open_writer, reporter
@@ -427,6 +427,8 @@ class Engine:
         overwrite: bool = False,
         on_event: EventHandler | None = None,
         preview_dir: str | os.PathLike[str] | None = None,
+        png_dir: str | os.PathLike[str] | None = None,
+        latents_path: str | os.PathLike[str] | None = None,
     ) -> Video:
         """Finish the job in ``job_dir``, bit for bit as if it had never stopped.
 
@@ -436,10 +438,14 @@ class Engine:
             overwrite: replace an existing file.
             on_event: called with every event.
             preview_dir: as for :meth:`render`.
+            png_dir: likewise; frames that an earlier run finished are not written.
+            latents_path: likewise, of all sections; a job that is complete has none to write.
 
         Raises:
-            InputError: there is no job, or it is of another model than this engine's.
+            InputError: there is no job, it is of another model than this engine's, or an output cannot be used.
         """
+        # Before that of the video, which may be the job's own.
+        check_extras(png_dir, latents_path, overwrite=overwrite)
         folder = JobFolder.open(job_dir)
         output = folder.record.output if path is None else path
         return self.render(
@@ -448,7 +454,9 @@ class Engine:
             overwrite=overwrite or folder.may_replace(output),
             on_event=on_event,
             preview_dir=preview_dir,
+            png_dir=png_dir,
             job_dir=job_dir,
+            latents_path=latents_path,
         )
 
     def submit(
@@ -460,6 +468,8 @@ class Engine:
         priority: int = 0,
         overwrite: bool = False,
         has_previews: bool = False,
+        png_dir: str | os.PathLike[str] | None = None,
+        latents_path: str | os.PathLike[str] | None = None,
     ) -> Job:
         """Have a thread of this engine make a video; jobs run one after the other.
 
@@ -470,12 +480,15 @@ class Engine:
             priority: jobs with a higher one run first.
             overwrite: replace an existing file.
             has_previews: draw a picture of the latents at every step, in the job's folder.
+            png_dir: as for :meth:`resume`; a later process that resumes the job has to be told again.
+            latents_path: likewise.
 
         Raises:
             InputError: the image, an output or ``job_dir`` cannot be used.
             BudgetError: the job does not fit into the budget.
             QueueFullError: as many jobs wait as may.
         """
+        check_extras(png_dir, latents_path, overwrite=overwrite)
         # From now on the folder tells a later process of the job, even if its turn never comes.
         folder = self.prepare(request, path, job_dir=job_dir, overwrite=overwrite)
         job_dir = folder.path
@@ -489,6 +502,8 @@ class Engine:
                 overwrite=overwrite,
                 on_event=on_event,
                 preview_dir=job_dir / "previews" if has_previews else None,
+                png_dir=png_dir,
+                latents_path=latents_path,
             ),
             release=self.release,
         )

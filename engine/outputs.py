@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import os
 import tempfile
 from pathlib import Path
 
@@ -62,6 +63,16 @@ def check_png_folder(folder: Path, *, overwrite: bool) -> list[Path]:
             f"PNG folder {folder} holds {old_frames[0].name}; pass --overwrite (overwrite=True) or another folder"
         )
     return old_frames
+
+
+def check_extras(
+    png_dir: str | os.PathLike[str] | None, latents_path: str | os.PathLike[str] | None, *, overwrite: bool
+) -> None:
+    """As :func:`check_video_path`, for what a video may have beside it."""
+    if png_dir is not None:
+        check_png_folder(Path(png_dir), overwrite=overwrite)
+    if latents_path is not None:
+        check_latents_path(Path(latents_path), overwrite=overwrite)
 
 
 def check_folder(purpose: str, folder: Path) -> None:

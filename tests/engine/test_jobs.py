@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from isoframe.engine import (
     CancelledEvent,
@@ -40,6 +41,7 @@ from isoframe.engine import (
 )
 from isoframe.engine.denoiser import Denoiser
 from isoframe.engine.history import History
+from isoframe.engine.images import load_image
 from isoframe.engine.job_folder import JobFolder
 from isoframe.engine.job_log import JobLog
 from isoframe.engine.job_queue import JobQueue
@@ -202,6 +204,47 @@ def test_previews_are_drawn_at_every_step(
     ]
     assert previews[0].path == tmp_path / "job" / "previews" / "section_000.png"
     assert previews[0].path.exists()
+
+
+def test_a_job_writes_frames_and_latents_as_render_does_and_after_a_stop_too(
+    engine: Engine, request_of: Callable[..., Request], tmp_path: Path
+) -> None:
+    def stop(event: Event) -> None:
+        if isinstance(event, SectionEvent):
+            raise JobCancelledError
+
+    engine.render(
+        request_of(), tmp_path / "a.mp4", png_dir=tmp_path / "a", latents_path=tmp_path / "a.safetensors"
+    )
+    job = engine.submit(
+        request_of(),
+        tmp_path / "b.mp4",
+        job_dir=tmp_path / "job",
+        png_dir=tmp_path / "b",
+        latents_path=tmp_path / "b.safetensors",
+    )
+    job.result(TIMEOUT)
+    frames = [(path.name, load_image(path).tobytes()) for path in sorted((tmp_path / "a").iterdir())]
+    assert [(path.name, load_image(path).tobytes()) for path in sorted((tmp_path / "b").iterdir())] == frames
+    assert len(frames) == 13
+    straight = load_file(tmp_path / "a.safetensors")["latents"]
+    assert torch.equal(load_file(tmp_path / "b.safetensors")["latents"], straight)
+    with pytest.raises(JobCancelledError):
+        engine.render(request_of(), tmp_path / "c.mp4", job_dir=tmp_path / "stopped", on_event=stop)
+    engine.resume(tmp_path / "stopped", latents_path=tmp_path / "c.safetensors")
+    assert torch.equal(load_file(tmp_path / "c.safetensors")["latents"], straight)
+
+
+@pytest.mark.parametrize("name", ["png_dir", "latents_path"])
+def test_a_job_whose_frames_or_latents_cannot_be_written_is_refused_at_once(
+    engine: Engine, request_of: Callable[..., Request], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "frame_00000.png").touch()
+    (tmp_path / "latents.safetensors").touch()
+    place = {"png_dir": tmp_path, "latents_path": tmp_path / "latents.safetensors"}[name]
+    with pytest.raises(InputError, match="pass --overwrite"):
+        engine.submit(request_of(), job_dir=tmp_path / "job", **{name: place})  # type: ignore[arg-type]  # a path
+    assert not (tmp_path / "job").exists()
 
 
 def test_higher_priorities_run_first_and_equals_in_order(
