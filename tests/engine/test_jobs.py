@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from job_gate import Gate
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -76,27 +77,6 @@ def request_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Reques
         return Request(**fields | changes)
 
     return make
-
-
-class Gate:
-    """Holds the jobs of an engine at their first step until it is opened."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._reached, self._opened = threading.Event(), threading.Event()
-        velocity = Denoiser._velocity
-
-        def held(*args: Any) -> Any:
-            self._reached.set()
-            assert self._opened.wait(TIMEOUT)
-            return velocity(*args)
-
-        monkeypatch.setattr(Denoiser, "_velocity", held)
-
-    def wait(self) -> None:
-        assert self._reached.wait(TIMEOUT)
-
-    def open(self) -> None:
-        self._opened.set()
 
 
 @pytest.fixture

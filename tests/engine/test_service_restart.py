@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from job_gate import Gate
 from PIL import Image
 from video_server import TIMEOUT, KeptWorkers, load
 
@@ -50,27 +51,6 @@ def request_of() -> Callable[..., Request]:
 
 def open_service(engine: Engine, folder: Path, **options: Any) -> VideoService:
     return VideoService(KeptWorkers(engine), folder, **options)
-
-
-class Gate:
-    """Holds the jobs of an engine at their first step until it is opened."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._reached, self._opened = threading.Event(), threading.Event()
-        velocity = Denoiser._velocity
-
-        def held(*args: Any) -> Any:
-            self._reached.set()
-            assert self._opened.wait(TIMEOUT)
-            return velocity(*args)
-
-        monkeypatch.setattr(Denoiser, "_velocity", held)
-
-    def wait(self) -> None:
-        assert self._reached.wait(TIMEOUT)
-
-    def open(self) -> None:
-        self._opened.set()
 
 
 @pytest.fixture
