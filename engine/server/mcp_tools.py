@@ -63,7 +63,7 @@ def _add_create(server: "MCPServer[None]", service: VideoService, folders: Seque
         """Start making a video of an image and a prompt; returns at once."""
         if video.model not in (None, service.card.name):
             raise FieldError("model", f"model must be {service.card.name}, got {video.model!r}")
-        picture = read_picture(_image_bytes(image, folders), service.limits)
+        picture = read_picture(_image_bytes(image, folders, service.limits.upload_bytes), service.limits)
         request = video.to_request(picture, service.card.loras)
         created = service.create(request, priority=video.priority, has_previews=video.previews)
         return _local(service, created.id)
@@ -149,12 +149,15 @@ def _local(service: VideoService, name: str) -> LocalVideo:
     return LocalVideo(**VideoObject.of(status).model_dump(), path=path)
 
 
-def _image_bytes(image: str, folders: Sequence[Path]) -> bytes:
+def _image_bytes(image: str, folders: Sequence[Path], max_bytes: int) -> bytes:
     """The file in base64, or a file in one of ``folders``, where links do not lead out of them."""
     found = [path for folder in folders if (path := _inside(folder, image)) is not None]
     if not found:
         return decode_base64(image)
     try:
+        # Before it is read: any file in the folder may be named.
+        if found[0].stat().st_size > max_bytes:
+            raise FieldError("image", f"image must have at most {max_bytes} bytes, {image} has more")
         return found[0].read_bytes()
     except OSError as error:
         raise FieldError("image", f"image {image} cannot be read: {error.strerror}") from error

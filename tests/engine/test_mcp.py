@@ -109,6 +109,20 @@ def test_base64_is_taken_and_a_video_can_be_cancelled(talk: Callable[..., Any]) 
     talk(cancel)
 
 
+def test_a_file_that_is_larger_than_an_image_may_be_is_not_read(
+    talk: Callable[..., Any], images: Path
+) -> None:
+    with (images / "huge.png").open("wb") as file:
+        # All of it hole: it takes no room, but nobody has the memory for it.
+        file.truncate(2**42)
+
+    async def ask(client: Client) -> None:
+        answer = await call(client, "create_video", image="huge.png", video=SMALL)
+        assert "image must have at most 1048576 bytes, huge.png has more" in answer
+
+    talk(ask)
+
+
 def test_files_elsewhere_are_not_read_and_errors_are_told(
     talk: Callable[..., Any], tmp_path: Path, images: Path
 ) -> None:
