@@ -221,7 +221,11 @@ class RayWorkers:
                 self._loaded.append(actor)
         else:
             # Not killed here: a thread of Ray calls this, and would wait for itself.
-            _logger.error("an actor could not load its engine", exc_info=error)
+            cause = getattr(error, "cause", error)
+            is_expected = isinstance(cause, IsoframeError)
+            _logger.error(
+                "an actor could not load its engine: %s", cause, exc_info=None if is_expected else error
+            )
         # One that failed too: the job that takes it counts it as lost, and has it replaced.
         self._free.put(actor)
 
