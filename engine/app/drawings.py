@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 _WIDTH, _BAR_HEIGHT = 640, 34
 _COLOURS = {"given": "#3f6fb5", "done": "#2e7d5b", "at work": "#b5651d", "waiting": "#6b7680"}
+# One section of so many has its number written: the first of these that leaves room for it.
+_INTERVALS, _NUMBER_WIDTH = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5)), 22
 _ORDER_NOTES = {
     "inverted": "the end is made first: 1 is the last part",
     "forward": "made from the start on",
@@ -50,6 +52,8 @@ def draw_sections(bars: Sequence[SectionBar], *, order: str) -> str:
     if not bars:
         return ""
     length = max(bar.end for bar in bars)
+    room = _WIDTH * max(bar.end - bar.start for bar in bars if bar.number) / length
+    interval = next(interval for interval in _INTERVALS if interval * room >= _NUMBER_WIDTH)
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} 62" width="100%" role="img" aria-label="sections of the video" '
         'font-family="sans-serif" font-size="11">'
@@ -61,7 +65,7 @@ def draw_sections(bars: Sequence[SectionBar], *, order: str) -> str:
             f'height="{_BAR_HEIGHT}" rx="4" fill="{_COLOURS[bar.state]}"><title>section {bar.number}: '
             f"{bar.start:.1f} to {bar.end:.1f} s, {bar.state}</title></rect>"
         )
-        if width >= 18:
+        if bar.number % interval == 0 and (bar.number or width >= 2 * _NUMBER_WIDTH):
             parts.append(
                 f'<text x="{x + width / 2:.1f}" y="37" text-anchor="middle" fill="#fff">{bar.number or "given"}</text>'
             )
@@ -100,10 +104,11 @@ def draw_memory(samples: Sequence[MemorySample]) -> str:
     return "".join(parts)
 
 
-def draw_progress(share: float, text: str) -> str:
-    """A bar filled to ``share`` of 1, with what happens now."""
+def draw_progress(share: float, text: str, *, title: str = "") -> str:
+    """A bar filled to ``share`` of 1, between which video it is and what happens now."""
     percent = 100 * min(max(share, 0.0), 1.0)
     return (
+        f'<p style="font-weight:600;overflow-wrap:anywhere">{html.escape(title)}</p>'
         f'<div role="progressbar" aria-valuenow="{percent:.0f}" aria-valuemin="0" aria-valuemax="100" '
         'style="background:#b9c0c855;border-radius:6px;overflow:hidden">'
         f'<div style="width:{percent:.1f}%;height:10px;background:{_COLOURS["done"]}"></div></div>'
