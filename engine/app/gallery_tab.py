@@ -5,46 +5,57 @@ from typing import Any
 import gradio as gr
 
 from ..errors import IsoframeError
-from .refusals import act_on, started
+from .refusals import act_on, chosen, started, watch
 from .studio import Studio
 
 
-def build_gallery(studio: Studio, watched: Any, tab: Any) -> None:
-    """The finished videos of all browsers."""
-    reload = gr.Button("Reload", size="sm", elem_id="gallery-reload")
+def build_gallery(studio: Studio, watched: Any, tab: Any, tabs: Any) -> None:
+    """The videos of all browsers that neither run nor wait."""
+    gr.Markdown("What is done, paused, cancelled or failed, the newest first.")
     gallery = gr.Gallery(
-        label="Videos", columns=6, height=260, allow_preview=False, object_fit="contain", fit_columns=False,
-        elem_id="gallery-list", buttons=[],
+        show_label=False, columns=6, height=260, allow_preview=False,
+        object_fit="contain", fit_columns=False, elem_id="gallery-list", buttons=[],
     )  # fmt: skip
     names = gr.State([])
-    chosen = gr.State("")
+    choice = gr.State("")
     with gr.Row():
-        video = gr.Video(label="Video", interactive=False, elem_id="gallery-video")
-        facts = gr.JSON(label="How it was made", elem_id="gallery-facts")
-    with gr.Row():
+        watching = gr.Button("Watch", size="sm", elem_id="gallery-watch")
         reproduce = gr.Button("Reproduce", size="sm", elem_id="gallery-reproduce")
-        watch = gr.Button("Watch", size="sm", elem_id="gallery-watch")
+        reload = gr.Button("Reload", size="sm", elem_id="gallery-reload")
         delete = gr.Button("Delete", size="sm", variant="stop", elem_id="gallery-delete")
+    with gr.Row(visible=False) as question:
+        sure = gr.Button("Delete it for good", size="sm", variant="stop", elem_id="gallery-delete-sure")
+        keep = gr.Button("Keep it", size="sm", elem_id="gallery-keep")
+    with gr.Row():
+        video = gr.Video(label="Video", interactive=False, height=420, elem_id="gallery-video")
+        facts = gr.JSON(label="How it was made", height=420, elem_id="gallery-facts")
 
     def refresh() -> tuple[Any, Any]:
-        found = studio.finished()
-        pictures = [(str(studio.thumbnail(status)), status.prompt[:40]) for status in found]
-        return pictures, [status.id for status in found]
+        found = studio.kept()
+        return [(studio.thumbnail(status), studio.caption(status)) for status in found], [
+            status.id for status in found
+        ]
 
     def choose(known: list[str], event: gr.SelectData) -> tuple[Any, ...]:
         name = known[event.index]
         try:
-            return name, str(studio.service.video_path(name)), studio.facts(name)
+            status = studio.service.get(name)
+            return name, studio.show(studio.video(status)), studio.facts(status), gr.update(visible=False)
         except IsoframeError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
+    def again(name: str) -> tuple[str, Any]:
+        return watch(started(lambda: studio.reproduce(chosen(name))))
+
     def remove(name: str) -> tuple[Any, ...]:
         act_on(studio.delete, name)
-        return "", None, None, *refresh()
+        return "", None, None, gr.update(visible=False), *refresh()
 
     for moment in (reload.click, tab.select):
         moment(refresh, outputs=[gallery, names])
-    gallery.select(choose, names, [chosen, video, facts])
-    reproduce.click(lambda name: started(lambda: studio.reproduce(name)), chosen, watched)
-    watch.click(lambda name: name, chosen, watched)
-    delete.click(remove, chosen, [chosen, video, facts, gallery, names])
+    gallery.select(choose, names, [choice, video, facts, question])
+    reproduce.click(again, choice, [watched, tabs])
+    watching.click(watch, choice, [watched, tabs])
+    delete.click(lambda name: gr.update(visible=bool(chosen(name))), choice, question)
+    keep.click(lambda: gr.update(visible=False), outputs=question)
+    sure.click(remove, choice, [choice, video, facts, question, gallery, names])

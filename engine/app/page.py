@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from .form_fields import build_fields
+from .form_fields import FormFields
 from .gallery_tab import build_gallery
 from .queue_tab import build_queue
 from .stage import Stage
@@ -18,6 +18,9 @@ CSS = """
 footer { display: none !important }
 .sections svg rect.at-work { animation: isoframe-pulse 1.2s infinite alternate }
 @keyframes isoframe-pulse { from { opacity: 1 } to { opacity: .55 } }
+#image img, #end-image img { object-fit: contain }
+#queue-list .wrap { flex-direction: column; align-items: stretch }
+#queue-list label span { overflow-wrap: anywhere }
 """
 
 
@@ -33,17 +36,19 @@ def build_page(studio: Studio, examples: Sequence[tuple[str, str]], *, max_secon
         title="Isoframe", analytics_enabled=False, fill_width=True, delete_cache=_CACHE_SECONDS
     ) as page:
         card = studio.service.card
-        gr.Markdown(f"# Isoframe\n{card.name} in {card.precision} on {card.device}")
+        gr.Markdown(f"### Isoframe: {card.name} in {card.precision} on {card.device}")
         # What this browser looks at survives a reload of the page; it is no secret.
         watched = gr.BrowserState("", storage_key="isoframe-video", secret="isoframe")
         timer = gr.Timer(_REFRESH_SECONDS)
-        with gr.Tab("Make", id="make"), gr.Row():
-            with gr.Column(scale=2):
-                fields = build_fields(studio, examples, max_seconds)
-            with gr.Column(scale=3):
-                Stage(studio).build(watched, timer, fields)
-        with gr.Tab("Queue", id="queue"):
-            build_queue(studio, watched, timer)
-        with gr.Tab("Gallery", id="gallery") as gallery:
-            build_gallery(studio, watched, gallery)
+        with gr.Tabs() as tabs:
+            with gr.Tab("Make", id="make"), gr.Row():
+                with gr.Column(scale=2):
+                    form = FormFields(studio, examples, max_seconds)
+                with gr.Column(scale=3):
+                    Stage(studio).build(watched, timer, form)
+            with gr.Tab("Queue", id="queue"):
+                build_queue(studio, watched, timer, tabs)
+            with gr.Tab("Gallery", id="gallery") as gallery:
+                build_gallery(studio, watched, gallery, tabs)
+        form.fill_in_on(page.load, watched)
     return page

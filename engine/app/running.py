@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..demo.examples_folder import EXAMPLES, list_examples
@@ -9,6 +10,7 @@ from ..errors import InputError
 from ..server.listening import bind
 from ..server.workers import LocalWorkers
 from .page import CSS, build_page
+from .shown_files import ShownFiles
 from .studio import Studio
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ def serve_page(
         InputError: the address or the folder cannot be had.
     """
     import gradio as gr
+    from gradio.utils import get_upload_folder
 
     with bind(host, port) as listener:
         # A port that is taken is told before a model is read; Gradio binds it again itself.
@@ -54,7 +57,8 @@ def serve_page(
     engine = serving.load()
     with contextlib.ExitStack() as stack:
         service = stack.enter_context(serving.open(LocalWorkers(engine)))
-        studio = Studio(service, engine)
+        # In Gradio's own folder files are served, and served without a copy.
+        studio = Studio(service, engine, ShownFiles(Path(get_upload_folder()) / "shown"))
         stack.callback(studio.close)
         examples = list_examples() if engine.components.name == "demo" else []
         page = build_page(studio, examples, max_seconds=serving.max_seconds)
@@ -69,7 +73,7 @@ def serve_page(
                 quiet=True,
                 footer_links=[],
                 max_file_size=serving.upload_bytes,
-                allowed_paths=[str(service.jobs_path), str(EXAMPLES)],
+                allowed_paths=[str(EXAMPLES)],
                 app_kwargs={} if is_shared or auth else {"middleware": [_own_addresses(host)]},
                 theme=gr.themes.Default(font=_FONTS, font_mono=("monospace",)),
                 css=CSS,

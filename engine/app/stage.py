@@ -1,6 +1,5 @@
 """The right side of the page: the video that this browser watches."""
 
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +7,7 @@ import gradio as gr
 
 from ..errors import IsoframeError
 from .drawings import draw_memory, draw_progress, draw_sections
-from .form_fields import read_form
+from .form_fields import FormFields, read_form
 from .refusals import act_on, started
 from .studio import Studio
 
@@ -22,9 +21,8 @@ class Stage:
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
 
-    def build(self, watched: Any, timer: Any, fields: Sequence[Any]) -> None:
+    def build(self, watched: Any, timer: Any, form: FormFields) -> None:
         """Add it to the page."""
-        make = gr.Button("Generate", variant="primary", elem_id="generate")
         progress = gr.HTML(elem_id="progress")
         strip = gr.Image(
             label="Preview in video time", interactive=False, height=110, elem_id="strip", buttons=[]
@@ -38,11 +36,15 @@ class Stage:
                 name: gr.Button(name, elem_id=name.lower().replace(" ", "-"), size="sm")
                 for name in ("Cancel", "Pause", "Go on")
             }
+            take = gr.Button("Use its settings", elem_id="use-settings", size="sm")
         with gr.Accordion("Redo from a section", open=False):
             section = gr.Number(
                 1, precision=0, minimum=1, label="Section, by its number above", elem_id="redo-section"
             )
-            seed = gr.Number(None, precision=0, label="Another seed (drawn if this and the prompt are empty)")
+            # An empty number would be sent as 0.
+            seed = gr.Textbox(
+                label="Another seed", placeholder="drawn, unless there is another prompt", elem_id="redo-seed"
+            )
             prompt = gr.Textbox(label="Another prompt from there on")
             redo = gr.Button("Redo from here", elem_id="redo", size="sm")
         with gr.Accordion("Make it longer", open=False), gr.Row():
@@ -52,11 +54,12 @@ class Stage:
         memory = gr.HTML(elem_id="memory")
 
         shown = gr.State({})
-        outputs = [shown, progress, strip, sections, video, memory, *buttons.values(), redo, extend]
+        outputs = [shown, progress, strip, sections, video, memory, *buttons.values(), redo, extend, take]
         refresh = dict(fn=self.refresh, inputs=[watched, shown], outputs=outputs, show_progress="hidden")
         timer.tick(**refresh, concurrency_limit=None)
         watched.change(**refresh, concurrency_limit=None)
-        make.click(self._create, fields, watched)
+        form.make.click(self._create, form.fields, watched)
+        form.fill_in_on(take.click, watched)
         actions = {
             "Cancel": self._studio.service.cancel,
             "Pause": self._studio.service.pause,
@@ -87,18 +90,19 @@ class Stage:
         return [signatures, *changed, *buttons]
 
     def _look(self, status: "VideoStatus") -> dict[str, Any]:
-        path = self._studio.video(status)
         return {
-            "progress": draw_progress(status.progress, self._studio.describe(status)),
+            "progress": draw_progress(
+                status.progress, self._studio.describe(status), title=self._studio.title(status)
+            ),
             "sections": draw_sections(self._studio.sections(status), order=status.order),
             "strip": self._studio.strip(status),
-            "video": None if path is None else str(path),
+            "video": self._studio.show(self._studio.video(status)),
         }
 
     def _create(self, *values: Any) -> str:
         return started(lambda: self._studio.create(read_form(values)))
 
-    def _redo(self, name: str, section: float | None, seed: float | None, prompt: str) -> str:
+    def _redo(self, name: str, section: float | None, seed: str, prompt: str) -> str:
         return started(lambda: self._studio.redo(name, section, seed, prompt))
 
     def _extend(self, name: str, seconds: float, side: str) -> str:
@@ -106,7 +110,7 @@ class Stage:
 
 
 def _possible(status: "VideoStatus | None") -> tuple[bool, ...]:
-    """Whether a video can be cancelled, paused, taken up again, redone and made longer."""
+    """Whether a video can be cancelled, paused, taken up again, redone, made longer and taken as an example."""
     state = None if status is None else status.state
     is_under_way = state in ("queued", "running")
     return (
@@ -115,6 +119,7 @@ def _possible(status: "VideoStatus | None") -> tuple[bool, ...]:
         state in ("paused", "cancelled", "failed"),
         state is not None and not is_under_way,
         state == "done",
+        state is not None,
     )
 
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _MAX_PICTURES, _HEIGHT = 12, 64
-_EMPTY = (185, 192, 200)
+EMPTY = (185, 192, 200)
 
 
 def compose_strip(folder: Path, sections: Sequence[int], num_frames: int) -> "Image | None":
@@ -33,7 +33,7 @@ def compose_strip(folder: Path, sections: Sequence[int], num_frames: int) -> "Im
     if not begun:
         return None
     width = begun[0].width
-    strip = Image.new("RGB", (width * per_section * len(shown), _HEIGHT), _EMPTY)
+    strip = Image.new("RGB", (width * per_section * len(shown), _HEIGHT), EMPTY)
     for column, found in enumerate(pictures):
         for i, picture in enumerate(found):
             strip.paste(picture, ((column * per_section + i) * width, 0))

@@ -2,12 +2,13 @@
 
 import logging
 import secrets
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import PRESETS, Request, SamplingConfig
-from ..errors import BudgetError, IsoframeError
+from ..errors import BudgetError, ConfigError, InputError, IsoframeError
 from ..guide_images import guide_seconds
 from ..job_run import read_partial
 from ..playable import write_playable
@@ -20,9 +21,10 @@ from ..source_video import SourceVideo
 from ..vae import num_leading_frames
 from ..video import read_video_info
 from .drawings import SectionBar
-from .form import Form, whole
+from .form import Form, whole, whole_text
 from .memory_history import MemoryHistory
-from .strip import compose_strip
+from .shown_files import ShownFiles
+from .strip import EMPTY, compose_strip
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,9 +44,10 @@ class Studio:
         memory: of this process, over the last minutes.
     """
 
-    def __init__(self, service: VideoService, engine: "Engine") -> None:
-        """``service`` makes its videos with ``engine``; both are closed by the caller."""
+    def __init__(self, service: VideoService, engine: "Engine", shown: ShownFiles) -> None:
+        """``service`` makes its videos with ``engine``; both are closed by the caller. Pages see files in ``shown``."""
         self.service = service
+        self._shown = shown
         self.memory = MemoryHistory(engine.device)
         self._engine = engine
         # Of every video its encoded sections, and a file that plays them.
@@ -63,17 +66,39 @@ class Studio:
         Raises:
             IsoframeError: it is refused; the message is for the page.
         """
-        return self.service.create(form.to_request(), has_previews=True)
+        request = form.to_request()
+        try:
+            return self.service.create(request, has_previews=True)
+        except InputError as error:
+            raise InputError(form.name_files(str(error))) from error
+
+    def form(self, name: str) -> Form:
+        """The form that asks for a video once more.
+
+        Raises:
+            UnknownVideoError: there is none of this id.
+        """
+        form = Form.of_request(self.service.folder(name).record.request)
+        loaded = [lora for lora in form.loras if lora in self.service.card.loras]
+        guides = [shown for image in form.guide_images or () if (shown := self.show(image)) is not None]
+        return replace(
+            form,
+            loras=loaded,
+            image=self.show(form.image),
+            end_image=self.show(form.end_image),
+            guide_images=guides,
+        )
 
     def describe_plan(self, form: Form) -> str:
         """Whether the video fits the budget and how long it takes, in one line."""
         try:
             request = form.to_request()
+            self.service.limits.check(request)
             plan = self._engine.plan(request)
         except BudgetError as error:
             return f"Does not fit: {error}"
         except IsoframeError as error:
-            return str(error)
+            return form.name_files(str(error))
         # The plan counts a start image.
         num_frames = (
             plan.num_frames
@@ -85,8 +110,8 @@ class Studio:
         needed = plan.peak + (plan.host.total if plan.is_cpu else 0)
         return (
             f"Fits: {needed / 2**30:.2f} of {memory / 2**30:.1f} GiB {kind}; {num_frames} frames in "
-            f"{len(plan.sections)} sections, about {plan.seconds_per_frame:.2g} s per frame, "
-            f"{plan.seconds / 60:.1f} minutes on {plan.card.name}{_changes(request)}"
+            f"{_count(len(plan.sections), 'section')}, about {plan.seconds_per_frame:.2g} s per frame, "
+            f"{_duration(plan.seconds)} on {plan.card.name}{_changes(request)}"
         )
 
     def set_budget(self, vram: str, ram: str) -> str:
@@ -136,6 +161,13 @@ class Studio:
                 bars.append(SectionBar(number=0, start=start / fps, end=end / fps, state="given"))
         return sorted(bars, key=lambda bar: bar.start)
 
+    def show(self, path: Path | str | None) -> str | None:
+        """Where pages find a file; None for none, and for one that somebody removed."""
+        try:
+            return None if path is None else str(self._shown.show(Path(path)))
+        except FileNotFoundError:
+            return None
+
     def strip(self, status: VideoStatus) -> "Image | None":
         """Pictures of the latents in video time; None before the first step."""
         sections = [bar.number - 1 for bar in self.sections(status) if bar.state != "given"]
@@ -144,9 +176,10 @@ class Studio:
 
     def video(self, status: VideoStatus) -> Path | None:
         """The video, or while it is made what is finished of it; None if that is nothing."""
-        if status.state == "done":
-            return self.service.video_path(status.id)
         folder = self.service.folder(status.id)
+        if status.state == "done":
+            self._forget_playable(status.id)
+            return self.service.video_path(status.id)
         if status.state not in ("queued", "running") and (partial := read_partial(folder.path)) is not None:
             return partial
         num_encoded, path = self._playable.get(status.id, (0, None))
@@ -160,6 +193,16 @@ class Studio:
             self._playable[status.id] = num_encoded, path
         return path
 
+    def title(self, status: VideoStatus) -> str:
+        """Which video it is, in one line."""
+        return f"{_shortened(status.prompt, 100)} ({status.seconds:.1f} s, seed {status.seed})"
+
+    def caption(self, status: VideoStatus) -> str:
+        """The same in a few words; what differs between videos of one prompt comes first."""
+        made = time.strftime("%H:%M", time.localtime(status.created))
+        state = "" if status.state == "done" else f"{status.state}, "
+        return f"{state}{status.seconds:.1f} s, {made}: {_shortened(status.prompt, 40)}"
+
     def describe(self, status: VideoStatus) -> str:
         """What happens to a video, in one line."""
         if status.failure is not None:
@@ -167,27 +210,35 @@ class Studio:
         share = f"{status.num_finished_sections} of {status.num_sections} sections"
         if status.state == "running":
             left = "" if status.seconds_left is None else f", {_duration(status.seconds_left)} left"
-            return f"At work: {share}{left}"
+            # The open edge of a section changes when the next one is blended in.
+            is_blank = status.num_finished_sections > 0 and self.service.folder(status.id).num_encoded == 0
+            return f"At work: {share}{left}{'; the first frames follow with the next section' if is_blank else ''}"
         if status.state == "queued":
             names = [queued.id for queued, _ in self.service.queue()]
             ahead = names.index(status.id) if status.id in names else 0
-            return f"Waits behind {ahead} other{'s' if ahead != 1 else ''}"
+            return f"Waits behind {_count(ahead, 'other')}"
         if status.state == "done":
             return f"Done: {status.num_frames} frames, {status.seconds:.1f} s{self._comparison(status)}"
         return f"{status.state.capitalize()}: {share} are kept"
 
-    def redo(self, name: str, section: float | None, seed: float | None, prompt: str) -> VideoStatus:
-        """Make section ``section`` (from 1, in the order of making) and all later ones again, as a new video.
+    def redo(self, name: str, section: float | None, seed: str = "", prompt: str = "") -> VideoStatus:
+        """Make a section and all later ones again, as a new video.
+
+        Args:
+            name: id of the video.
+            section: from 1, in the order of making.
+            seed: of that section's noise; empty keeps it if there is a prompt, and draws another one if there is none.
+            prompt: from that section on; empty keeps it.
 
         Raises:
             IsoframeError: it is refused.
         """
-        given = None if not prompt.strip() else prompt
-        if seed is None and given is None:
-            seed = draw_seed()
-        return self.service.redo(
-            name, whole("section", section) - 1, seed=None if seed is None else int(seed), prompt=given
-        )
+        given = prompt if prompt.strip() else None
+        if seed.strip():
+            chosen: int | None = whole_text("seed", seed)
+        else:
+            chosen = draw_seed() if given is None else None
+        return self.service.redo(name, whole("section", section) - 1, seed=chosen, prompt=given)
 
     def extend(self, name: str, seconds: float, *, is_before: bool) -> VideoStatus:
         """Make a finished video longer, as a new one that begins or ends with all of its frames.
@@ -228,7 +279,14 @@ class Studio:
         return status
 
     def move(self, name: str, *, is_to_front: bool) -> None:
-        """Have a video that waits come first or last."""
+        """Have a video that waits come first or last.
+
+        Raises:
+            ConfigError: it does not wait.
+        """
+        status = self.service.get(name)
+        if status.state != "queued":
+            raise ConfigError(f"only a video that waits can be moved, this one is {status.state}")
         priorities = [priority for _, priority in self.service.queue()]
         self.service.prioritize(
             name, max(priorities, default=0) + 1 if is_to_front else min(priorities, default=0) - 1
@@ -239,23 +297,34 @@ class Studio:
         self._playable.pop(name, None)
         self.service.delete(name)
 
-    def finished(self, limit: int = 60) -> list[VideoStatus]:
-        """The newest videos that are done."""
-        return [status for status in self.service.page(limit=limit) if status.state == "done"]
+    def kept(self, limit: int = 60) -> list[VideoStatus]:
+        """The newest videos that neither run nor wait: done, paused, cancelled or failed."""
+        found = self.service.page(limit=limit)
+        return [status for status in found if status.state not in ("queued", "running")]
 
-    def thumbnail(self, status: VideoStatus) -> Path:
-        """The start image, or the first frame of a finished video that was made from text alone."""
+    def thumbnail(self, status: VideoStatus) -> "str | Image":
+        """The start image, the first frame of a video that was made from text alone, or grey while it has none."""
+        from PIL import Image
+
         folder = self.service.folder(status.id)
-        if folder.record.request.image is not None:
-            return folder.path / "image.png"
-        path = folder.path / "thumbnail.png"
+        path = folder.path / ("thumbnail.png" if folder.record.request.image is None else "image.png")
         if not path.exists():
-            SourceVideo(self.service.video_path(status.id), status.fps).first_frame().save(path)
-        return path
+            if status.state != "done" or not (video := self.service.folder(status.id).record.output).exists():
+                return Image.new("RGB", (64, 64), EMPTY)
+            SourceVideo(video, status.fps).first_frame().save(path)
+        return self.show(path) or Image.new("RGB", (64, 64), EMPTY)
 
-    def facts(self, name: str) -> dict[str, object]:
-        """How a finished video was made: what its file says."""
-        return read_video_info(self.service.video_path(name)).metadata
+    def facts(self, status: VideoStatus) -> dict[str, object]:
+        """How a video was made: what its file says, or for want of one what was asked for."""
+        if status.state == "done":
+            return read_video_info(self.service.video_path(status.id)).metadata
+        return dict(self.service.folder(status.id).record.metadata)
+
+    def _forget_playable(self, name: str) -> None:
+        """Remove what was played of a video while it was made."""
+        _, path = self._playable.pop(name, (0, None))
+        if path is not None:
+            path.unlink(missing_ok=True)
 
     def _sampling(self, status: VideoStatus) -> SamplingConfig:
         return self.service.folder(status.id).record.sampling
@@ -297,4 +366,15 @@ def draw_seed() -> int:
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours} h {minutes:02d} min" if hours else f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -23,9 +23,14 @@ PATIENCE = 120_000
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the app keeps its videos."""
+    return tmp_path_factory.mktemp("app") / "app"
+
+
+@pytest.fixture(scope="module")
+def address(data: Path) -> Iterator[str]:
     """The app in a process of its own, stopped as Ctrl-C does."""
-    folder = tmp_path_factory.mktemp("app")
     command = [
         sys.executable,
         "-P",
@@ -38,7 +43,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "cpu",
     ]
     process = subprocess.Popen(
-        [*command, "--cache-dir", str(folder), "--threads", "1"],
+        [*command, "--cache-dir", str(data.parent), "--threads", "1"],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(SOURCES)},
@@ -87,7 +92,7 @@ def fill_in(page: Page, seconds: float, *, steps: int = 4) -> None:
         box.fill(str(value))
         box.press("Enter")
     num_sections = max(round(30 * seconds / 36), 1)
-    expect(page.locator("#plan")).to_contain_text(f"in {num_sections} sections", timeout=PATIENCE)
+    expect(page.locator("#plan")).to_contain_text(f"in {num_sections} section", timeout=PATIENCE)
 
 
 def generate(page: Page, seconds: float, *, steps: int = 4) -> None:
@@ -132,10 +137,33 @@ def test_a_page_elsewhere_cannot_reach_the_app_through_a_name_of_its_own(address
         connection.close()
 
 
-def test_bad_input_is_told_on_the_page(open_page: Callable[[], Page]) -> None:
+def test_bad_input_is_told_on_the_page(open_page: Callable[[], Page], tmp_path: Path) -> None:
     page = open_page()
     page.locator("#generate").click()
     expect(page.get_by_text("image must be given").first).to_be_visible(timeout=PATIENCE)
+    broken = tmp_path / "broken.png"
+    broken.write_text("no picture")
+    page.locator("#image input[type=file]").set_input_files(broken)
+    page.locator("#prompt textarea").fill("a red circle bounces")
+    expect(page.locator("#plan")).to_contain_text("image broken.png is damaged", timeout=PATIENCE)
+    page.get_by_text("a red circle bounces", exact=True).last.click()
+    expect(page.locator("#plan")).to_contain_text("Fits", timeout=PATIENCE)
+    seconds = page.locator("#seconds input[type=number]")
+    for value, told in (("500", "seconds must be at most 120"), ("", "seconds must be a number")):
+        seconds.fill(value)
+        expect(page.locator("#plan")).to_contain_text(told, timeout=PATIENCE)
+
+
+def test_only_what_pages_show_is_served(open_page: Callable[[], Page], address: str, data: Path) -> None:
+    page = open_page()
+    generate(page, 1.2)
+    wait_for(page, "Done: 37 frames")
+    video = page.locator("#video video")
+    expect(video).to_be_visible(timeout=PATIENCE)
+    assert page.request.get(video.get_attribute("src")).status == 200
+    files = [path for path in (data / "jobs").rglob("*") if path.is_file()]
+    assert {"job.json", "video.mp4", "image.png"} <= {path.name for path in files}
+    assert {page.request.get(f"{address}gradio_api/file={path}").status for path in files} == {403}
 
 
 def test_a_video_is_paused_taken_up_again_and_cancelled(open_page: Callable[[], Page]) -> None:
@@ -198,7 +226,10 @@ def test_a_reload_shows_the_same_video(open_page: Callable[[], Page]) -> None:
     generate(page, 2.4)
     wait_for(page, "Done: 73 frames")
     page.reload()
-    wait_for(page, "Done: 73 frames")
+    wait_for(page, "a red circle bounces .*Done: 73 frames")
+    expect(page.locator("#prompt textarea")).to_have_value("a red circle bounces", timeout=PATIENCE)
+    expect(page.locator("#seconds input[type=number]")).to_have_value("2.4")
+    expect(page.locator("#plan")).to_contain_text("in 2 sections", timeout=PATIENCE)
     expect(page.locator("#video video")).to_be_visible(timeout=PATIENCE)
 
 
@@ -215,11 +246,15 @@ def test_the_gallery_tells_how_a_video_was_made_makes_it_again_and_deletes_it(
     pictures.first.click()
     expect(page.locator("#gallery-facts")).to_contain_text("a red circle bounces", timeout=PATIENCE)
     page.locator("#gallery-reproduce").click()
-    choose_tab(page, "Make")
+    expect(page.locator("#progress")).to_be_visible(timeout=PATIENCE)
     wait_for(page, "the same file, bit for bit")
     choose_tab(page, "Gallery")
     expect(pictures).to_have_count(before + 1, timeout=PATIENCE)
-    page.locator("#gallery-delete").click()
+    for button in ("#gallery-delete", "#gallery-keep", "#gallery-delete"):
+        page.locator(button).click()
+        expect(page.locator("#gallery-delete-sure")).to_be_visible(visible=button != "#gallery-keep")
+    expect(pictures).to_have_count(before + 1)
+    page.locator("#gallery-delete-sure").click()
     expect(pictures).to_have_count(before, timeout=PATIENCE)
 
 

@@ -1,6 +1,8 @@
 """What the app shows, without a page."""
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -9,12 +11,14 @@ import pytest
 from PIL import Image
 from video_server import KeptWorkers, load
 
-from isoframe.engine import ConfigError, Engine
-from isoframe.engine.app.drawings import MemorySample, draw_memory, draw_progress, draw_sections
+from isoframe.engine import ConfigError, Engine, InputError
+from isoframe.engine.app.drawings import MemorySample, SectionBar, draw_memory, draw_progress, draw_sections
 from isoframe.engine.app.form import Form
+from isoframe.engine.app.shown_files import ShownFiles
 from isoframe.engine.app.strip import compose_strip
 from isoframe.engine.app.studio import QUALITIES, Studio
 from isoframe.engine.demo.examples_folder import find_example, list_examples
+from isoframe.engine.job_run import Redo
 from isoframe.engine.server.service import VideoService
 from isoframe.engine.server.service_errors import NotFinishedError
 from isoframe.engine.video import read_video_info
@@ -29,7 +33,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def studio(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     with VideoService(KeptWorkers(engine), tmp_path_factory.mktemp("data")) as service:
-        studio = Studio(service, engine)
+        studio = Studio(service, engine, ShownFiles(tmp_path_factory.mktemp("shown")))
         yield studio
         studio.close()
 
@@ -50,6 +54,9 @@ def form(**changes: object) -> Form:
         ({"prompt": "  "}, "prompt must say what happens"),
         ({"prompt": None}, "prompt must say what happens"),
         ({"seconds": -1}, "seconds must be a positive number"),
+        ({"seconds": None}, "seconds must be a number, the field is empty"),
+        ({"seconds": 500}, "seconds must be at most 120, got 500"),
+        ({"guidance_scale": None}, "guidance_scale must be a number, the field is empty"),
         ({"seed": None}, "seed must be a number, the field is empty"),
         ({"num_steps": None}, "num_steps must be a number, the field is empty"),
         (
@@ -74,7 +81,8 @@ def test_what_is_missing_is_told_before_anything_is_made(
 
 def test_the_plan_tells_whether_a_video_fits_and_follows_the_budget(studio: Studio) -> None:
     assert studio.describe_plan(form()).startswith("Fits: 0.")
-    assert "73 frames in 2 sections" in studio.describe_plan(form())
+    assert "73 frames in 2 sections, about " in studio.describe_plan(form())
+    assert re.search(r"1 section, .* s per frame, \d+ s on CPU$", studio.describe_plan(form(seconds=1.2)))
     before = studio._engine.machine.ram
     assert studio.set_budget("", "90MiB") == "90 MiB of RAM"
     assert studio.describe_plan(form()).startswith("Does not fit: ")
@@ -106,12 +114,12 @@ def test_sections_and_previews_stand_in_video_time(studio: Studio, order: str, n
     assert all(part is not None and part.size == (9 * 64, 64) for part in parts)
     assert studio.describe(status) == "Done: 73 frames, 2.4 s"
     assert studio.video(status) == studio.service.video_path(status.id)
-    assert studio.finished()[0].id == status.id
-    assert studio.facts(status.id)["request"]["seed"] == 5  # type: ignore[index]  # JSON
+    assert studio.kept()[0].id == status.id
+    assert studio.facts(status)["request"]["seed"] == 5  # type: ignore[index]  # JSON
 
 
 def test_text_alone_makes_a_video_that_the_gallery_shows_by_its_first_frame(studio: Studio) -> None:
-    assert "; 33 frames in 1 sections" in studio.describe_plan(form(is_text_alone=True, seconds=1.2))
+    assert "; 33 frames in 1 section," in studio.describe_plan(form(is_text_alone=True, seconds=1.2))
     status = studio.create(form(is_text_alone=True, seconds=1.2))
     studio.service.wait(status.id)
     status = studio.service.get(status.id)
@@ -137,7 +145,109 @@ def test_times_of_prompts_and_guides_are_told_where_they_snapped_to(studio: Stud
     assert [guide.image for guide in asked.to_request().guide_images] == [one, two]
     status = studio.create(asked)
     studio.service.wait(status.id)
-    assert studio.facts(status.id)["sampling"]["guide_places"] == [1, 2]  # type: ignore[index]  # JSON
+    assert studio.facts(status)["sampling"]["guide_places"] == [1, 2]  # type: ignore[index]  # JSON
+
+
+def test_a_damaged_image_is_told_by_its_name_and_not_by_where_the_app_keeps_it(
+    studio: Studio, tmp_path: Path
+) -> None:
+    image = tmp_path / "cat.png"
+    image.write_text("no picture")
+    told = studio.describe_plan(form(image=str(image)))
+    assert told.startswith("image cat.png is damaged or in no known format")
+    with pytest.raises(InputError, match="is damaged") as raised:
+        studio.create(form(image=str(image)))
+    assert str(tmp_path) not in told + str(raised.value)
+
+
+def test_the_form_of_a_video_asks_for_the_same_once_more(studio: Studio) -> None:
+    (one, _), (two, _) = list_examples()[:2]
+    asked = form(
+        prompt="a circle [0s] bounces [2s] spins", seconds=3.6, order="inverted", num_steps=3, seed=11,
+        step_cache="magcache", end_image=two, end_image_strength=0.5, guide_images=[one], guide_times="2.5",
+    )  # fmt: skip
+    status = studio.create(asked)
+    studio.service.cancel(status.id)
+    filled = studio.form(status.id)
+    assert [Path(path).name for path in (filled.image, filled.end_image) if path] == [
+        "image.png",
+        "end_image.png",
+    ]
+    files = dict.fromkeys(("image", "end_image", "guide_images"))
+    assert replace(filled, **files) == replace(asked, loras=[], **files)
+    assert len(filled.guide_images or ()) == 1
+    assert studio.describe_plan(filled) == studio.describe_plan(asked)
+
+
+def test_a_redo_draws_its_seed_unless_a_seed_or_a_prompt_is_given(studio: Studio) -> None:
+    status = studio.create(form())
+    studio.service.wait(status.id)
+
+    def redone(**changes: str) -> Redo:
+        made = studio.redo(status.id, 2, **changes)
+        studio.service.wait(made.id)
+        return studio.service.folder(made.id).redos[0]
+
+    first, second = redone(), redone()
+    assert first.seed is not None
+    assert second.seed not in (None, first.seed)
+    assert redone(seed=" 7 ") == Redo(section=1, seed=7, prompt=None)
+    assert redone(prompt="it stops") == Redo(section=1, seed=None, prompt="it stops")
+    with pytest.raises(ConfigError, match="seed must be a whole number, got 'new'"):
+        studio.redo(status.id, 2, seed="new")
+
+
+def test_what_was_stopped_stays_in_the_gallery_with_what_it_was_asked_for(studio: Studio) -> None:
+    status = studio.create(form(seconds=60, is_text_alone=True))
+    assert status.id not in [kept.id for kept in studio.kept()]
+    studio.service.pause(status.id)
+    studio.service.wait(status.id)
+    kept = studio.kept()[0]
+    assert (kept.id, kept.state) == (status.id, "paused")
+    assert studio.caption(kept).startswith("paused, 59.9 s, ")
+    assert isinstance(studio.thumbnail(kept), Image.Image)
+    with pytest.raises(ConfigError, match="only a video that waits can be moved, this one is paused"):
+        studio.move(status.id, is_to_front=True)
+    assert studio.facts(kept)["seed"] == 5
+    studio.delete(status.id)
+    assert status.id not in [kept.id for kept in studio.kept()]
+
+
+def test_what_was_played_meanwhile_goes_when_the_video_is_done(studio: Studio) -> None:
+    status = studio.create(form(seconds=6, num_steps=4))
+    while (played := studio.video(studio.service.get(status.id))) is None:
+        studio.service.wait(status.id, 0.05)
+    assert played.name.startswith("finished_")
+    studio.service.wait(status.id)
+    status = studio.service.get(status.id)
+    assert studio.video(status) == studio.service.video_path(status.id)
+    assert list(studio.service.folder(status.id).path.glob("finished_*")) == []
+
+
+def test_pages_reach_a_file_by_one_name_until_it_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "shown" / "old").mkdir(parents=True)
+    shown, path = ShownFiles(tmp_path / "shown", seconds_kept=0), tmp_path / "video.mp4"
+    assert list((tmp_path / "shown").iterdir()) == []
+    path.write_bytes(b"one")
+    first = shown.show(path)
+    assert shown.show(path) == first
+    assert (first.read_bytes(), first.name) == (b"one", "video.mp4")
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        shown.show(path)
+    path.write_bytes(b"other")
+    second = shown.show(path)
+    assert (second != first, second.read_bytes()) == (True, b"other")
+    path.unlink()
+    (tmp_path / "last.png").write_bytes(b"last")
+    shown.show(tmp_path / "last.png")
+    assert not second.exists()
+
+
+def test_some_sections_of_a_long_video_are_numbered() -> None:
+    bars = [SectionBar(number=50 - i, start=1.2 * i, end=1.2 * (i + 1), state="waiting") for i in range(50)]
+    numbers = re.findall(r">(\d+)</text>", draw_sections(bars, order="inverted"))
+    assert numbers == [str(number) for number in range(50, 0, -2)]
 
 
 def test_no_preview_is_drawn_before_the_first_step(tmp_path: Path) -> None:
