@@ -60,10 +60,6 @@ class SourceVideo:
                 digest.update(block)
         return digest.hexdigest()
 
-    def first_frame(self) -> Image.Image:
-        """At the video's own size."""
-        return Image.fromarray(next(self._decode()))
-
     def chunks(self, size: tuple[int, int]) -> Iterator[Tensor]:
         """All frames at ``size`` (height, width), uint8 [T, H, W, 3] a few at a time.
 
@@ -72,7 +68,7 @@ class SourceVideo:
         """
         chunk: list[NDArray[np.uint8]] = []
         num_frames = 0
-        for frame in self._decode():
+        for frame in _decode(self.path):
             chunk.append(_fit(frame, size))
             num_frames += 1
             if len(chunk) == _CHUNK:
@@ -100,25 +96,35 @@ class SourceVideo:
         """
         wanted = 4 * NUM_HISTORY
         if is_tail:
-            frames = list(deque(self._decode(), maxlen=wanted + 1))
+            frames = list(deque(_decode(self.path), maxlen=wanted + 1))
             frames = frames[-(4 * ((len(frames) - 1) // 4) + 1) :]
             is_lead_in = len(frames) == wanted + 1
         else:
-            frames = [frame for frame, _ in zip(self._decode(), range(wanted), strict=False)]
+            frames = [frame for frame, _ in zip(_decode(self.path), range(wanted), strict=False)]
             frames = [frames[0], *frames[: 4 * (len(frames) // 4)]]
             is_lead_in = True
         pixels = torch.from_numpy(np.stack([_fit(frame, size) for frame in frames])).float() / 127.5 - 1
         return pixels.permute(3, 0, 1, 2)[None].contiguous(), int(is_lead_in)
 
-    def _decode(self) -> Iterator[NDArray[np.uint8]]:
-        import av
 
-        try:
-            with av.open(ffmpeg_url(self.path)) as container:
-                for frame in container.decode(video=0):
-                    yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-        except (av.error.FFmpegError, OSError) as error:
-            raise InputError(f"{self.path} cannot be decoded: {error}") from error
+def first_frame(path: Path) -> Image.Image:
+    """Of a video of any length, at its own size.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return Image.fromarray(next(_decode(path)))
+
+
+def _decode(path: Path) -> Iterator[NDArray[np.uint8]]:
+    import av
+
+    try:
+        with av.open(ffmpeg_url(path)) as container:
+            for frame in container.decode(video=0):
+                yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+    except (av.error.FFmpegError, OSError) as error:
+        raise InputError(f"{path} cannot be decoded: {error}") from error
 
 
 def _fit(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

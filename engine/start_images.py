@@ -11,7 +11,7 @@ import numpy as np
 from .buckets import choose_bucket, scale_buckets
 from .config import DIRECTIONS, Request
 from .images import fit_to_bucket, load_image
-from .source_video import SourceVideo
+from .source_video import SourceVideo, first_frame
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +61,7 @@ class RequestImages:
         video = None if request.video is None else SourceVideo(request.video, request.fps)
         source = request.image
         if source is None and video is not None:
-            source = video.first_frame()
+            source = first_frame(video.path)
         start = None if source is None else load_image(source, force=request.force)
         given = None if start is None else (start.height, start.width)
         if video is not None:

@@ -1,5 +1,6 @@
 """What the app shows and does; it knows no page."""
 
+import io
 import logging
 import secrets
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import PRESETS, Request, SamplingConfig
+from ..durable import write_durably
 from ..errors import BudgetError, ConfigError, InputError, IsoframeError
 from ..guide_images import guide_seconds
 from ..job_run import read_partial
@@ -17,7 +19,7 @@ from ..server.service import VideoService
 from ..server.service_errors import UnknownVideoError
 from ..server.status import VideoStatus
 from ..sizes import format_size
-from ..source_video import SourceVideo
+from ..source_video import first_frame
 from ..vae import num_leading_frames
 from ..video import read_video_info
 from .drawings import SectionBar
@@ -306,13 +308,24 @@ class Studio:
         """The start image, the first frame of a video that was made from text alone, or grey while it has none."""
         from PIL import Image
 
-        folder = self.service.folder(status.id)
-        path = folder.path / ("thumbnail.png" if folder.record.request.image is None else "image.png")
-        if not path.exists():
-            if status.state != "done" or not (video := self.service.folder(status.id).record.output).exists():
-                return Image.new("RGB", (64, 64), EMPTY)
-            SourceVideo(video, status.fps).first_frame().save(path)
+        try:
+            path = self._picture(status)
+        except (IsoframeError, OSError) as error:
+            _logger.warning("video %s has no thumbnail: %s", status.id, error)
+            path = None
         return self.show(path) or Image.new("RGB", (64, 64), EMPTY)
+
+    def _picture(self, status: VideoStatus) -> Path | None:
+        folder = self.service.folder(status.id)
+        if folder.record.request.image is not None:
+            return folder.path / "image.png"
+        path = folder.path / "thumbnail.png"
+        if not path.exists() and status.state == "done":
+            picture = io.BytesIO()
+            first_frame(self.service.video_path(status.id)).save(picture, format="PNG")
+            # Other browsers may read it meanwhile.
+            write_durably(path, picture.getvalue())
+        return path
 
     def facts(self, status: VideoStatus) -> dict[str, object]:
         """How a video was made: what its file says, or for want of one what was asked for."""

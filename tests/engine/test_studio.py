@@ -133,6 +133,21 @@ def test_text_alone_makes_a_video_that_the_gallery_shows_by_its_first_frame(stud
     assert "the same file, bit for bit" in studio.describe(studio.service.get(again.id))
 
 
+def test_a_video_of_one_frame_has_a_thumbnail_and_one_whose_files_are_damaged_is_grey(studio: Studio) -> None:
+    request = form(is_text_alone=True).to_request()
+    status = studio.service.create(replace(request, seconds=0.1, latent_window_size=1))
+    studio.service.wait(status.id)
+    status = studio.service.get(status.id)
+    assert status.num_frames == 1
+    thumbnail = studio.thumbnail(status)
+    assert isinstance(thumbnail, str)
+    with Image.open(thumbnail) as picture:
+        assert picture.size == (status.width, status.height)
+    (studio.service.folder(status.id).path / "thumbnail.png").unlink()
+    studio.service.video_path(status.id).write_bytes(b"no video")
+    assert isinstance(studio.thumbnail(status), Image.Image)
+
+
 def test_times_of_prompts_and_guides_are_told_where_they_snapped_to(studio: Studio) -> None:
     (one, _), (two, _) = list_examples()[:2]
     asked = form(
