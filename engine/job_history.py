@@ -11,7 +11,7 @@ from .history import CleanLatents, History
 from .known_frames import KnownFrames
 from .sampled_sections import SampledSections
 from .scheduled_history import ContextGroup, ScheduledHistory
-from .sections import SectionPlan
+from .sections import NUM_HISTORY, SectionPlan
 
 SeenLatents = CleanLatents | list[ContextGroup]
 
@@ -81,7 +81,9 @@ class JobHistory:
         if self._beyond is not None and self._order == "forward":
             num_given = self._beyond.shape[2]
             given = self._frames(self._beyond, 1 - num_given)
-            given[-num_given] = self._start[0, :, 0]
+            # Of a longer video only the end is given: its first frame lies further away than anybody knows.
+            if num_given < NUM_HISTORY:
+                given[-num_given] = self._start[0, :, 0]
         end = max(plan.first_latent_frame + len(plan.latent_indices) for plan in plans)
         if self._beyond is not None and self._order != "forward":
             given = self._frames(self._beyond, end)

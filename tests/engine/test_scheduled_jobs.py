@@ -12,18 +12,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 from typer.testing import CliRunner
 
-from isoframe.engine import ConfigError, Engine, EngineConfig, JobEvent, Request, SamplingConfig
+from isoframe.engine import Conditioning, ConfigError, Engine, EngineConfig, JobEvent, Request, SamplingConfig
 from isoframe.engine import denoiser as denoiser_module
 from isoframe.engine.commands.app import build_app
 from isoframe.engine.config import ALL_ORDERS
 from isoframe.engine.context_packing import pack_context
 from isoframe.engine.guide_images import GuideImage
 from isoframe.engine.job_folder import JobFolder
+from isoframe.engine.job_history import JobHistory
 from isoframe.engine.known_frames import needed_sections
 from isoframe.engine.known_shapes import find_shapes
 from isoframe.engine.machine import described_machine
 from isoframe.engine.planned_job import PlannedJob
 from isoframe.engine.reproduction import Recipe, reproduce
+from isoframe.engine.sampled_sections import SampledSections
 from isoframe.engine.scheduled_history import ContextGroup, ScheduledHistory
 from isoframe.engine.scheduled_sections import most_tail_frames, plan_scheduled
 from isoframe.engine.schedules import Schedule, check_sides, published_schedule
@@ -454,6 +456,23 @@ def test_a_video_is_extended_with_a_schedule(
     assert other.path.read_bytes() != extended.path.read_bytes()
 
 
+@pytest.mark.parametrize(("num_given", "is_start_next"), [(18, True), (19, False)])
+def test_the_start_of_a_given_video_is_seen_beside_its_frames_only_where_all_are_given(
+    num_given: int, is_start_next: bool
+) -> None:
+    sampling = SamplingConfig(num_sections=2, order="forward", schedule="td_f24k4_g9", allow_untrained=True)
+    empty = torch.zeros(1, 1, 1)
+    conditioning = Conditioning(
+        text_embeds=empty, text_mask=empty[0].bool(), pooled_embeds=empty[0], image_embeds=empty,
+        start_latent=torch.full((1, 1, 1, 1, 1), 5.0), given_latents=torch.ones(1, 1, num_given, 1, 1),
+    )  # fmt: skip
+    plans = plan_sections(sampling)
+    (group,) = JobHistory(conditioning, sampling, plans, SampledSections()).seen(plans[0])
+    assert isinstance(group, ContextGroup)
+    expected = [0.0] * (23 - num_given) + [5.0 if is_start_next else 0.0] + [1.0] * num_given
+    assert group.latents.flatten().tolist() == expected
+
+
 def test_an_end_image_is_what_the_first_section_sees_next(
     engine: Engine, request_of: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -506,6 +525,8 @@ def test_a_schedule_that_cannot_run_is_refused_at_once(changes: dict[str, Any], 
 
 
 def test_a_guide_image_takes_the_place_of_one_frame() -> None:
+    with pytest.raises(ConfigError, match="schedule must be text such as"):
+        SamplingConfig(num_sections=3, schedule=9, guide_places=(1,))  # type: ignore[arg-type]  # refused
     with pytest.raises(
         ConfigError, match=r"need a schedule that begins with one frame, such as .*got g9_f1k1"
     ):
