@@ -222,8 +222,8 @@ class SamplingConfig:
         check_choice("order", self.order, ALL_ORDERS)
         _check_sampling(self)
         _check_order(self)
-        self._check_guides()
         _check_schedule(self)
+        self._check_guides()
         if self.target_index is not None:
             _check_at_least("target_index", self.target_index, 1)
             if self.schedule is not None:
