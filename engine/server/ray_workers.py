@@ -42,6 +42,8 @@ _MAX_LOSSES = 3
 _ENDS = (QueuedEvent, StartedEvent, DoneEvent, CancelledEvent, FailureEvent)
 # How often a job that waits for an actor looks whether it was cancelled.
 _POLL_SECONDS = 0.2
+# Longest wait for one that takes the place of the last.
+_START_SECONDS = 60.0
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -123,7 +125,9 @@ class RayWorkers:
             num_actors, needs = share_cluster(ray.cluster_resources(), source.config.device, num_actors)
             self._actor_class = ray.remote(VideoActor).options(max_concurrency=_NUM_CALLS, **needs)
             self._source = source
+            self._num_actors = num_actors
             self._lock = threading.Lock()
+            self._is_started = threading.Condition(self._lock)
             # All, and those of them whose engine is loaded; of these, those without a job are free.
             self._actors: list[Any] = []
             self._loaded: list[Any] = []
@@ -195,10 +199,8 @@ class RayWorkers:
     def _ask(self, call: Callable[[Any], Any]) -> Any:
         """What an actor answers; those that are found to be lost are replaced."""
         lost: RayActorError | None = None
-        for _ in range(len(self._actors) + 1):
-            with self._lock:
-                # One that still loads answers when it has.
-                actor = (self._loaded or self._actors)[0]
+        for _ in range(self._num_actors + 1):
+            actor = self._any()
             try:
                 return _answer(call(actor))
             except RayActorError as error:
@@ -206,11 +208,21 @@ class RayWorkers:
                 self._replace(actor)
         raise DeviceError("no actor of the Ray cluster answers; the log of the cluster says why") from lost
 
+    def _any(self) -> Any:
+        """An actor, which answers when its engine is loaded; waits while the last one is being replaced."""
+        with self._is_started:
+            self._is_started.wait_for(lambda: self._actors, timeout=_START_SECONDS)
+            actors = self._loaded or self._actors
+        if not actors:
+            raise DeviceError("no actor of the Ray cluster is there; the log of the cluster says why")
+        return actors[0]
+
     def _start(self) -> Any:
         """Start another actor, which takes jobs when its engine is loaded; a reference to its card."""
         actor = self._actor_class.remote(self._source)
-        with self._lock:
+        with self._is_started:
             self._actors.append(actor)
+            self._is_started.notify_all()
         card = actor.describe.remote()
         card.future().add_done_callback(lambda answer: self._on_start(actor, answer.exception()))
         return card

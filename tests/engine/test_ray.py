@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,29 @@ def test_actors_that_are_lost_while_nothing_is_made_are_replaced(service: VideoS
     for actor in list(workers._actors):
         ray.kill(actor)
     assert service.wait(service.create(request_of(1)).id, TIMEOUT).state == "done"
+
+
+def test_what_is_asked_while_no_actor_is_there_is_answered_by_the_next(
+    workers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    kill, answers = ray.kill, []
+
+    def ask_and_kill(actor: Any) -> None:
+        answers.append(pool.submit(workers._ask, lambda found: found.describe.remote()))
+        wait_until(lambda: answers[-1].done() or workers._is_started._waiters or workers._actors)
+        kill(actor)
+
+    monkeypatch.setattr(ray, "kill", ask_and_kill)
+    first, second = workers._actors
+    with ThreadPoolExecutor() as pool:
+        workers._actors = [second]
+        workers._replace(second)
+        assert answers[0].result(TIMEOUT) == workers.card
+    with workers._lock:
+        workers._actors.append(first)
+    wait_until(lambda: len(workers._loaded) == 2)
 
 
 def test_an_actor_that_cannot_load_its_engine_is_replaced_and_told_in_the_log(
