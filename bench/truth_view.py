@@ -79,18 +79,19 @@ class TruthView:
             save_rows(sheet.rows(), self.view.sheet / f"demo_{order}.png")
 
     def _measure(self, label: str, order: str, option: Option, sheet: "_Sheet") -> QualityRow:
-        return measure_quality(
-            Engine.load("demo", config=EngineConfig(**option.config)),
-            name=label,
-            num_pairs=self.view.pairs,
-            num_steps=self.view.steps,
-            keep=sheet.keep,
-            seconds=self.seconds,
-            order=order,
-            history_codebook=self.history_codebook,
-            schedule=self.schedule,
-            **option.request,
-        )
+        with Engine.load("demo", config=EngineConfig(**option.config)) as engine:
+            return measure_quality(
+                engine,
+                name=label,
+                num_pairs=self.view.pairs,
+                num_steps=self.view.steps,
+                keep=sheet.keep,
+                seconds=self.seconds,
+                order=order,
+                history_codebook=self.history_codebook,
+                schedule=self.schedule,
+                **option.request,
+            )
 
 
 @dataclass(slots=True)
