@@ -76,17 +76,20 @@ class JobHistory:
         return self._straight.clean_latents()
 
     def _scheduled(self, plans: Sequence[SectionPlan]) -> ScheduledHistory:
-        """What is given lies before the start image in forward order, else behind the last section."""
-        given: dict[int, Tensor] = {}
+        """What is given lies before the first section in forward order, else behind the last one.
+
+        As in the published layouts a codebook moves the start image where it is history, not where it is the start.
+        """
+        given = first = self._frames(self._start, 0)
         if self._beyond is not None and self._order == "forward":
             num_given = self._beyond.shape[2]
-            given = self._frames(self._beyond, 1 - num_given)
+            given = first | self._frames(self._beyond, 1 - num_given)
             # Of a longer video only the end is given: its first frame lies further away than anybody knows.
             if num_given < NUM_HISTORY:
-                given[-num_given] = self._start[0, :, 0]
+                given[-num_given] = first[0]
         end = max(plan.first_latent_frame + len(plan.latent_indices) for plan in plans)
         if self._beyond is not None and self._order != "forward":
-            given = self._frames(self._beyond, end)
+            given = first | self._frames(self._beyond, end)
         passing = {} if self._end is None or self._is_end_kept else self._frames(self._end, end)
         return ScheduledHistory(self._start, plans, given, passing)
 

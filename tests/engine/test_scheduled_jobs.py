@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from typer.testing import CliRunner
 
 from isoframe.engine import Conditioning, ConfigError, Engine, EngineConfig, JobEvent, Request, SamplingConfig
 from isoframe.engine import denoiser as denoiser_module
+from isoframe.engine.codebook import save_codebook
 from isoframe.engine.commands.app import build_app
 from isoframe.engine.config import ALL_ORDERS
 from isoframe.engine.context_packing import pack_context
 from isoframe.engine.guide_images import GuideImage
+from isoframe.engine.history import CleanLatents
 from isoframe.engine.job_folder import JobFolder
-from isoframe.engine.job_history import JobHistory
+from isoframe.engine.job_history import JobHistory, SeenLatents
 from isoframe.engine.known_frames import needed_sections
 from isoframe.engine.known_shapes import find_shapes
 from isoframe.engine.machine import described_machine
@@ -456,18 +459,42 @@ def test_a_video_is_extended_with_a_schedule(
     assert other.path.read_bytes() != extended.path.read_bytes()
 
 
+def first_seen(sampling: SamplingConfig, **changes: Tensor) -> SeenLatents:
+    """What the first section sees of a start latent of one pixel, 5."""
+    empty = torch.zeros(1, 1, 1)
+    conditioning = Conditioning(
+        text_embeds=empty, text_mask=empty[0].bool(), pooled_embeds=empty[0], image_embeds=empty,
+        start_latent=torch.full((1, 1, 1, 1, 1), 5.0), **changes,
+    )  # fmt: skip
+    plans = plan_sections(sampling)
+    return JobHistory(conditioning, sampling, plans, SampledSections()).seen(plans[0])
+
+
+@pytest.mark.parametrize("num_given", [None, 2])
+def test_a_codebook_moves_the_start_image_where_it_is_history_as_in_the_published_layout(
+    tmp_path: Path, num_given: int | None
+) -> None:
+    save_codebook(tmp_path / "c", torch.tensor([[1.0], [4.0]]), [])
+    changes = {} if num_given is None else {"given_latents": torch.ones(1, 1, num_given, 1, 1)}
+    sampling = SamplingConfig(
+        num_sections=2, order="forward", history_codebook=tmp_path / "c", allow_untrained=True
+    )
+    published = first_seen(sampling, **changes)
+    assert isinstance(published, CleanLatents)
+    assert published.clean is not None
+    assert published.clean_2x is not None
+    middle, start, near = first_seen(replace(sampling, schedule="f1k1_x_f2k2f1k1_g9"), **changes)
+    assert torch.equal(torch.cat((start.latents, near.latents), dim=2), published.clean)
+    assert torch.equal(middle.latents, published.clean_2x)
+    assert published.clean.flatten().tolist() == [5.0, 4.0 if num_given is None else 1.0]
+
+
 @pytest.mark.parametrize(("num_given", "is_start_next"), [(18, True), (19, False)])
 def test_the_start_of_a_given_video_is_seen_beside_its_frames_only_where_all_are_given(
     num_given: int, is_start_next: bool
 ) -> None:
     sampling = SamplingConfig(num_sections=2, order="forward", schedule="td_f24k4_g9", allow_untrained=True)
-    empty = torch.zeros(1, 1, 1)
-    conditioning = Conditioning(
-        text_embeds=empty, text_mask=empty[0].bool(), pooled_embeds=empty[0], image_embeds=empty,
-        start_latent=torch.full((1, 1, 1, 1, 1), 5.0), given_latents=torch.ones(1, 1, num_given, 1, 1),
-    )  # fmt: skip
-    plans = plan_sections(sampling)
-    (group,) = JobHistory(conditioning, sampling, plans, SampledSections()).seen(plans[0])
+    (group,) = first_seen(sampling, given_latents=torch.ones(1, 1, num_given, 1, 1))
     assert isinstance(group, ContextGroup)
     expected = [0.0] * (23 - num_given) + [5.0 if is_start_next else 0.0] + [1.0] * num_given
     assert group.latents.flatten().tolist() == expected
