@@ -19,6 +19,7 @@ footer { display: none !important }
 .sections svg rect.at-work { animation: isoframe-pulse 1.2s infinite alternate }
 @keyframes isoframe-pulse { from { opacity: 1 } to { opacity: .55 } }
 #image img, #end-image img { object-fit: contain }
+#strip img { width: 100%; height: 64px; object-fit: fill }
 #queue-list .wrap { flex-direction: column; align-items: stretch }
 #queue-list label span { overflow-wrap: anywhere }
 """

@@ -172,9 +172,15 @@ class Studio:
 
     def strip(self, status: VideoStatus) -> "Image | None":
         """Pictures of the latents in video time; None before the first step."""
-        sections = [bar.number - 1 for bar in self.sections(status) if bar.state != "given"]
-        folder = self.service.folder(status.id).path / "previews"
-        return compose_strip(folder, sections, self._sampling(status).latent_window_size)
+        window = self._sampling(status).latent_window_size
+        # As wide as in the bar of the sections below it.
+        spans = [
+            (None, round((bar.end - bar.start) * status.fps / 4))
+            if bar.state == "given"
+            else (bar.number - 1, window)
+            for bar in self.sections(status)
+        ]
+        return compose_strip(self.service.folder(status.id).path / "previews", spans, window)
 
     def video(self, status: VideoStatus) -> Path | None:
         """The video, or while it is made what is finished of it; None if that is nothing."""

@@ -109,7 +109,7 @@ def test_sections_and_previews_stand_in_video_time(studio: Studio, order: str, n
     strip = studio.strip(status)
     assert strip is not None
     folder = studio.service.folder(status.id).path / "previews"
-    parts = [compose_strip(folder, [number - 1], 9) for number in numbers]
+    parts = [compose_strip(folder, [(number - 1, 9)], 9) for number in numbers]
     assert strip.size == (12 * 64, 64)
     assert all(part is not None and part.size == (9 * 64, 64) for part in parts)
     assert studio.describe(status) == "Done: 73 frames, 2.4 s"
@@ -266,7 +266,15 @@ def test_some_sections_of_a_long_video_are_numbered() -> None:
 
 
 def test_no_preview_is_drawn_before_the_first_step(tmp_path: Path) -> None:
-    assert compose_strip(tmp_path, [0, 1], 9) is None
+    assert compose_strip(tmp_path, [(0, 9), (1, 9)], 9) is None
+
+
+def test_the_strip_stands_over_its_sections_and_tells_given_frames_from_those_to_come(tmp_path: Path) -> None:
+    Image.new("RGB", (9 * 8, 8), "red").save(tmp_path / "section_000.png")
+    strip = compose_strip(tmp_path, [(None, 18), (1, 9), (0, 9)], 9)
+    assert strip is not None
+    colours = [strip.getpixel((64 * i + 32, 32)) for i in range(12)]
+    assert colours == [(63, 111, 181)] * 6 + [(185, 192, 200)] * 3 + [(255, 0, 0)] * 3
 
 
 def test_every_quality_sets_steps_and_step_cache() -> None:
