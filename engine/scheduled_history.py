@@ -65,7 +65,8 @@ class ScheduledHistory:
 
     def append(self, plan: SectionPlan, latents: Tensor) -> None:
         """Add the finished section of ``plan``, [1, C, T, Y, X]."""
-        made = {plan.first_latent_frame + i: latents[0, :, i] for i in range(latents.shape[2])}
+        # A view of a frame that is kept would keep the whole section.
+        made = {plan.first_latent_frame + i: latents[0, :, i].clone() for i in range(latents.shape[2])}
         self.frames |= made
         self.means |= {place: _mean(frame) for place, frame in made.items()}
         self._forget(plan.index)

@@ -205,6 +205,7 @@ def test_a_history_is_bounded_however_long_the_video_is(
     for plan in plans:
         history.append(plan, frames_of(plan))
         sizes.append((len(history.frames), len(history.means)))
+        assert all(frame.untyped_storage().nbytes() == frame.nbytes for frame in history.frames.values())
     assert max(size[0] for size in sizes) <= num_frames
     assert max(size[1] for size in sizes) <= num_means
     assert (
