@@ -212,6 +212,11 @@ def test_three_videos_queue_and_a_second_browser_sees_the_queue_but_not_the_page
         choose_tab(browser, "Queue")
         expect(browser.locator("#queue-list label")).to_have_count(3, timeout=PATIENCE)
     expect(other.locator("#progress")).to_have_text("")
+    other.locator("#queue-list label").nth(0).click()
+    other.locator("#queue-watch").click()
+    expect(other.locator("#generate")).to_be_visible(timeout=PATIENCE)
+    wait_for(other, "At work")
+    choose_tab(other, "Queue")
     # From the last to the first, as the running one makes room for the next.
     for left in (2, 1, 0):
         other.locator("#queue-list label").nth(left).click()
