@@ -49,10 +49,13 @@ def address(data: Path) -> Iterator[str]:
         env=os.environ | {"PYTHONPATH": str(SOURCES)},
     )
     with process:
-        assert process.stdout is not None
-        yield process.stdout.readline().split(" ")[0]
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().split(" ")[0]
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 130
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
