@@ -12,7 +12,7 @@ from ..config import PRESETS, Request, SamplingConfig
 from ..durable import write_durably
 from ..errors import BudgetError, ConfigError, InputError, IsoframeError
 from ..guide_images import guide_seconds
-from ..job_run import read_partial
+from ..job_run import Redo, read_partial
 from ..playable import write_playable
 from ..sections import plan_sections
 from ..server.service import VideoService
@@ -203,12 +203,14 @@ class Studio:
 
     def title(self, status: VideoStatus) -> str:
         """Which video it is, in one line."""
-        return f"{_shortened(status.prompt, 100)} ({status.seconds:.1f} s, seed {status.seed})"
+        redone = "".join(f", {_redone(redo)}" for redo in self._redos(status))
+        return f"{_shortened(status.prompt, 100)} ({status.seconds:.1f} s, seed {status.seed}{redone})"
 
     def caption(self, status: VideoStatus) -> str:
         """The same in a few words; what differs between videos of one prompt comes first."""
         made = time.strftime("%H:%M", time.localtime(status.created))
         state = "" if status.state == "done" else f"{status.state}, "
+        state += "redone, " if self._redos(status) else ""
         return f"{state}{status.seconds:.1f} s, {made}: {_shortened(status.prompt, 40)}"
 
     def describe(self, status: VideoStatus) -> str:
@@ -345,6 +347,13 @@ class Studio:
         if path is not None:
             path.unlink(missing_ok=True)
 
+    def _redos(self, status: VideoStatus) -> tuple[Redo, ...]:
+        try:
+            return tuple(self.service.folder(status.id).redos)
+        except UnknownVideoError:
+            # Somebody deleted it while it was listed.
+            return ()
+
     def _sampling(self, status: VideoStatus) -> SamplingConfig:
         return self.service.folder(status.id).record.sampling
 
@@ -381,6 +390,13 @@ def _changes(request: Request) -> str:
 def draw_seed() -> int:
     """A seed that was not asked for."""
     return secrets.randbelow(_MAX_SEED)
+
+
+def _redone(redo: Redo) -> str:
+    """From where on a section and later ones were made again, and with what."""
+    seed = "" if redo.seed is None else f" with seed {redo.seed}"
+    prompt = "" if redo.prompt is None else f": {_shortened(redo.prompt, 60)}"
+    return f"redone from section {redo.section + 1}{seed}{prompt}"
 
 
 def _duration(seconds: float) -> str:

@@ -208,6 +208,10 @@ def test_a_redo_draws_its_seed_unless_a_seed_or_a_prompt_is_given(studio: Studio
     assert second.seed not in (None, first.seed)
     assert redone(seed=" 7 ") == Redo(section=1, seed=7, prompt=None)
     assert redone(prompt="it stops") == Redo(section=1, seed=None, prompt="it stops")
+    kept = studio.service.get(studio.kept()[0].id)
+    assert studio.title(kept).endswith("(2.4 s, seed 5, redone from section 2: it stops)")
+    assert studio.caption(kept).startswith("redone, 2.4 s, ")
+    assert studio.title(status) == f"{status.prompt} (2.4 s, seed 5)"
     with pytest.raises(ConfigError, match="seed must be a whole number, got 'new'"):
         studio.redo(status.id, 2, seed="new")
 
