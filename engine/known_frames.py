@@ -26,7 +26,8 @@ class KnownFrames:
     def append(self, plan: SectionPlan, latents: Tensor) -> None:
         """Add the finished section of ``plan``, [1, C, T, Y, X]."""
         places = range(plan.first_latent_frame, plan.first_latent_frame + latents.shape[2])
-        self.frames |= {place: latents[0, :, i] for i, place in enumerate(places)}
+        # A view of a frame that is kept would keep the whole section.
+        self.frames |= {place: latents[0, :, i].clone() for i, place in enumerate(places)}
         self.frames = {
             place: frame for place, frame in self.frames.items() if self._last_use.get(place, 0) > plan.index
         }

@@ -114,6 +114,7 @@ def test_known_frames_are_those_of_the_past_and_of_what_is_planned_ahead(order: 
     for plan in plans:
         known.append(plan, torch.zeros(1, 1, 9, 1, 1))
         sizes.append(len(known.frames))
+        assert all(frame.untyped_storage().nbytes() == frame.nbytes for frame in known.frames.values())
     assert max(sizes) <= 1 + 19 + num_ahead
 
 
