@@ -204,10 +204,12 @@ def _tiles(job: PlannedJob) -> tuple[int | None, ...]:
 
 def _refusal(job: PlannedJob, machine: Machine) -> BudgetError:
     """What is missing, and the nearest settings that fit."""
-    host = choose_host(job, machine)[0].total
+    least = choose_host(job, machine)[0]
+    host = least.total
     if host > machine.ram and not machine.is_cpu:
+        held = "decoded frames and latents of the history" if least.history else "decoded frames"
         return BudgetError(
-            f"staging, VAE, an encoder or decoded frames take {format_size(host)} of RAM, {format_size(machine.ram)} are "
+            f"staging, VAE, an encoder or {held} take {format_size(host)} of RAM, {format_size(machine.ram)} are "
             f"allowed; use {_memory_option('ram', host)}",
             needed=host,
             available=machine.ram,

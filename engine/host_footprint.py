@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from .companion_footprint import largest_once_layer_bytes
 from .footprint import PRECISIONS, once_weight_bytes, unit_bytes
+from .history_footprint import most_held_frames
 from .machine import Machine
 from .plan import HostBytes, Tier
 from .planned_job import PlannedJob
@@ -42,6 +43,7 @@ def host_on_disk(job: PlannedJob, machine: Machine) -> HostBytes:
         vae=is_device * value * shapes.vae.num_params,
         encoder=is_device * value * max(shapes.text_encoder_2.num_params, shapes.image_encoder.num_params),
         frames=has_companions * _frame_bytes(job, machine),
+        history=_history_bytes(job),
         runtime=_RUNTIME_BYTES,
     )
 
@@ -52,6 +54,14 @@ def _once_bytes(job: PlannedJob, machine: Machine) -> int:
     if job.is_stored(machine):
         return largest_once_layer_bytes(config, PRECISIONS["fp32"])
     return once_weight_bytes(config, job.denoise_shape(machine).precision)
+
+
+def _history_bytes(job: PlannedJob) -> int:
+    """Latents in fp32; the published layouts hold 60 frames at most, for which ``runtime`` has room."""
+    num_frames = most_held_frames(
+        job.sampling, num_given=-(-job.num_encoded_frames // 4), is_decoded=not job.is_latents_only
+    )
+    return 4 * job.shapes.transformer.in_channels * (job.size[0] // 8) * (job.size[1] // 8) * num_frames
 
 
 def _frame_bytes(job: PlannedJob, machine: Machine) -> int:

@@ -49,6 +49,7 @@ class HostBytes:
         vae: the VAE's weights, which wait here while they do not compute.
         encoder: the largest encoder that is loaded whole, on its way to the device.
         frames: decoded frames on their way to the file; there are none yet while an encoder is loaded.
+        history: latents that wait for later sections, where the length of the video or a schedule makes them many.
         runtime: modules and buffers that torch loads when it first computes.
     """
 
@@ -58,12 +59,13 @@ class HostBytes:
     vae: int
     encoder: int
     frames: int
+    history: int
     runtime: int
 
     @property
     def total(self) -> int:
         weights = self.store + self.staging + self.once + self.vae
-        return weights + max(self.encoder, self.frames) + self.runtime
+        return weights + max(self.encoder, self.frames + self.history) + self.runtime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,20 @@ def test_the_host_tier_follows_from_the_ram(ram: float, tier: str) -> None:
     assert plan.tier == tier
     assert (plan.host.store > 0) == (tier != "disk")
     assert (plan.host.staging > 0) == (tier != "pinned")
+
+
+@pytest.mark.parametrize(
+    ("order", "schedule"), [("planned", None), ("forward", "f1k1_x_td_f1000k8f16k4f4k2f1k1_g9")]
+)
+def test_a_history_for_which_there_is_no_ram_is_refused(order: str, schedule: str | None) -> None:
+    sampling = SamplingConfig(num_sections=800, order=order, schedule=schedule, allow_untrained=True)
+    long = replace(job("int8"), sampling=sampling)
+    short = replace(long, sampling=replace(sampling, num_sections=4))
+    room = machine(6, 2)
+    assert make_plan(short, room).fits
+    with pytest.raises(BudgetError, match="latents of the history take") as refused:
+        make_plan(long, room)
+    assert make_plan(long, replace(room, ram=refused.value.needed)).fits
 
 
 def test_a_card_that_holds_all_units_has_no_ring() -> None:

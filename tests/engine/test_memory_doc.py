@@ -19,6 +19,7 @@ from isoframe.engine.footprint import (
     step_weight_bytes,
     unit_bytes,
 )
+from isoframe.engine.history_footprint import most_held_frames
 from isoframe.engine.machine import Machine
 from isoframe.engine.model_shapes import published_shapes
 from isoframe.engine.planned_job import PlannedJob
@@ -40,7 +41,8 @@ def documented(precision: str, size: tuple[int, int], window: int, chunk: int) -
         "height": size[0] // 8, "width": size[1] // 8, "window": window, "vision": 729, "text": 100,
         "steps": 12, "branches": 1, "W": weight, "q": scale, "e": activation, "r": residual, "chunk": chunk,
         "L": 351, "E": 4096, "A": 32, "C0": 128, "C1": 256, "C2": 512, "F": 17, "Y": 256, "X": 192,
-        "store": 0, "staging": 0, "once": 0, "vae": 0, "encoder": 0, "frames": 0, "runtime": 0,
+        "store": 0, "staging": 0, "once": 0, "vae": 0, "encoder": 0, "frames": 0, "history": 0,
+        "runtime": 0,
     }  # fmt: skip
     exec(FORMULAS, names)
     return names
@@ -146,11 +148,23 @@ def test_ram_holds_what_the_table_says(ram: float, store: int, staging: int) -> 
     assert host.frames == eval(row["frames"].strip(" `"), {"pixels": 640 * 608, "window": 9})
     names = {
         name: getattr(host, name)
-        for name in ("store", "staging", "once", "vae", "encoder", "frames", "runtime")
+        for name in ("store", "staging", "once", "vae", "encoder", "frames", "history", "runtime")
     }
     formula = re.search(r"^ram = (.*)$", FORMULAS, re.MULTILINE)
     assert formula is not None
     assert host.total == eval(formula[1], names)
+
+
+def test_the_history_takes_what_the_table_says_where_the_order_lets_it_grow() -> None:
+    row = next(line.split("|")[2].strip(" `") for line in DOC.splitlines() if line.startswith("| history |"))
+    sampling = SamplingConfig(num_sections=800, order="planned", allow_untrained=True)
+    job = PlannedJob(shapes=SHAPES, sampling=sampling, size=(640, 608), precision="int8")
+    host = make_plan(job, SMALL).host
+    assert host.history == eval(row, {"pixels": 640 * 608, "held": most_held_frames(sampling)})
+    # Every fourth of 800 sections waits for its neighbours and for the decoder.
+    assert host.history > 2 * 200 * 9 * 4 * 16 * 80 * 76
+    published = replace(job, sampling=SamplingConfig(num_sections=800))
+    assert make_plan(published, SMALL).host.history == 0
 
 
 def test_on_the_cpu_the_vae_is_in_every_phase_and_not_in_ram_twice() -> None:

@@ -14,6 +14,7 @@ from isoframe.engine import ConfigError, Engine, EngineConfig, JobEvent, Request
 from isoframe.engine.config import ALL_ORDERS, UNTRAINED_ORDERS
 from isoframe.engine.footprint import packed_sequence
 from isoframe.engine.history import CleanLatents
+from isoframe.engine.history_footprint import kept_frames
 from isoframe.engine.job_folder import JobFolder
 from isoframe.engine.known_frames import KnownFrames, needed_sections, sources_of
 from isoframe.engine.orders import section_places
@@ -101,6 +102,8 @@ def test_frames_are_kept_until_nobody_needs_them_and_a_resumed_job_sees_the_same
                 assert seen is not None
                 assert seen.flatten().tolist() == [float(frame or 0) for frame in frames or ()]
             store.append(plan, latents(plan))
+        if plan.index + 1 < len(plans):
+            assert len(known.frames.keys() - {0}) == kept_frames(plans)[plan.index + 1]
     assert not known.frames
 
 

@@ -21,6 +21,7 @@ from isoframe.engine.config import ALL_ORDERS
 from isoframe.engine.context_packing import pack_context
 from isoframe.engine.guide_images import GuideImage
 from isoframe.engine.history import CleanLatents
+from isoframe.engine.history_footprint import kept_frames
 from isoframe.engine.job_folder import JobFolder
 from isoframe.engine.job_history import JobHistory, SeenLatents
 from isoframe.engine.known_frames import needed_sections
@@ -201,10 +202,11 @@ def test_a_history_is_bounded_however_long_the_video_is(
     config = SamplingConfig(num_sections=200, order=order, schedule=text, allow_untrained=True)
     plans = plan_sections(config)
     history = ScheduledHistory(torch.zeros(1, 1, 1, 1, 1), plans)
-    sizes = []
+    sizes, kept = [], [*kept_frames(plans)[1:], 0]
     for plan in plans:
         history.append(plan, frames_of(plan))
         sizes.append((len(history.frames), len(history.means)))
+        assert len(history.frames.keys() - {0}) == kept[plan.index]
         assert all(frame.untyped_storage().nbytes() == frame.nbytes for frame in history.frames.values())
     assert max(size[0] for size in sizes) <= num_frames
     assert max(size[1] for size in sizes) <= num_means
