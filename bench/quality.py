@@ -151,15 +151,24 @@ def generate_frames(
     **changes: Any,
 ) -> Tensor:
     """The whole video of a scene's start image and prompt, uint8 [T, H, W, 3]; ``changes`` are fields of the request."""
-    request = Request(
+    request = make_request(scene, **changes)
+    sections = sorted(engine.generate(request, on_event=on_event), key=lambda section: section.first_frame)
+    return torch.cat([section.frames for section in sections])
+
+
+def make_request(scene: Scene, **changes: Any) -> Request:
+    """What asks for the video of a scene; ``changes`` are fields of the request.
+
+    Raises:
+        ConfigError: they do not fit each other.
+    """
+    return Request(
         image=to_uint8(render(scene, torch.zeros(1)))[0].numpy(),
         prompt=scene.prompt,
         fps=FPS,
         allow_untrained=True,
         **{"seed": _SEED, **changes},
     )
-    sections = sorted(engine.generate(request, on_event=on_event), key=lambda section: section.first_frame)
-    return torch.cat([section.frames for section in sections])
 
 
 def static_frames(scene: Scene, num_frames: int) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import typer
 from torch import Tensor
@@ -12,7 +13,7 @@ from ..engine.engine import Engine
 from ..engine.errors import ConfigError
 from .contact_sheet import save_rows
 from .option_errors import OPTIONS, Option
-from .quality import QualityRow, draw_frames, held_out_scene, measure_baselines, measure_quality
+from .quality import QualityRow, draw_frames, held_out_scene, make_request, measure_baselines, measure_quality
 from .quality_views import QualityView
 from .rows import BenchRow, Gate, append_rows
 
@@ -50,7 +51,13 @@ class TruthView:
     schedule: str | None = None
 
     def show(self, orders: Sequence[str], options: Sequence[str], has_baselines: bool) -> bool:
-        """Measure every order, alone and with every option; whether all reach the targets."""
+        """Measure every order, alone and with every option; whether all reach the targets.
+
+        Raises:
+            ConfigError: one of the orders cannot be measured; none was then.
+        """
+        for order in orders:
+            make_request(held_out_scene(0), num_steps=self.view.steps, **self._changes(order))
         typer.echo(_HEADER)
         rows = [row for order in orders for row in self._show_order(order, options)]
         if has_baselines:
@@ -86,12 +93,18 @@ class TruthView:
                 num_pairs=self.view.pairs,
                 num_steps=self.view.steps,
                 keep=sheet.keep,
-                seconds=self.seconds,
-                order=order,
-                history_codebook=self.history_codebook,
-                schedule=self.schedule,
+                **self._changes(order),
                 **option.request,
             )
+
+    def _changes(self, order: str) -> dict[str, Any]:
+        """Fields of the requests that all options share."""
+        return {
+            "seconds": self.seconds,
+            "order": order,
+            "history_codebook": self.history_codebook,
+            "schedule": self.schedule,
+        }
 
 
 @dataclass(slots=True)
