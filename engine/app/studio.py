@@ -253,6 +253,9 @@ class Studio:
     def extend(self, name: str, seconds: float, *, is_before: bool) -> VideoStatus:
         """Make a finished video longer, as a new one that begins or ends with all of its frames.
 
+        What is added has the published history: another schedule or order of the shorter video may have no section see
+        the given frames.
+
         Args:
             name: id of the video.
             seconds: to add.
@@ -271,8 +274,12 @@ class Studio:
             order="inverted" if is_before else "forward",
             seed=draw_seed(),
             end_image=None,
+            end_image_use="first-section",
             loop=False,
             latent_paddings=None,
+            section_order=None,
+            schedule=None,
+            history_codebook=None,
             prompt_spans=(),
             guide_images=(),
         )

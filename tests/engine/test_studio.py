@@ -4,19 +4,22 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from video_server import KeptWorkers, load
 
-from isoframe.engine import ConfigError, Engine, InputError
+from isoframe.engine import ConfigError, Engine, InputError, Request
 from isoframe.engine.app.drawings import MemorySample, SectionBar, draw_memory, draw_progress, draw_sections
 from isoframe.engine.app.form import Form
 from isoframe.engine.app.shown_files import ShownFiles
 from isoframe.engine.app.strip import compose_strip
 from isoframe.engine.app.studio import QUALITIES, Studio
+from isoframe.engine.codebook import save_codebook
 from isoframe.engine.demo.examples_folder import find_example, list_examples
 from isoframe.engine.job_run import Redo
 from isoframe.engine.server.service import VideoService
@@ -311,6 +314,39 @@ def test_a_longer_video_holds_all_frames_of_the_shorter_one(studio: Studio, is_b
     studio.delete(short.id)
     again = studio.reproduce(longer.id)
     assert studio.service.wait(again.id).state == "done"
+
+
+@pytest.mark.parametrize("is_before", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"order": "forward", "schedule": "td_f16k4f4k2f1k1_g1"},
+        {"order": "inverted", "schedule": "f1k1_x_g1_f1k1f2k2"},
+        {"order": "custom", "section_order": (1, 0, 2)},
+    ],
+    ids=["a schedule of the past", "a schedule of the future", "an order of one's own"],
+)
+def test_a_longer_video_has_the_published_history_whatever_the_shorter_one_had(
+    studio: Studio, tmp_path: Path, changes: dict[str, object], is_before: bool
+) -> None:
+    codebook = tmp_path / "codebook.safetensors"
+    save_codebook(codebook, torch.randn(4, 16), ["random numbers"])
+    image, prompt = find_example(None)
+    values: dict[str, Any] = {
+        "seconds": 0.4,
+        "num_steps": 1,
+        "latent_window_size": 1,
+        "allow_untrained": True,
+        **changes,
+    }
+    request = Request(image=image, prompt=prompt, history_codebook=codebook, **values)
+    short = studio.service.create(request)
+    assert studio.service.wait(short.id).state == "done"
+    longer = studio.extend(short.id, 0.4, is_before=is_before)
+    assert studio.service.wait(longer.id).state == "done"
+    made = studio.service.folder(longer.id).record.request
+    assert made.order == ("inverted" if is_before else "forward")
+    assert (made.schedule, made.section_order, made.history_codebook) == (None, None, None)
 
 
 def test_only_a_finished_video_can_be_made_longer(studio: Studio) -> None:
