@@ -313,17 +313,19 @@ def _answer(reference: Any) -> Any:
 
 
 def _follow(actor: Any, folder: Path, has_previews: bool, on_event: Callable[[Event], None]) -> Video:
-    """Have ``actor`` go on with a job, and pass on what happens."""
-    cancelled: JobCancelledError | None = None
+    """Have ``actor`` go on with a job, and pass on what happens; returns and raises when the actor is through with it."""
+    stopped: Exception | None = None
     events = actor.render.options(num_returns="streaming").remote(str(folder), has_previews)
     for reference in events:
         event = _answer(reference)
         if isinstance(event, Video):
-            return event
+            if stopped is None or isinstance(stopped, JobCancelledError):
+                return event
+            break
         try:
-            if cancelled is None or isinstance(event, PartialEvent):
+            if stopped is None or isinstance(event, PartialEvent):
                 on_event(event)
-        except JobCancelledError as error:
-            cancelled = error
+        except Exception as error:
+            stopped = stopped or error
             actor.cancel.remote(str(folder))
-    raise cancelled or JobCancelledError(f"job {folder} was cancelled in its actor")
+    raise stopped or JobCancelledError(f"job {folder} was cancelled in its actor")

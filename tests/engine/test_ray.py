@@ -14,7 +14,8 @@ from PIL import Image
 from video_server import load, serving, small_limits
 
 from isoframe.engine import ConfigError, Engine, EngineConfig, InputError, Request, StartedEvent
-from isoframe.engine.events import JobEvent
+from isoframe.engine.events import Event, JobEvent, StepEvent
+from isoframe.engine.job import Job
 from isoframe.engine.server.engine_source import EngineSource
 from isoframe.engine.server.local_cluster import keep_clusters_local
 from isoframe.engine.server.service import VideoService
@@ -175,6 +176,27 @@ def test_a_video_is_cancelled_in_its_actor_and_keeps_what_is_finished(service: V
     assert video.state == "cancelled"
     assert 1 <= video.num_finished_sections < 29
     assert list(service.folder(name).path.glob("*.partial.mp4"))
+
+
+def test_a_video_whose_events_cannot_be_kept_fails_when_its_actor_is_through_with_it(
+    service: VideoService, workers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def fail(_: Job, event: Event) -> None:
+        if isinstance(event, StepEvent):
+            raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "_on_event", fail)
+        video = service.wait(service.create(request_of(29, num_steps=50)).id, TIMEOUT)
+    assert video.state == "failed"
+    assert video.num_finished_sections < 29
+    assert video.failure is not None
+    assert video.failure.error == "OSError"
+    at_work = [actor.__ray_call__.remote(lambda actor: list(actor._jobs)) for actor in workers._actors]
+    assert ray.get(at_work) == [[], []]
+    assert service.wait(service.create(request_of(1)).id, TIMEOUT).state == "done"
 
 
 def test_refusals_and_failures_of_an_actor_are_told(service: VideoService, tmp_path: Path) -> None:
