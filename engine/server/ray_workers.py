@@ -36,7 +36,7 @@ _UNBOUNDED = 10**6
 _QUIET = {"configure_logging": False, "log_to_driver": False}
 # Calls of one actor at a time: a job, its cancelling, and requests that are checked meanwhile.
 _NUM_CALLS = 8
-# Actors that one job may lose before it counts as the cause.
+# Actors that may fail one job before it is given up.
 _MAX_LOSSES = 3
 # The job here has its own, and tells of its end itself.
 _ENDS = (QueuedEvent, StartedEvent, DoneEvent, CancelledEvent, FailureEvent)
@@ -48,7 +48,7 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class LostJobError(IsoframeError):
-    """A job lost one actor after the other."""
+    """A job lost one actor after the other, or found none that could load its engine."""
 
 
 class ActorError(RuntimeError):
@@ -160,10 +160,14 @@ class RayWorkers:
         ray.shutdown()
 
     def _render(self, job: Job, has_previews: bool, on_event: Callable[[Event], None]) -> Video:
+        num_unloaded = 0
         for _ in range(_MAX_LOSSES):
             actor = self._take(job)
+            if not self._is_loaded(actor):
+                num_unloaded += 1
+                self._replace(actor)
+                continue
             try:
-                self._check_loaded(actor)
                 video = _follow(actor, job.path, has_previews, on_event)
             except RayActorError as error:
                 _logger.warning("an actor was lost, %s goes on in another one: %s", job.path.name, error)
@@ -174,9 +178,10 @@ class RayWorkers:
                 raise
             self._free.put(actor)
             return video
-        raise LostJobError(
-            f"{_MAX_LOSSES} actors were lost while they worked on this job; it is not tried again"
-        )
+        causes = "were lost while they worked on it"
+        if num_unloaded:
+            causes = f"failed, {num_unloaded} of them to load their engine; the log of the server says why"
+        raise LostJobError(f"this job is not tried again: {_MAX_LOSSES} actors {causes}")
 
     def _take(self, job: Job) -> Any:
         """An actor without a job, once there is one."""
@@ -191,10 +196,9 @@ class RayWorkers:
                     return actor
         raise JobCancelledError(f"job {job.path} was cancelled before an actor was free")
 
-    def _check_loaded(self, actor: Any) -> None:
+    def _is_loaded(self, actor: Any) -> bool:
         with self._lock:
-            if actor not in self._loaded:
-                raise RayActorError(error_msg="its engine could not be loaded")
+            return actor in self._loaded
 
     def _ask(self, call: Callable[[Any], Any]) -> Any:
         """What an actor answers; those that are found to be lost are replaced."""
@@ -238,7 +242,7 @@ class RayWorkers:
             _logger.error(
                 "an actor could not load its engine: %s", cause, exc_info=None if is_expected else error
             )
-        # One that failed too: the job that takes it counts it as lost, and has it replaced.
+        # One that failed too: the job that takes it has it replaced.
         self._free.put(actor)
 
     def _replace(self, lost: Any) -> None:

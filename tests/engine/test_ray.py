@@ -18,6 +18,7 @@ from isoframe.engine.events import Event, JobEvent, StepEvent
 from isoframe.engine.job import Job
 from isoframe.engine.server.engine_source import EngineSource
 from isoframe.engine.server.local_cluster import keep_clusters_local
+from isoframe.engine.server.notes import Asked
 from isoframe.engine.server.service import VideoService
 
 # Ray is an extra, and a cluster takes ten seconds to start.
@@ -279,6 +280,24 @@ def test_an_actor_that_cannot_load_its_engine_is_replaced_and_told_in_the_log(
     # The video that it was to make is made by the other one.
     for seed in range(2):
         assert service.wait(service.create(request_of(1, seed=seed)).id, TIMEOUT).state == "done"
+    wait_until(lambda: len(workers._loaded) == 2)
+
+
+def test_a_job_for_which_no_actor_can_load_its_engine_is_told_so(
+    workers: Any, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from isoframe.engine.server.ray_workers import LostJobError
+
+    engine.prepare(request_of(1), job_dir=tmp_path / "job")
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "_source", EngineSource(model="no/such model", config=EngineConfig()))
+        for actor in list(workers._actors):
+            workers._replace(actor)
+        job = workers.resume(tmp_path / "job", Asked(created=0.0, priority=0, has_previews=False))
+        with pytest.raises(LostJobError, match="3 actors failed, 3 of them to load their engine; the log"):
+            job.result(TIMEOUT)
+    for actor in list(workers._actors):
+        workers._replace(actor)
     wait_until(lambda: len(workers._loaded) == 2)
 
 
