@@ -107,6 +107,7 @@ class _Planner:
             ram=machine.ram,
             is_cpu=machine.is_cpu,
             sections=tuple(plan_sections(job.sampling)),
+            num_more_frames=job.num_more_frames,
             phases=phases,
             host=host,
             tier=tier,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from .errors import ConfigError
-from .guide_images import GuideImage, plan_guides
+from .guide_images import GuideImage, plan_guides, section_seconds
 from .prompt_timeline import PromptSpan, PromptTimeline, plan_prompts
 from .schedules import Schedule, check_sides, check_window, published_schedule, untrained_schedule
 from .sizes import Size, parse_size
@@ -52,6 +52,7 @@ class _Sections(TypedDict):
     num_sections: int
     section_frames: int
     fps: int
+    num_leading: int
 
 
 def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
@@ -435,7 +436,28 @@ class Request:
             "num_sections": self.num_sections,
             "section_frames": 4 * self.latent_window_size,
             "fps": self.fps,
+            "num_leading": self.num_leading_frames,
         }
+
+    @property
+    def num_leading_frames(self) -> int:
+        """Frames of what is made less those of its sections, which are 4 for each latent.
+
+        The start image is one; without it the first latent stands for one frame, not four; a video that goes on has the
+        frame before its sections already.
+        """
+        if self.video is not None:
+            return 0 if self.direction == "forward" else 1
+        return -3 if self.image is None else 1
+
+    def section_seconds(self, place: int) -> float:
+        """When section ``place`` (video order, from 0) begins, from the start of what is made."""
+        return section_seconds(
+            place,
+            section_frames=4 * self.latent_window_size,
+            fps=self.fps,
+            num_leading=self.num_leading_frames,
+        )
 
     @property
     def num_sections(self) -> int:

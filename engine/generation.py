@@ -19,7 +19,6 @@ from .device import memory_errors
 from .encoders import Encoders
 from .events import JobEvent, PhaseEvent, PromptSlot
 from .frame_filter import FrameFilter, apply_filter
-from .guide_images import guide_seconds
 from .job_run import JobRun
 from .model_memory import ModelMemory
 from .ordered_decoder import OrderedDecoder
@@ -102,6 +101,7 @@ class Generation:
             images.size,
             lora_bytes=denoiser.lora_bytes(self.sampling),
             num_encoded_frames=min(max(self.num_given, 1), MAX_CLIP_FRAMES),
+            num_more_frames=self.num_frames - self._num_made,
         )
         denoiser.check_attention(self.sampling, images.size, self.memory.num_condition_tokens)
         self.decoder: SectionDecoder | OrderedDecoder | None = None
@@ -257,25 +257,21 @@ class Generation:
 
     def _guides_note(self) -> str:
         """Where the guide images came to stand, in seconds of video."""
-        request, section_frames = self._request, 4 * self.sampling.latent_window_size
+        request = self._request
         slots = [
-            f"{guide.time:g} s from {guide_seconds(place, section_frames=section_frames, fps=request.fps):.2f} s on"
+            f"{guide.time:g} s from {request.section_seconds(place):.2f} s on"
             for guide, place in zip(request.guide_images, self.sampling.guide_places, strict=True)
         ]
         return f"guide images: {', '.join(slots)}; no published model was trained to change its start image"
 
     def _prompt_slots(self, timeline: PromptTimeline) -> tuple[PromptSlot, ...]:
         """The timeline in seconds of video and in the order in which sections are made."""
-        window, fps = self.sampling.latent_window_size, self._request.fps
         made = {section.place: section.index for section in self._plans}
         return tuple(
             PromptSlot(
                 text=stretch.text,
-                # The start image is one frame more than the sections.
-                start_seconds=(4 * window * stretch.first_section + 1) / fps
-                if stretch.first_section
-                else 0.0,
-                end_seconds=(4 * window * stretch.end_section + 1) / fps,
+                start_seconds=self._request.section_seconds(stretch.first_section),
+                end_seconds=self._request.section_seconds(stretch.end_section),
                 sections=tuple(made[place] for place in range(stretch.first_section, stretch.end_section)),
             )
             for stretch in timeline.stretches

@@ -26,21 +26,25 @@ class GuideImage:
 
 
 def plan_guides(
-    guides: Sequence[GuideImage], *, num_sections: int, section_frames: int, fps: float
+    guides: Sequence[GuideImage], *, num_sections: int, section_frames: int, fps: float, num_leading: int
 ) -> tuple[int, ...]:
     """The section (video order, from 0) that begins at each guide image.
 
     Args:
         guides: in the order of their times.
         num_sections: of the video.
-        section_frames: frames of a section; the start image is one frame more.
+        section_frames: frames of a section.
         fps: frames per second.
+        num_leading: see :attr:`Request.num_leading_frames`.
 
     Raises:
         ConfigError: a time is outside of the video, nearer to its start or end than to a border between two sections,
             before that of the guide image ahead of it, or snaps to the same border.
     """
-    borders = [guide_seconds(i, section_frames=section_frames, fps=fps) for i in range(num_sections + 1)]
+    borders = [
+        section_seconds(i, section_frames=section_frames, fps=fps, num_leading=num_leading)
+        for i in range(num_sections + 1)
+    ]
     places = tuple(_snap(guide, borders) for guide in guides)
     for (one, place), (other, next_place) in itertools.pairwise(zip(guides, places, strict=True)):
         if other.time < one.time:
@@ -55,9 +59,9 @@ def plan_guides(
     return places
 
 
-def guide_seconds(place: int, *, section_frames: int, fps: float) -> float:
-    """When section ``place`` (video order, from 0) begins; the start image is one frame more than the sections."""
-    return (1 + section_frames * place) / fps if place else 0.0
+def section_seconds(place: int, *, section_frames: int, fps: float, num_leading: int) -> float:
+    """When section ``place`` (video order, from 0) begins; what leads the first one belongs to it."""
+    return (num_leading + section_frames * place) / fps if place else 0.0
 
 
 def _snap(guide: GuideImage, borders: Sequence[float]) -> int:

@@ -108,6 +108,7 @@ class ModelMemory:
         is_latents_only: bool = False,
         lora_bytes: int = 0,
         num_encoded_frames: int = 1,
+        num_more_frames: int = 1,
     ) -> "JobMemory":
         """Plan a job; nothing moves yet.
 
@@ -117,6 +118,7 @@ class ModelMemory:
             is_latents_only: neither encoders nor VAE will run.
             lora_bytes: most that the LoRAs take on the device.
             num_encoded_frames: of the clip that is extended; 1 where there is none.
+            num_more_frames: of the video, besides four for each latent of its sections.
 
         Raises:
             BudgetError: it does not fit; the message names what would.
@@ -129,6 +131,7 @@ class ModelMemory:
                 is_latents_only=is_latents_only,
                 lora_bytes=lora_bytes,
                 num_encoded_frames=num_encoded_frames,
+                num_more_frames=num_more_frames,
                 has_store=self._is_stored,
             ),
         )

@@ -83,6 +83,7 @@ class Plan:
         ram: budget on the host.
         is_cpu: the job computes on the CPU, where both budgets are one.
         sections: in generation order.
+        num_more_frames: of the video, besides four for each latent of its sections: 1 is a start image.
         phases: one after the other; each has the whole budget.
         host: bytes in RAM.
         tier: where the units that are copied lie: "pinned" RAM, pageable RAM with pinned "staged" copies, or "disk";
@@ -108,6 +109,7 @@ class Plan:
     ram: int
     is_cpu: bool
     sections: tuple[SectionPlan, ...]
+    num_more_frames: int
     phases: tuple[PhaseBytes, ...]
     host: HostBytes
     tier: Tier
@@ -139,7 +141,7 @@ class Plan:
 
     @property
     def num_frames(self) -> int:
-        return 4 * self.window * len(self.sections) + 1
+        return 4 * self.window * len(self.sections) + self.num_more_frames
 
     @property
     def seconds(self) -> float:

@@ -27,6 +27,8 @@ class PlannedJob:
         tile_choices: tiles that the VAE may have, in pixels, whatever ``vae_tiles`` says; None leaves it to that.
         num_text_tokens: tokens of the prompt; the most that a prompt may have if not known.
         num_encoded_frames: of the longest clip that the VAE encodes: 1 for images alone.
+        num_more_frames: of the video, besides four for each latent of its sections: the start image is 1, without it
+            the first latent stands for one frame alone, a given video has its own.
         lora_bytes: of the LoRAs on the device.
         has_store: the units come from a store; None where that follows from their size.
         is_latents_only: conditioning comes as tensors, latents go out: neither encoders nor VAE run.
@@ -42,6 +44,7 @@ class PlannedJob:
     tile_choices: tuple[int | None, ...] | None = None
     num_text_tokens: int = MAX_PROMPT_TOKENS
     num_encoded_frames: int = 1
+    num_more_frames: int = 1
     lora_bytes: int = 0
     has_store: bool | None = None
     is_latents_only: bool = False

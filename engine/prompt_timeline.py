@@ -112,6 +112,7 @@ def plan_prompts(
     num_sections: int,
     section_frames: int,
     fps: float,
+    num_leading: int,
     blend_seconds: float = 0.0,
 ) -> PromptTimeline:
     """The prompts of a video's sections.
@@ -120,8 +121,9 @@ def plan_prompts(
         prompt: base text, or the notation of :func:`parse_prompt`.
         spans: with times, instead of the notation.
         num_sections: of the video.
-        section_frames: frames of a section; the start image is one frame more.
+        section_frames: frames of a section.
         fps: frames per second.
+        num_leading: see :attr:`Request.num_leading_frames`.
         blend_seconds: each section takes the mean of the prompts in force so long around its middle.
 
     Raises:
@@ -131,7 +133,7 @@ def plan_prompts(
     base, marked = parse_prompt(prompt)
     if marked and spans:
         raise ConfigError("prompt_spans must be empty where prompt has times such as [2.5s]")
-    bounds = [0.0, *((1 + section_frames * (i + 1)) / fps for i in range(num_sections))]
+    bounds = [0.0, *((num_leading + section_frames * (i + 1)) / fps for i in range(num_sections))]
     ordered = sorted([*marked, *spans], key=lambda span: span.start)
     _check_times(ordered, bounds[-1], section_frames / fps)
     stretches = _fill(base, ordered, _snap(ordered, bounds), bounds)

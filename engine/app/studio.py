@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from ..config import PRESETS, Request, SamplingConfig
 from ..durable import write_durably
 from ..errors import BudgetError, ConfigError, InputError, IsoframeError
-from ..guide_images import guide_seconds
 from ..job_run import Redo, read_partial
 from ..playable import write_playable
 from ..sections import plan_sections
@@ -20,7 +19,6 @@ from ..server.service_errors import UnknownVideoError
 from ..server.status import VideoStatus
 from ..sizes import format_size
 from ..source_video import first_frame
-from ..vae import num_leading_frames
 from ..video import read_video_info
 from .drawings import SectionBar
 from .form import Form, whole, whole_text
@@ -101,17 +99,11 @@ class Studio:
             return f"Does not fit: {error}"
         except IsoframeError as error:
             return form.name_files(str(error))
-        # The plan counts a start image.
-        num_frames = (
-            plan.num_frames
-            - 1
-            + num_leading_frames(request.order, has_start=request.image is not None, num_given_frames=0)
-        )
         memory = plan.ram if plan.is_cpu else plan.vram
         kind = "RAM" if plan.is_cpu else "VRAM"
         needed = plan.peak + (plan.host.total if plan.is_cpu else 0)
         return (
-            f"Fits: {needed / 2**30:.2f} of {memory / 2**30:.1f} GiB {kind}; {num_frames} frames in "
+            f"Fits: {needed / 2**30:.2f} of {memory / 2**30:.1f} GiB {kind}; {plan.num_frames} frames in "
             f"{_count(len(plan.sections), 'section')}, about {plan.seconds_per_frame:.2g} s per frame, "
             f"{_duration(plan.seconds)} on {plan.card.name}{_changes(request)}"
         )
@@ -377,18 +369,13 @@ class Studio:
 
 def _changes(request: Request) -> str:
     """Where times came to stand, in seconds of video."""
-    section_frames = 4 * request.latent_window_size
     stretches = request.prompt_timeline().stretches
     told = {
         "prompts change": [stretch.first_section for stretch in stretches[1:]],
         "guide images": request.guide_places,
     }
     return "".join(
-        f"; {name} at "
-        + ", ".join(
-            f"{guide_seconds(place, section_frames=section_frames, fps=request.fps):.2f}" for place in places
-        )
-        + " s"
+        f"; {name} at " + ", ".join(f"{request.section_seconds(place):.2f}" for place in places) + " s"
         for name, places in told.items()
         if places
     )

@@ -1,6 +1,7 @@
 """Prompts with times: parsed, snapped to sections, echoed in seconds, kept by jobs and files."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from isoframe.engine import (
 from isoframe.engine.commands.json_lines import json_line
 from isoframe.engine.commands.progress import prompt_lines
 from isoframe.engine.conditioning import blend_prompts
+from isoframe.engine.guide_images import GuideImage
 from isoframe.engine.job_folder import JobFolder
 from isoframe.engine.prompt_timeline import parse_prompt, plan_prompts
 
 # 4 sections of 1.2 s: 145 frames.
-FOUR = {"num_sections": 4, "section_frames": 36, "fps": 30}
+FOUR = {"num_sections": 4, "section_frames": 36, "fps": 30, "num_leading": 1}
 
 
 def texts(prompt: str, *spans: PromptSpan, **changes: Any) -> list[str]:
@@ -100,7 +102,7 @@ def test_shares_of_every_section_sum_to_one_and_a_blend_of_zero_is_pure(
     spans = [PromptSpan(text=str(start), start=start) for start in starts]
     timeline = plan_prompts(
         "[0s] first" if not spans else "base", spans, num_sections=num_sections, section_frames=30, fps=30,
-        blend_seconds=blend,
+        num_leading=1, blend_seconds=blend,
     )  # fmt: skip
     for section in range(num_sections):
         shares = [share for _, share in timeline.weights(section)]
@@ -153,6 +155,41 @@ def latents_by_place(engine: Engine, request: Request) -> dict[int, torch.Tensor
     sections = list(engine.generate(request))
     order = range(len(sections)) if request.order == "forward" else reversed(range(len(sections)))
     return {place: sections[i].latents for i, place in enumerate(order)}
+
+
+@pytest.mark.parametrize("kind", ["image", "text alone", "forward", "backward"])
+def test_told_times_and_the_plan_count_the_frames_that_are_there(
+    engine: Engine, request_of: Callable[..., Request], tmp_path: Path, kind: str
+) -> None:
+    request = request_of("[0s] a [0.3s] b", latent_window_size=2, num_steps=1)
+    if kind != "image":
+        request = replace(request, image=None)
+    if kind in ("forward", "backward"):
+        clip = engine.render(replace(request, size=(64, 64)), tmp_path / "clip.mp4").path
+        request = replace(request, video=clip, direction=kind)
+    events: list[Any] = []
+    next(engine.generate(request, on_event=events.append))
+    job = next(event for event in events if isinstance(event, JobEvent))
+    made = job.num_frames - job.num_given_frames
+    assert made == 16 + {"image": 1, "text alone": -3, "forward": 0, "backward": 1}[kind]
+    assert [slot.start_seconds for slot in job.prompts] == pytest.approx([0, (made - 8) / 30])
+    assert [slot.end_seconds for slot in job.prompts] == pytest.approx([(made - 8) / 30, made / 30])
+    assert request.section_seconds(1) == job.prompts[1].start_seconds
+    assert engine.plan(request).num_frames == job.num_frames
+
+
+def test_without_a_start_image_times_snap_to_earlier_borders(request_of: Callable[..., Request]) -> None:
+    """Sections of 8 frames meet at 9 and 17 with a start image, at 5 and 13 without one."""
+    spun = GuideImage(image="spin.png", time=9.2 / 30)
+    request = request_of("[0s] a [0.31s] b", latent_window_size=2, seconds=0.8, guide_images=(spun,))
+    alone = replace(
+        request, image=None, guide_images=(replace(spun, time=8.9 / 30),), prompt="[0s] a [0.44s] b"
+    )
+    later = replace(alone, guide_images=(replace(spun, time=9.1 / 30),))
+    assert (request.guide_places, alone.guide_places, later.guide_places) == ((1,), (1,), (2,))
+    assert [timeline.stretches[1].first_section for timeline in (request.prompt_timeline(), alone.prompt_timeline())] == [
+        1, 2,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("order", ["inverted", "forward"])
