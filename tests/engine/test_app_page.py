@@ -292,7 +292,7 @@ def test_text_alone_with_times_and_a_guide_image_becomes_a_video(open_page: Call
     page.locator("#guide-images input[type=file]").set_input_files([find_example("spin")[0]])
     expect(page.locator("#plan")).to_contain_text("a time for each of the 1 guide images", timeout=PATIENCE)
     page.locator("#guide-times input, #guide-times textarea").fill("1.3")
-    told = "69 frames in 2 sections, .*; prompts change at 1.23 s; guide images at 1.23 s"
+    told = "69 frames in 2 sections, .*; prompts change at 1.10 s; guide images at 1.10 s"
     expect(page.locator("#plan")).to_contain_text(re.compile(told), timeout=PATIENCE)
     page.locator("#generate").click()
     wait_for(page, "Done: 69 frames")
