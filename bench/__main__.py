@@ -2,7 +2,7 @@
 
 import sys
 
-from .bare_commands import COMMANDS
+from .gpu.bare import COMMANDS
 
 if __name__ == "__main__":
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:

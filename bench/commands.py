@@ -2,23 +2,15 @@
 
 import typer
 
-from .aot_command import aot
-from .budgets_command import budgets
-from .compare_command import compare
-from .constant_command import constant
-from .forward_command import forward
-from .gpu_command import gpu, tune
-from .kernels_command import kernels
-from .magcache_command import magcache
-from .micro_command import micro
-from .peers_command import peers
-from .predict_command import predict
-from .quality_command import quality
-from .ram_command import ram
-from .results_command import results
-from .step_command import step
-from .traffic_command import traffic
-from .vram_command import vram
+from .budgets.command import budgets, predict, ram
+from .ceilings.command import vram
+from .constant.command import constant
+from .gpu.command import gpu, tune
+from .operations.command import aot, kernels, micro, traffic
+from .pace.command import step
+from .peers.command import forward, peers
+from .quality.command import magcache, quality
+from .records.command import compare, results
 
 app = typer.Typer(
     name="bench",

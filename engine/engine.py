@@ -13,35 +13,35 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from .conditioning import Conditioning
-from .config import EngineConfig, Request, SamplingConfig
-from .conversion import OnProgress
-from .decoding import count_sections, decode_sections, decode_within
-from .denoiser import Denoiser, EventHandler, LatentSection, assemble
-from .encoders import Encoders
+from .companions.encoders import Encoders
+from .companions.previews import cached_latent_rgb, save_png
+from .companions.vae import DecodedFrames, VideoVAE, to_uint8
 from .errors import ConfigError
 from .events import Event, FileEvent, StepEvent
-from .frame_filter import FrameFilter, apply_filter, filter_name
-from .generation import Generation, Section
-from .job import Job
-from .job_folder import JobFolder
-from .job_paths import new_job_path
-from .job_queue import JobQueue
-from .job_record import JobRecord, ModelSource
-from .job_run import JobRun
-from .loaded_model import LoadedModel
-from .machine import Machine, with_budget
-from .metadata import video_metadata
-from .model_memory import JobMemory
-from .outputs import check_extras, check_png_path, check_video_path, make_folder
-from .plan import Plan
-from .previews import cached_latent_rgb, save_png
-from .rendering import Rendering, open_latents, open_png, open_writer, reporter
-from .sizes import Size
-from .step_cache import StepCacheError, StepCacheFactory
-from .timeline_file import write_timeline
-from .vae import DecodedFrames, VideoVAE, to_uint8
-from .video import Video
+from .files import check_extras, check_png_path, check_video_path, make_folder
+from .generation.decoding import count_sections, decode_sections, decode_within
+from .generation.frame_filter import FrameFilter, apply_filter, filter_name
+from .generation.generation import Generation, Section
+from .generation.loaded_model import LoadedModel
+from .generation.rendering import Rendering, open_latents, open_png, open_writer, reporter
+from .jobs.folder import JobFolder
+from .jobs.job import Job
+from .jobs.metadata import video_metadata
+from .jobs.paths import new_job_path
+from .jobs.queue import JobQueue
+from .jobs.record import JobRecord, ModelSource
+from .jobs.run import JobRun
+from .media.video import Video
+from .model.conditioning import Conditioning
+from .planning.machine import Machine, with_budget
+from .planning.plan import Plan
+from .request.config import EngineConfig, Request, SamplingConfig
+from .request.sizes import Size
+from .sampling.denoiser import Denoiser, EventHandler, LatentSection, assemble
+from .sampling.step_cache import StepCacheError, StepCacheFactory
+from .weights.conversion import OnProgress
+from .weights.memory import JobMemory
+from .weights.timeline_file import write_timeline
 
 
 class Engine:

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .codebook import Codebook
-from .config import LoraStrength, Request
-from .denoiser import EventHandler
+from .checkpoints.lora_files import open_lora_file
 from .errors import InputError
-from .guide_images import GuideImage
-from .images import load_image
-from .job_folder import JobFolder
-from .lora_files import open_lora_file
-from .metadata import package_versions
-from .mp4 import ffmpeg_url
-from .prompt_timeline import PromptSpan
-from .start_images import RequestImages
-from .video import Video, read_video_info
+from .jobs.folder import JobFolder
+from .jobs.metadata import package_versions
+from .media.given import RequestImages
+from .media.images import load_image
+from .media.mp4 import ffmpeg_url
+from .media.video import Video, read_video_info
+from .request.config import LoraStrength, Request
+from .request.guides import GuideImage
+from .request.prompts import PromptSpan
+from .sampling.codebook import Codebook
+from .sampling.denoiser import EventHandler
 
 if TYPE_CHECKING:
     from .engine import Engine

@@ -39,7 +39,7 @@ def test_import_is_silent_and_light(package: str) -> None:
 def test_command_line_answers_without_torch() -> None:
     result = run_python(
         "import sys\n"
-        "from isoframe.engine.commands.app import build_app\n"
+        "from isoframe.engine.interfaces.commands.command_line import build_app\n"
         "try:\n"
         "    build_app()(['generate', 'x.png', '--prompt', 'p', '--out', 'o.mp4', '--seconds', '0'])\n"
         "except SystemExit as stop:\n"
@@ -68,8 +68,8 @@ sys.modules["triton"] = None
 warnings.simplefilter("ignore")
 import torch
 from isoframe.engine import Conditioning, Engine, SamplingConfig
-from isoframe.engine.components import find_components
-from isoframe.engine.checkpoint import open_transformer
+from isoframe.engine.companions.components import find_components
+from isoframe.engine.checkpoints.checkpoint import open_transformer
 from isoframe.kernels import KERNELS
 
 config = open_transformer(find_components("demo").transformer).config

@@ -115,7 +115,7 @@ def test_wheel_alone_answers_with_its_version_and_every_command(
         archive.extractall(tmp_path)
 
     def run(*arguments: str) -> str:
-        command = [sys.executable, "-P", "-m", "isoframe.engine.commands", *arguments]
+        command = [sys.executable, "-P", "-m", "isoframe.engine.interfaces.commands", *arguments]
         environment = os.environ | {"PYTHONPATH": str(tmp_path)}
         result = subprocess.run(
             command, env=environment, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60

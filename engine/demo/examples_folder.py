@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ..config import check_choice
+from ..request.config import check_choice
 
 EXAMPLES = Path(__file__).resolve().parent / "examples"
 

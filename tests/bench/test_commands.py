@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from isoframe.bench import forward
 from isoframe.bench.commands import app
-from isoframe.bench.forward import ForwardCase, ForwardResult
+from isoframe.bench.peers import forward
+from isoframe.bench.peers.forward import ForwardCase, ForwardResult
 
 
 @pytest.fixture(autouse=True)

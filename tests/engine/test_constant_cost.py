@@ -24,7 +24,7 @@ def bytes_written():
 before = bytes_written()
 """
 COMMAND = """
-from isoframe.engine.commands.app import build_app
+from isoframe.engine.interfaces.commands.command_line import build_app
 
 build_app()(["demo", "--quiet"], standalone_mode=False)
 report = {"bytes_written": bytes_written() - before, "file_bytes": Path("isoframe-demo.mp4").stat().st_size}

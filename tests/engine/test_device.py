@@ -8,11 +8,11 @@ import torch
 from tiny_models import saved_model
 
 from isoframe.engine import BudgetError, DeviceError, Engine, EngineConfig, Request, device
-from isoframe.engine.attention_backends import AttentionShape
-from isoframe.engine.attention_choice import CANDIDATES
-from isoframe.engine.encoders import Encoders
-from isoframe.engine.transformer import PackedTransformer, StepPass
-from isoframe.engine.vae import VideoVAE
+from isoframe.engine.companions.encoders import Encoders
+from isoframe.engine.companions.vae import VideoVAE
+from isoframe.engine.families.framepack.transformer import PackedTransformer, StepPass
+from isoframe.engine.model.attention_backends import AttentionShape
+from isoframe.engine.model.attention_choice import CANDIDATES
 
 
 def test_a_model_that_cannot_fit_is_refused_before_its_weights_are_read(

@@ -13,13 +13,13 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from isoframe.engine import ConfigError, ContentError, Engine, EngineConfig, InputError, Request
-from isoframe.engine.commands.app import build_app
-from isoframe.engine.exports import export_video
-from isoframe.engine.frame_filter import load_filter
-from isoframe.engine.job_folder import JobFolder
-from isoframe.engine.mp4 import ffmpeg_url
+from isoframe.engine.generation.frame_filter import load_filter
+from isoframe.engine.interfaces.commands.command_line import build_app
+from isoframe.engine.jobs.folder import JobFolder
+from isoframe.engine.media.exports import export_video
+from isoframe.engine.media.mp4 import ffmpeg_url
+from isoframe.engine.media.video import read_video_info
 from isoframe.engine.reproduction import Recipe, reproduce
-from isoframe.engine.video import read_video_info
 
 
 @pytest.fixture(scope="module")

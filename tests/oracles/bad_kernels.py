@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from isoframe.kernels import KernelSpec
-from isoframe.kernels._launch import launch
+from isoframe.kernels.launching.launch import launch
 
 SIZE = 4096
 

@@ -1,7 +1,7 @@
 """A complete row, to be varied."""
 
-from isoframe.bench.environment import Environment
-from isoframe.bench.rows import BenchRow, Gate
+from isoframe.bench.records.environment import Environment
+from isoframe.bench.records.rows import BenchRow, Gate
 
 ENVIRONMENT = Environment(
     cpu="a cpu", num_cores=2, num_threads=2, ram_bytes=2**34, gpu=None, gpu_bytes=None, driver=None,

@@ -14,12 +14,12 @@ import torch
 from tiny_models import IMAGE_WIDTH, POOLED_WIDTH, TEXT_WIDTH, tiny_model
 from torch import Tensor
 
-from isoframe.bench.accuracy import find_errors, run
-from isoframe.engine.history import CleanLatents
-from isoframe.engine.int8_attention import Int8Attention
-from isoframe.engine.step_cache import TeaCache
-from isoframe.engine.transformer import FrameIndices, PackedTransformer
-from isoframe.engine.transformer_config import TransformerConfig
+from isoframe.bench.meters.accuracy import find_errors, run
+from isoframe.engine.families.framepack.packing import CleanLatents
+from isoframe.engine.families.framepack.transformer import FrameIndices, PackedTransformer
+from isoframe.engine.families.framepack.transformer_config import TransformerConfig
+from isoframe.engine.model.attention import Int8Attention
+from isoframe.engine.sampling.step_cache import TeaCache
 from isoframe.kernels import KERNELS, KernelSpec
 from isoframe.quant import WeightFormat, make_format
 

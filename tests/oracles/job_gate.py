@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from isoframe.engine.denoiser import Denoiser
+from isoframe.engine.sampling.denoiser import Denoiser
 
 TIMEOUT = 60
 

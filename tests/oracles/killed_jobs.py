@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from isoframe.engine import Engine, EngineConfig, Request
-from isoframe.engine.job_folder import JobFolder
+from isoframe.engine.jobs.folder import JobFolder
 
 NUM_SECTIONS = 6
 # Syncs and renames of one job, about.

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from isoframe.engine.history import CleanLatents
-from isoframe.engine.transformer import FrameIndices, PackedTransformer
-from isoframe.engine.transformer_config import TransformerConfig
-from isoframe.engine.units import UnitLayout, unit_specs
+from isoframe.engine.families.framepack.packing import CleanLatents
+from isoframe.engine.families.framepack.transformer import FrameIndices, PackedTransformer
+from isoframe.engine.families.framepack.transformer_config import TransformerConfig
+from isoframe.engine.model.units import UnitLayout, unit_specs
 from isoframe.quant import WeightFormat
 
 

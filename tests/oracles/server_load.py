@@ -20,7 +20,7 @@ import psutil
 from PIL import Image
 
 from isoframe.engine import Request
-from isoframe.engine.client import Client, ServerError
+from isoframe.engine.interfaces.client import Client, ServerError
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 60
@@ -39,7 +39,7 @@ class ServerProcess:
         """Return when it can be reached."""
         environment = {**os.environ, "PYTHONPATH": str(ROOT / ".src"), "OMP_NUM_THREADS": "1"}
         command = [
-            sys.executable, "-P", "-m", "isoframe.engine.commands", "serve", "--port", str(self.port),
+            sys.executable, "-P", "-m", "isoframe.engine.interfaces.commands", "serve", "--port", str(self.port),
             "--data", str(self._folder / "data"), "--cache-dir", str(self._folder / "cache"),
             "--device", "cpu", "--max-queue", "8",
         ]  # fmt: skip

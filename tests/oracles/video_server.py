@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from isoframe.engine import Engine, EngineConfig
-from isoframe.engine.server.app import make_app
-from isoframe.engine.server.guard import Access
-from isoframe.engine.server.limits import Limits
-from isoframe.engine.server.listening import address, bind, make_server
-from isoframe.engine.server.service import VideoService
-from isoframe.engine.server.workers import LocalWorkers
+from isoframe.engine.interfaces.server.http.application import make_app
+from isoframe.engine.interfaces.server.http.guard import Access
+from isoframe.engine.interfaces.server.http.listening import address, bind, make_server
+from isoframe.engine.interfaces.server.videos.limits import Limits
+from isoframe.engine.interfaces.server.videos.service import VideoService
+from isoframe.engine.interfaces.server.videos.workers import LocalWorkers
 
 TIMEOUT = 60
 # 5 frames: the smallest video that there is.

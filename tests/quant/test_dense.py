@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from isoframe.engine.config import PRECISIONS as CONFIGURED
+from isoframe.engine.request.config import PRECISIONS as CONFIGURED
 from isoframe.quant import PRECISIONS, DenseFormat, make_format
 
 

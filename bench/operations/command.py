@@ -1,0 +1,241 @@
+"""``isoframe bench micro``: small pieces of the work, timed by pytest-benchmark.
+
+``isoframe bench aot``: every kernel compiled for every architecture, without a GPU.
+
+``isoframe bench kernels``: the reference of all operations, as Markdown.
+
+``isoframe bench traffic``: bytes that one denoising step of the 13B model reads and writes.
+"""
+
+import importlib.util
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..meters.traffic import Traffic
+    from ..records.rows import BenchRow
+    from .aot import CompiledKernel, CompiledPair
+
+
+_HEADER = (
+    f"{'kernel':28}{'function':40}{'arch':>7}{'registers':>11}{'spills':>8}{'shared B':>10}  tensor cores"
+)
+
+
+def aot(
+    kernel: Annotated[
+        list[str] | None, typer.Option("--kernel", help="Only this operation; repeatable.")
+    ] = None,
+    arch: Annotated[
+        list[int] | None, typer.Option("--arch", help="Only this compute capability, such as 86; repeatable.")
+    ] = None,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Compilations at a time.")] = 2,
+) -> None:
+    """Compile every kernel at the real model's shapes; exit 1 where registers, memory or instructions break a limit."""
+    from ...engine.interfaces.commands.terminal.failures import readable_errors
+    from ...engine.request.config import check_choice
+    from ...kernels import KERNELS
+    from ...kernels.launching.launch import ARCHS
+    from .aot import check_triton, compile_pairs
+
+    names = list(KERNELS)
+    with readable_errors(debug=False):
+        check_triton()
+        for name in kernel or ():
+            check_choice("--kernel", name, names)
+        for capability in arch or ():
+            check_choice("--arch", str(capability), [str(known) for known in ARCHS])
+    names, archs = kernel or names, arch or list(ARCHS)
+    typer.echo(_HEADER)
+    failures = []
+    pairs = compile_pairs(names, archs, num_processes=processes)
+    for name in names:
+        for capability in archs:
+            if capability not in KERNELS[name].archs:
+                typer.echo(f"{name:28}{'':40}{_sm(capability):>7}  not supported")
+                continue
+            pair = next(pairs)
+            assert (pair.spec, pair.arch) == (name, capability)
+            _print_pair(pair)
+            failures += [f"{name} on {_sm(capability)}: {failure}" for failure in pair.failures]
+    num_pairs = sum(capability in KERNELS[name].archs for name in names for capability in archs)
+    typer.echo(f"{num_pairs} pairs of kernel and architecture compiled, {len(failures)} failures")
+    for failure in failures:
+        typer.echo(f"FAILED {failure}")
+    if failures:
+        raise typer.Exit(1)
+
+
+def _print_pair(pair: "CompiledPair") -> None:
+    for kernel in pair.kernels:
+        typer.echo(_line(kernel))
+    if not pair.kernels:
+        typer.echo(f"{pair.spec:28}{'':40}{_sm(pair.arch):>7}  {pair.failures[0]}")
+
+
+def _line(kernel: "CompiledKernel") -> str:
+    return (
+        f"{kernel.spec:28}{kernel.function:40}{_sm(kernel.arch):>7}{kernel.registers:11d}{kernel.loop_spills:8d}"
+        f"{kernel.shared_bytes:10d}  {' '.join(kernel.mma) or '-'}"
+    )
+
+
+def _sm(arch: int) -> str:
+    return f"sm_{arch}"
+
+
+def kernels(
+    docs: Annotated[
+        Path | None, typer.Option("--docs", metavar="FILE", help="Write to FILE instead of the terminal.")
+    ] = None,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Compilations at a time.")] = 2,
+) -> None:
+    """Describe every operation: formula, fusion, exactness, tolerances, launch settings, and what it compiles to."""
+    from ...engine.interfaces.commands.terminal.failures import readable_errors
+    from ...kernels import KERNELS
+    from ..records.environment import installed_version
+    from .aot import check_triton, compile_pairs
+    from .docs import render
+
+    with readable_errors(debug=False):
+        check_triton()
+        pairs = compile_pairs(list(KERNELS), num_processes=processes)
+        text = render(KERNELS, pairs, installed_version("triton") or "unknown")
+        if docs is None:
+            typer.echo(text, nl=False)
+        else:
+            docs.write_text(text, encoding="utf-8")
+
+
+# pytest finds modules by their files, and would import this package by another name.
+_SUITE = "from isoframe.bench.operations.micro_suite import test_micro\n\n__all__ = ['test_micro']\n"
+_LIBRARIES = {"pytest": "pytest", "pytest_benchmark": "pytest-benchmark"}
+
+
+def micro(
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="WORDS", help="Pieces whose name has it, as pytest's -k.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
+    ] = None,
+) -> None:
+    """Time single kernels, a small step, the sampler and the planner on this machine; exit 1 if one fails."""
+    from ...engine.errors import ConfigError
+    from ...engine.interfaces.commands.terminal.failures import readable_errors
+
+    with readable_errors(debug=False):
+        missing = [pip for name, pip in _LIBRARIES.items() if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ConfigError(
+                f"bench micro needs {' and '.join(missing)}: pip install {' '.join(missing)}, or the extra isoframe[bench]"
+            )
+        import pytest
+
+        with tempfile.TemporaryDirectory() as folder:
+            stored = Path(folder) / "benchmark.json"
+            # The settings of whatever project the user is in are not ours.
+            options = [
+                "-q",
+                "-c",
+                str(Path(folder) / "none.ini"),
+                "--rootdir",
+                folder,
+                "-p",
+                "no:cacheprovider",
+            ]
+            (Path(folder) / "none.ini").write_text("[pytest]\n", encoding="utf-8")
+            suite = Path(folder) / "test_micro.py"
+            suite.write_text(_SUITE, encoding="utf-8")
+            chosen = [] if only is None else ["-k", only]
+            code = pytest.main(
+                [*options, *chosen, "--benchmark-enable", "--benchmark-columns=median,iqr,rounds",
+                 f"--benchmark-json={stored}", "--import-mode=importlib", str(suite)]
+            )  # fmt: skip
+            if code == 0 and json_file is not None:
+                from ..records.rows import append_rows
+
+                append_rows(json_file, _rows(json.loads(stored.read_text(encoding="utf-8"))))
+    if code != 0:
+        raise typer.Exit(1)
+
+
+def _rows(report: dict[str, Any]) -> "Iterator[BenchRow]":
+    """Rows of what pytest-benchmark stored."""
+    import torch
+
+    from ..records.rows import BenchRow
+    from .correctness import check_operations
+
+    is_cuda = torch.cuda.is_available()
+    gate = check_operations(torch.device("cuda", 0) if is_cuda else torch.device("cpu"))
+    for entry in report["benchmarks"]:
+        yield BenchRow(
+            case=f"micro-{entry['group']}",
+            variant=entry["param"],
+            shape=(),
+            dtype="bfloat16" if is_cuda else "float32",
+            unit="s",
+            values=(entry["stats"]["median"],),
+            gate=gate,
+            settings={"rounds": entry["stats"]["rounds"], "iqr": entry["stats"]["iqr"]},
+        )
+
+
+def traffic(
+    precision: Annotated[str, typer.Option("--precision", help="Of our transformer.")] = "bf16",
+    movers: Annotated[int, typer.Option("--movers", min=1, help="Operations listed for each program.")] = 8,
+) -> None:
+    """Count the memory traffic of one step at 640x608, ours beside diffusers'; exit 1 above the limit.
+
+    Operands of matrix products and attention are not counted. Needs neither weights nor a GPU.
+    """
+    from ...engine.interfaces.commands.terminal.failures import readable_errors
+    from ...engine.request.config import check_choice
+    from ..meters.traffic import (
+        DIFFUSERS_BYTES,
+        DIFFUSERS_TOLERANCE,
+        LIMITS,
+        measure_diffusers,
+        measure_isoframe,
+    )
+
+    with readable_errors(debug=False):
+        check_choice("--precision", precision, LIMITS)
+        ours, theirs = measure_isoframe(precision), measure_diffusers()
+    is_reached = ours.num_bytes <= LIMITS[precision]
+    is_believable = abs(theirs.num_bytes / DIFFUSERS_BYTES - 1) <= DIFFUSERS_TOLERANCE
+    _print_traffic(f"isoframe {precision}", ours, movers)
+    _print_traffic("diffusers bf16", theirs, movers)
+    typer.echo(
+        f"isoframe {precision} {_gb(ours.num_bytes)} GB (limit {_gb(LIMITS[precision])}: "
+        f"{'reached' if is_reached else 'MISSED'}), {theirs.num_bytes / ours.num_bytes:.1f} times less than diffusers"
+    )
+    typer.echo(
+        f"diffusers {_gb(theirs.num_bytes)} GB (known {_gb(DIFFUSERS_BYTES)} +- {DIFFUSERS_TOLERANCE:.0%}: "
+        f"{'found' if is_believable else 'NOT FOUND'})"
+    )
+    if not (is_reached and is_believable):
+        raise typer.Exit(1)
+
+
+def _print_traffic(title: str, traffic: "Traffic", num_movers: int) -> None:
+    typer.echo(f"{title:32}{'calls':>8}{'GB':>9}")
+    for mover in traffic.movers[:num_movers]:
+        typer.echo(f"  {mover.name:30}{mover.num_calls:8d}{_gb(mover.num_bytes):>9}")
+    rest = traffic.movers[num_movers:]
+    if rest:
+        typer.echo(
+            f"  {'others':30}{sum(m.num_calls for m in rest):8d}{_gb(sum(m.num_bytes for m in rest)):>9}"
+        )
+    typer.echo(f"  {'sum':38}{_gb(traffic.num_bytes):>9}")
+    typer.echo(f"  {'not counted: products, attention':38}{_gb(traffic.product_bytes):>9}\n")
+
+
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f}"

@@ -1,0 +1,126 @@
+"""``isoframe bench step``: the pace of denoising by precision, attention and step cache."""
+
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...engine.interfaces.commands.terminal import options
+
+if TYPE_CHECKING:
+    from .bench import StepBench
+    from .pace import Variant
+
+_Weights = Annotated[
+    str, typer.Option("--weights", help="model, or random: the shape of --model without its files.")
+]
+_Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="demo, framepack-13b, a Hub id or a folder (default: demo; with random weights framepack-13b).",
+    ),
+]
+_Sections = Annotated[
+    int, typer.Option("--sections", min=2, help="Of which the first warms up and does not count.")
+]
+_Precision = Annotated[
+    list[str] | None,
+    typer.Option("--precision", help="Repeatable; results are compared with those of the first."),
+]
+_Attention = Annotated[list[str] | None, typer.Option("--attention", help="Repeatable.")]
+_StepCache = Annotated[list[str] | None, typer.Option("--step-cache", help="Repeatable.")]
+_JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
+]
+_Report = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write a page with a plot (HTML).")
+]
+
+
+def step(
+    weights: _Weights = "model",
+    model: _Model = None,
+    size: options.Size = None,
+    steps: options.Steps = 25,
+    sections: _Sections = 4,
+    precision: _Precision = None,
+    attention: _Attention = None,
+    step_cache: _StepCache = None,
+    device: options.Device = "auto",
+    vram: options.Vram = None,
+    ram: options.Ram = None,
+    json_file: _JsonFile = None,
+    report: _Report = None,
+    debug: options.Debug = False,
+) -> None:
+    """Denoise some sections, without VAE and file: s/it, s/frame, s/section. Exit 1 where an operation is wrong."""
+    from ...engine.device import resolve_device
+    from ...engine.interfaces.commands.terminal.failures import readable_errors
+    from ...engine.request.config import EngineConfig, check_choice
+    from ..records.report import check_report_libraries
+    from .bench import StepBench
+    from .pace import Variant
+
+    with readable_errors(debug=debug):
+        check_choice("--weights", weights, ("model", "random"))
+        if report is not None:
+            check_report_libraries()
+        found = resolve_device(device)
+        bench = StepBench(
+            source=model or ("framepack-13b" if weights == "random" else "demo"),
+            is_random=weights == "random",
+            size=options.parse_size(size),
+            num_steps=steps,
+            num_sections=sections,
+            config=EngineConfig(device=str(found), vram=vram, ram=ram),
+        )
+        typer.echo(f"{bench.describe()}; {bench.gate.text}")
+        if not bench.gate.is_green:
+            # A pace of wrong results would be believed.
+            raise typer.Exit(1)
+        fallback = "fp32" if found.type == "cpu" else "bf16"
+        chosen = product(precision or [fallback], attention or ["auto"], step_cache or ["none"])
+        variants = [
+            Variant(precision=name, attention=backend, step_cache=cache) for name, backend, cache in chosen
+        ]
+        is_right = _run(bench, variants)
+        _store(bench, json_file, report)
+    if not is_right:
+        raise typer.Exit(1)
+
+
+def _run(bench: "StepBench", variants: "list[Variant]") -> bool:
+    """Measure and print the variants whose step is right; whether all are."""
+    from .rows import HEADER, line
+
+    typer.echo(HEADER)
+    is_right = True
+    for variant in variants:
+        gate = bench.check(variant)
+        if not gate.is_green:
+            typer.echo(
+                f"{variant.precision:12}{variant.attention:14}{variant.step_cache:11}WRONG: {gate.text}"
+            )
+            is_right = False
+            continue
+        result = bench.run(variant, gate)
+        typer.echo(line(result))
+        for reason in result.reasons:
+            typer.echo(f"  {reason}")
+    return is_right
+
+
+def _store(bench: "StepBench", json_file: Path | None, report: Path | None) -> None:
+    if not bench.results:
+        return
+    from ..records.rows import append_rows
+    from .rows import write_step_report
+
+    rows = bench.rows()
+    if json_file is not None:
+        append_rows(json_file, rows)
+    if report is not None:
+        write_step_report(report, bench.describe(), bench.results, rows)

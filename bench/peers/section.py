@@ -1,0 +1,196 @@
+"""One section denoised by us and by diffusers' class: same weights, same inputs, in turn, in one process."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...engine.companions.components import find_components
+from ...engine.engine import Engine
+from ...engine.errors import IsoframeError
+from ...engine.families.framepack.known_shapes import find_shapes
+from ...engine.families.framepack.packing import CleanLatents
+from ...engine.model.conditioning import Conditioning
+from ...engine.request.config import EngineConfig, SamplingConfig
+from ...engine.request.sections import SectionPlan, plan_sections
+from ...engine.sampling.history import History
+from ...engine.sampling.sampler import sigma_schedule
+from ...quant import DENSE_DTYPES
+from ..records.compare import bootstrap_ratio
+from ..subjects.random_model import draw_conditioning
+
+# Largest accepted relative RMS difference of the latents: rounding grows over the steps of a section.
+MAX_ERRORS = {"fp32": 1e-3, "bf16": 0.1}
+_NUM_TEXT_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerResult:
+    """Both, timed in turn.
+
+    Attributes:
+        error: relative RMS difference of their latents or frames.
+        diffusers_times: seconds of every section or video of diffusers.
+        isoframe_times: the same of ours.
+    """
+
+    error: float
+    diffusers_times: tuple[float, ...]
+    isoframe_times: tuple[float, ...]
+
+    @property
+    def ratio(self) -> float:
+        """Ratio of the medians, ours over diffusers'."""
+        return statistics.median(self.isoframe_times) / statistics.median(self.diffusers_times)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % bootstrap interval of :attr:`ratio`."""
+        return bootstrap_ratio(self.isoframe_times, self.diffusers_times)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Smallest and largest ratio of two that ran one after the other."""
+        pairs = zip(self.isoframe_times, self.diffusers_times, strict=True)
+        ratios = [ours / theirs for ours, theirs in pairs]
+        return min(ratios), max(ratios)
+
+
+def compare_sections(
+    model: str,
+    *,
+    device: torch.device,
+    precision: str,
+    size: tuple[int, int] | None,
+    num_steps: int,
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> PeerResult:
+    """Check that both denoise the same section, then time ``repeats`` of each, one of each in turn.
+
+    Both start from the same embeddings and noise and take the same Euler steps; ours includes what it computes once a
+    job. Prompt, VAE and file are left out.
+
+    Args:
+        model: as ``Engine.load`` takes it; its transformer must be one that diffusers reads.
+        device: where both run, both wholly on it.
+        precision: "fp32" or "bf16".
+        size: (height, width) in pixels; None is the model's first bucket.
+        num_steps: of the section.
+        repeats: sections of each.
+        clock: seconds.
+
+    Raises:
+        IsoframeError: the latents differ by more than :data:`MAX_ERRORS`; nothing is timed then.
+    """
+    known = find_shapes(model)
+    conditioning = draw_conditioning(
+        known.shapes.transformer,
+        size=size or known.buckets[0],
+        num_text_tokens=_NUM_TEXT_TOKENS,
+        num_image_tokens=known.shapes.image_encoder.num_tokens,
+    )
+    sampling = SamplingConfig(num_sections=1, num_steps=num_steps, order="forward", sampler="euler")
+    engine = Engine.load(model, config=EngineConfig(device=str(device), precision=precision))
+    peer = DiffusersSection(model, device, DENSE_DTYPES[precision])
+
+    def ours() -> Tensor:
+        return next(iter(engine.sample(conditioning, sampling))).latents
+
+    def theirs() -> Tensor:
+        return peer.sample(conditioning, sampling)
+
+    expected, actual = theirs(), ours()
+    error = float((actual - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+    if not error <= MAX_ERRORS[precision]:
+        raise IsoframeError(
+            f"{model} in {precision}: the latents differ by {error:.2e}, more than {MAX_ERRORS[precision]:.0e}; "
+            "nothing was timed"
+        )
+    return time_in_turn(theirs, ours, repeats, error, clock)
+
+
+def time_in_turn(
+    theirs: Callable[[], Tensor],
+    ours: Callable[[], Tensor],
+    repeats: int,
+    error: float,
+    clock: Callable[[], float],
+) -> PeerResult:
+    """Time ``repeats`` of each, one of each in turn; both return tensors on the host, so the device has finished."""
+    times = [(_seconds(theirs, clock), _seconds(ours, clock)) for _ in range(repeats)]
+    diffusers_times, isoframe_times = zip(*times, strict=True)
+    return PeerResult(error=error, diffusers_times=diffusers_times, isoframe_times=isoframe_times)
+
+
+class DiffusersSection:
+    """diffusers' transformer in the loop that its pipeline runs for the first section in forward order."""
+
+    def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
+        from diffusers import HunyuanVideoFramepackTransformer3DModel
+
+        source = find_components(model).transformer
+        # A pipeline's folder, or that of a transformer alone, as the published ones are.
+        subfolder = "transformer" if (Path(source) / "transformer").is_dir() else None
+        self._device, self._dtype = device, dtype
+        self._model: Any = HunyuanVideoFramepackTransformer3DModel.from_pretrained(
+            source, subfolder=subfolder, torch_dtype=dtype
+        )
+        self._model.to(device).eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def sample(self, conditioning: Conditioning, sampling: SamplingConfig) -> Tensor:
+        """Latents [1, C, window, Y, X] fp32 on the CPU."""
+        start = conditioning.start_latent.float()
+        history, (section,) = History(start, sampling.order), plan_sections(sampling)
+        shape = (1, start.shape[1], sampling.latent_window_size, *start.shape[3:])
+        noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(sampling.seed))
+        sigmas = sigma_schedule(sampling.num_steps, shape[2] * shape[3] * shape[4] // 4)
+        arguments = self._arguments(conditioning, history.clean_latents(), section, sampling)
+        latents = noise.to(self._device)
+        for sigma, following in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
+            timestep = torch.tensor([sigma * 1000], device=self._device, dtype=self._dtype)
+            velocity = self._model(
+                hidden_states=latents.to(self._dtype), timestep=timestep, return_dict=False, **arguments
+            )[0]
+            latents = latents + (following - sigma) * velocity.float()
+        return latents.cpu()
+
+    def _arguments(
+        self, conditioning: Conditioning, clean: CleanLatents, section: SectionPlan, sampling: SamplingConfig
+    ) -> dict[str, Any]:
+        """What stays the same in all steps, as the class names it."""
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(self._device, self._dtype)
+
+        def index(frames: range | tuple[int, ...]) -> Tensor:
+            return torch.tensor(list(frames), device=self._device)
+
+        return {
+            "encoder_hidden_states": move(conditioning.text_embeds),
+            "encoder_attention_mask": conditioning.text_mask.to(self._device),
+            "pooled_projections": move(conditioning.pooled_embeds),
+            "image_embeds": move(conditioning.image_embeds),
+            "guidance": torch.tensor(
+                [sampling.guidance_scale * 1000], device=self._device, dtype=self._dtype
+            ),
+            "latents_clean": move(clean.clean),
+            "latents_history_2x": move(clean.clean_2x),
+            "latents_history_4x": move(clean.clean_4x),
+            "indices_latents": index(section.latent_indices),
+            "indices_latents_clean": index(section.clean_indices),
+            "indices_latents_history_2x": index(section.clean_2x_indices),
+            "indices_latents_history_4x": index(section.clean_4x_indices),
+        }
+
+
+def _seconds(function: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
+    function()
+    return clock() - start

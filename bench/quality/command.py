@@ -1,0 +1,165 @@
+"""``isoframe bench magcache``: the magnitude ratios that ``--step-cache magcache`` needs.
+
+``isoframe bench quality``: the demo model against the truth of its world.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ...engine import Engine
+    from .magcache import MagnitudeResult
+
+
+_What = Annotated[
+    str,
+    typer.Option(
+        "--what",
+        help="truth (videos against the formulas), drift (from the beginning to the end of a video) or errors (of "
+        "approximate options).",
+    ),
+]
+_Order = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--order",
+        help="inverted or forward (default both); endpoints and planned with --what truth; repeatable.",
+    ),
+]
+_Pairs = Annotated[int, typer.Option("--pairs", min=1, help="Held-out (image, prompt) pairs.")]
+_Seconds = Annotated[float, typer.Option("--seconds", help="Length of each video.")]
+_Steps = Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")]
+_Option = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="With errors: only this option; with truth: this one too; repeatable."),
+]
+_Model = Annotated[str, typer.Option("--model", "-m", help="With errors: whose options.")]
+_Baselines = Annotated[
+    bool, typer.Option(help="Also measure the start image standing still, and the VAE alone.")
+]
+_Sheet = Annotated[
+    Path | None, typer.Option("--sheet", help="Folder for contact sheets, truth above results.")
+]
+_Codebook = Annotated[
+    Path | None,
+    typer.Option("--history-codebook", help="With truth: centroids that the history is moved to."),
+]
+_Schedule = Annotated[
+    str | None,
+    typer.Option("--schedule", metavar="NOTATION", help="With truth: packing schedule of the history."),
+]
+_JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
+]
+
+
+def quality(
+    what: _What = "truth",
+    order: _Order = None,
+    pairs: _Pairs = 32,
+    seconds: _Seconds = 5.0,
+    steps: _Steps = 25,
+    option: _Option = None,
+    model: _Model = "demo",
+    baselines: _Baselines = True,
+    history_codebook: _Codebook = None,
+    schedule: _Schedule = None,
+    sheet: _Sheet = None,
+    json_file: _JsonFile = None,
+) -> None:
+    """Compare the demo model's videos with the formulas of its world; exit 1 where a target is missed.
+
+    With --what errors, videos of approximate options are compared with those of the exact path.
+    """
+    from ...engine.interfaces.commands.terminal.failures import readable_errors
+    from ...engine.request.config import ORDERS, check_choice
+    from .option_errors import OPTIONS
+    from .views import QualityView, TruthView
+
+    with readable_errors(debug=False):
+        check_choice("--what", what, ("truth", "drift", "errors"))
+        for name in order or ():
+            check_choice("--order", name, (*ORDERS, "endpoints", "planned") if what == "truth" else ORDERS)
+        for name in option or ():
+            check_choice("--option", name, OPTIONS)
+        view = QualityView(pairs=pairs, steps=steps, sheet=sheet, json_file=json_file)
+        if what == "drift":
+            view.show_drift(seconds)
+        elif what == "errors":
+            first_order, sections = (order or ["forward"])[0], max(round(seconds / 1.2), 1)
+            view.show_errors(model=model, options=option or (), order=first_order, sections=sections)
+        else:
+            truth = TruthView(view, seconds, history_codebook, schedule)
+            if not truth.show(order or ORDERS, option or (), baselines):
+                raise typer.Exit(1)
+
+
+def magcache(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="demo, a Hub id, a folder or a .safetensors file.")
+    ] = "demo",
+    order: Annotated[
+        list[str] | None, typer.Option("--order", help="inverted or forward; repeatable, default both.")
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option("--image", help="Start image (default: the built-in examples).")
+    ] = None,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What happens to --image.")] = "",
+    seconds: Annotated[float, typer.Option("--seconds", "-s", help="Length of each video.")] = 2.4,
+    steps: Annotated[int, typer.Option("--steps", min=2, help="Denoising steps.")] = 25,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str | None, typer.Option("--precision", help="As in generate.")] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option("--cache-dir", help="Where the ratios go (default: $ISOFRAME_CACHE).")
+    ] = None,
+) -> None:
+    """Measure a checkpoint's magnitude ratios and keep them in the cache folder."""
+    from ...engine import Engine, EngineConfig, Request
+    from ...engine.demo.examples_folder import EXAMPLES, find_example
+    from ...engine.interfaces.commands.terminal.failures import readable_errors
+    from ...engine.request.config import ORDERS, check_choice
+    from .magcache import measure_magnitudes
+
+    with readable_errors(debug=False):
+        for name in order or ():
+            check_choice("--order", name, ORDERS)
+        pairs = [find_example(path.stem) for path in sorted(EXAMPLES.glob("*.png"))]
+        if image is not None:
+            pairs = [(image, prompt)]
+        engine = Engine.load(
+            model, config=EngineConfig(device=device, precision=precision, cache_dir=cache_dir)
+        )
+        for name in order or ORDERS:
+            result = measure_magnitudes(
+                engine,
+                [
+                    Request(image=str(path), prompt=text, seconds=seconds, order=name, num_steps=steps)
+                    for path, text in pairs
+                ],
+            )
+            _keep(engine, result, model=model, num_videos=len(pairs))
+
+
+def _keep(engine: "Engine", result: "MagnitudeResult", *, model: str, num_videos: int) -> None:
+    """Write the ratios to the cache folder, and show them with the schedule they give."""
+    from ...engine import SamplingConfig
+    from ...engine.sampling.magnitude import measured_path, skip_schedule, write_measured
+    from ..records.environment import read_environment
+
+    num_steps = len(result.ratios)
+    environment = read_environment()
+    source = (
+        f"isoframe bench magcache, {num_steps} steps, {num_videos} videos, {result.num_sections} sections, "
+        f"{environment.gpu or environment.cpu}, torch {environment.torch}"
+    )
+    path = measured_path(engine.config.cache_path(), engine.model_hash, result.order)
+    write_measured(path, result.ratios, model=model, source=source)
+    schedule = skip_schedule(result.ratios, SamplingConfig(num_sections=1, num_steps=num_steps))
+    typer.echo(f"{result.order}: {' '.join(f'{ratio:.5f}' for ratio in result.ratios)}")
+    typer.echo(
+        f"  {result.num_sections} sections, at most {result.spread:.4f} from the mean after the first fifth"
+    )
+    typer.echo(f"  {''.join('s' if is_skipped else 'C' for is_skipped in schedule)}  (C computed, s skipped)")
+    typer.echo(f"  {path}")

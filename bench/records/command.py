@@ -1,0 +1,69 @@
+"""``isoframe bench compare``: two files of results side by side.
+
+``isoframe bench results``: stored results as Markdown.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_File = Annotated[
+    Path, typer.Argument(metavar="FILE", help="Results, as --json of the other commands writes them.")
+]
+
+
+def compare(before: _File, after: _File) -> None:
+    """Compare what two files have in common; exit 1 where a correctness gate is red, and no figure is printed there."""
+    from ...engine.errors import InputError
+    from ...engine.interfaces.commands.terminal.failures import readable_errors
+    from .compare import compare_rows, differing_conditions
+    from .rows import read_rows
+
+    with readable_errors(debug=False):
+        pairs = list(compare_rows(read_rows(before), read_rows(after)))
+        if not pairs:
+            raise InputError(
+                f"{before} and {after} have no quantity in common; compare results of one command"
+            )
+        for difference in differing_conditions(pairs[-1].before.environment, pairs[-1].after.environment):
+            typer.echo(f"not the same, {difference}")
+        for pair in pairs:
+            row = pair.after
+            figures = f"{pair.before.median:.6g} -> {row.median:.6g} {row.unit}"
+            if pair.red_gates:
+                figures = row.unit
+            typer.echo(f"{row.case} {row.variant} {row.precision}: {figures}  {pair.verdict()}")
+    if any(pair.red_gates for pair in pairs):
+        raise typer.Exit(1)
+
+
+_FOLDER = Path(__file__).resolve().parents[1] / "results"
+
+
+def results(
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Results (default: the committed ones).")
+    ] = None,
+    page: Annotated[
+        str, typer.Option("--page", help="benchmarks (everything) or precision (formats and their errors).")
+    ] = "benchmarks",
+    docs: Annotated[
+        Path | None, typer.Option("--docs", metavar="FILE", help="Write to FILE instead of the terminal.")
+    ] = None,
+) -> None:
+    """Describe stored results: every figure with its interval, its machine, and whether it was measured."""
+    from ...engine.interfaces.commands.terminal.failures import readable_errors
+    from ...engine.request.config import check_choice
+    from .docs import render, render_precision
+    from .rows import read_rows
+
+    pages = {"benchmarks": render, "precision": render_precision}
+    with readable_errors(debug=False):
+        check_choice("--page", page, pages)
+        rows = [row for file in files or sorted(_FOLDER.glob("*.jsonl")) for row in read_rows(file)]
+        text = pages[page](rows)
+        if docs is None:
+            typer.echo(text, nl=False)
+        else:
+            docs.write_text(text, encoding="utf-8")

@@ -1,0 +1,132 @@
+"""A budget for a model of random weights, without a file: two units in RAM stand for all of them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...engine.checkpoints.checkpoint import Checkpoint
+from ...engine.checkpoints.tensor_files import TensorEntry
+from ...engine.families.framepack.shapes import ModelShapes
+from ...engine.families.framepack.transformer import PackedTransformer
+from ...engine.model.parameters import stacked_layers
+from ...engine.model.units import UnitLayout, unit_specs
+from ...engine.planning.machine import Machine
+from ...engine.planning.plan import Plan
+from ...engine.request.config import EngineConfig
+from ...engine.weights.copies import make_copies
+from ...engine.weights.host import HostBuffer, PinnedWeights
+from ...engine.weights.memory import ModelMemory, UnplacedUnits
+from ...engine.weights.streaming import Streamer
+from ...quant import WeightFormat
+from .random_model import draw_weight
+
+
+class RandomMemory(ModelMemory):
+    """Places units as a :class:`ModelMemory` does; each kind of unit is drawn once, and locked in RAM on CUDA.
+
+    A copy takes as long as one from a store of its own; only the values of equal units are equal.
+    """
+
+    def __init__(
+        self,
+        shapes: ModelShapes,
+        config: EngineConfig,
+        weight_format: WeightFormat,
+        device: torch.device,
+        machine: Machine,
+    ) -> None:
+        """Draw the units.
+
+        Args:
+            shapes: of the model.
+            config: what a plan depends on.
+            weight_format: of the units.
+            device: where they compute.
+            machine: the budget on the device; RAM does not matter.
+        """
+        self._drawn = _draw_units(shapes, weight_format, is_locked=device.type == "cuda")
+        super().__init__(_no_files(shapes), shapes, config, weight_format, device, machine)
+        self._is_stored = True
+
+    def _load(self) -> PackedTransformer:
+        shapes, dtype = self._shapes, self._format.dtype
+        transformer = PackedTransformer(
+            shapes.transformer,
+            dtype,
+            self._device,
+            weight_format=self._format,
+            has_fp32_head=dtype == torch.bfloat16,
+            units=UnplacedUnits(),
+            job_book=RandomBook(dtype, self._device),
+        )
+        for name, destination in transformer.outer_destinations.items():
+            destination.write(draw_weight(name, destination.shape, self._device))
+        return transformer
+
+    def _place_stored(self, plan: Plan) -> None:
+        copies = make_copies(
+            PinnedWeights(self._drawn.blobs),
+            self._device,
+            unit_bytes=max(layout.num_bytes for layout in self._layouts),
+            is_timed=self.log is not None,
+        )
+        self.transformer.units = Streamer(
+            self._layouts, copies, ring=plan.ring or 2, residents=plan.residents, log=self.log
+        )
+
+
+class RandomBook:
+    """Weights that only the start of a job needs, drawn on the device when they compute, and dropped."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._dtype = torch.float32 if dtype == torch.float16 else dtype
+        self._device = device
+
+    def linear(
+        self, names: str | Sequence[str], in_features: int, out_features: int | Sequence[int]
+    ) -> "RandomLinear":
+        _, rows = stacked_layers(names, out_features)
+        return RandomLinear((sum(rows), in_features), self._dtype, self._device)
+
+    def tensor(self, name: str, *shape: int) -> Tensor:
+        return draw_weight(name, shape, self._device).to(self._dtype)
+
+
+class RandomLinear:
+    """A linear layer that is drawn for each call."""
+
+    def __init__(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+        self._shape = shape
+        self._dtype = dtype
+        self._device = device
+
+    def __call__(self, x: Tensor) -> Tensor:
+        # In its own dtype: twice that memory is not in the plan.
+        weight = torch.randn(self._shape, dtype=self._dtype, device=self._device)
+        return torch.nn.functional.linear(x, weight.mul_(self._shape[1] ** -0.5))
+
+    def float(self) -> "RandomLinear":
+        return RandomLinear(self._shape, torch.float32, self._device)
+
+
+def _draw_units(shapes: ModelShapes, weight_format: WeightFormat, *, is_locked: bool) -> PinnedWeights:
+    """The first unit of each layout, given for all that have it."""
+    layouts = [UnitLayout(spec, weight_format) for spec in unit_specs(shapes.transformer)]
+    drawn: dict[str, Tensor] = {}
+    slabs: list[HostBuffer] = []
+    for layout in layouts:
+        kind = str(layout.describe())
+        if kind not in drawn:
+            slabs.append(HostBuffer(layout.num_bytes, is_locked=is_locked))
+            drawn[kind] = slabs[-1].tensor
+            for name, destination in layout.destinations(drawn[kind]).items():
+                destination.write(draw_weight(name, destination.shape, torch.device("cpu")))
+    return PinnedWeights([drawn[str(layout.describe())] for layout in layouts], slabs)
+
+
+def _no_files(shapes: ModelShapes) -> Checkpoint:
+    entries: dict[str, TensorEntry] = {}
+    return Checkpoint(
+        config=shapes.transformer, name=shapes.name, source_hash="random", entries=entries, scales={}
+    )

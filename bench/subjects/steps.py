@@ -1,0 +1,154 @@
+"""One denoising step as a function without arguments, ours or that of diffusers' class, on the same drawn inputs."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...engine.families.framepack.packing import CleanLatents
+from ...engine.families.framepack.transformer import FrameIndices, PackedTransformer
+from ...engine.families.framepack.transformer_config import TransformerConfig
+
+WINDOW = 9
+_TIMESTEP, _GUIDANCE = 612.0, 9984.0
+_INDICES = FrameIndices(latent=range(1, 10), clean=(0, 10), clean_2x=range(11, 13), clean_4x=range(13, 29))
+
+# The sizes of the published checkpoints.
+MODEL_13B = TransformerConfig(
+    in_channels=16,
+    out_channels=16,
+    num_attention_heads=24,
+    attention_head_dim=128,
+    num_layers=20,
+    num_single_layers=40,
+    num_refiner_layers=2,
+    mlp_ratio=4.0,
+    patch_size=2,
+    patch_size_t=1,
+    qk_norm="rms_norm",
+    guidance_embeds=True,
+    rope_theta=256.0,
+    text_embed_dim=4096,
+    pooled_projection_dim=768,
+    image_proj_dim=1152,
+    rope_axes_dim=(16, 56, 56),
+    has_image_proj=True,
+    has_clean_x_embedder=True,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepShape:
+    """Sizes of the inputs of a step with 9 latent frames and full history.
+
+    Attributes:
+        size: Y and X of the latents.
+        num_text_tokens: valid text tokens.
+        num_image_tokens: image tokens.
+    """
+
+    size: tuple[int, int]
+    num_text_tokens: int
+    num_image_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Latent and condition tokens; a patch at the far end of an axis may be cut."""
+        height, width = self.size
+        per_frame = [-(-height // patch) * -(-width // patch) for patch in (2, 4, 8)]
+        num_latent = (WINDOW + 2) * per_frame[0] + per_frame[1] + 4 * per_frame[2]
+        return num_latent + self.num_text_tokens + self.num_image_tokens
+
+
+# 640 x 608 pixels and a short prompt: 17500 latent and 761 condition tokens.
+SHAPE_640X608 = StepShape(size=(76, 80), num_text_tokens=32, num_image_tokens=729)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInputs:
+    """Random inputs of a step.
+
+    Attributes:
+        latents: noisy latents [1, C, 9, Y, X].
+        history: clean latents, all groups.
+        text: [1, L, E], all valid.
+        pooled: [1, P].
+        image: [1, I, V].
+    """
+
+    latents: Tensor
+    history: CleanLatents
+    text: Tensor
+    pooled: Tensor
+    image: Tensor
+
+
+def draw_inputs(
+    config: TransformerConfig, shape: StepShape, dtype: torch.dtype, device: torch.device
+) -> StepInputs:
+    """The same inputs on every call and device."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=generator).to(device, dtype)
+
+    channels = config.in_channels
+    return StepInputs(
+        latents=draw(1, channels, WINDOW, *shape.size),
+        history=CleanLatents(*(draw(1, channels, num_frames, *shape.size) for num_frames in (2, 2, 16))),
+        text=draw(1, shape.num_text_tokens, config.text_embed_dim),
+        pooled=draw(1, config.pooled_projection_dim),
+        image=draw(1, shape.num_image_tokens, config.image_proj_dim),
+    )
+
+
+def isoframe_step(transformer: PackedTransformer, inputs: StepInputs) -> tuple[Callable[[], Tensor], int]:
+    """A step whose job's and section's invariants are computed here, as in a real job; and its latent tokens."""
+    timestep = torch.tensor([_TIMESTEP], device=inputs.latents.device)
+    with torch.inference_mode():
+        vision_tokens = transformer.project_image(inputs.image)
+        job = transformer.prepare_job(timestep, _GUIDANCE, inputs.text, None, inputs.pooled, vision_tokens)
+        num_frames, height, width = inputs.latents.shape[2:]
+        section = transformer.pack_section(inputs.history, _INDICES, (num_frames, height, width))
+    return lambda: transformer.step(inputs.latents, 0, job, section).compute(), section.num_latent_tokens
+
+
+def diffusers_model(config: TransformerConfig, dtype: torch.dtype, device: torch.device) -> Any:
+    """diffusers' class, made in ``dtype`` on ``device``: a second copy in fp32 would not fit small machines."""
+    from diffusers import HunyuanVideoFramepackTransformer3DModel
+
+    default = torch.get_default_dtype()
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            model = HunyuanVideoFramepackTransformer3DModel(**dataclasses.asdict(config))
+    finally:
+        torch.set_default_dtype(default)
+    return model.eval().requires_grad_(False)
+
+
+def diffusers_step(model: Any, inputs: StepInputs) -> Callable[[], Tensor]:
+    """A step of diffusers' class, which has no invariants and computes everything in every call."""
+    device = inputs.latents.device
+    arguments: dict[str, Any] = {
+        "hidden_states": inputs.latents,
+        "timestep": torch.tensor([_TIMESTEP], device=device),
+        "encoder_hidden_states": inputs.text,
+        "encoder_attention_mask": torch.ones(inputs.text.shape[:2], dtype=torch.bool, device=device),
+        "pooled_projections": inputs.pooled,
+        "image_embeds": inputs.image,
+        "guidance": torch.tensor([_GUIDANCE], device=device),
+        "latents_clean": inputs.history.clean,
+        "latents_history_2x": inputs.history.clean_2x,
+        "latents_history_4x": inputs.history.clean_4x,
+        "indices_latents": torch.tensor(_INDICES.latent, device=device),
+        "indices_latents_clean": torch.tensor(_INDICES.clean, device=device),
+        "indices_latents_history_2x": torch.tensor(_INDICES.clean_2x, device=device),
+        "indices_latents_history_4x": torch.tensor(_INDICES.clean_4x, device=device),
+        "return_dict": False,
+    }
+    return lambda: model(**arguments)[0]

@@ -1,0 +1,1 @@
+"""Files of weights as they are found: safetensors, the Hub, LoRAs."""

@@ -1,0 +1,409 @@
+"""The transformer's checkpoint: where its tensors lie, and copying them into a model."""
+
+import difflib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, UnknownModelError
+from ..families.framepack.transformer_config import TransformerConfig, first_names
+from .destinations import Destination
+from .hub import hub_file, is_cached, is_hub_id, nearest_path
+from .tensor_files import FLOAT_DTYPES, TensorEntry, TensorFile, map_tensor, open_tensor_file
+
+_logger = logging.getLogger(__name__)
+
+KNOWN_MODELS = ("demo", "lllyasviel/FramePackI2V_HY", "lllyasviel/FramePack_F1_I2V_HY_20250503")
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
+
+_SINGLE_FILE_PREFIX = "model.diffusion_model."
+# Written by ComfyUI beside fp8 weights: the weight is multiplied by its scale. Activation scales only matter to
+# arithmetic in fp8, which upcast weights do not use.
+_WEIGHT_SCALES = (".scale_weight", ".weight_scale")
+_ACTIVATION_SCALES = (".scale_input", ".input_scale")
+_FP8_MARKER = "scaled_fp8"
+_BLOCK_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A transformer's tensors on disk.
+
+    Attributes:
+        config: sizes of the model.
+        name: Hub id, folder name or file stem; tells an F1 checkpoint from an inverted one.
+        source_hash: SHA-256 over the files' names, sizes and fingerprints; names the model in metadata.
+        entries: the weights by model name.
+        scales: the scalar that an fp8 weight of that name is multiplied by.
+    """
+
+    config: TransformerConfig
+    name: str
+    source_hash: str
+    entries: Mapping[str, TensorEntry] = field(repr=False)
+    scales: Mapping[str, TensorEntry] = field(repr=False)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every weight by model name."""
+        return {name: entry.shape for name, entry in self.entries.items()}
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (model name, tensor) in file order; fp8 comes as bf16, everything else as stored.
+
+        Each tensor maps its own bytes: drop it before taking the next and one tensor is in memory at a time.
+        """
+        for name in self.entries:
+            yield name, self.tensor(name)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor by its model name; see :meth:`tensors`."""
+        tensor = map_tensor(self.entries[name])
+        if tensor.dtype.itemsize > 1:
+            return tensor
+        if name not in self.scales:
+            return tensor.to(torch.bfloat16)
+        scale, scaled = map_tensor(self.scales[name]).float(), torch.empty_like(tensor, dtype=torch.bfloat16)
+        # By blocks: the products of a whole weight in fp32 would take four times its memory.
+        for part, out in zip(tensor.split(_BLOCK_ROWS), scaled.split(_BLOCK_ROWS), strict=True):
+            out.copy_(part.float() * scale)
+        return scaled
+
+
+def open_transformer(
+    source: "str | os.PathLike[str]",
+    *,
+    local_files_only: bool = False,
+    admit: Callable[[str, TransformerConfig], None] | None = None,
+) -> Checkpoint:
+    """Find a transformer and check its files; no weights are read.
+
+    Args:
+        source: a folder (flat, or a pipeline with ``transformer/`` inside), a single ``.safetensors`` file, a Hub
+            id "owner/name", or one file of a Hub repository, "owner/name/file.safetensors". A path that exists
+            wins over a Hub id.
+        local_files_only: never ask the Hub; what is not cached is an error.
+        admit: called with name and config, and raises to refuse the model; of a Hub repository before its
+            weights are downloaded.
+    """
+    text = os.fspath(source)
+    if is_hub_id(text) and not Path(text).expanduser().exists():
+        return _open_repository(text, local_files_only, admit)
+    checkpoint = _open_path_or_file(text, local_files_only)
+    if admit is not None:
+        admit(checkpoint.name, checkpoint.config)
+    return checkpoint
+
+
+def read_transformer_config(
+    source: "str | os.PathLike[str]", *, local_files_only: bool = False
+) -> TransformerConfig:
+    """The config of a transformer, ``source`` as for :func:`open_transformer`; of a Hub repository nothing else."""
+    text = os.fspath(source)
+    if is_hub_id(text) and not Path(text).expanduser().exists():
+        _, path = _find_hub_config(text, local_files_only)
+        return _read_config(path)
+    return _open_path_or_file(text, local_files_only).config
+
+
+def _open_path_or_file(text: str, local_files_only: bool) -> Checkpoint:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _open_folder(path)
+    if path.exists():
+        return _open_file(path, name=path.stem)
+    repository, _, filename = text.rpartition("/")
+    if is_hub_id(repository) and filename.endswith(".safetensors"):
+        return _open_file(_require_hub_file(repository, filename, local_files_only), name=Path(filename).stem)
+    raise UnknownModelError(missing_source("model", text))
+
+
+def load_into(checkpoint: Checkpoint, destinations: Mapping[str, Destination]) -> None:
+    """Write every tensor of ``checkpoint`` to its destination, one in memory at a time.
+
+    Args:
+        checkpoint: the opened checkpoint.
+        destinations: by model name; every tensor has exactly one.
+
+    Raises:
+        CheckpointError: names or shapes differ, and nothing has been copied then; or a value is not finite.
+    """
+    check_shapes(checkpoint, {name: destination.shape for name, destination in destinations.items()})
+    with torch.no_grad():
+        for name, tensor in checkpoint.tensors():
+            check_finite(name, tensor)
+            destinations[name].write(tensor)
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise :class:`CheckpointError` if a value of the tensor called ``name`` is NaN or infinite."""
+    # By blocks: the mask of a whole weight would take half its memory.
+    parts = tensor.split(_BLOCK_ROWS) if tensor.ndim else (tensor,)
+    if not all(bool(part.isfinite().all()) for part in parts):
+        raise CheckpointError(f"{name} has values that are not finite; copy or download the model again")
+
+
+def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise :class:`CheckpointError` unless the checkpoint has exactly the ``expected`` names and shapes."""
+    shapes = checkpoint.shapes
+    problems = {
+        "missing": sorted(expected.keys() - shapes.keys()),
+        "extra": sorted(shapes.keys() - expected.keys()),
+        "misshapen": [
+            f"{name} {list(shapes[name])} instead of {list(expected[name])}"
+            for name in sorted(expected.keys() & shapes.keys())
+            if shapes[name] != expected[name]
+        ],
+    }
+    if any(problems.values()):
+        found = "; ".join(
+            f"{len(names)} {kind}: {first_names(names)}" for kind, names in problems.items() if names
+        )
+        raise CheckpointError(f"the tensors of {checkpoint.name} do not fit its config: {found}")
+
+
+def missing_source(argument: str, source: str) -> str:
+    """Message for a ``source`` that is neither a local path nor a Hub id, with the nearest name known."""
+    known = difflib.get_close_matches(source, KNOWN_MODELS, n=1, cutoff=0.6)
+    nearest = nearest_path(source) or (known[0] if known else None)
+    hint = f"; did you mean {nearest!r}?" if nearest else ""
+    return (
+        f"{argument} must be demo, a folder, a .safetensors file or a Hub id 'owner/name', got {source!r}: as a "
+        f"path it does not exist (looked for {os.path.abspath(os.path.expanduser(source))}), and as a Hub id it is "
+        f"not of that form{hint}"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} must be a JSON object, got {type(raw).__name__}")
+    return raw
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """The map from tensor names to files in a ``*.safetensors.index.json``."""
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path} must have a weight_map from tensor names to files")
+    outside = [str(name) for name in weight_map.values() if Path(str(name)).name != name]
+    if outside:
+        raise CheckpointError(f"{path} must name files of its own folder, got {first_names(outside)}")
+    return weight_map
+
+
+def folder_name(folder: Path) -> str:
+    """Name of a model folder: a Hub snapshot's repository id, else the folder's name less ``transformer/``."""
+    folder = Path(os.path.abspath(folder))
+    if folder.name == "transformer":
+        folder = folder.parent
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return folder.name
+
+
+def hash_files(files: Iterable[TensorFile]) -> str:
+    """SHA-256 over the sorted (file name, size, fingerprint): which weights these are."""
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.path.name):
+        digest.update(f"{file.path.name}\0{file.size_bytes}\0".encode())
+        digest.update(file.fingerprint())
+    return digest.hexdigest()
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    if (folder / "manifest.json").is_file():
+        raise CheckpointError(
+            f"{folder} is a unit store already; give the model that it was made from, or load the store as it is"
+        )
+    inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    files, weight_map = _find_files(inner)
+    if not (inner / "config.json").is_file():
+        raise CheckpointError(f"{inner} has no config.json; copy it from the model's repository")
+    config = _read_config(inner / "config.json")
+    return _build(files, weight_map, config, folder_name(folder), str(inner))
+
+
+def _open_file(path: Path, *, name: str) -> Checkpoint:
+    if path.suffix != ".safetensors":
+        raise CheckpointError(
+            f"{path} must be a .safetensors file; convert other formats to safetensors first"
+        )
+    beside = path.parent / "config.json"
+    config = _read_config(beside) if beside.is_file() else None
+    return _build([open_tensor_file(path)], {}, config, name, str(path))
+
+
+def _open_repository(
+    repository: str, local_files_only: bool, admit: Callable[[str, TransformerConfig], None] | None
+) -> Checkpoint:
+    """Fetch the config first, so that a model is refused before its weights are downloaded."""
+    prefix, config_path = _find_hub_config(repository, local_files_only)
+    config = _read_config(config_path)
+    if admit is not None:
+        admit(repository, config)
+    weight_map = _find_hub_index(repository, prefix, local_files_only)
+    names = sorted(set(weight_map.values())) or [WEIGHTS_NAME]
+    files = [
+        open_tensor_file(_require_hub_file(repository, prefix + name, local_files_only)) for name in names
+    ]
+    return _build(files, weight_map, config, repository, repository)
+
+
+def _find_hub_config(repository: str, local_files_only: bool) -> tuple[str, Path]:
+    """Folder prefix and local path of the transformer's config; what is cached shows the layout offline."""
+    prefixes = ("", "transformer/")
+    cached = [prefix for prefix in prefixes if is_cached(repository, f"{prefix}config.json")]
+    for prefix in cached or prefixes:
+        path = hub_file(repository, f"{prefix}config.json", local_files_only=local_files_only)
+        if path is not None:
+            return prefix, path
+    raise CheckpointError(f"{repository} on the Hub has neither config.json nor transformer/config.json")
+
+
+def _find_hub_index(repository: str, prefix: str, local_files_only: bool) -> dict[str, str]:
+    index_name = prefix + INDEX_NAME
+    if is_cached(repository, prefix + WEIGHTS_NAME) and not is_cached(repository, index_name):
+        return {}
+    index = hub_file(repository, index_name, local_files_only=local_files_only)
+    return read_index(index) if index is not None else {}
+
+
+def _require_hub_file(repository: str, filename: str, local_files_only: bool) -> Path:
+    path = hub_file(repository, filename, local_files_only=local_files_only)
+    if path is None:
+        raise CheckpointError(f"{repository} on the Hub has no file {filename}")
+    return path
+
+
+def _find_files(folder: Path) -> tuple[list[TensorFile], dict[str, str]]:
+    """The folder's weight files, and the index's map from tensor name to file (empty for a single file)."""
+    index = folder / INDEX_NAME
+    if index.is_file():
+        weight_map = read_index(index)
+        _check_shards(folder, index, weight_map)
+        return [open_tensor_file(folder / name) for name in sorted(set(weight_map.values()))], weight_map
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) > 1 and folder / WEIGHTS_NAME in found:
+        found = [folder / WEIGHTS_NAME]
+    if len(found) == 1:
+        return [open_tensor_file(found[0])], {}
+    if found:
+        raise CheckpointError(
+            f"{folder} has {len(found)} .safetensors files and no {INDEX_NAME}; copy the index beside them, or "
+            "name one of the files"
+        )
+    pickles = [
+        path.name for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".pth", ".ckpt")
+    ]
+    if pickles:
+        raise CheckpointError(
+            f"{folder} has only pickled weights ({first_names(pickles)}), which can run code when they are loaded; "
+            "convert them to safetensors"
+        )
+    raise CheckpointError(f"{folder} has no .safetensors file and no transformer/ folder with one")
+
+
+def _check_shards(folder: Path, index: Path, weight_map: Mapping[str, str]) -> None:
+    missing = [name for name in sorted(set(weight_map.values())) if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of the {len(set(weight_map.values()))} shards that {index.name} names: "
+            f"{first_names(missing)}; copy or download them again"
+        )
+
+
+def _build(
+    files: list[TensorFile],
+    weight_map: Mapping[str, str],
+    config: TransformerConfig | None,
+    name: str,
+    source: str,
+) -> Checkpoint:
+    entries = _collect(files, weight_map)
+    if any(stored.startswith(_SINGLE_FILE_PREFIX) for stored in entries):
+        entries = {stored.removeprefix(_SINGLE_FILE_PREFIX): entry for stored, entry in entries.items()}
+    scales = _split_scales(entries, source)
+    _check_dtypes(entries, source)
+    if config is None:
+        config = TransformerConfig.from_shapes(
+            {key: entry.shape for key, entry in entries.items()}, source=source
+        )
+    return Checkpoint(config=config, name=name, source_hash=hash_files(files), entries=entries, scales=scales)
+
+
+def _collect(files: list[TensorFile], weight_map: Mapping[str, str]) -> dict[str, TensorEntry]:
+    """All tensors of the files; the index decides where two files have the same name."""
+    entries = {
+        name: entry
+        for file in files
+        for name, entry in file.entries.items()
+        if weight_map.get(name, file.path.name) == file.path.name
+    }
+    absent = [f"{name} ({weight_map[name]})" for name in weight_map if name not in entries]
+    if absent:
+        raise CheckpointError(
+            f"the index names {len(absent)} tensors that are absent from their shard: {first_names(absent)}; "
+            "index and shards are of different versions: copy or download both again"
+        )
+    return entries
+
+
+def _split_scales(entries: dict[str, TensorEntry], source: str) -> dict[str, TensorEntry]:
+    """Take the fp8 scales and markers out of ``entries``; returns the scale of each scaled weight."""
+    scales: dict[str, TensorEntry] = {}
+    for name in list(entries):
+        base, dot, suffix = name.rpartition(".")
+        if dot + suffix in _ACTIVATION_SCALES:
+            del entries[name]
+        elif dot + suffix in _WEIGHT_SCALES:
+            scales[f"{base}.weight"] = entries.pop(name)
+    has_marker = entries.pop(_FP8_MARKER, None) is not None
+    _check_scales(entries, scales, has_marker, source)
+    return scales
+
+
+def _check_scales(
+    entries: Mapping[str, TensorEntry], scales: Mapping[str, TensorEntry], has_marker: bool, source: str
+) -> None:
+    fp8 = {name for name, entry in entries.items() if entry.dtype.startswith("F8")}
+    lone = sorted(scales.keys() - fp8)
+    if lone:
+        raise CheckpointError(f"{source} has {len(lone)} scales without an fp8 weight: {first_names(lone)}")
+    unscaled = sorted(fp8 - scales.keys())
+    if unscaled and (has_marker or scales):
+        raise CheckpointError(
+            f"{source} is scaled fp8, but {len(unscaled)} weights lack a scale: {first_names(unscaled)}"
+        )
+    wide = [f"{name} {list(entry.shape)}" for name, entry in scales.items() if entry.shape not in ((), (1,))]
+    if wide:
+        raise CheckpointError(
+            f"{source}: an fp8 scale must be one number per tensor, got {first_names(wide)}"
+        )
+
+
+def _check_dtypes(entries: Mapping[str, TensorEntry], source: str) -> None:
+    others = [f"{name} {entry.dtype}" for name, entry in entries.items() if entry.dtype not in FLOAT_DTYPES]
+    if others:
+        raise CheckpointError(
+            f"{source} has {len(others)} tensors that are not {', '.join(FLOAT_DTYPES)}: {first_names(others)}; "
+            "give the bf16, fp16 or fp8_e4m3 version of the model"
+        )
+
+
+def _read_config(path: Path) -> TransformerConfig:
+    return TransformerConfig.from_dict(read_json(path), source=str(path))

@@ -1,0 +1,149 @@
+"""Files of the Hugging Face Hub: downloaded or cached, with errors that say what to do."""
+
+import difflib
+import functools
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from ..errors import CheckpointError
+
+_logger = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+
+class NotCachedError(CheckpointError):
+    """A file is not in the Hub's cache, and the Hub was not to be asked or could not be reached."""
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether ``source`` reads as "owner/name"; it may name a local path all the same."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) is not None
+
+
+def is_cached(repository: str, filename: str) -> bool:
+    """Whether the Hub's cache holds the file; asks no network."""
+    import huggingface_hub
+
+    return isinstance(huggingface_hub.try_to_load_from_cache(repository, filename), str)
+
+
+def hub_file(repository: str, filename: str, *, local_files_only: bool) -> Path | None:
+    """Local path of one file of a repository, downloaded if it is not cached.
+
+    Returns:
+        The path in the Hub's cache, or None where the repository has no such file.
+
+    Raises:
+        NotCachedError: not cached while offline.
+        CheckpointError: no such repository, or no right to read it.
+    """
+    import huggingface_hub
+
+    if not local_files_only and not is_cached(repository, filename):
+        _announce_license(repository)
+
+    def fetch() -> Path:
+        return Path(
+            huggingface_hub.hf_hub_download(repository, filename, local_files_only=local_files_only),
+        )
+
+    return _ask(repository, filename, fetch)
+
+
+def hub_folder(repository: str, filenames: Sequence[str], *, required: str, local_files_only: bool) -> Path:
+    """Local snapshot of ``repository`` with those of ``filenames`` that it has (patterns; the rest is not fetched).
+
+    Args:
+        repository: Hub id.
+        filenames: paths in the repository, with "*" for any text.
+        required: the file without which the snapshot is of no use.
+        local_files_only: never ask the Hub.
+    """
+    import huggingface_hub
+
+    if hub_file(repository, required, local_files_only=local_files_only) is None:
+        raise CheckpointError(f"{repository} on the Hub has no file {required}")
+
+    def fetch() -> Path:
+        snapshot = huggingface_hub.snapshot_download(
+            repository, allow_patterns=list(filenames), local_files_only=local_files_only
+        )
+        return Path(str(snapshot))
+
+    snapshot = _ask(repository, required, fetch)
+    assert snapshot is not None, "the repository has just given a file"
+    return snapshot
+
+
+def not_cached(repository: str, filename: str) -> NotCachedError:
+    """The error for a file that is not in the cache while the Hub cannot be asked."""
+    import huggingface_hub.constants
+
+    folder, slash, _ = filename.rpartition("/")
+    if slash:
+        # A folder is fetched whole: the file that is missed first is seldom the only one.
+        wanted = f' --include "{folder}/*"'
+    else:
+        wanted = "" if filename.startswith(("config.json", "diffusion_pytorch_model")) else f" {filename}"
+    return NotCachedError(
+        f"{filename} of {repository} is not in the Hub cache {huggingface_hub.constants.HF_HUB_CACHE}, and the Hub "
+        f"was not to be asked or could not be reached. Download it where there is a network: "
+        f"hf download {repository}{wanted}{_as_path(repository)}"
+    )
+
+
+def nearest_path(source: str) -> str | None:
+    """The existing path whose name is nearest to that of ``source``, in the same folder."""
+    path = Path(source).expanduser()
+    siblings = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+    nearest = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.6)
+    return str(path.parent / nearest[0]) if nearest else None
+
+
+@functools.cache
+def _announce_license(repository: str) -> None:
+    """Log, once per process, under what licence the files come that are about to be downloaded."""
+    licenses = json.loads((Path(__file__).parents[1] / "data" / "licenses.json").read_text(encoding="utf-8"))
+    terms = licenses.get(repository, f"terms at https://huggingface.co/{repository}")
+    _logger.info("downloading from %s; licence: %s", repository, terms)
+
+
+def _as_path(repository: str) -> str:
+    """The other reading of a Hub id, for errors."""
+    nearest = nearest_path(repository)
+    hint = f", did you mean {nearest}" if nearest else ""
+    return f". (There is no local path {os.path.abspath(repository)} either{hint}.)"
+
+
+def _ask(repository: str, filename: str, fetch: Callable[[], _Result]) -> _Result | None:
+    from huggingface_hub import errors
+
+    # The HTTP library's base error: what a download that breaks off raises.
+    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
+    try:
+        return fetch()
+    except errors.LocalEntryNotFoundError as error:
+        raise not_cached(repository, filename) from error
+    except errors.EntryNotFoundError:
+        return None
+    except errors.GatedRepoError as error:
+        raise CheckpointError(
+            f"{repository} is gated: accept its terms at https://huggingface.co/{repository}, then log in with "
+            "`hf auth login` or set HF_TOKEN"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"the Hub has no repository {repository} that this machine may read; check the spelling, or log in with "
+            f"`hf auth login` if it is private{_as_path(repository)}"
+        ) from error
+    except errors.HFValidationError as error:
+        raise CheckpointError(f"{repository!r} is not a Hub id: {error}") from error
+    except (http_error, OSError) as error:
+        raise CheckpointError(
+            f"{filename} of {repository} could not be downloaded: {error}; try again"
+        ) from error

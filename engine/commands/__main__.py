@@ -1,5 +1,0 @@
-"""``python -P -m isoframe.engine.commands``, for shells that do not find the ``isoframe`` script."""
-
-from . import main
-
-main()

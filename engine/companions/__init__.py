@@ -1,0 +1,1 @@
+"""The models beside the transformer: text and image encoders, VAE, previews."""

@@ -1,0 +1,372 @@
+"""The frozen encoders: prompts through LLaMA and CLIP, the start image through SigLIP."""
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checkpoints.checkpoint import read_json
+from ..checkpoints.tensor_files import open_tensor_file
+from ..errors import CheckpointError
+from ..model.conditioning import PromptEmbeds
+from .components import Components
+from .embedding_cache import EmbeddingCache, cache_key
+from .layerwise import load_llama_layerwise
+from .loading import LOADING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_logger = logging.getLogger(__name__)
+
+MAX_PROMPT_TOKENS = 256
+# The published system takes hidden state -3, the output of the layer before the last two.
+_UNUSED_LLAMA_LAYERS = 2
+_MODEL_TYPES = {
+    "text_encoder": ("llama",),
+    "text_encoder_2": ("clip_text_model", "clip"),
+    "image_encoder": ("siglip_vision_model", "siglip"),
+}
+
+
+class Encoders:
+    """Encodes prompts and images; each encoder is in memory only while it works.
+
+    The arithmetic is fp32 on the CPU and fp16 on CUDA, as published, whatever ``dtype`` the embeddings have.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        cache_dir: Path,
+        local_files_only: bool = False,
+    ) -> None:
+        """Prepare; nothing is loaded.
+
+        Args:
+            components: where the encoders lie, and the model's prompt template.
+            device: where they run and where the embeddings end up.
+            dtype: of the embeddings.
+            cache_dir: folder of cached embeddings.
+            local_files_only: never ask the Hub.
+        """
+        self._components = components
+        self._device = torch.device(device)
+        self._dtype = dtype
+        self._compute_dtype = torch.float32 if self._device.type == "cpu" else torch.float16
+        self._cache = EmbeddingCache(cache_dir / "embeddings")
+        self._local_files_only = local_files_only
+        self._folders: dict[str, Path] = {}
+        self._hashes: dict[str, str] = {}
+
+    def encode_prompt(self, prompt: str) -> PromptEmbeds:
+        """Encode one prompt; an empty one is allowed."""
+        return self.encode_prompts([prompt])[0]
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[PromptEmbeds]:
+        """Encode several prompts, loading each encoder once."""
+        keys = [self._prompt_key(prompt) for prompt in prompts]
+        found = {key: tensors for key in keys if (tensors := self._cache.read(key)) is not None}
+        absent = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in found}
+        for key, tensors in self._compute_prompts(absent).items():
+            self._cache.write(key, tensors)
+            found[key] = tensors
+        return [self._to_prompt_embeds(found[key]) for key in keys]
+
+    def encode_image(self, image: "Image") -> Tensor:
+        """SigLIP's last hidden state [1, I, V] of an RGB image, which is squashed to the encoder's square."""
+        return self.encode_images([image])[0]
+
+    def encode_images(self, images: "Sequence[Image]") -> list[Tensor]:
+        """Encode several images, loading the encoder once."""
+        keys = [self._image_key(image) for image in images]
+        found = {key: tensors for key in keys if (tensors := self._cache.read(key)) is not None}
+        absent = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
+        for key, embeds in self._compute_images(absent).items():
+            found[key] = {"image_embeds": embeds}
+            self._cache.write(key, found[key])
+        return [found[key]["image_embeds"].to(self._device, self._dtype) for key in keys]
+
+    def _image_key(self, image: "Image") -> str:
+        pixels = np.asarray(image)
+        return cache_key(
+            kind="image",
+            pixels=hashlib.sha256(pixels.tobytes()).hexdigest(),
+            shape=pixels.shape,
+            sources=[self._hash("image_encoder"), self._hash("feature_extractor")],
+            dtype=str(self._compute_dtype),
+        )
+
+    def _prompt_key(self, prompt: str) -> str:
+        return cache_key(
+            kind="prompt",
+            prompt=prompt,
+            # Naming the published template's source spares a cached prompt the import of diffusers.
+            template=self._components.profile.prompt_template or f"diffusers {version('diffusers')}",
+            crop_start=self._components.profile.crop_start,
+            sources=[
+                self._hash(name) for name in ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+            ],
+            dtype=str(self._compute_dtype),
+        )
+
+    def _to_prompt_embeds(self, tensors: dict[str, Tensor]) -> PromptEmbeds:
+        num_dropped = int(tensors["num_dropped"])
+        if num_dropped:
+            _logger.warning(
+                "the prompt is longer than %d tokens: the last %d are dropped", MAX_PROMPT_TOKENS, num_dropped
+            )
+        text_embeds = tensors["text_embeds"].to(self._device, self._dtype)
+        return PromptEmbeds(
+            text_embeds=text_embeds,
+            text_mask=torch.ones(text_embeds.shape[:2], dtype=torch.bool, device=self._device),
+            pooled_embeds=tensors["pooled_embeds"].to(self._device, self._dtype),
+        )
+
+    def _compute_prompts(self, prompts: dict[str, str]) -> dict[str, dict[str, Tensor]]:
+        if not prompts:
+            return {}
+        tokens = self._tokenize(prompts)
+        with self._loaded("text_encoder") as llama:
+            states = {
+                key: llama(input_ids=ids[None]).last_hidden_state for key, (ids, _, _) in tokens.items()
+            }
+        text = {key: states[key][:, crop_start:] for key, (_, crop_start, _) in tokens.items()}
+        pooled = self._compute_pooled(prompts)
+        return {
+            key: {
+                "text_embeds": text[key],
+                "pooled_embeds": pooled[key],
+                "num_dropped": torch.tensor(tokens[key][2]),
+            }
+            for key in prompts
+        }
+
+    def _tokenize(self, prompts: dict[str, str]) -> dict[str, tuple[Tensor, int, int]]:
+        """Token ids [L], tokens of the template before the prompt, and tokens dropped, by key."""
+        tokenizer = self._load_tokenizer("tokenizer")
+        before, after = (self._components.profile.prompt_template or published_template()).split("{}")
+        crop_start = self._components.profile.crop_start
+        if crop_start is None:
+            crop_start = count_template_tokens(tokenizer, before)
+        tokens = {}
+        for key, prompt in prompts.items():
+            ids = tokenizer(before + prompt + after)["input_ids"]
+            kept = tokenizer(
+                before + prompt + after, truncation=True, max_length=MAX_PROMPT_TOKENS + crop_start
+            )["input_ids"]
+            if len(kept) <= crop_start:
+                raise CheckpointError(
+                    f"crop_start must be below the {len(kept)} tokens of the template, got {crop_start}; set "
+                    "crop_start to null in the model's isoframe.json to have it counted"
+                )
+            tokens[key] = (torch.tensor(kept, device=self._device), crop_start, len(ids) - len(kept))
+        return tokens
+
+    def _compute_pooled(self, prompts: dict[str, str]) -> dict[str, Tensor]:
+        tokenizer = self._load_tokenizer("tokenizer_2")
+        with self._loaded("text_encoder_2") as clip:
+            length = clip.config.max_position_embeddings
+            padded = {
+                key: tokenizer(prompt, padding="max_length", max_length=length, truncation=True)["input_ids"]
+                for key, prompt in prompts.items()
+            }
+            return {
+                key: clip(input_ids=torch.tensor([ids], device=self._device)).pooler_output
+                for key, ids in padded.items()
+            }
+
+    def _compute_images(self, images: "dict[str, Image]") -> dict[str, Tensor]:
+        if not images:
+            return {}
+        pixels = {
+            key: prepare_image(image, self._folder("feature_extractor")) for key, image in images.items()
+        }
+        with self._loaded("image_encoder") as siglip:
+            return {
+                # One after the other: the plan counts the activations of one.
+                key: siglip(pixel_values=values.to(self._device, self._compute_dtype)).last_hidden_state
+                for key, values in pixels.items()
+            }
+
+    @contextlib.contextmanager
+    def _loaded(self, name: str) -> Iterator[Any]:
+        """One encoder in memory; its tensors are freed on the way out."""
+        with LOADING:
+            model: Any = load_encoder(name, self._folder(name), self._compute_dtype, self._device)
+        try:
+            with torch.no_grad():
+                yield model
+        finally:
+            # References to the model may outlive this block; its weights must not.
+            model.to("meta")
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _load_tokenizer(self, name: str) -> "PreTrainedTokenizerBase":
+        return load_tokenizer(self._folder(name))
+
+    def _folder(self, name: str) -> Path:
+        if name not in self._folders:
+            ref = self._components.ref(name)
+            self._folders[name] = ref.fetch(local_files_only=self._local_files_only)
+        return self._folders[name]
+
+    def _hash(self, name: str) -> str:
+        if name not in self._hashes:
+            self._hashes[name] = hash_folder(self._folder(name))
+        return self._hashes[name]
+
+
+def published_template() -> str:
+    """The FramePack prompt template of diffusers."""
+    from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video_framepack
+
+    template: str = pipeline_hunyuan_video_framepack.DEFAULT_PROMPT_TEMPLATE["template"]
+    return template
+
+
+def load_encoder(name: str, folder: Path, dtype: torch.dtype, device: torch.device) -> "PreTrainedModel":
+    """Load one encoder without the parts whose output is not used; LLaMA's layers only while they compute.
+
+    Args:
+        name: "text_encoder" (LLaMA less its last two layers and final norm, so that its output is hidden state -3
+            of the whole model), "text_encoder_2" (CLIP) or "image_encoder" (SigLIP less its pooling head).
+        folder: local folder with config and weights.
+        dtype: of the parameters.
+        device: where it computes.
+    """
+    import transformers
+
+    model_type = read_json(folder / "config.json").get("model_type")
+    if model_type not in _MODEL_TYPES[name]:
+        raise CheckpointError(
+            f"{folder}: model_type must be {' or '.join(_MODEL_TYPES[name])}, got {model_type!r}"
+        )
+    if name == "text_encoder":
+        return _load_llama(folder, dtype, device)
+    if name == "text_encoder_2":
+        return _from_pretrained(transformers.CLIPTextModel, folder, dtype).to(device)
+    config = transformers.SiglipVisionConfig.from_pretrained(folder)
+    config.vision_use_head = False
+    return _from_pretrained(transformers.SiglipVisionModel, folder, dtype, config).to(device)
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer in ``folder``, exactly as its ``tokenizer.json`` describes it where there is one."""
+    import transformers
+
+    with _quiet_transformers():
+        # The class that tokenizer_config.json names must not matter: LlamaTokenizer of transformers 5 splits text as
+        # SentencePiece does even where tokenizer.json asks for the byte-level splitting of Llama 3.
+        if (folder / "tokenizer.json").is_file():
+            tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+        else:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def count_template_tokens(tokenizer: "PreTrainedTokenizerBase", before: str) -> int:
+    """Tokens ahead of the prompt: the template's text ``before`` it, and what the tokenizer puts in front."""
+    text = tokenizer(before, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(before)["input_ids"]
+    # The tokenizer may also close the text, so the length of the whole says nothing.
+    start = next(i for i in range(len(whole) + 1) if whole[i : i + len(text)] == text)
+    return start + len(text)
+
+
+def prepare_image(image: "Image", folder: Path) -> Tensor:
+    """Pixels [1, 3, H, W] as ``preprocessor_config.json`` in ``folder`` asks: squashed, scaled, normalized."""
+    from PIL.Image import Resampling
+
+    path = folder / "preprocessor_config.json"
+    config = read_json(path)
+    try:
+        size = (config["size"]["width"], config["size"]["height"])
+        mean, std = np.float32(config["image_mean"]), np.float32(config["image_std"])
+        resample, factor = Resampling(config["resample"]), np.float32(config["rescale_factor"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} lacks or garbles {error}; copy it from the encoder's repository"
+        ) from error
+    resized = np.asarray(image.convert("RGB").resize(size, resample), dtype=np.float32)
+    normalized = (resized * factor - mean) / std
+    return torch.from_numpy(normalized).permute(2, 0, 1)[None].contiguous()
+
+
+def hash_folder(folder: Path) -> str:
+    """SHA-256 of a component: names, sizes and fingerprints of its weights, and the content of everything else."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        is_weights = path.suffix == ".safetensors"
+        digest.update(open_tensor_file(path).fingerprint() if is_weights else path.read_bytes())
+    return digest.hexdigest()
+
+
+def _load_llama(folder: Path, dtype: torch.dtype, device: torch.device) -> "PreTrainedModel":
+    import transformers
+
+    config = transformers.LlamaConfig.from_pretrained(folder)
+    if config.num_hidden_layers <= _UNUSED_LLAMA_LAYERS:
+        raise CheckpointError(
+            f"{folder}: num_hidden_layers must be more than {_UNUSED_LLAMA_LAYERS}, got {config.num_hidden_layers}"
+        )
+    config.num_hidden_layers -= _UNUSED_LLAMA_LAYERS
+    return load_llama_layerwise(config, folder, dtype, device)
+
+
+def _from_pretrained(
+    model_class: Any, folder: Path, dtype: torch.dtype, config: object | None = None
+) -> "PreTrainedModel":
+    options = {} if config is None else {"config": config}
+    with _quiet_transformers():
+        try:
+            model, report = model_class.from_pretrained(
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{folder} cannot be loaded as {model_class.__name__}: {error}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} tensors of {model_class.__name__}: {', '.join(missing[:10])}"
+        )
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep transformers' bars and reports out of the host's terminal, and leave its settings as they were."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    has_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    if has_bars:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if has_bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,1 @@
+"""FramePack: HunyuanVideo's transformer with a packed history."""

@@ -1,0 +1,512 @@
+"""The packed transformer: noisy latents and a fixed-length packed history in, velocity out.
+
+Formulas: HunyuanVideo's MMDiT with FramePack's history patches and aligned rotary tables. A forward is split
+by lifetime: :meth:`PackedTransformer.prepare_job` and :meth:`pack_section` hold what steps share.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ....kernels import aligned_rope, modulated_layer_norm, num_patches, patchify_pack, reuse_residual
+from ....quant import DenseFormat, WeightFormat
+from ...checkpoints.checkpoint import Checkpoint, load_into
+from ...checkpoints.destinations import Destination
+from ...checkpoints.lora import ActiveLoras
+from ...errors import CheckpointError
+from ...model.attention import SDPA_ATTENTION, SelfAttention
+from ...model.lora_layers import LoraBook, LoraUnits
+from ...model.parameters import JobBook, JobLinear, KeptBook, ParameterBook
+from ...model.units import ResidentUnits, UnitLayout, UnitSource, unit_specs
+from .invariants import (
+    ImageProjection,
+    JobInvariants,
+    StepModulation,
+    TextRefiner,
+    TimeTextEmbedding,
+    modulation_table,
+)
+from .layers import BlockContext, DualBlock, HeadNorms, SingleBlock
+from .packing import PATCH_2X, PATCH_4X, CleanLatents, PackedSection, rope_axes
+from .transformer_config import TransformerConfig
+
+# Tokens at a time that the output projection takes in fp32.
+FP32_HEAD_TOKENS = 4096
+
+Indices = tuple[int, ...] | range
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameIndices:
+    """Frame positions of each group of latent frames; None for a group that is absent."""
+
+    latent: Indices
+    clean: Indices | None = None
+    clean_2x: Indices | None = None
+    clean_4x: Indices | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PatchEmbedding:
+    """Weight [D, C, kt, ky, kx] and bias [D] of one scale."""
+
+    weight: Tensor
+    bias: Tensor
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        return tuple(self.weight.shape[2:])
+
+
+class PackedTransformer:
+    """Weights and forward pass of one checkpoint, for one sample at a time.
+
+    Attributes:
+        outer_destinations: where the checkpoint's tensors outside the blocks go, by name.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        weight_format: WeightFormat | None = None,
+        job_device: torch.device | None = None,
+        has_fp32_head: bool = False,
+        units: UnitSource | None = None,
+        job_book: JobBook | None = None,
+    ) -> None:
+        """Allocate the weights; :meth:`load` fills them.
+
+        Args:
+            config: shapes of the checkpoint.
+            dtype: of activations, and of all weights outside the blocks.
+            device: where it computes and its weights live.
+            job_device: where the weights live that only the start of a job needs, 30 % of the published model; None
+                for ``device``.
+            weight_format: of the blocks' linear layers, for activations in ``dtype``; None stores them in ``dtype``.
+            has_fp32_head: run the output projection in fp32, as the published program does in bf16.
+            units: where the blocks' weights come from; None allocates them all.
+            job_book: where the weights come from that only the start of a job needs; None allocates them on
+                ``job_device``.
+
+        Raises:
+            CheckpointError: the checkpoint has a feature outside FramePack.
+        """
+        _check_supported(config)
+        self.config = config
+        self.dtype = dtype
+        # fp16 has too small a range for the residual stream of this model.
+        self.residual_dtype = torch.float32 if dtype == torch.float16 else dtype
+        self.device = device
+        self.has_fp32_head = has_fp32_head
+        self.self_attention: SelfAttention = SDPA_ATTENTION
+        self.token_chunk: int | None = None
+        book = ParameterBook(self.residual_dtype, device)
+        own_job_book = ParameterBook(self.residual_dtype, job_device or device)
+        self._book, self._job_book = KeptBook(book), KeptBook(job_book or own_job_book)
+        self._build(self._book, self._job_book)
+        self.dual_blocks = [_dual_block(book, i, config) for i in range(config.num_layers)]
+        self.single_blocks = [_single_block(book, i, config) for i in range(config.num_single_layers)]
+        self.weight_format = weight_format or DenseFormat(dtype)
+        self.outer_destinations: dict[str, Destination] = {**book.destinations, **own_job_book.destinations}
+        if units is None:
+            layouts = [UnitLayout(spec, self.weight_format) for spec in unit_specs(config)]
+            units = ResidentUnits(layouts, device)
+        self.units: UnitSource = units
+
+    def _build(self, book: JobBook, job_book: JobBook) -> None:
+        """The layers outside the blocks; ``job_book`` gives those that only the start of a job needs."""
+        config = self.config
+        dim, mlp_dim = config.inner_dim, int(config.inner_dim * config.mlp_ratio)
+        patch = (config.patch_size_t, config.patch_size, config.patch_size)
+        self.x_embedder = _patch_embedding(book, "x_embedder.proj", config, patch)
+        self.clean_embedders = {
+            "clean": _patch_embedding(book, "clean_x_embedder.proj", config, patch),
+            "clean_2x": _patch_embedding(book, "clean_x_embedder.proj_2x", config, PATCH_2X),
+            "clean_4x": _patch_embedding(book, "clean_x_embedder.proj_4x", config, PATCH_4X),
+        }
+        self.image_projection = ImageProjection(job_book, "image_projection", config.image_proj_dim, dim)
+        self.time_text_embedding = TimeTextEmbedding(
+            job_book,
+            "time_text_embed",
+            config.pooled_projection_dim,
+            dim,
+            has_guidance=config.guidance_embeds,
+        )
+        self.refiner = TextRefiner(
+            job_book,
+            "context_embedder",
+            config.text_embed_dim,
+            dim,
+            mlp_dim,
+            config.num_attention_heads,
+            config.num_refiner_layers,
+        )
+        self.modulation_linears = _modulation_linears(job_book, config)
+        self.proj_out = book.linear("proj_out", dim, config.out_channels * config.patch_size**2)
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        weight_format: WeightFormat | None = None,
+        job_device: torch.device | None = None,
+        has_fp32_head: bool = False,
+    ) -> "PackedTransformer":
+        """Allocate and fill the weights, one checkpoint tensor in flight."""
+        transformer = cls(
+            checkpoint.config,
+            dtype,
+            device,
+            weight_format=weight_format,
+            job_device=job_device,
+            has_fp32_head=has_fp32_head,
+        )
+        load_into(checkpoint, transformer.destinations)
+        return transformer
+
+    @property
+    def destinations(self) -> dict[str, Destination]:
+        """Where every tensor of the checkpoint goes; those of the blocks only while all units are resident."""
+        units = self.units
+        return self.outer_destinations | (units.destinations() if isinstance(units, ResidentUnits) else {})
+
+    @property
+    def layer_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of the weight of every layer that a LoRA can change, by checkpoint name without ``.weight``."""
+        blocks = {
+            source: (rows, layer.in_features)
+            for spec in unit_specs(self.config)
+            for layer in spec.layers
+            for source, rows in zip(layer.sources, layer.rows, strict=True)
+        }
+        return blocks | self._book.shapes | self._job_book.shapes
+
+    def with_loras(self, loras: ActiveLoras) -> "PackedTransformer":
+        """This transformer with LoRAs beside its weights, which it shares; itself without any.
+
+        What a job sets on this one (attention, units, token chunk) comes over with :meth:`settled_as`.
+        """
+        loras = [(lora, strength) for lora, strength in loras if strength != 0]
+        if not loras:
+            return self
+        adapted = copy.copy(self)
+        adapted.__dict__.pop("_fp32_proj_out", None)
+        adapted._build(
+            LoraBook(self._book, loras, self.residual_dtype, self.device),
+            LoraBook(self._job_book, loras, self.residual_dtype, torch.device("cpu")),
+        )
+        adapted.units = LoraUnits(self.units, unit_specs(self.config), loras, self.dtype, self.device)
+        return adapted
+
+    def settled_as(self, base: "PackedTransformer") -> "PackedTransformer":
+        """This transformer, which is ``base`` or has LoRAs beside it, with the attention, units and token chunk of it."""
+        if self is not base:
+            assert isinstance(self.units, LoraUnits)
+            self.units.base = base.units
+            self.self_attention = base.self_attention
+            self.token_chunk = base.token_chunk
+        return self
+
+    def project_image(self, image_embeds: Tensor) -> Tensor:
+        """Vision tokens [1, I, D] from image embeddings [1, I, V]."""
+        return self.image_projection(image_embeds.to(self.device, self.residual_dtype))
+
+    def prepare_job(
+        self,
+        timesteps: Tensor,
+        guidance: float | None,
+        text_embeds: Tensor,
+        text_mask: Tensor | None,
+        pooled_embeds: Tensor,
+        vision_tokens: Tensor,
+    ) -> JobInvariants:
+        """Compute what all sections and steps share.
+
+        Args:
+            timesteps: ``[S]``, 1000 sigma of every step.
+            guidance: distilled guidance scale times 1000; None for a model without it.
+            text_embeds: ``[1, L, E]``.
+            text_mask: ``[1, L]``, nonzero for valid tokens, which come first; None if all are.
+            pooled_embeds: ``[1, P]``.
+            vision_tokens: ``[1, I, D]`` from :meth:`project_image`.
+        """
+        num_valid = text_embeds.shape[1] if text_mask is None else int((text_mask != 0).sum())
+        if num_valid == 0:
+            raise ValueError("text_mask must mark at least one valid token, got none")
+        timesteps = timesteps.to(self.device)
+        text = text_embeds[:, :num_valid].to(self.device, self.residual_dtype)
+        pooled = pooled_embeds.to(self.device, self.residual_dtype)
+        scale = (
+            None if guidance is None else torch.tensor([guidance], dtype=torch.float32, device=self.device)
+        )
+        embedding = self.time_text_embedding(timesteps, pooled, scale)
+        return JobInvariants(
+            modulation=modulation_table(self.modulation_linears, embedding),
+            refined_text=self.refiner(text, timesteps),
+            vision_tokens=vision_tokens,
+            num_dual_blocks=self.config.num_layers,
+        )
+
+    def num_latent_tokens(self, indices: FrameIndices, size: tuple[int, int]) -> int:
+        """Rows of the packed sequence for latents of ``size`` (Y, X), history included."""
+        groups = [(indices.latent, self.x_embedder)]
+        groups += [
+            (frames, embedding)
+            for name, embedding in self.clean_embedders.items()
+            if (frames := getattr(indices, name)) is not None
+        ]
+        return sum(num_patches((len(frames), *size), embedding.kernel) for frames, embedding in groups)
+
+    def pack_section(
+        self, clean_latents: CleanLatents, indices: FrameIndices, size: tuple[int, int, int]
+    ) -> PackedSection:
+        """Embed the history and build the rotary tables of one section.
+
+        Args:
+            clean_latents: history; groups that are None, or whose indices are, are left out.
+            indices: frame positions of every group.
+            size: T, Y, X of the noisy latents.
+        """
+        self.self_attention.reset()
+        groups = [
+            (embedding, latents.to(self.device, self.residual_dtype), frames)
+            for name, embedding in reversed(self.clean_embedders.items())
+            if (latents := getattr(clean_latents, name)) is not None
+            and (frames := getattr(indices, name)) is not None
+        ]
+        num_clean = sum(num_patches(latents.shape[2:], embedding.kernel) for embedding, latents, _ in groups)
+        packed = self.empty_section(num_clean, size)
+        tokens, cos, sin = packed.clean_tokens, packed.cos, packed.sin
+        offset = 0
+        for embedding, latents, frames in groups:
+            axes = self.rope_axes(frames, size)
+            patchify_pack(latents, embedding.weight, embedding.bias, tokens, offset, axes, cos, sin)
+            offset += num_patches(latents.shape[2:], embedding.kernel)
+        aligned_rope(self.rope_axes(indices.latent, size), cos, sin, num_clean, 1)
+        return packed
+
+    def empty_section(self, num_clean: int, size: tuple[int, int, int]) -> PackedSection:
+        """A packed section whose tokens and rotary rows are still to be written.
+
+        Args:
+            num_clean: tokens of the history.
+            size: T, Y, X of the noisy latents.
+        """
+        num_noisy = num_patches(size, self.x_embedder.kernel)
+        clean_tokens = torch.empty(
+            (1, num_clean, self.config.inner_dim), dtype=self.residual_dtype, device=self.device
+        )
+        cos, sin = (
+            torch.empty(
+                (num_clean + num_noisy, self.config.attention_head_dim // 2),
+                dtype=torch.float32,
+                device=self.device,
+            )
+            for _ in range(2)
+        )
+        return PackedSection(clean_tokens, cos, sin, num_noisy_tokens=num_noisy)
+
+    def rope_axes(self, frames: Indices, size: tuple[int, int, int]) -> list[Tensor]:
+        """Rotary tables of each axis for frames at positions ``frames``, beside noisy latents of ``size`` (T, Y, X)."""
+        config = self.config
+        grid = (size[1] // config.patch_size, size[2] // config.patch_size)
+        return rope_axes(frames, grid, config.rope_axes_dim, config.rope_theta, self.device)
+
+    def step(self, latents: Tensor, step: int, job: JobInvariants, section: PackedSection) -> "StepPass":
+        """One forward of the noisy latents [1, C, T, Y, X] at ``step``; nothing runs yet."""
+        return StepPass(self, latents, step, job, section)
+
+    def pack_tokens(self, latents: Tensor, step: int, job: JobInvariants, section: PackedSection) -> Tensor:
+        """Joint buffer [1, N, D] of ``step``: history, embedded noisy latents, image, text."""
+        num_clean, num_latent = section.clean_tokens.shape[1], section.num_latent_tokens
+        num_vision = job.vision_tokens.shape[1]
+        tokens = section.clean_tokens.new_empty(
+            (1, num_latent + job.num_condition_tokens, self.config.inner_dim)
+        )
+        tokens[:, :num_clean] = section.clean_tokens
+        self.embed_noisy(latents, tokens, num_clean)
+        tokens[:, num_latent : num_latent + num_vision] = job.vision_tokens
+        tokens[:, num_latent + num_vision :] = job.refined_text[step]
+        return tokens
+
+    def embed_noisy(self, latents: Tensor, tokens: Tensor, offset: int) -> None:
+        """Write the embedded noisy latents to the rows of ``tokens`` [1, N, D] from ``offset``."""
+        patchify_pack(latents, self.x_embedder.weight, self.x_embedder.bias, tokens, offset)
+
+    def head(self, hidden: Tensor, modulation: StepModulation, size: tuple[int, ...]) -> Tensor:
+        """Velocity [1, C, T, Y, X] from the noisy tokens after all blocks."""
+        scale, shift = modulation.final()
+        return self.project(modulated_layer_norm(hidden, scale, shift), size)
+
+    def project(self, hidden: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Velocity [1, C, T, Y, X] from the modulated norm of the noisy tokens."""
+        patches = self._project_in_fp32(hidden) if self.has_fp32_head else self.proj_out(hidden)
+        p = self.config.patch_size
+        frames, height, width = size
+        cells = patches.view(1, frames, height // p, width // p, self.config.out_channels, p, p)
+        return cells.permute(0, 4, 1, 2, 5, 3, 6).reshape(1, self.config.out_channels, frames, height, width)
+
+    def _project_in_fp32(self, hidden: Tensor) -> Tensor:
+        """In parts: an fp32 copy of all noisy tokens would be a third of what the step holds in int8."""
+        parts = hidden.split(FP32_HEAD_TOKENS, dim=1)
+        return torch.cat([self._fp32_proj_out(part.float()) for part in parts], dim=1)
+
+    @cached_property
+    def _fp32_proj_out(self) -> JobLinear:
+        return self.proj_out.float()
+
+
+class StepPass:
+    """One forward, split where a step cache decides: embedding, blocks, head."""
+
+    def __init__(
+        self,
+        transformer: PackedTransformer,
+        latents: Tensor,
+        step: int,
+        job: JobInvariants,
+        section: PackedSection,
+    ) -> None:
+        """Use :meth:`PackedTransformer.step`."""
+        self.transformer = transformer
+        self.latents = latents
+        self.step = step
+        self.job = job
+        self.section = section
+        self.modulation = StepModulation(job.vectors(step), job.num_dual_blocks)
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """Joint buffer [1, N, D]; the blocks update it in place."""
+        return self.transformer.pack_tokens(self.latents, self.step, self.job, self.section)
+
+    @property
+    def noisy_tokens(self) -> Tensor:
+        """View of the noisy tokens [1, num_noisy, D]; the embedding until :meth:`hidden` runs."""
+        end = self.section.num_latent_tokens
+        return self.tokens[:, end - self.section.num_noisy_tokens : end]
+
+    @cached_property
+    def first_input(self) -> Tensor:
+        """Modulated norm of the latent tokens [1, N_latent, D]: the input of the first attention."""
+        shift, scale = self.modulation.dual(0)[0][:2]
+        latent_tokens = self.tokens[:, : self.section.num_latent_tokens]
+        first_input: Tensor = modulated_layer_norm(latent_tokens, scale, shift)
+        return first_input
+
+    def hidden(self) -> Tensor:
+        """Run all blocks; the noisy tokens [1, num_noisy, D]. Call once: ``tokens`` are consumed."""
+        context, units = self._context(), self.transformer.units
+        # A step cache may have asked for it; it is as large as the tokens, so it does not outlive its block.
+        latent_input = self.__dict__.pop("first_input", None)
+        index = 0
+        for i, dual_block in enumerate(self.transformer.dual_blocks):
+            dual_block(self.tokens, units, index, self.modulation.dual(i), context, latent_input)
+            latent_input = None
+            index += 2
+        *blocks, last = self.transformer.single_blocks
+        for i, block in enumerate(blocks):
+            block(self.tokens, units.acquire(index), self.modulation.single(i), context)
+            units.release(index)
+            index += 1
+        modulation = self.modulation.single(len(blocks))
+        hidden = last.last(
+            self.tokens, units.acquire(index), modulation, context, self.section.num_noisy_tokens
+        )
+        units.release(index)
+        return hidden
+
+    def _context(self) -> BlockContext:
+        return BlockContext(
+            cos=self.section.cos,
+            sin=self.section.sin,
+            attention=self.transformer.self_attention,
+            workspace=self.section.workspace,
+            dtype=self.transformer.dtype,
+            token_chunk=self.transformer.token_chunk,
+        )
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Velocity [1, C, T, Y, X] from ``hidden``."""
+        return self.transformer.head(hidden, self.modulation, tuple(self.latents.shape[2:]))
+
+    def reuse(self, residual: Tensor) -> Tensor:
+        """Velocity if the blocks added ``residual`` [1, num_noisy, D] to the noisy tokens; runs no block."""
+        scale, shift = self.modulation.final()
+        if "tokens" in self.__dict__:
+            embedded = self.noisy_tokens
+        else:
+            # The step was skipped without a look at it: nothing but these rows is needed.
+            embedded = torch.empty_like(residual)
+            self.transformer.embed_noisy(self.latents, embedded, 0)
+        hidden = reuse_residual(embedded, residual, scale, shift)
+        return self.transformer.project(hidden, tuple(self.latents.shape[2:]))
+
+    def compute(self) -> Tensor:
+        """Velocity of the whole forward."""
+        return self.head(self.hidden())
+
+
+def _check_supported(config: TransformerConfig) -> None:
+    required = (
+        ("patch_size", config.patch_size, 2),
+        ("patch_size_t", config.patch_size_t, 1),
+        ("has_image_proj", config.has_image_proj, True),
+        ("has_clean_x_embedder", config.has_clean_x_embedder, True),
+    )
+    for key, value, wanted in required:
+        if value != wanted:
+            raise CheckpointError(
+                f"{key} must be {wanted!r} in a FramePack transformer's config, got {value!r}; "
+                "give a FramePack checkpoint"
+            )
+    for key, count in (("num_layers", config.num_layers), ("num_single_layers", config.num_single_layers)):
+        if count < 1:
+            raise CheckpointError(f"{key} must be at least 1, got {count}; give a FramePack checkpoint")
+
+
+def _patch_embedding(
+    book: JobBook, name: str, config: TransformerConfig, kernel: tuple[int, int, int]
+) -> PatchEmbedding:
+    weight = book.tensor(f"{name}.weight", config.inner_dim, config.in_channels, *kernel)
+    return PatchEmbedding(weight, book.tensor(f"{name}.bias", config.inner_dim))
+
+
+def _modulation_linears(book: JobBook, config: TransformerConfig) -> list[JobLinear]:
+    """In execution order, which is the order of :class:`StepModulation`."""
+    dim = config.inner_dim
+    dual = [
+        book.linear(f"transformer_blocks.{i}.{norm}.linear", dim, 6 * dim)
+        for i in range(config.num_layers)
+        for norm in ("norm1", "norm1_context")
+    ]
+    single = [
+        book.linear(f"single_transformer_blocks.{i}.norm.linear", dim, 3 * dim)
+        for i in range(config.num_single_layers)
+    ]
+    return [*dual, *single, book.linear("norm_out.linear", dim, 2 * dim)]
+
+
+def _dual_block(book: ParameterBook, index: int, config: TransformerConfig) -> DualBlock:
+    attn, head_dim = f"transformer_blocks.{index}.attn", config.attention_head_dim
+    q, k = (
+        book.stacked([f"{attn}.norm_{part}.weight", f"{attn}.norm_added_{part}.weight"], head_dim)
+        for part in "qk"
+    )
+    return DualBlock(HeadNorms(q, k, index))
+
+
+def _single_block(book: ParameterBook, index: int, config: TransformerConfig) -> SingleBlock:
+    attn = f"single_transformer_blocks.{index}.attn"
+    q, k = (book.stacked([f"{attn}.norm_{part}.weight"] * 2, config.attention_head_dim) for part in "qk")
+    return SingleBlock(HeadNorms(q, k, config.num_layers + index))

@@ -1,0 +1,193 @@
+"""Where a video may be written, checked before any work is done.
+
+Files that are whole or absent, whatever ends the process or the power.
+
+A lock between processes that ends with its holder.
+"""
+
+import contextlib
+import errno
+import itertools
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import InputError
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace ``path`` by a file of ``content``; on return it is on the disk, after a failure it is as before.
+
+    What a kill leaves behind is ``path`` with :data:`TEMPORARY_SUFFIX`, which the next write replaces.
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in ``folder`` reach the disk; Windows writes them by itself."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, message: str) -> Iterator[None]:
+    """Hold ``path`` (created) for this process alone.
+
+    Raises:
+        InputError: another process holds it; with ``message``.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            _lock(fd)
+        except OSError as error:
+            raise InputError(message) from error
+        yield
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def check_video_path(path: Path, *, overwrite: bool) -> None:
+    """Raise :class:`InputError` unless a video can be written to ``path``; nothing is created."""
+    _check_file(path, (".mp4",), overwrite)
+
+
+def check_export_path(path: Path, *, overwrite: bool) -> None:
+    """As :func:`check_video_path`, for what a video may be exported to."""
+    _check_file(path, (".mp4", ".gif", ".webp"), overwrite)
+
+
+def check_png_path(path: Path, *, overwrite: bool) -> None:
+    """As :func:`check_video_path`, for a single picture."""
+    _check_file(path, (".png",), overwrite)
+
+
+def check_latents_path(path: Path, *, overwrite: bool) -> None:
+    """As :func:`check_video_path`, for latents."""
+    _check_file(path, (".safetensors",), overwrite)
+
+
+def _check_file(path: Path, suffixes: tuple[str, ...], overwrite: bool) -> None:
+    suffix = suffixes[0]
+    if path.is_dir():
+        raise InputError(
+            f"output must be a file, {path} is a folder; add a file name such as {path / f'video{suffix}'}"
+        )
+    if path.exists() and not path.is_file():
+        raise InputError(
+            f"output must be a file of its own, {path} is a device or a pipe; choose another path"
+        )
+    if path.suffix.lower() not in suffixes:
+        raise InputError(
+            f"output must end in {' or '.join(suffixes)}, got {path}; use {path.with_suffix(suffix)}"
+        )
+    if path.exists() and not overwrite:
+        raise InputError(f"output {path} exists; pass --overwrite (overwrite=True) or another name")
+    check_folder("output", path.parent)
+
+
+def check_png_folder(folder: Path, *, overwrite: bool) -> list[Path]:
+    """Raise :class:`InputError` unless a PNG sequence can be written to ``folder``; nothing is created.
+
+    Returns:
+        The frames of an earlier sequence, which ``overwrite`` gives up.
+    """
+    check_folder("PNG", folder)
+    old_frames = sorted(folder.glob("frame_*.png"))
+    if old_frames and not overwrite:
+        raise InputError(
+            f"PNG folder {folder} holds {old_frames[0].name}; pass --overwrite (overwrite=True) or another folder"
+        )
+    return old_frames
+
+
+def check_extras(
+    png_dir: str | os.PathLike[str] | None, latents_path: str | os.PathLike[str] | None, *, overwrite: bool
+) -> None:
+    """As :func:`check_video_path`, for what a video may have beside it."""
+    if png_dir is not None:
+        check_png_folder(Path(png_dir), overwrite=overwrite)
+    if latents_path is not None:
+        check_latents_path(Path(latents_path), overwrite=overwrite)
+
+
+def check_folder(purpose: str, folder: Path) -> None:
+    """Raise :class:`InputError` unless files can be written to ``folder``, which need not exist yet."""
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise folder_error(purpose, folder, error) from error
+
+
+def make_folder(purpose: str, folder: Path) -> None:
+    """Create ``folder`` if it is missing; raise :class:`InputError` if that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise folder_error(purpose, folder, error) from error
+
+
+def folder_error(purpose: str, folder: Path, error: OSError) -> InputError:
+    """What to tell about a ``folder`` that took no file."""
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        # The system's "File exists" and "Not a directory" do not say which of the names is meant.
+        blocking = (path for path in (folder, *folder.parents) if path.exists() and not path.is_dir())
+        reason = f"{next(blocking, folder)} is a file, not a folder"
+    return InputError(f"{purpose} folder {folder} cannot be written: {reason}; choose another folder")
+
+
+def write_error(error: OSError, path: Path) -> InputError:
+    """What to tell about a ``path`` that could not be written."""
+    reason, remedy = error.strerror or str(error), "check the folder"
+    if error.errno == errno.EFBIG:
+        reason = "the file would be larger than its file system, or a limit of this process, allows"
+        remedy = "choose a folder on another file system or raise the limit (ulimit -f)"
+    elif error.errno in DISK_FULL:
+        remedy = "free some space or choose another folder"
+    return InputError(f"cannot write {path}: {reason}; {remedy}")
+
+
+def free_partial_path(path: Path) -> Path:
+    """Where a job for ``path`` that stops early leaves what it finished: a name that nothing has yet."""
+    names = (f"{path.stem}.partial{suffix}.mp4" for suffix in _suffixes())
+    return next(free for name in names if not (free := path.with_name(name)).exists())
+
+
+def _suffixes() -> "itertools.chain[str]":
+    """Nothing, then -2, -3, ..."""
+    return itertools.chain([""], (f"-{number}" for number in itertools.count(2)))

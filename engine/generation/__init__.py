@@ -1,0 +1,1 @@
+"""A request turned into sections of video."""

@@ -1,0 +1,89 @@
+"""Latents to frames inside the budget, section by section."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar
+
+from torch import Tensor
+
+from ..companions.section_decoder import OrderedDecoder
+from ..companions.vae import DecodedFrames, SectionDecoder, VideoVAE
+from ..device import memory_errors
+from ..errors import InputError
+from ..request.config import UNTRAINED_ORDERS, SamplingConfig
+from ..request.sections import plan_sections
+from ..weights.memory import JobMemory
+
+T = TypeVar("T")
+
+
+def decode_within(memory: JobMemory, vae: VideoVAE, decode: Callable[[], T]) -> T:
+    """The result of ``decode``, which ``vae`` works for, inside the budget of ``memory``."""
+
+    def prepare() -> None:
+        memory.make_room_to_decode()
+        # Jobs of one engine may take turns, and each has its own tiles.
+        vae.use_tiles(memory.plan.vae_tile)
+
+    prepare()
+    with memory_errors("decode"):
+        return memory.attempt("decode", decode, before_retry=prepare)
+
+
+def count_sections(latents: Tensor, window: int) -> int:
+    """Sections of ``window`` latent frames in a video of latents [1, C, 1 + n * window, Y, X], the start latent first.
+
+    Raises:
+        InputError: another shape.
+    """
+    if latents.ndim != 5 or latents.shape[0] != 1 or latents.shape[2] < 1 + window:
+        raise InputError(f"latents must be [1, C, 1 + n * {window}, Y, X], got {tuple(latents.shape)}")
+    num_sections, rest = divmod(latents.shape[2] - 1, window)
+    if rest:
+        raise InputError(
+            f"latents must have 1 + n * {window} frames for a window of {window}, got {latents.shape[2]}"
+        )
+    return num_sections
+
+
+def make_decoder(
+    vae: VideoVAE,
+    sampling: SamplingConfig,
+    *,
+    start_latent: Tensor | None,
+    given: Tensor | None = None,
+    num_given_frames: int = 0,
+) -> SectionDecoder | OrderedDecoder:
+    """The decoder of a job; arguments are those of :class:`SectionDecoder`."""
+    window = sampling.latent_window_size
+    if sampling.order in UNTRAINED_ORDERS:
+        places = [plan.place for plan in plan_sections(sampling)]
+        return OrderedDecoder(vae, places=places, window=window, start_latent=start_latent)
+    return SectionDecoder(
+        vae,
+        order=sampling.order,
+        window=window,
+        num_sections=sampling.num_sections,
+        start_latent=start_latent,
+        given=given,
+        num_given_frames=num_given_frames,
+    )
+
+
+def decode_sections(
+    latents: Tensor, sampling: SamplingConfig, vae: VideoVAE, memory: JobMemory
+) -> Iterator[DecodedFrames]:
+    """Frames of a video of latents, in the order in which ``sampling`` made its sections.
+
+    Args:
+        latents: [1, C, 1 + n * window, Y, X], scaled, the start latent first.
+        sampling: order, window and number of the sections.
+        vae: decodes.
+        memory: the budget.
+    """
+    window, plans = sampling.latent_window_size, plan_sections(sampling)
+    decoder = make_decoder(vae, sampling, start_latent=latents[:, :, :1])
+    for section in plans:
+        first = section.first_latent_frame
+        part = latents[:, :, first : first + window]
+        yield decode_within(memory, vae, partial(decoder.push, part))

@@ -1,0 +1,319 @@
+"""A model that is ready: its transformer inside the memory budget, and where its companions are."""
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from ...kernels import use_settings
+from ...quant import DENSE_DTYPES, Fp8Format, WeightFormat, make_format, multiplies_fp8
+from ..checkpoints.checkpoint import Checkpoint, open_transformer
+from ..companions.components import ComponentRef, Components, find_components
+from ..companions.encoders import Encoders
+from ..companions.vae import VideoVAE
+from ..device import check_triton, memory_errors, resolve_device
+from ..errors import ConfigError
+from ..families.framepack.known_shapes import shapes_of
+from ..families.framepack.transformer import PackedTransformer
+from ..families.framepack.transformer_config import TransformerConfig
+from ..model.attention import SelfAttention
+from ..model.attention_backends import AttentionShape, device_capability
+from ..model.attention_choice import check_self_attention, make_self_attention
+from ..planning.budget import make_plan
+from ..planning.machine import Machine, this_machine
+from ..request.config import TUNED_SETTINGS, EngineConfig, SamplingConfig
+from ..sampling.magnitude import find_ratios
+from ..sampling.step_cache import StepCache, make_step_cache
+from ..weights.conversion import OnProgress
+from ..weights.memory import ModelMemory, planned_job
+from ..weights.store import Store, is_store, open_store
+
+_logger = logging.getLogger(__name__)
+
+
+class LoadedModel:
+    """One transformer and what is chosen for it: budget, attention, step cache, companions.
+
+    Attributes:
+        config: what it may use.
+        components: where the companions are; they are opened when they are asked for.
+        checkpoint: the transformer's files, or its unit store.
+        memory: where the transformer's weights are.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: EngineConfig,
+        components: Components,
+        checkpoint: Checkpoint | Store,
+        memory: ModelMemory,
+    ) -> None:
+        """Use :meth:`load`."""
+        self.config = config
+        self.components = components
+        self.checkpoint = checkpoint
+        self.memory = memory
+        if config.attention != "auto":
+            # A library that is missing is not found out after the prompt has been encoded.
+            self.check_attention(_smallest_attention(memory.transformer))
+
+    @classmethod
+    def load(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        config: EngineConfig,
+        components: Mapping[str, str] | None = None,
+        size: tuple[int, int] | None = None,
+        on_conversion: OnProgress | None = None,
+    ) -> Self:
+        """Load a transformer; arguments and errors are those of :meth:`Engine.load`."""
+        place = Place.of(config)
+        found = find_components(source, overrides=components, local_files_only=config.local_files_only)
+        checkpoint, place = open_source(found, config, place, size)
+        return cls.of_checkpoint(checkpoint, found, config, place, on_conversion=on_conversion)
+
+    @classmethod
+    def of_checkpoint(
+        cls,
+        checkpoint: Checkpoint | Store,
+        components: Components,
+        config: EngineConfig,
+        place: "Place",
+        *,
+        has_fp32_head: bool = True,
+        on_conversion: OnProgress | None = None,
+    ) -> Self:
+        """The model whose weights are in ``checkpoint``.
+
+        Args:
+            checkpoint: the transformer's weights, or a unit store of the format of ``place``.
+            components: its companions.
+            config: what it may use.
+            place: what that is on this machine.
+            has_fp32_head: run the output projection of a bf16 job in fp32, as the published program does.
+            on_conversion: told how far a conversion is.
+        """
+        with memory_errors("load"):
+            memory = ModelMemory(
+                checkpoint,
+                shapes_of(components, checkpoint.config),
+                config,
+                place.weight_format,
+                place.device,
+                place.machine,
+                on_conversion,
+                has_fp32_head=has_fp32_head,
+            )
+        return cls(config=config, components=components, checkpoint=checkpoint, memory=memory)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer computes."""
+        return self.memory.transformer.device
+
+    @property
+    def precision(self) -> str:
+        """Format of the blocks' weights."""
+        return self.memory.transformer.weight_format.name
+
+    def make_attention(self, shape: AttentionShape) -> SelfAttention:
+        """The configured attention for a job of ``shape``, or the fastest."""
+        return make_self_attention(
+            self.config.attention,
+            precision=self.precision,
+            device=self.device,
+            cache_dir=self.config.cache_path(),
+            shape=shape,
+        )
+
+    def check_attention(self, shape: AttentionShape) -> None:
+        """Raise :class:`DeviceError` where the configured attention cannot run ``shape``; nothing is measured."""
+        check_self_attention(self.config.attention, precision=self.precision, device=self.device, shape=shape)
+
+    def make_step_cache(self, sampling: SamplingConfig) -> StepCache:
+        """A fresh step cache for one branch of one section."""
+        ratios = None
+        if sampling.step_cache == "magcache":
+            name = self.components.name
+            ratios = find_ratios(
+                self.memory.transformer.config,
+                sampling.order,
+                model=name if name == "demo" else self.components.transformer,
+                model_hash=self.checkpoint.source_hash,
+                cache_dir=self.config.cache_path(),
+            )
+        return make_step_cache(sampling, ratios)
+
+    def open_encoders(self) -> Encoders:
+        """The encoders of text and image; none is loaded yet."""
+        return Encoders(
+            self.components,
+            device=self.device,
+            dtype=self.memory.transformer.dtype,
+            cache_dir=self.config.cache_path(),
+            local_files_only=self.config.local_files_only,
+        )
+
+    def load_vae(self) -> VideoVAE:
+        """The VAE, on the device."""
+        folder = self.components.ref("vae").fetch(local_files_only=self.config.local_files_only)
+        # As published on CUDA; half precision is slow or missing on CPUs.
+        dtype = torch.float32 if self.device.type == "cpu" else torch.float16
+        return VideoVAE.load(ComponentRef(str(folder)), device=self.device, dtype=dtype)
+
+    def release(self) -> None:
+        """Give back the memory of the device that the weights of the next job do not need yet."""
+        self.memory.suspend()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Give back the memory of the weights; the model cannot be used any more."""
+        self.memory.close()
+        self.memory.limit.withdraw()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a configuration comes to on this machine.
+
+    Attributes:
+        device: where the transformer computes.
+        weight_format: how the blocks' weights are stored and multiplied.
+        machine: the budget.
+    """
+
+    device: torch.device
+    weight_format: WeightFormat
+    machine: Machine
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> Self:
+        """Check the device, and take the launch settings that were measured on it.
+
+        Raises:
+            DeviceError: it does not exist, or Triton is missing.
+            ConfigError: a limit is more than the machine has.
+        """
+        device = resolve_device(config.device)
+        check_triton(device)
+        if device.type == "cuda":
+            _use_tuned_kernels(config, device_capability(device))
+        weight_format = _choose_format(config, device)
+        return cls(device, weight_format, this_machine(device, vram=config.vram, ram=config.ram))
+
+
+def _choose_format(config: EngineConfig, device: torch.device) -> WeightFormat:
+    """How the blocks' weights are stored and multiplied."""
+    fallback = "fp32" if device.type == "cpu" else "bf16"
+    dtype = DENSE_DTYPES[fallback if config.compute_dtype == "auto" else config.compute_dtype]
+    weight_format = make_format(config.precision or fallback, dtype)
+    if isinstance(weight_format, Fp8Format) and not multiplies_fp8(device, dtype):
+        _logger.warning(
+            "precision 'fp8' saves memory but no time here: %s has no fp8 product that gives %s (it takes compute "
+            "capability 8.9 and bf16), so every block expands its weights",
+            device,
+            str(dtype).removeprefix("torch."),
+        )
+    return weight_format
+
+
+def open_source(
+    found: Components, config: EngineConfig, place: Place, size: tuple[int, int] | None = None
+) -> tuple[Checkpoint | Store, Place]:
+    """The model's files, and ``place``, with the precision of the store where they are one.
+
+    Before anything is downloaded the budget is checked for videos of ``size``, or of the smallest.
+    """
+    if not is_store(Path(found.transformer)):
+        return _open_admitted(found, config, place, size), place
+    store = open_store(found.transformer)
+    place = replace(place, weight_format=_stored_format(store, config))
+    _admit(found, store.config, config, place, size, has_store=True)
+    return store, place
+
+
+def _stored_format(store: Store, config: EngineConfig) -> WeightFormat:
+    """That of ``store``; the configuration may name it, but no other.
+
+    Raises:
+        ConfigError: it names another.
+    """
+    stored = store.weight_format
+    dtypes = {dtype: name for name, dtype in DENSE_DTYPES.items()}
+    for name, given, found in (
+        ("precision", config.precision, stored.name),
+        ("compute_dtype", config.compute_dtype, dtypes[stored.dtype]),
+    ):
+        if given not in (None, "auto", found):
+            raise ConfigError(
+                f"{name} must be {found}, as the store {store.folder} was made, got {given!r}; leave it out, or convert "
+                "the model again"
+            )
+    return stored
+
+
+def _open_admitted(
+    found: Components, config: EngineConfig, place: Place, size: tuple[int, int] | None
+) -> Checkpoint:
+    def admit(_: str, shape: TransformerConfig) -> None:
+        _admit(found, shape, config, place, size, has_store=None)
+
+    return open_transformer(
+        found.transformer,
+        local_files_only=config.local_files_only or found.is_hub_silent,
+        admit=admit,
+    )
+
+
+def _admit(
+    found: Components,
+    shape: TransformerConfig,
+    config: EngineConfig,
+    place: Place,
+    size: tuple[int, int] | None,
+    *,
+    has_store: bool | None,
+) -> None:
+    """Raise :class:`BudgetError` where videos of ``size``, or of the smallest one, do not fit.
+
+    Encoders and VAE come in pieces where need be: the step loop decides whether a model fits.
+    """
+    wanted = size or min(found.profile.buckets, key=math.prod)
+    # More steps take a little more.
+    sampling = SamplingConfig(num_sections=1, num_steps=1)
+    job = planned_job(shapes_of(found, shape), config, place.weight_format, sampling, wanted)
+    if has_store is None:
+        has_store = job.needs_store(place.machine)
+    make_plan(replace(job, is_latents_only=True, has_store=has_store), place.machine)
+
+
+def _use_tuned_kernels(config: EngineConfig, capability: int) -> None:
+    """Take the launch settings that `isoframe bench tune` measured on a card of this ``capability``."""
+    tuned = config.cache_path() / TUNED_SETTINGS
+    if not tuned.is_file():
+        return
+    try:
+        use_settings(tuned, capability)
+    except (OSError, ValueError) as error:
+        _logger.warning("%s is damaged (%s): delete it, or run isoframe bench tune again", tuned, error)
+    else:
+        _logger.info("launch settings of the kernels: %s", tuned)
+
+
+def _smallest_attention(transformer: PackedTransformer) -> AttentionShape:
+    """A shape that every attention accepts if it runs on the device at all."""
+    config = transformer.config
+    return AttentionShape(
+        num_tokens=1,
+        num_heads=config.num_attention_heads,
+        head_dim=config.attention_head_dim,
+        dtype=transformer.dtype,
+    )

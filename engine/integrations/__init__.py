@@ -1,1 +1,0 @@
-"""Adapters that let other libraries run on the engine."""

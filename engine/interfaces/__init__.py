@@ -1,0 +1,1 @@
+"""The doors: commands, server, app, diffusers, ComfyUI."""

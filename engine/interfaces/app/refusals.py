@@ -1,0 +1,44 @@
+"""What the engine refuses, told on the page."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from ...errors import IsoframeError
+
+if TYPE_CHECKING:
+    from ..server.videos.live_job import VideoStatus
+
+
+def started(make: Callable[[], "VideoStatus"]) -> str:
+    """Id of a new video; what refuses it is told on the page."""
+    try:
+        return make().id
+    except IsoframeError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def act_on(action: Callable[[str], object], name: str | None) -> None:
+    """Do something with the video that was chosen."""
+    try:
+        action(chosen(name))
+    except IsoframeError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def watch(name: str | None) -> tuple[str, Any]:
+    """The video that was chosen, and the tab that shows it."""
+    return chosen(name), gr.Tabs(selected="make")
+
+
+def leave_unchecked(field: Any) -> None:
+    """Take a field as it was filled in: what is wrong with it we say in a sentence, Gradio's own check says "Error"."""
+    field.preprocess = lambda payload: getattr(payload, "path", payload)
+
+
+def chosen(name: str | None) -> str:
+    """The id of a video, if one was chosen."""
+    if not name:
+        raise gr.Error("choose a video first", print_exception=False)
+    return name

@@ -1,0 +1,92 @@
+"""The app on its way: model, service, page, and a server until somebody stops it."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...demo.examples_folder import EXAMPLES, list_examples
+from ...errors import InputError
+from ..server.http.listening import bind
+from ..server.videos.workers import LocalWorkers
+from .page import CSS, build_page
+from .shown_files import ShownFiles
+from .studio import Studio
+
+if TYPE_CHECKING:
+    from starlette.middleware import Middleware
+
+    from ..server.serving import Serving
+
+# Fonts of the system: the default theme would fetch some.
+_FONTS = ("system-ui", "sans-serif")
+
+
+@contextlib.contextmanager
+def serve_page(
+    serving: "Serving",
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    is_opened: bool = False,
+    is_shared: bool = False,
+    auth: tuple[str, str] | None = None,
+) -> Iterator[str]:
+    """Serve the page while the context lasts.
+
+    Args:
+        serving: model, folder and limits.
+        host: address to listen on.
+        port: 0 takes any free one.
+        is_opened: open the page in the browser.
+        is_shared: make a public address through Gradio's tunnel.
+        auth: user and password to ask for.
+
+    Yields:
+        Addresses of the page.
+
+    Raises:
+        InputError: the address or the folder cannot be had.
+    """
+    import gradio as gr
+    from gradio.utils import get_upload_folder
+
+    with bind(host, port) as listener:
+        # A port that is taken is told before a model is read; Gradio binds it again itself.
+        port = listener.getsockname()[1]
+    engine = serving.load()
+    with contextlib.ExitStack() as stack:
+        service = stack.enter_context(serving.open(LocalWorkers(engine)))
+        # In Gradio's own folder files are served, and served without a copy.
+        studio = Studio(service, engine, ShownFiles(Path(get_upload_folder()) / "shown"))
+        stack.callback(studio.close)
+        examples = list_examples() if engine.components.name == "demo" else []
+        page = build_page(studio, examples, max_seconds=serving.max_seconds)
+        try:
+            _, local, shared = page.queue(default_concurrency_limit=None).launch(
+                server_name=host,
+                server_port=port,
+                inbrowser=is_opened,
+                share=is_shared,
+                auth=auth,
+                prevent_thread_lock=True,
+                quiet=True,
+                footer_links=[],
+                max_file_size=serving.upload_bytes,
+                allowed_paths=[str(EXAMPLES)],
+                app_kwargs={} if is_shared or auth else {"middleware": [_own_addresses(host)]},
+                theme=gr.themes.Default(font=_FONTS, font_mono=("monospace",)),
+                css=CSS,
+            )
+        except OSError as error:
+            raise InputError(f"cannot listen on {host}:{port}: {error}; choose another --port") from error
+        stack.callback(page.close)
+        yield " and ".join(url for url in (local, shared) if url)
+
+
+def _own_addresses(host: str) -> "Middleware":
+    """Refuses requests under another name: a page elsewhere could reach this one through a name of its own."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    return Middleware(TrustedHostMiddleware, allowed_hosts=[host, "127.0.0.1", "localhost"])

@@ -1,0 +1,391 @@
+"""What of this machine helps or hinders a video: findings, each with its remedy."""
+
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+
+from ...kernels import HAS_TRITON
+from ...kernels.launching.probe import find_triton_failure
+from ..errors import BudgetError, DeviceError
+from ..families.framepack.denoise_bytes import packed_sequence
+from ..families.framepack.known_shapes import find_shapes
+from ..families.framepack.shapes import MAX_PROMPT_TOKENS, PUBLISHED_NAME
+from ..model.attention_backends import AttentionShape
+from ..model.attention_choice import CANDIDATES, make_self_attention
+from ..planning.machine import Machine, this_machine
+from ..planning.nvml import CardState, read_card
+
+Status = Literal["good", "note", "problem"]
+_GIB = 2**30
+_LEAST_CAPABILITY = 80
+# What the published model needs beside its budget: 26 GB of weights on the disk, with its encoders about 44.
+_NEEDED_DISK = 50 * _GIB
+# Below it, reading the published model's shards pushes other programs out.
+_GOOD_RAM = 16 * _GIB
+_NO_CARD = (
+    "the demo model runs on the CPU; the published models need an NVIDIA card of the RTX 30 series or later"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One finding.
+
+    Attributes:
+        name: what was looked at.
+        status: "problem" means that a job on this device fails or crawls.
+        text: what was found.
+        remedy: what to do about it; empty if nothing.
+    """
+
+    name: str
+    status: Status
+    text: str
+    remedy: str = ""
+
+
+def examine(device: torch.device, cache_dir: Path) -> Iterator[Check]:
+    """Look at everything, the quick things first.
+
+    Args:
+        device: where jobs would run.
+        cache_dir: folder of the engine's caches.
+    """
+    yield check_software()
+    state = None
+    if device.type == "cuda":
+        state = read_card(device)
+        yield check_arch(_device_name(device), _capability(device), torch.cuda.get_arch_list())
+        yield check_driver(state, torch.version.cuda)
+        yield check_link(state)
+        yield check_pace(state)
+        yield check_device_memory(*torch.cuda.mem_get_info(device))
+    else:
+        yield check_missing_card(torch.version.cuda, has_driver=shutil.which("nvidia-smi") is not None)
+    yield check_triton(device)
+    yield from check_attention(device, cache_dir)
+    yield check_encoder()
+    memory, swap = psutil.virtual_memory(), psutil.swap_memory()
+    yield check_host_memory(memory.total, memory.available)
+    yield check_page_file(memory.total, swap.total)
+    for name, folder in (("disk of the models", hub_folder()), ("disk of the caches", cache_dir)):
+        yield check_disk(name, folder)
+    machine = this_machine(device)
+    yield from check_speed(machine) if device.type == "cuda" else [check_demo_speed(machine)]
+
+
+def check_software() -> Check:
+    """Versions."""
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, {platform.system()} {platform.release()}"
+    return Check(name="software", status="good", text=versions)
+
+
+def check_missing_card(torch_cuda: str | None, *, has_driver: bool) -> Check:
+    """Why torch sees no CUDA device.
+
+    Args:
+        torch_cuda: CUDA version that torch is built with; None for a build without.
+        has_driver: an NVIDIA driver is installed.
+    """
+    if has_driver and torch_cuda is None:
+        return Check(
+            name="card",
+            status="problem",
+            text=f"an NVIDIA driver is installed, but torch {torch.__version__} is a build for the CPU only",
+            remedy="install a build of torch with CUDA 12.8 or later; pytorch.org shows the command",
+        )
+    if has_driver:
+        return Check(
+            name="card",
+            status="problem",
+            text=f"an NVIDIA driver is installed, but torch (CUDA {torch_cuda}) finds no device",
+            remedy="run nvidia-smi: if it fails, install the driver again; see that CUDA_VISIBLE_DEVICES is not empty",
+        )
+    return Check(name="card", status="note", text="no CUDA device", remedy=_NO_CARD)
+
+
+def check_arch(name: str, capability: int, arch_list: list[str]) -> Check:
+    """Whether this build of torch has kernels for the card, and the card the arithmetic of ours.
+
+    Args:
+        name: of the card.
+        capability: 10 * major + minor.
+        arch_list: what torch was built for, such as "sm_86" or "compute_90".
+    """
+    text = f"{name}, compute capability {capability // 10}.{capability % 10}"
+    if capability < _LEAST_CAPABILITY:
+        remedy = "use --device cpu with the demo model, or a card of the RTX 30 series or later"
+        return Check(name="card", status="problem", text=f"{text}, below 8.0", remedy=remedy)
+    if any(_runs_on(entry, capability) for entry in arch_list):
+        return Check(name="card", status="good", text=text)
+    return Check(
+        name="card",
+        status="problem",
+        text=f"{text}: this torch has kernels for {', '.join(arch_list) or 'no card'} only",
+        remedy="install a build of torch for a newer CUDA (12.8 or later for the RTX 50 series); pytorch.org shows "
+        "the command",
+    )
+
+
+def _runs_on(entry: str, capability: int) -> bool:
+    """Binary code runs on its own major version from its minor one on; PTX on everything later."""
+    kind, _, digits = entry.partition("_")
+    number = int("".join(character for character in digits if character.isdigit()) or 0)
+    if kind == "compute":
+        return number <= capability
+    return number // 10 == capability // 10 and number <= capability
+
+
+def check_driver(state: CardState | None, torch_cuda: str | None) -> Check:
+    """Whether the driver is new enough for the CUDA that torch is built with."""
+    if state is None or state.driver is None:
+        return Check(
+            name="driver",
+            status="note",
+            text="unknown",
+            remedy="pip install nvidia-ml-py to see driver, PCIe link, power and clocks",
+        )
+    major = int((torch_cuda or "0").partition(".")[0])
+    newest = (state.cuda or 0) // 1000
+    text = f"{state.driver}, runs CUDA up to {newest}.{(state.cuda or 0) % 1000 // 10}; torch has CUDA {torch_cuda}"
+    if newest >= major:
+        return Check(name="driver", status="good", text=text)
+    return Check(
+        name="driver",
+        status="problem",
+        text=text,
+        remedy="install a newer driver from nvidia.com, or an older torch",
+    )
+
+
+def check_link(state: CardState | None) -> Check:
+    """Width of the PCIe link: weights that do not fit the card pass through it in every step."""
+    if state is None or state.pcie_width is None or state.max_pcie_width is None:
+        return Check(name="PCIe link", status="note", text="unknown", remedy=_ask_driver(state))
+    text = (
+        f"generation {state.pcie_generation} x{state.pcie_width} now, generation {state.max_pcie_generation} "
+        f"x{state.max_pcie_width} at best (a card at rest lowers the generation)"
+    )
+    if state.pcie_width >= state.max_pcie_width:
+        return Check(name="PCIe link", status="good", text=text)
+    return Check(
+        name="PCIe link",
+        status="note",
+        text=text,
+        remedy="the card uses a part of its lanes: try another slot, and look for an M.2 disk that shares them",
+    )
+
+
+def check_pace(state: CardState | None) -> Check:
+    """Power and clocks, and what holds them back."""
+    if state is None or state.power_limit is None:
+        return Check(name="power", status="note", text="unknown", remedy=_ask_driver(state))
+    text = f"limit {state.power_limit / 1e3:.0f} W, clock {state.clock} of {state.max_clock} MHz"
+    if not state.throttles:
+        return Check(name="power", status="good", text=text)
+    return Check(
+        name="power",
+        status="note",
+        text=f"{text}, slowed down by {', '.join(state.throttles)}",
+        remedy="plug the laptop in, see that fans turn, or raise the power limit",
+    )
+
+
+def _ask_driver(state: CardState | None) -> str:
+    if state is None:
+        return "pip install nvidia-ml-py to see it; if that is there, see that nvidia-smi works"
+    return "this driver does not tell; nvidia-smi -q may"
+
+
+def check_device_memory(free: int, total: int) -> Check:
+    """Memory that other programs leave."""
+    text = f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB free"
+    if free >= 0.8 * total:
+        return Check(name="card memory", status="good", text=text)
+    return Check(
+        name="card memory",
+        status="note",
+        text=text,
+        remedy="close what else uses the card (nvidia-smi lists it): browsers, games, other models",
+    )
+
+
+def check_triton(device: torch.device) -> Check:
+    """Compile a kernel, and run it on a CUDA device."""
+    is_cuda = device.type == "cuda"
+    failure = find_triton_failure(device, _capability(device) if is_cuda else _LEAST_CAPABILITY)
+    if failure is None:
+        what = "compiles and runs a kernel" if is_cuda else "compiles a kernel; without a card it cannot run"
+        return Check(name="Triton", status="good", text=what)
+    install = "pip install triton (Linux) or pip install triton-windows (Windows)"
+    broken = "install it again together with torch, and a C compiler (on Linux: gcc); then clear ~/.triton"
+    return Check(
+        name="Triton",
+        # The CPU has paths of its own.
+        status="problem" if is_cuda else "note",
+        text=failure,
+        remedy=broken if HAS_TRITON else install,
+    )
+
+
+def check_attention(device: torch.device, cache_dir: Path) -> Iterator[Check]:
+    """Which attention "auto" takes at the shape of the published model, and what keeps the others away."""
+    shape = _published_attention(device)
+    obstacles = {name: candidate.obstacle(shape, device) for name, candidate in CANDIDATES.items()}
+    runs = [name for name, obstacle in obstacles.items() if obstacle is None]
+    try:
+        chosen = make_self_attention(
+            "auto", precision="bf16", device=device, cache_dir=cache_dir, shape=shape
+        ).name
+    except DeviceError as error:
+        yield Check(
+            name="attention", status="problem", text=str(error), remedy="pip install flash-attn or xformers"
+        )
+        return
+    why = (
+        "the fastest of those that run exactly, measured"
+        if device.type == "cuda"
+        else "torch's own, on the CPU"
+    )
+    yield Check(name="attention", status="good", text=f"{chosen}: {why}; runs here: {', '.join(runs)}")
+    for name, obstacle in obstacles.items():
+        if obstacle is not None and device.type == "cuda":
+            reason, _, remedy = obstacle.partition(": ")
+            yield Check(name=f"attention {name}", status="note", text=reason, remedy=remedy)
+
+
+def check_encoder() -> Check:
+    """Whether videos can be written."""
+    from ..media.codecs import VideoFormat
+
+    try:
+        VideoFormat(height=16, width=16, fps=30, crf=16).open_encoder()
+    except (ImportError, DeviceError) as error:
+        return Check(
+            name="video", status="problem", text=str(error), remedy="pip install --force-reinstall av"
+        )
+    return Check(name="video", status="good", text="H.264 can be encoded")
+
+
+def check_host_memory(total: int, available: int) -> Check:
+    """RAM: the wall that most people hit first."""
+    text = f"{available / _GIB:.1f} of {total / _GIB:.1f} GiB available"
+    if available >= _GOOD_RAM:
+        return Check(name="RAM", status="good", text=text)
+    return Check(
+        name="RAM",
+        status="note",
+        text=text,
+        remedy="enough for the demo; for the published model close other programs, and see isoframe plan --ram",
+    )
+
+
+def check_page_file(total_ram: int, total_swap: int) -> Check:
+    """Swap or page file: without one, a moment's lack of memory kills the process."""
+    text = f"{total_swap / _GIB:.1f} GiB"
+    if total_swap or total_ram >= 4 * _GOOD_RAM:
+        return Check(name="page file", status="good", text=text)
+    return Check(
+        name="page file",
+        status="note",
+        text="none",
+        remedy="add one as large as the RAM: on Windows a system-managed page file, on Linux a swap file",
+    )
+
+
+def check_disk(name: str, folder: Path) -> Check:
+    """Room where files will be put."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    text = f"{free / _GIB:.0f} GiB free in {folder}"
+    if free >= _NEEDED_DISK or name != "disk of the models":
+        return Check(name=name, status="good", text=text)
+    return Check(
+        name=name,
+        status="note",
+        text=text,
+        remedy=f"the published model needs about {_NEEDED_DISK / _GIB:.0f} GiB: set HF_HOME to a folder on a larger disk",
+    )
+
+
+def check_speed(machine: Machine) -> Iterator[Check]:
+    """What the published model should do on this card, by the planner; a measurement far above means a fault."""
+    from ..planning.budget import make_plan
+    from ..planning.planned_job import PlannedJob
+    from ..request.config import Request
+
+    found = find_shapes(PUBLISHED_NAME)
+    sampling = Request(image="", prompt="").sampling(found.order)
+    for precision in ("bf16", "int8"):
+        job = PlannedJob(shapes=found.shapes, sampling=sampling, size=found.buckets[0], precision=precision)
+        name = f"expected in {precision}"
+        try:
+            plan = make_plan(job, machine)
+        except BudgetError as error:
+            yield Check(name=name, status="note", text=str(error), remedy="see isoframe plan")
+            continue
+        guess = " (a cautious guess: this card is not in the table)" if machine.card.is_estimate else ""
+        yield Check(
+            name=name,
+            status="good",
+            text=f"{plan.seconds_per_step:.2f} s/it, {plan.seconds_per_frame:.2f} s/frame at "
+            f"{job.size[0]}x{job.size[1]}, limited by {plan.bottleneck}{guess}",
+        )
+
+
+def check_demo_speed(machine: Machine) -> Check:
+    """What the demo should do on the CPU: all that runs there in reasonable time."""
+    from ..planning.budget import make_plan
+    from ..planning.planned_job import PlannedJob
+    from ..request.config import Request
+
+    name, found = "expected of the demo", find_shapes("demo")
+    sampling = Request(image="", prompt="").sampling(found.order)
+    job = PlannedJob(shapes=found.shapes, sampling=sampling, size=found.buckets[0], precision="fp32")
+    try:
+        plan = make_plan(job, machine)
+    except BudgetError as error:
+        return Check(name=name, status="problem", text=str(error), remedy="close other programs")
+    return Check(
+        name=name,
+        status="good",
+        text=f"about {plan.seconds_per_step:.2f} s/it on the CPU at {job.size[0]}x{job.size[1]}, a cautious guess by the "
+        "number of cores; isoframe plan --card tells of a card",
+    )
+
+
+def hub_folder() -> Path:
+    """Where downloaded models are kept."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _published_attention(device: torch.device) -> AttentionShape:
+    """The joint attention of the published model at its largest usual size."""
+    found = find_shapes(PUBLISHED_NAME)
+    config = found.shapes.transformer
+    sequence = packed_sequence(
+        config, found.buckets[0], 9, found.shapes.image_encoder.num_tokens, MAX_PROMPT_TOKENS
+    )
+    return AttentionShape(
+        num_tokens=sequence.total,
+        num_heads=config.num_attention_heads,
+        head_dim=config.attention_head_dim,
+        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device)
+
+
+def _capability(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor

@@ -1,0 +1,115 @@
+"""Nodes that load: an engine with its budget, and LoRAs."""
+
+import weakref
+
+import torch
+
+from ...checkpoints.checkpoint import KNOWN_MODELS
+from ...engine import Engine
+from ...errors import ConfigError
+from ...request.config import ATTENTIONS, PRECISIONS, EngineConfig, LoraStrength
+from . import host
+from .node import ENGINE, LORAS, Input, Node, Output
+
+_AUTO = "auto"
+
+
+class EngineHandle:
+    """An engine that is closed when ComfyUI lets go of the node's result.
+
+    Attributes:
+        engine: open until then.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        weakref.finalize(self, engine.close)
+
+
+def model_names() -> list[str]:
+    """The known models, then the files in ComfyUI's diffusion_models."""
+    return [*KNOWN_MODELS, *host.file_names("diffusion_models")]
+
+
+def load_engine(
+    model: str, precision: str, attention: str, vram: str, ram: str, device: str
+) -> tuple[EngineHandle]:
+    """An engine inside its budget; raises the errors of :meth:`Engine.load`."""
+    config = EngineConfig(
+        device=device,
+        precision=None if precision == _AUTO else precision,
+        attention=attention,
+        vram=None if vram.strip() in ("", _AUTO) else vram,
+        ram=None if ram.strip() in ("", _AUTO) else ram,
+    )
+    if device != "cpu" and torch.cuda.is_available():
+        host.take_memory(torch.device("cuda"))
+    source = model if model in KNOWN_MODELS else host.file_path("diffusion_models", model)
+    engine = Engine.load(source, config=config)
+    # ComfyUI's own models are not the engine's to limit.
+    engine.lift_memory_limit()
+    return (EngineHandle(engine),)
+
+
+def load_lora(
+    lora: str, strength: float, sections: str, loras: tuple[LoraStrength, ...] = ()
+) -> tuple[tuple[LoraStrength, ...]]:
+    """One more LoRA beside ``loras``; the sampler reads it."""
+    source = host.file_path("loras", lora)
+    return ((*loras, LoraStrength(source=source, strength=strength, sections=parse_sections(sections))),)
+
+
+def parse_sections(text: str) -> tuple[int, ...] | None:
+    """Sections from 0 out of "1,3-5", which counts from 1; None out of an empty text."""
+    if not text.strip():
+        return None
+    try:
+        spans = [[int(number) for number in part.split("-")] for part in text.split(",")]
+        return tuple(index for span in spans for index in range(span[0] - 1, span[-1]))
+    except ValueError as error:
+        raise ConfigError(f"sections must be empty or such as 1,3-5, got {text!r}") from error
+
+
+def _budget(name: str, where: str) -> Input:
+    return Input(
+        name=name, kind="STRING", default=_AUTO,
+        tooltip=f"Most memory {where}, such as 6GiB; auto takes from what is free when the node runs.",
+    )  # fmt: skip
+
+
+def _choice(name: str, options: tuple[str, ...], default: str) -> Input:
+    return Input(name=name, kind="COMBO", options=lambda: list(options), default=default)
+
+
+LOAD_ENGINE = Node(
+    name="IsoframeLoadEngine",
+    title="Isoframe: Load Engine",
+    description="A FramePack transformer inside a budget of VRAM and RAM. Large models are converted once.",
+    inputs=(
+        Input(name="model", kind="COMBO", options=model_names, default="demo"),
+        _choice("precision", (_AUTO, *PRECISIONS), _AUTO),
+        _choice("attention", ATTENTIONS, _AUTO),
+        _budget("vram", "on the card"),
+        _budget("ram", "that is added in RAM"),
+        _choice("device", (_AUTO, "cpu", "cuda"), _AUTO),
+    ),
+    outputs=(Output("engine", ENGINE),),
+    run=load_engine,
+)
+
+LOAD_LORA = Node(
+    name="IsoframeLora",
+    title="Isoframe: LoRA",
+    description="A LoRA for the sampler, beside the weights: 8-bit and streamed ones too.",
+    inputs=(
+        Input(name="lora", kind="COMBO", options=lambda: host.file_names("loras")),
+        Input(name="strength", kind="FLOAT", default=1.0, minimum=-10.0, maximum=10.0, step=0.05),
+        Input(
+            name="sections", kind="STRING", default="",
+            tooltip="Where it is at work, such as 1,3-5, in the order in which sections are made; empty: everywhere.",
+        ),
+        Input(name="loras", kind=LORAS, is_optional=True, tooltip="LoRAs that are at work beside it."),
+    ),
+    outputs=(Output("loras", LORAS),),
+    run=load_lora,
+)  # fmt: skip

@@ -1,0 +1,161 @@
+"""What a node is, whatever schema ComfyUI has.
+
+A node as a class of ComfyUI's classic schema, or of its V3 schema.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+WIDGETS = ("INT", "FLOAT", "STRING", "COMBO", "BOOLEAN")
+ENGINE, LORAS = "ISOFRAME_ENGINE", "ISOFRAME_LORAS"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """A widget or a socket.
+
+    Attributes:
+        name: the argument of the node's function.
+        kind: ComfyUI's type.
+        default: of a widget; None for a socket.
+        options: of a COMBO; asked whenever the menu is built, for files may come and go.
+        minimum: of a number.
+        maximum: of a number.
+        step: of a number.
+        is_multiline: of a STRING.
+        is_optional: whether a socket may be left open.
+        tooltip: shown beside it.
+    """
+
+    name: str
+    kind: str
+    default: Any = None
+    options: Callable[[], list[str]] | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    step: float | None = None
+    is_multiline: bool = False
+    is_optional: bool = False
+    tooltip: str = ""
+
+    def widget(self) -> dict[str, Any]:
+        """What both schemas call the same."""
+        values = {
+            "default": self.default,
+            "min": self.minimum,
+            "max": self.maximum,
+            "step": self.step,
+            "multiline": self.is_multiline or None,
+            "tooltip": self.tooltip or None,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One result: its name and ComfyUI's type."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A node of ComfyUI. It has no state: what it returns is all that stays, as long as ComfyUI keeps it.
+
+    Attributes:
+        name: in saved workflows; never changes.
+        title: shown.
+        description: shown.
+        inputs: in the order in which they are shown.
+        outputs: in the order of what ``run`` returns.
+        run: takes the inputs by name.
+    """
+
+    name: str
+    title: str
+    description: str
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    run: Callable[..., tuple[Any, ...]]
+
+
+CATEGORY = "Isoframe"
+_V3_TYPES = {
+    "INT": "Int",
+    "FLOAT": "Float",
+    "STRING": "String",
+    "COMBO": "Combo",
+    "BOOLEAN": "Boolean",
+    "IMAGE": "Image",
+    "LATENT": "Latent",
+    "CONDITIONING": "Conditioning",
+    "CLIP_VISION_OUTPUT": "ClipVisionOutput",
+}
+
+
+def classic_class(node: Node) -> type:
+    """The class that NODE_CLASS_MAPPINGS has always held."""
+
+    def input_types(_: type) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {"required": {}, "optional": {}}
+        for entry in node.inputs:
+            kind = entry.kind if entry.options is None else entry.options()
+            found["optional" if entry.is_optional else "required"][entry.name] = (kind, entry.widget())
+        return found
+
+    def execute(_: object, /, **values: Any) -> tuple[Any, ...]:
+        return node.run(**values)
+
+    return type(
+        node.name,
+        (),
+        {
+            "INPUT_TYPES": classmethod(input_types),
+            "RETURN_TYPES": tuple(output.kind for output in node.outputs),
+            "RETURN_NAMES": tuple(output.name for output in node.outputs),
+            "FUNCTION": "execute",
+            "CATEGORY": CATEGORY,
+            "DESCRIPTION": node.description,
+            "execute": execute,
+        },
+    )
+
+
+def v3_class(node: Node, io: Any) -> type:
+    """The class of the V3 schema; ``io`` is the module of that name in comfy_api."""
+
+    def define_schema(_: type) -> Any:
+        return io.Schema(
+            node_id=node.name,
+            display_name=node.title,
+            category=CATEGORY,
+            description=node.description,
+            inputs=[_v3_input(entry, io) for entry in node.inputs],
+            outputs=[
+                # Its ids must differ from those of the inputs.
+                _v3_type(output.kind, io).Output(id=f"out_{output.name}", display_name=output.name)
+                for output in node.outputs
+            ],
+        )
+
+    def execute(_: type, /, **values: Any) -> Any:
+        return io.NodeOutput(*node.run(**values))
+
+    return type(
+        node.name,
+        (io.ComfyNode,),
+        {"define_schema": classmethod(define_schema), "execute": classmethod(execute)},
+    )
+
+
+def _v3_type(kind: str, io: Any) -> Any:
+    return getattr(io, _V3_TYPES[kind]) if kind in _V3_TYPES else io.Custom(kind)
+
+
+def _v3_input(entry: Input, io: Any) -> Any:
+    options: dict[str, Any] = entry.widget() if entry.kind in WIDGETS else {"tooltip": entry.tooltip or None}
+    if entry.options is not None:
+        options["options"] = entry.options()
+    return _v3_type(entry.kind, io).Input(entry.name, optional=entry.is_optional, **options)

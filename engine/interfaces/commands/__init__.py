@@ -1,0 +1,25 @@
+"""The ``isoframe`` command; one file a sub-command."""
+
+import signal
+import sys
+
+from .terminal.failures import lasting_interrupt
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    try:
+        with lasting_interrupt() as interrupt:
+            try:
+                # Imported here, so that Ctrl-C is heard meanwhile.
+                from .command_line import build_app
+
+                build_app()(prog_name="isoframe")
+            except KeyboardInterrupt:
+                sys.stderr.write("cancelled\n")
+                sys.exit(interrupt.exit_code)
+    finally:
+        # Nothing is left to keep, and a traceback from the interpreter's own end would help nobody.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

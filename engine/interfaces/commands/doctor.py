@@ -1,0 +1,69 @@
+"""``isoframe doctor``: whether this machine is fit, and what would make it fitter."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...errors import EXIT_FAILED
+from .terminal import options
+from .terminal.failures import readable_errors
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..checkup import Check
+
+_MARKS = {"good": "[green]good   [/]", "note": "[yellow]note   [/]", "problem": "[red]PROBLEM[/]"}
+
+
+def doctor(
+    device: options.Device = "auto",
+    cache_dir: options.CacheDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Examine card, driver, Triton, attention, memory and disk; exit 1 where something will not work.
+
+    Every finding comes with its remedy. Without a graphics card it says what this machine can do.
+    """
+    with readable_errors(debug=debug):
+        from ...device import resolve_device
+        from ...request.config import EngineConfig
+        from ..checkup import examine
+
+        config = EngineConfig(device=device, cache_dir=cache_dir)
+        checks = []
+        console = _console()
+        for check in examine(resolve_device(config.device), config.cache_path()):
+            checks.append(check)
+            if not as_json:
+                _print(console, check)
+        if as_json:
+            typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
+        else:
+            console.print(_sum_up(checks))
+    if any(check.status == "problem" for check in checks):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _print(console: "Console", check: "Check") -> None:
+    from rich.markup import escape
+
+    console.print(f"{_MARKS[check.status]}  {check.name}: {escape(check.text)}")
+    if check.remedy:
+        console.print(f"         {escape(check.remedy)}", style="dim")
+
+
+def _sum_up(checks: "list[Check]") -> str:
+    problems = [check.name for check in checks if check.status == "problem"]
+    if problems:
+        return f"{len(problems)} to be solved: {', '.join(problems)}"
+    return "no problem found; isoframe demo makes a video, isoframe plan shows what a card would do"

@@ -1,0 +1,225 @@
+"""``isoframe plan``: whether a video fits into a card's memory, how, and how long it would take."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...errors import ConfigError
+from ...families.framepack.denoise_bytes import PRECISIONS, packed_sequence
+from ...families.framepack.known_shapes import KnownModel, find_shapes
+from ...families.framepack.shapes import PUBLISHED_NAME
+from ...media.buckets import scale_buckets
+from ...planning.budget import make_plan
+from ...planning.machine import Machine, described_machine
+from ...planning.plan import Plan
+from ...planning.planned_job import PlannedJob
+from ...request.config import COMPUTE_DTYPES, Request, check_choice
+from ...request.schedule import MAX_TAIL_FRAMES, Schedule, published_schedule
+from .terminal import options
+from .terminal.failures import readable_errors
+from .terminal.options import DEFAULTS
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help=f"{PUBLISHED_NAME} (the published model, built in: nothing is downloaded), demo, a Hub id, a folder or a "
+        ".safetensors file.",
+        rich_help_panel=options.JOB,
+    ),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="HxW",
+        help="Height x width in pixels, multiples of 16 (default: the model's size that needs most memory).",
+        rich_help_panel=options.JOB,
+    ),
+]
+Precision = Annotated[
+    str, typer.Option("--precision", help=", ".join(PRECISIONS), rich_help_panel=options.MACHINE)
+]
+Card = Annotated[
+    str | None,
+    typer.Option(
+        "--card",
+        help="Card to plan for, such as 'RTX 3060 Laptop' (default: the one in this machine).",
+        rich_help_panel=options.MACHINE,
+    ),
+]
+Schedules = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--schedule",
+        metavar="NOTATION",
+        help="Count the tokens of this packing schedule, such as td_f16k4f4k2f1k1_g9_x_f1k1, beside those of the published "
+        "one; repeatable. With --allow-untrained the first one is what is planned.",
+        rich_help_panel=options.SAMPLING,
+    ),
+]
+Traces = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--trace",
+        metavar="FILE",
+        help="Predicted copies and uses of the weights: .json for chrome://tracing, .svg or .png for a chart of two steps; "
+        "repeatable.",
+        rich_help_panel=options.OUTPUT,
+    ),
+]
+ComputeDtype = Annotated[
+    str,
+    typer.Option(
+        "--compute-dtype",
+        help=f"Of the activations: {', '.join(COMPUTE_DTYPES)}.",
+        rich_help_panel=options.MACHINE,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=options.OUTPUT)]
+
+
+def plan(
+    model: Model = PUBLISHED_NAME,
+    seconds: options.Seconds = DEFAULTS.seconds,
+    size: Size = None,
+    base_resolution: options.BaseResolution = None,
+    order: options.Order = DEFAULTS.order,
+    allow_untrained: options.AllowUntrained = False,
+    steps: options.Steps = DEFAULTS.num_steps,
+    cfg: options.Cfg = DEFAULTS.cfg_scale,
+    step_cache: options.StepCache = DEFAULTS.step_cache,
+    window: options.Window = DEFAULTS.latent_window_size,
+    schedule: Schedules = None,
+    vram: options.Vram = None,
+    ram: options.Ram = None,
+    card: Card = None,
+    precision: Precision = "bf16",
+    compute_dtype: ComputeDtype = "auto",
+    lora: options.Loras = None,
+    attention: options.Attention = "auto",
+    vae_tiles: options.VaeTiles = None,
+    trace: Traces = None,
+    as_json: Json = False,
+    local_files_only: options.LocalFilesOnly = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show how a video would fit into the memory of a card, and how long it would take; nothing is loaded.
+
+    Exits with 2 and the nearest settings that fit where it does not.
+    """
+    with readable_errors(debug=debug):
+        _check_dtype(compute_dtype, precision)
+        machine = described_machine(card=card, vram=vram, ram=ram)
+        found = find_shapes(model, local_files_only=local_files_only)
+        request = Request(
+            image="", prompt="", seconds=seconds, **options.parse_order(order), allow_untrained=allow_untrained,
+            size=options.parse_size(size), base_resolution=base_resolution, num_steps=steps,
+            cfg_scale=cfg, step_cache=step_cache, latent_window_size=window, loras=options.parse_loras(lora),
+            schedule=schedule[0] if schedule and allow_untrained else None,
+        )  # fmt: skip
+        job = PlannedJob(
+            shapes=found.shapes,
+            sampling=request.sampling(found.order),
+            size=request.size or _most_demanding(found, base_resolution, window),
+            precision=precision,
+            compute_dtype=compute_dtype,
+            lora_bytes=_lora_bytes(found, request, precision, compute_dtype),
+            attention=attention,
+            vae_tiles=vae_tiles,
+        )
+        schedules = [published_schedule(job.sampling.order, window), *map(Schedule.parse, schedule or ())]
+        latents = job.size[0] // 8, job.size[1] // 8
+        made = make_plan(job, machine)
+        if trace:
+            _write_traces(trace, made, job, machine)
+        if as_json:
+            counts = [_count_tokens(counted, latents) for counted in schedules]
+            typer.echo(json.dumps({**made.as_dict(), "schedules": counts}, indent=2))
+        else:
+            _print(made)
+            for counted in schedules:
+                typer.echo(_describe_tokens(counted, latents))
+
+
+def _check_dtype(compute_dtype: str, precision: str) -> None:
+    check_choice("--compute-dtype", compute_dtype, COMPUTE_DTYPES)
+    if precision in COMPUTE_DTYPES and compute_dtype not in ("auto", precision):
+        raise ConfigError(
+            f"--compute-dtype must be auto or {precision} with --precision {precision}, got {compute_dtype}"
+        )
+
+
+def _count_tokens(schedule: Schedule, latents: tuple[int, int]) -> dict[str, object]:
+    return {
+        "schedule": str(schedule),
+        "noisy_tokens": schedule.num_noisy_tokens(latents),
+        "context_tokens": schedule.num_context_tokens(latents),
+        "bound": schedule.bound(latents),
+    }
+
+
+def _describe_tokens(schedule: Schedule, latents: tuple[int, int]) -> str:
+    """One line: tokens of a section, and most that there can be however long the video is."""
+    noisy, context = schedule.num_noisy_tokens(latents), schedule.num_context_tokens(latents)
+    tail = "" if schedule.tail != "ta" else f", and up to {MAX_TAIL_FRAMES} tail frames"
+    return (
+        f"schedule {schedule}: {noisy} + {context} = {noisy + context} latent tokens a section{tail}, at most "
+        f"{schedule.bound(latents)} at any length"
+    )
+
+
+def _lora_bytes(found: KnownModel, request: Request, precision: str, compute_dtype: str) -> int:
+    """Most that the LoRAs of a section take beside the weights; reads them."""
+    if not request.loras:
+        return 0
+    import torch
+
+    from ....quant import DENSE_DTYPES
+    from ...checkpoints.lora import read_lora
+    from ...families.framepack.transformer import PackedTransformer
+    from ...model.lora_layers import branch_bytes
+    from ...model.units import unit_specs
+
+    config = found.shapes.transformer
+    layers = PackedTransformer(config, torch.float32, torch.device("meta")).layer_shapes
+    auto = precision if precision in DENSE_DTYPES else "bf16"
+    dtype = DENSE_DTYPES[auto if compute_dtype == "auto" else compute_dtype]
+    read = {lora.source: read_lora(lora.source, layers) for lora in request.loras}
+    return max(
+        branch_bytes(
+            unit_specs(config),
+            [(read[use.source], use.strength) for use in request.loras if use.is_active(section)],
+            dtype,
+        )
+        for section in range(request.num_sections)
+    )
+
+
+def _write_traces(paths: list[Path], made: Plan, job: PlannedJob, machine: Machine) -> None:
+    from ...weights.timeline_file import write_timeline
+    from ...weights.virtual_clock import predict_timeline
+
+    timings = predict_timeline(made, job.denoise_shape(machine))
+    for path in paths:
+        write_timeline(timings, path)
+
+
+def _most_demanding(found: KnownModel, base_resolution: int | None, window: int) -> tuple[int, int]:
+    """The bucket with most tokens."""
+
+    def num_tokens(size: tuple[int, int]) -> int:
+        return packed_sequence(found.shapes.transformer, size, window, vision=0, text=0).total
+
+    return max(scale_buckets(found.buckets, base_resolution), key=num_tokens)
+
+
+def _print(made: Plan) -> None:
+    from rich.console import Console
+
+    from ...planning.plan import plan_table
+
+    Console(highlight=False, markup=False).print(plan_table(made))

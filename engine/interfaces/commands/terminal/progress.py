@@ -1,0 +1,320 @@
+"""Progress of a job on the terminal, as plain lines, or as JSON.
+
+Events as JSON, one object a line; docs/progress_events.md describes them for programs.
+
+How far a conversion is, in bytes.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields, is_dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
+
+from ....events import Event, FileEvent, JobEvent, PhaseEvent, SectionEvent, StepEvent
+from ....jobs.log import Pace, Reading, video_span
+from ....request.config import UNTRAINED_ORDERS
+
+if TYPE_CHECKING:
+    from ....weights.conversion import ConversionProgress, OnProgress
+
+
+def json_line(event: Event) -> str:
+    """``{"event": kind, ...}`` with the event's fields; tensors are left out."""
+    kind = type(event).__name__.removesuffix("Event").lower()
+    values = {field.name: getattr(event, field.name) for field in fields(event) if field.name != "x0"}
+    return json.dumps({"event": kind, **values}, default=_plain)
+
+
+def _plain(value: object) -> object:
+    """A dataclass inside an event as an object, anything else as text."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+# A progress line fits 80 columns; the bar before it takes the rest.
+_MIN_WIDTH_FOR_BAR = 96
+_PHASES = {
+    "load": "loading the model",
+    "text": "reading the prompt",
+    "image": "reading the image",
+    "prepare": "preparing the steps",
+    "pack": "packing the history",
+    "denoise": "denoising",
+    "decode": "decoding",
+    "encode": "encoding the frames",
+    "checkpoint": "keeping what is finished",
+    "write": "writing the file",
+}
+
+
+class Reporter(Protocol):
+    """Shows the events of one job; a context manager."""
+
+    def on_event(self, event: Event) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+def make_reporter(*, fps: float, is_json: bool, is_quiet: bool) -> Reporter:
+    """JSON on stdout, nothing, a live bar (terminal), or a line per section (anything else)."""
+    if is_json:
+        return JsonReporter(sys.stdout)
+    console = Console(stderr=True, quiet=is_quiet, highlight=False)
+    return BarReporter(console, fps) if console.is_terminal and not is_quiet else LineReporter(console, fps)
+
+
+class _Plain:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        return None
+
+
+class JsonReporter(_Plain):
+    """One JSON object per event and line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def on_event(self, event: Event) -> None:
+        self._stream.write(json_line(event) + "\n")
+        self._stream.flush()
+
+
+class StepCount:
+    """Steps that ran the transformer, and steps that a cache skipped.
+
+    Attributes:
+        num_computed: so far.
+        num_skipped: so far.
+    """
+
+    def __init__(self) -> None:
+        self.num_computed = self.num_skipped = 0
+
+    def on_event(self, event: Event) -> None:
+        """Take an event in."""
+        if isinstance(event, StepEvent):
+            self.num_computed += event.is_computed
+            self.num_skipped += not event.is_computed
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_computed} steps computed, {self.num_skipped} skipped by the step cache (approximate)"
+        )
+
+
+class LineReporter(_Plain):
+    """One line per phase before the first section, then one line per section."""
+
+    def __init__(self, console: Console, fps: float, make_pace: Callable[[], Pace] = Pace) -> None:
+        self._console = console
+        self._fps = fps
+        self._pace = make_pace()
+        self._steps = StepCount()
+        self._last: StepEvent | None = None
+        self._order: str | None = None
+
+    def on_event(self, event: Event) -> None:
+        reading = self._pace.on_event(event)
+        self._steps.on_event(event)
+        if isinstance(event, StepEvent):
+            if self._last is None:
+                self._console.print(direction(event, self._order))
+            self._last = event
+        elif isinstance(event, FileEvent) and self._steps.num_skipped:
+            self._console.print(str(self._steps))
+        elif isinstance(event, SectionEvent) and self._last is not None and reading is not None:
+            self._console.print(describe(self._last, reading, self._fps), soft_wrap=True)
+        elif isinstance(event, JobEvent):
+            self._order = event.order
+            print_differences(self._console, event)
+        elif isinstance(event, PhaseEvent) and self._last is None:
+            self._console.print(_PHASES.get(event.phase, event.phase))
+
+
+class BarReporter:
+    """A line per phase, then a live bar: section, step, pace and the place in the video."""
+
+    def __init__(self, console: Console, fps: float) -> None:
+        bar = [BarColumn(bar_width=12)] if console.width >= _MIN_WIDTH_FOR_BAR else []
+        self._progress = Progress(
+            *bar,
+            TextColumn("{task.description}", table_column=Column(no_wrap=False)),
+            console=console,
+            transient=True,
+        )
+        self._fps = fps
+        self._pace = Pace()
+        self._steps = StepCount()
+        self._task: TaskID | None = None
+        self._order: str | None = None
+
+    def on_event(self, event: Event) -> None:
+        reading = self._pace.on_event(event)
+        self._steps.on_event(event)
+        if isinstance(event, FileEvent) and self._steps.num_skipped:
+            self._progress.console.print(str(self._steps))
+        if isinstance(event, StepEvent) and reading is not None:
+            self._show_step(event, reading)
+        elif isinstance(event, JobEvent):
+            self._order = event.order
+            print_differences(self._progress.console, event)
+        elif isinstance(event, PhaseEvent):
+            self._show_phase(_PHASES.get(event.phase, event.phase))
+
+    def _show_phase(self, name: str) -> None:
+        # The bar would overwrite what is shown while models are downloaded, so it comes after that.
+        if self._task is None:
+            self._progress.console.print(name)
+        else:
+            self._progress.update(self._task, description=name)
+
+    def _show_step(self, event: StepEvent, reading: Reading) -> None:
+        if self._task is None:
+            self._progress.console.print(direction(event, self._order))
+            self._progress.start()
+            self._task = self._progress.add_task("", total=event.num_sections * event.num_steps)
+        self._progress.update(
+            self._task,
+            completed=event.section * event.num_steps + event.step + 1,
+            description=describe(event, reading, self._fps),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+
+def direction(event: StepEvent, order: str | None = None) -> str:
+    """Which end of the video comes first, told by the place of the first section."""
+    if event.num_sections == 1:
+        return "one section"
+    if order in UNTRAINED_ORDERS:
+        return f"{event.num_sections} sections, {order} order: sections that come first wait for those between them"
+    if event.first_latent_frame > 1:
+        return f"{event.num_sections} sections, inverted order: the end of the video comes first"
+    return f"{event.num_sections} sections, forward order: the start of the video comes first"
+
+
+def print_differences(console: Console, event: JobEvent) -> None:
+    """One line each for what the video does not take over as it was given: its length, the image's size; for its job."""
+    for line in (
+        length_difference(event),
+        size_difference(event),
+        *event.notes,
+        *prompt_lines(event),
+        job_place(event),
+    ):
+        if line is not None:
+            console.print(line, soft_wrap=True)
+
+
+def length_difference(event: JobEvent) -> str | None:
+    """What was asked for and what comes, where that differs by a tenth of a second or more."""
+    if event.num_given_frames:
+        added = (event.num_frames - event.num_given_frames) / event.fps
+        return f"{added:.1f} s are added to the {event.num_given_frames / event.fps:.1f} s that are given"
+    asked, made = f"{event.requested_seconds:.1f}", f"{event.seconds:.1f}"
+    if asked == made:
+        return None
+    section = event.num_frames // event.num_sections / event.fps
+    return f"{asked} s asked for, {made} s are made: a video has whole sections of {section:.1f} s"
+
+
+def size_difference(event: JobEvent) -> str | None:
+    """How the image is fitted to the video, if it is."""
+    image, video = (event.image_height, event.image_width), (event.height, event.width)
+    if image == video:
+        return None
+    change = "scaled" if image[0] * video[1] == image[1] * video[0] else "scaled and cropped"
+    return f"the image ({image[0]}x{image[1]}, height x width) is {change} to {video[0]}x{video[1]}"
+
+
+def prompt_lines(event: JobEvent) -> list[str]:
+    """What happens when, where that changes: seconds of video, and the place of the sections in the making."""
+    if not event.prompts:
+        return []
+    lines = [f"prompts, in seconds of video; sections count in the order they are made ({event.order}):"]
+    for slot in event.prompts:
+        sections = ", ".join(str(section + 1) for section in slot.sections)
+        lines.append(f"  {slot.start_seconds:.1f}-{slot.end_seconds:.1f} s (section {sections}): {slot.text}")
+    return lines
+
+
+def job_place(event: JobEvent) -> str | None:
+    """Where the job is kept, and how much of it is finished."""
+    if event.job_dir is None:
+        return None
+    finished = f", {event.num_finished_sections} of {event.num_sections} sections are finished"
+    return f"the job is kept in {event.job_dir}{finished if event.num_finished_sections else ''}"
+
+
+def describe(event: StepEvent, reading: Reading, fps: float) -> str:
+    """Section, place in the video, step and pace in one line of at most 80 columns."""
+    start, end = video_span(event, fps)
+    parts = [
+        f"section {event.section + 1}/{event.num_sections} ({start:.1f}-{end:.1f} s) "
+        f"step {event.step + 1}/{event.num_steps}",
+        f"{format_pace(reading.seconds_per_step)} s/it",
+    ]
+    if reading.seconds_per_frame is None:
+        # What decoding takes is not known yet.
+        parts.append(f"ETA >{format_duration(reading.seconds_left)}")
+    else:
+        parts.append(f"{format_pace(reading.seconds_per_frame)} s/frame")
+        parts.append(f"ETA {format_duration(reading.seconds_left)}")
+    return "  ".join(parts)
+
+
+def format_pace(seconds: float) -> str:
+    """Three digits; no exponent for long times."""
+    return f"{seconds:.3g}" if seconds < 100 else f"{seconds:.0f}"
+
+
+def format_duration(seconds: float) -> str:
+    """``m:ss``, or ``h:mm:ss`` from one hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+_CONVERSION_PHASES = {"convert": "converting the model, once", "verify": "reading it back"}
+
+
+@contextmanager
+def conversion_bar(*, is_quiet: bool) -> "Iterator[OnProgress]":
+    """A bar on a terminal, from the first report on; nothing elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(True), TimeRemainingColumn())
+    console = Console(stderr=True, quiet=is_quiet)
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    tasks = {
+        phase: bar.add_task(name, total=None, visible=False) for phase, name in _CONVERSION_PHASES.items()
+    }
+
+    def on_progress(progress: "ConversionProgress") -> None:
+        bar.start()
+        task = tasks[progress.phase]
+        bar.update(task, completed=progress.done_bytes, total=progress.total_bytes, visible=True)
+
+    try:
+        yield on_progress
+    finally:
+        bar.stop()

@@ -1,0 +1,193 @@
+"""Callable as diffusers' ``HunyuanVideoFramepackTransformer3DModel`` is, one forward at a time."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from ...checkpoints.checkpoint import Checkpoint, open_transformer
+from ...checkpoints.destinations import DenseTensor, EncodedWeight
+from ...companions.components import find_components
+from ...families.framepack.invariants import JobInvariants
+from ...families.framepack.packing import PackedSection
+from ...families.framepack.transformer import PackedTransformer
+from ...families.framepack.transformer_config import TransformerConfig
+from .forward_call import DiffusersForward, ForwardCall
+
+T = TypeVar("T")
+
+# True guidance calls the transformer twice a step, with other conditioning.
+_NUM_BRANCHES = 2
+
+
+def load_transformer(
+    folder_or_id: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    local_files_only: bool = False,
+) -> "FramepackTransformer":
+    """Load a transformer that is called as diffusers' class is.
+
+    Args:
+        folder_or_id: folder, single .safetensors file, Hub id, or "demo".
+        dtype: of weights and activations; the output projection stays in it, as in diffusers.
+        device: where the weights live and the forward runs.
+        local_files_only: never ask the Hub.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged or of another model.
+    """
+    is_demo = os.fspath(folder_or_id) == "demo"
+    source = find_components("demo").transformer if is_demo else folder_or_id
+    checkpoint = open_transformer(source, local_files_only=local_files_only)
+    return FramepackTransformer(checkpoint, dtype, torch.device(device))
+
+
+class FramepackTransformer(DiffusersForward):
+    """Callable with the forward signature of diffusers' class.
+
+    Every call recomputes everything, until :meth:`begin_section` is called: then what depends on the
+    conditioning and the history is cached, by identity and version of the tensors passed.
+    Tensors made under ``torch.inference_mode`` carry no version and are never cached.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+        """Load the weights; see :func:`load_transformer`."""
+        self._checkpoint = checkpoint
+        self.transformer = PackedTransformer.load(checkpoint, dtype, device)
+        self._vision: _TensorCache[Tensor] | None = None
+        self._jobs: _TensorCache[JobInvariants] | None = None
+        self._sections: _TensorCache[PackedSection] | None = None
+
+    @property
+    def config(self) -> TransformerConfig:
+        return self.transformer.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.device
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The weights, without gradients: to count them, and to ask for their dtype and device."""
+        for destination in self.transformer.destinations.values():
+            if isinstance(destination, DenseTensor):
+                yield destination.tensor
+            elif isinstance(destination, EncodedWeight):
+                yield from destination.views.values()
+
+    def to(
+        self,
+        *target: "torch.device | torch.dtype | str",
+        device: "torch.device | str | None" = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Move and cast as ``torch.nn.Module.to`` does; the weights are read from the checkpoint again."""
+        for value in target:
+            if isinstance(value, torch.dtype):
+                dtype = value
+            else:
+                device = value
+        wanted = dtype or self.dtype, torch.device(self.device if device is None else device)
+        if wanted != (self.dtype, self.device):
+            # Two copies of the weights at a time may not fit.
+            del self.transformer
+            self.transformer = PackedTransformer.load(self._checkpoint, *wanted)
+            self._vision = self._jobs = self._sections = None
+        return self
+
+    def eval(self) -> Self:
+        """Nothing to do: there is no training mode."""
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Accepts False, which always holds."""
+        if requires_grad:
+            raise ValueError("requires_grad must be False, got True: the weights are for inference only")
+        return self
+
+    def begin_section(self, num_steps: int) -> None:
+        """Cache from here on; history of an earlier section is dropped.
+
+        Args:
+            num_steps: steps of the section; the conditioning of as many timesteps is kept, for two branches.
+        """
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        self._sections = _TensorCache(_NUM_BRANCHES)
+        if self._jobs is None or self._jobs.capacity != _NUM_BRANCHES * num_steps:
+            self._jobs = _TensorCache(_NUM_BRANCHES * num_steps)
+            self._vision = _TensorCache(_NUM_BRANCHES)
+
+    def velocity(self, call: ForwardCall, sample: int) -> Tensor:
+        latents = call.latents(sample)
+        section = _cached(
+            self._sections,
+            sample,
+            call.size,
+            (*call.history, *call.indices),
+            lambda: call.pack(self.transformer, sample),
+        )
+        return self.transformer.step(latents, 0, self._job(call, sample), section).compute()
+
+    def _job(self, call: ForwardCall, sample: int) -> JobInvariants:
+        image = (call.image_embeds,)
+        vision = _cached(
+            self._vision, sample, None, image, lambda: call.project_image(self.transformer, sample)
+        )
+
+        def prepare() -> JobInvariants:
+            time = call.timestep.reshape(-1)[sample : sample + 1]
+            return call.prepare(self.transformer, sample, time, vision)
+
+        key = call.time(sample), call.scale(sample)
+        return _cached(self._jobs, sample, key, (*call.text, *image), prepare)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry(Generic[T]):
+    key: object
+    tensors: tuple[Tensor | None, ...]
+    versions: tuple[int, ...]
+    value: T
+
+
+class _TensorCache(Generic[T]):
+    """Values computed from tensors, found again by identity and version; of each sample the oldest goes first."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._entries: dict[int, list[_Entry[T]]] = {}
+
+    def get(
+        self, sample: int, key: object, tensors: tuple[Tensor | None, ...], compute: Callable[[], T]
+    ) -> T:
+        if any(tensor is not None and tensor.is_inference() for tensor in tensors):
+            return compute()
+        versions = tuple(0 if tensor is None else tensor._version for tensor in tensors)
+        entries = self._entries.setdefault(sample, [])
+        for entry in entries:
+            same = all(a is b for a, b in zip(entry.tensors, tensors, strict=True))
+            if same and entry.key == key and entry.versions == versions:
+                return entry.value
+        entry = _Entry(key, tensors, versions, compute())
+        entries.append(entry)
+        del entries[: -self.capacity]
+        return entry.value
+
+
+def _cached(
+    cache: _TensorCache[T] | None,
+    sample: int,
+    key: object,
+    tensors: tuple[Tensor | None, ...],
+    compute: Callable[[], T],
+) -> T:
+    return compute() if cache is None else cache.get(sample, key, tensors, compute)

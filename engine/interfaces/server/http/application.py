@@ -1,0 +1,148 @@
+"""The HTTP application over a service."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib import metadata
+from typing import Any
+
+from fastapi import FastAPI, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse
+from pydantic import BaseModel
+from starlette.middleware.cors import CORSMiddleware
+
+from ..videos.parameters import LoraParameters, VideoParameters
+from ..videos.service import VideoService
+from ..videos.workers import ModelCard
+from .docs_page import docs_page
+from .guard import Access, Guard
+from .problems import PROBLEM_RESPONSES, install
+from .prometheus import CONTENT_TYPE, MeasureRequests, ServerMetrics
+from .routes import make_router
+from .schemas import Health, ModelList, ModelObject, VideoBody
+from .uploads import UPLOAD_SECONDS, BodyLimit
+
+_SCHEMAS = "#/components/schemas/{model}"
+_DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_DESCRIPTION = "One image and a prompt in, a video out. Errors name the field that is meant."
+
+
+def make_app(
+    service: VideoService, access: Access | None = None, *, upload_seconds: float = UPLOAD_SECONDS
+) -> FastAPI:
+    """The application; it closes ``service`` when the server stops.
+
+    Args:
+        service: the videos.
+        access: who may ask; None is everybody on this machine.
+        upload_seconds: in which a request must have arrived.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    access = access or Access()
+    app = _Application(has_key=access.api_key is not None, lifespan=lifespan)
+    install(app, service.retry_seconds)
+    metrics = ServerMetrics(service)
+    _add_operations(app, metrics, service.card)
+    app.include_router(make_router(service))
+    # The last one is the outermost.
+    app.add_middleware(BodyLimit, upload_bytes=service.limits.upload_bytes, upload_seconds=upload_seconds)
+    app.add_middleware(Guard, access=access)
+    if access.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "Range"],
+            expose_headers=["Content-Range", "Retry-After"],
+        )
+    app.add_middleware(MeasureRequests, metrics=metrics)
+    return app
+
+
+class _Application(FastAPI):
+    def __init__(
+        self, *, has_key: bool, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]
+    ) -> None:
+        super().__init__(
+            title="isoframe",
+            version=_version(),
+            description=_DESCRIPTION,
+            lifespan=lifespan,
+            docs_url=None,
+            redoc_url=None,
+        )
+        self._has_key = has_key
+
+    def openapi(self) -> dict[str, Any]:
+        """The document; the bodies that :mod:`.uploads` reads by itself are added."""
+        if self.openapi_schema is None:
+            document = get_openapi(
+                title=self.title, version=self.version, description=self.description, routes=self.routes
+            )
+            document["components"]["schemas"].update(_body_schemas())
+            if self._has_key:
+                document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+                document["security"] = [{"key": []}]
+            self.openapi_schema = document
+        return self.openapi_schema
+
+
+def _add_operations(app: FastAPI, metrics: ServerMetrics, card: ModelCard) -> None:
+    @app.get("/healthz", tags=["server"], responses={403: PROBLEM_RESPONSES[403]})
+    async def check_health() -> Health:
+        """Whether the server answers; needs no key."""
+        return Health(version=_version())
+
+    @app.get(
+        "/v1/models",
+        tags=["server"],
+        responses={401: PROBLEM_RESPONSES[401], 403: PROBLEM_RESPONSES[403]},
+    )
+    def list_models() -> ModelList:
+        """The model that this server runs."""
+        return ModelList(data=[ModelObject.of(card)])
+
+    @app.get("/docs", include_in_schema=False)
+    def read_docs() -> HTMLResponse:
+        return HTMLResponse(docs_page(app.openapi()), headers={"Content-Security-Policy": _DOCS_POLICY})
+
+    @app.get(
+        "/metrics",
+        tags=["server"],
+        response_class=Response,
+        responses={
+            200: {"content": {CONTENT_TYPE: {"schema": {"type": "string"}}}},
+            401: PROBLEM_RESPONSES[401],
+            403: PROBLEM_RESPONSES[403],
+        },
+    )
+    def read_metrics() -> Response:
+        """Measurements for Prometheus."""
+        return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+
+def _body_schemas() -> dict[str, Any]:
+    form = _schema(VideoParameters)
+    form["properties"]["image"] = {"type": "string", "format": "binary"}
+    form["required"] = [*form["required"], "image"]
+    # A part of a form is text: a list comes as JSON.
+    form["properties"]["loras"] = {"type": "string", "description": "JSON, as in the other body."}
+    return {"VideoBody": _schema(VideoBody), "VideoForm": form, "LoraParameters": _schema(LoraParameters)}
+
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    schema = model.model_json_schema(ref_template=_SCHEMAS)
+    schema.pop("$defs", None)
+    return schema
+
+
+def _version() -> str:
+    try:
+        return metadata.version("isoframe")
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,91 @@
+"""Events of a job as Server-Sent Events."""
+
+import asyncio
+import dataclasses
+import json
+import time
+from collections.abc import AsyncIterator
+
+from anyio import to_thread
+
+from ....events import CancelledEvent, FailureEvent, PreviewEvent
+from ....jobs.log import LogEntry
+from ..videos.errors import UnknownVideoError
+from ..videos.live_job import EventKey
+from ..videos.service import VideoService
+from .schemas import VideoObject
+
+_POLL_SECONDS = 0.1
+_HEARTBEAT_SECONDS = 15.0
+# Tensors, and where things lie on the server.
+_HIDDEN_FIELDS = ("x0", "path", "job_dir", "notes", "exit_code")
+
+
+async def event_stream(service: VideoService, name: str, after: EventKey | None) -> AsyncIterator[str]:
+    """What happens to a video until it is over, then the event "video" with the whole of it.
+
+    The stream ends without that event where the server stops: the client asks again with the last id.
+    """
+    spoken = time.monotonic()
+    while not service.is_closing:
+        try:
+            entries, last = await to_thread.run_sync(_look, service, name, after)
+        except UnknownVideoError:
+            # Deleted meanwhile.
+            return
+        for key, entry in entries:
+            if isinstance(entry.event, CancelledEvent) and service.is_closing:
+                return
+            yield _format(_kind(entry), _values(entry, name), key)
+            after, spoken = key, time.monotonic()
+        if last is not None:
+            yield _format("video", last.model_dump(), None)
+            return
+        if time.monotonic() - spoken > _HEARTBEAT_SECONDS:
+            yield ": nothing new\n\n"
+            spoken = time.monotonic()
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+def _look(
+    service: VideoService, name: str, after: EventKey | None
+) -> tuple[list[tuple[EventKey, LogEntry]], VideoObject | None]:
+    """What is new; the video too once it is over and its index knows. A failure waits for that: it says the same."""
+    entries, is_over = service.events(name, after)
+    status = service.get(name)
+    if entries and isinstance(event := entries[-1][1].event, FailureEvent):
+        key, entry = entries.pop()
+        if status.failure is None:
+            return entries, None
+        event = dataclasses.replace(event, error=status.failure.error, message=status.failure.message)
+        entries.append((key, dataclasses.replace(entry, event=event)))
+    return entries, VideoObject.of(status) if is_over and status.is_over else None
+
+
+def _kind(entry: LogEntry) -> str:
+    return type(entry.event).__name__.removesuffix("Event").lower()
+
+
+def _values(entry: LogEntry, name: str) -> dict[str, object]:
+    event = entry.event
+    names = [field.name for field in dataclasses.fields(event) if field.name not in _HIDDEN_FIELDS]
+    values = {field: getattr(event, field) for field in names}
+    if isinstance(event, PreviewEvent):
+        values["url"] = f"/v1/videos/{name}/previews/{event.section}"
+    timing = {
+        "index": entry.index,
+        "elapsed_seconds": entry.seconds,
+        "seconds_left": entry.seconds_left,
+        "video_seconds": entry.video_seconds,
+    }
+    return timing | values
+
+
+def _format(kind: str, values: dict[str, object], key: EventKey | None) -> str:
+    identity = "" if key is None else f"id: {key}\n"
+    return f"{identity}event: {kind}\ndata: {json.dumps(values, default=_plain)}\n\n"
+
+
+def _plain(value: object) -> object:
+    """A dataclass inside an event."""
+    return dataclasses.asdict(value)  # type: ignore[call-overload]  # nothing else is left that json does not know

@@ -1,0 +1,101 @@
+"""Who may ask: programs that know the key, or on this machine alone; web pages only of origins that are allowed."""
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ....errors import ConfigError
+from .problems import problem
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MIN_KEY_CHARACTERS = 16
+# They say nothing about any video.
+_OPEN_PATHS = ("/healthz", "/docs", "/openapi.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Who may ask.
+
+    Attributes:
+        host: the address that the server listens on.
+        api_key: must come with every request; None only on a loopback address.
+        origins: of web pages that may ask, such as "https://app.example".
+    """
+
+    host: str = "127.0.0.1"
+    api_key: str | None = None
+    origins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.api_key is None and self.host not in LOOPBACK:
+            raise ConfigError(
+                f"host must be a loopback address ({', '.join(LOOPBACK)}) without an API key, got {self.host}; "
+                "set ISOFRAME_API_KEY (or --api-key) to serve others"
+            )
+        if self.api_key is not None and len(self.api_key) < MIN_KEY_CHARACTERS:
+            raise ConfigError(
+                f"api_key must have at least {MIN_KEY_CHARACTERS} characters, got {len(self.api_key)}; "
+                "make one with: openssl rand -hex 32"
+            )
+
+
+class Guard:
+    """ASGI middleware that refuses before anything of a request's body is read."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        """``access`` says who may ask ``app``."""
+        self._app = app
+        self._access = access
+        self._key_digest = None if access.api_key is None else _digest(access.api_key)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve or refuse one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        refusal = self._wrong_host(headers) or self._wrong_origin(headers, scope["scheme"])
+        if refusal is not None:
+            await problem(403, refusal[1], refusal[0])(scope, receive, send)
+        elif not self._has_key(headers, scope["path"]):
+            asking = {"WWW-Authenticate": "Bearer"}
+            message = "the header must be Authorization: Bearer KEY with the server's API key"
+            await problem(401, message, "authorization", headers=asking)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _wrong_host(self, headers: Headers) -> tuple[str, str] | None:
+        """A name that somebody else has point to this machine would let a web page be of the server's own origin."""
+        if self._access.api_key is not None or _host_name(headers.get("host", "")) in LOOPBACK:
+            return None
+        return "host", f"without an API key the host must be one of {', '.join(LOOPBACK)}"
+
+    def _wrong_origin(self, headers: Headers, scheme: str) -> tuple[str, str] | None:
+        """Web pages may send forms to any address without asking first; they tell where they are from."""
+        origin = headers.get("origin")
+        own = f"{scheme}://{headers.get('host', '')}"
+        if origin is None or origin == own or origin in self._access.origins:
+            return None
+        return "origin", "web pages of this origin may not ask; --cors-origin allows one"
+
+    def _has_key(self, headers: Headers, path: str) -> bool:
+        if self._key_digest is None or path in _OPEN_PATHS:
+            return True
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and hmac.compare_digest(_digest(key.strip()), self._key_digest)
+
+
+def _digest(key: str) -> bytes:
+    """Of equal length for all keys, so that comparing takes equally long."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _host_name(host: str) -> str:
+    """Without the port: "127.0.0.1" of "127.0.0.1:8000", "::1" of "[::1]:8000"."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].lower()

@@ -1,0 +1,138 @@
+"""Errors as HTTP answers: a code, a message, and the field that is meant."""
+
+import difflib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from ....errors import BudgetError, CheckpointError, ConfigError, InputError, IsoframeError, QueueFullError
+from ..videos.errors import FieldError, NotFinishedError, UnknownVideoError
+from ..videos.parameters import VideoParameters, field_of
+from .schemas import Problem, ProblemDetails
+
+_logger = logging.getLogger(__name__)
+_MAX_VALUE_CHARACTERS = 60
+_MAX_MESSAGE_CHARACTERS = 200
+_CODES = {
+    400: "malformed",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "too_slow",
+    413: "too_large",
+    415: "unsupported_type",
+}
+# What an exception without a field of its own is about.
+_FIELDS = {401: "authorization", 404: "path", 405: "method", 415: "content-type"}
+# For the OpenAPI document: the answers that every operation on a video may give.
+PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": text}
+    for status, text in {
+        401: "The API key is missing or wrong.",
+        403: "A web page of another origin asked.",
+        404: "There is no such video.",
+        422: "A field or parameter is wrong; it is named.",
+    }.items()
+}
+
+
+def problem(
+    status: int,
+    message: str,
+    field: str | None,
+    *,
+    code: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """The answer to a request that was refused."""
+    details = ProblemDetails(
+        code=code or _CODES.get(status, "invalid_request"),
+        message=_printable(message),
+        field=None if field is None else _printable(field)[:_MAX_VALUE_CHARACTERS],
+    )
+    return JSONResponse(Problem(error=details).model_dump(), status, headers)
+
+
+def install(app: FastAPI, retry_seconds: Callable[[], int]) -> None:
+    """Have ``app`` answer with problems.
+
+    Args:
+        app: the application.
+        retry_seconds: when a full queue may have room.
+    """
+
+    async def refuse(_: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, QueueFullError):
+            headers = {"Retry-After": str(retry_seconds())}
+            return problem(429, str(error), "queue", code="queue_full", headers=headers)
+        return answer(error)
+
+    for kind in (IsoframeError, OSError, HTTPException, RequestValidationError, ValidationError):
+        app.add_exception_handler(kind, refuse)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def answer(error: Exception) -> JSONResponse:
+    """The problem that ``error`` is."""
+    if isinstance(error, HTTPException):
+        field = _FIELDS.get(error.status_code, "body")
+        headers = dict(error.headers) if error.headers else None
+        return problem(error.status_code, str(error.detail), field, headers=headers)
+    if isinstance(error, RequestValidationError):
+        # FastAPI puts before its name where a value stood: path, query or header.
+        first = error.errors()[0]
+        return _invalid(first, first["loc"][1:])
+    if isinstance(error, ValidationError):
+        invalid = error.errors()[0]
+        return _invalid(invalid, invalid["loc"])
+    if isinstance(error, FieldError):
+        return problem(422, str(error), error.field)
+    if isinstance(error, UnknownVideoError):
+        return problem(404, str(error), "video_id")
+    if isinstance(error, NotFinishedError):
+        return problem(409, str(error), "video_id", code="not_finished")
+    if isinstance(error, BudgetError):
+        return problem(422, str(error), "height", code="over_budget")
+    if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
+        _logger.error("a request failed on the server's disk: %s", error)
+        return problem(
+            507, "the server could not keep the video, its disk may be full", "storage", code="storage"
+        )
+    if isinstance(error, ConfigError | InputError | CheckpointError):
+        return problem(422, str(error), field_of(str(error)))
+    return _failed(error)
+
+
+async def _unexpected(_: Request, error: Exception) -> JSONResponse:
+    return _failed(error)
+
+
+def _failed(error: Exception) -> JSONResponse:
+    _logger.error("a request failed", exc_info=error)
+    return problem(500, f"the server failed ({type(error).__name__}); its log says more", None, code="failed")
+
+
+def _invalid(error: Mapping[str, Any], place: Sequence[object]) -> JSONResponse:
+    """One of pydantic's errors, without values that are long."""
+    field = ".".join(str(part) for part in place) or "body"
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(field[:_MAX_VALUE_CHARACTERS], VideoParameters.model_fields, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; /openapi.json lists them"
+        return problem(422, f"{field[:_MAX_VALUE_CHARACTERS]!r} is no field of a request{hint}", field)
+    value = error.get("input")
+    is_long = value is None or isinstance(value, dict | list | bytes)
+    shown = "" if is_long else f", got {str(value)[:_MAX_VALUE_CHARACTERS]!r}"
+    message = f"{field[:_MAX_VALUE_CHARACTERS]}: {error['msg'][:_MAX_MESSAGE_CHARACTERS]}{shown}"
+    return problem(422, message, field)
+
+
+def _printable(text: str) -> str:
+    """Without what cannot be sent as UTF-8."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,78 @@
+"""Measurements of one server for Prometheus, in a registry of its own."""
+
+import time
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..videos.service import VideoService
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_UNKNOWN_ROUTE = "unknown"
+
+
+class ServerMetrics:
+    """What happened since the start."""
+
+    def __init__(self, service: VideoService) -> None:
+        """Also counts the videos of ``service``."""
+        self._registry = CollectorRegistry()
+        self._registry.register(_Videos(service))
+        ProcessCollector(registry=self._registry)
+        self._requests = Counter(
+            "isoframe_http_requests", "Requests by route and status", ["method", "route", "status"],
+            registry=self._registry,
+        )  # fmt: skip
+        self._seconds = Histogram(
+            "isoframe_http_first_byte_seconds", "Time until an answer begins", ["route"],
+            registry=self._registry,
+        )  # fmt: skip
+
+    def text(self) -> bytes:
+        """Everything in the text format."""
+        return generate_latest(self._registry)
+
+    def count(self, method: str, route: str, status: int, seconds: float) -> None:
+        """One request was answered."""
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+
+class MeasureRequests:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
+        """Every request to ``app`` counts."""
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+
+        async def measured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                # Names that a client makes up would be a series each.
+                route = getattr(scope.get("route"), "path", _UNKNOWN_ROUTE)
+                method = scope["method"] if route != _UNKNOWN_ROUTE else _UNKNOWN_ROUTE
+                self._metrics.count(method, route, message["status"], time.perf_counter() - start)
+            await send(message)
+
+        await self._app(scope, receive, measured)
+
+
+class _Videos(Collector):
+    def __init__(self, service: VideoService) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily("isoframe_videos", "Videos that are kept, by state", labels=["state"])
+        for state, count in self._service.counts().items():
+            family.add_metric([state], count)
+        yield family

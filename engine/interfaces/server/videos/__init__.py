@@ -1,0 +1,1 @@
+"""The service without a protocol: videos that are asked for, made and kept."""

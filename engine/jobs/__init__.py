@@ -1,0 +1,1 @@
+"""Jobs that last: queue, folder on disk, record, log."""

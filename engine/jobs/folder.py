@@ -1,0 +1,336 @@
+"""The folder of one job: everything that a later process needs to go on bit for bit.
+
+All jobs of a folder; the job folders are the truth, nothing else is kept.
+"""
+
+import io
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from ..errors import ConfigError, InputError
+from ..files import TEMPORARY_SUFFIX, check_folder, exclusive_lock, make_folder, write_durably, write_error
+from ..media.given import IMAGE_FIELDS, guide_field
+from ..media.video import read_video_info
+from .paths import jobs_path
+from .record import JobRecord, image_path
+from .run import DONE, SPOOL, JobRun, Redo, redone_metadata, remove_temporaries, reprompted
+from .section_files import SECTION_FILES, SectionFiles
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+_RECORD, _REDOS, _LOCK = "job.json", "redos.json", "lock"
+# A section's file beside its latents: the noise generator's state, the header, and the place of its frames.
+_SECTION_EXTRA_BYTES = 16 * 2**10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStatus:
+    """How far a job is.
+
+    Attributes:
+        num_finished_sections: sections that need not be sampled again.
+        num_sections: of the whole job.
+        is_done: whether the video was written.
+        is_running: whether a process works on it now.
+    """
+
+    num_finished_sections: int
+    num_sections: int
+    is_done: bool
+    is_running: bool
+
+
+class JobFolder:
+    """A job on disk. Files appear whole, and what is finished is never written again.
+
+    | file | holds |
+    |---|---|
+    | job.json | the request, the model, the plan (:class:`~.job_record.JobRecord`) |
+    | image.png, end_image.png, guide_image_0.png | the images as the model sees them |
+    | section_0000.safetensors | latents and the state of the noise, after each section |
+    | section_0000.json, segments.bin | its encoded frames |
+    | redos.json | sections that were made again with another seed or prompt |
+    | done.json | where the video is, once it is complete |
+
+    Attributes:
+        path: the folder.
+        record: what the job is.
+        redos: in order of their sections; each of another section.
+        sections: files of the finished sections.
+    """
+
+    def __init__(self, path: Path, record: JobRecord) -> None:
+        """Use :meth:`open` or :meth:`make`."""
+        self.path = path
+        self.record = record
+        self.redos = _read_redos(path / _REDOS)
+        self.sections = SectionFiles(path, self._origin)
+
+    @staticmethod
+    def is_job(path: str | os.PathLike[str]) -> bool:
+        """Whether a job is in the folder ``path``."""
+        return (Path(path) / _RECORD).exists()
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """The job in ``path``.
+
+        Raises:
+            InputError: there is none, it is damaged, or another version made it.
+        """
+        path = Path(path)
+        try:
+            text = (path / _RECORD).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(
+                f"{path} is no job folder, its {_RECORD} cannot be read: {reason}; isoframe jobs lists the folders"
+            ) from error
+        return cls(path, JobRecord.from_json(text, path, str(path / _RECORD)))
+
+    @classmethod
+    def make(cls, path: str | os.PathLike[str], record: JobRecord, images: Mapping[str, "Image"]) -> Self:
+        """A new job in ``path`` with its images by field, or the one that is there if it makes the same video.
+
+        Raises:
+            InputError: another job or other files are there, or nothing can be written.
+        """
+        path = Path(path)
+        if cls.is_job(path):
+            folder = cls.open(path)
+            folder.record.check_same(record, path)
+            return folder
+        check_folder("job", path)
+        if path.exists() and {entry.name for entry in path.iterdir()} - _unfinished_names(images):
+            raise InputError(f"job folder {path} holds other files; choose a new or an empty folder")
+        make_folder("job", path)
+        try:
+            for field, image in images.items():
+                write_durably(image_path(path, field), _png(image))
+            # Last: with it the folder is a job.
+            write_durably(path / _RECORD, record.to_json().encode())
+        except OSError as error:
+            raise write_error(error, path) from error
+        return cls(path, record)
+
+    def copy(self, path: str | os.PathLike[str], output: Path) -> Self:
+        """The same job in a new folder, with what is finished of it, that writes its own video.
+
+        Args:
+            path: the new folder.
+            output: the new MP4.
+
+        Raises:
+            InputError: a process works on this job, or ``path`` cannot be written.
+        """
+        path = Path(path)
+        record = replace(
+            self.record, token=secrets.token_hex(4), output=output.absolute(), is_overwriting=False
+        )
+        make_folder("job", path)
+        with exclusive_lock(self.path / _LOCK, f"job folder {self.path} is in use by another process"):
+            try:
+                for pattern in (
+                    *_image_names((*IMAGE_FIELDS, guide_field("*"))),
+                    _REDOS,
+                    SPOOL,
+                    *SECTION_FILES,
+                ):
+                    for file in self.path.glob(pattern):
+                        shutil.copyfile(file, path / file.name)
+                write_durably(path / _RECORD, record.to_json().encode())
+            except OSError as error:
+                raise write_error(error, path) from error
+        return self.open(path)
+
+    @contextmanager
+    def running(self) -> Iterator[JobRun]:
+        """Work on the job: nobody else does meanwhile, and what a killed process left half-written is gone.
+
+        Raises:
+            InputError: another process works on it, the folder cannot be written, or its disk is too full.
+        """
+        check_folder("job", self.path)
+        with exclusive_lock(self.path / _LOCK, f"job folder {self.path} is in use by another process"):
+            self._remove_leftovers()
+            self._check_room()
+            run = JobRun(self.path, self.record, self.sections, self.redos)
+            try:
+                yield run
+            finally:
+                run.close()
+
+    @property
+    def num_sections(self) -> int:
+        return self.record.sampling.num_sections
+
+    @property
+    def num_encoded(self) -> int:
+        """Sections whose frames are encoded, as far as there are any that are final."""
+        return self.sections.count_records()
+
+    def status(self) -> JobStatus:
+        """How far the job is; asks the files, not the process."""
+        return JobStatus(
+            num_finished_sections=self._count_sampled(),
+            num_sections=self.num_sections,
+            is_done=(self.path / DONE).exists(),
+            is_running=self._is_running(),
+        )
+
+    def may_replace(self, video: str | os.PathLike[str]) -> bool:
+        """Whether ``video`` is this job's own: the output it may overwrite, or the same video."""
+        path = Path(video)
+        if path.absolute() == self.record.output and self.record.is_overwriting:
+            return True
+        try:
+            stored = read_video_info(path).metadata
+        except InputError:
+            return False
+        return bool(stored == json.loads(json.dumps(redone_metadata(self.record, self.redos))))
+
+    def redo(self, section: int, *, seed: int | None = None, prompt: str | None = None) -> None:
+        """Have ``section`` (generation order, from 0) and all later ones made again by the next run.
+
+        Redos of later sections are forgotten. One of the same section keeps what is not given anew.
+
+        Raises:
+            ConfigError: there is no such section, or nothing would change.
+            InputError: a process works on the job, or the folder cannot be written.
+        """
+        if not 0 <= section < self.num_sections:
+            raise ConfigError(f"section must be from 1 to {self.num_sections}, got {section + 1}")
+        if seed is None and prompt is None:
+            raise ConfigError("redo needs another seed or prompt; without one the same section comes again")
+        if seed is not None and not 0 <= seed < 2**63:
+            raise ConfigError(f"seed must be from 0 to 2**63 - 1, got {seed}")
+        if prompt is not None:
+            reprompted(self.record.request, prompt)
+        before = next((redo for redo in self.redos if redo.section == section), Redo(section=section))
+        redo = Redo(
+            section=section,
+            seed=before.seed if seed is None else seed,
+            prompt=before.prompt if prompt is None else prompt,
+        )
+        with self.running():
+            self._set_redos((*(earlier for earlier in self.redos if earlier.section < section), redo))
+            self.sections.remove_from(section)
+
+    def delete(self) -> None:
+        """Remove the folder, but not a video that lies in it.
+
+        Raises:
+            InputError: a process works on the job.
+        """
+        with exclusive_lock(self.path / _LOCK, f"job folder {self.path} is in use by another process"):
+            # Without its record it is no job any more, whatever happens next.
+            (self.path / _RECORD).unlink()
+            for entry in self.path.iterdir():
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                elif entry.absolute() != self.record.output:
+                    entry.unlink()
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def _origin(self, section: int) -> str:
+        """What of the redos a section depends on."""
+        return json.dumps([asdict(redo) for redo in self.redos if redo.section <= section])
+
+    def _set_redos(self, redos: tuple[Redo, ...]) -> None:
+        try:
+            (self.path / DONE).unlink(missing_ok=True)
+            write_durably(self.path / _REDOS, json.dumps([asdict(redo) for redo in redos]).encode())
+        except OSError as error:
+            raise write_error(error, self.path) from error
+        self.redos = redos
+
+    def _count_sampled(self) -> int:
+        return self.sections.count_latents(self.num_sections)
+
+    def _is_running(self) -> bool:
+        try:
+            with exclusive_lock(self.path / _LOCK, ""):
+                return False
+        except InputError:
+            return True
+        except OSError:
+            # Nobody who can lock it can write to it.
+            return False
+
+    def _remove_leftovers(self) -> None:
+        for path in self.path.glob(f"*{TEMPORARY_SUFFIX}"):
+            path.unlink(missing_ok=True)
+        remove_temporaries(self.record.output.parent, self.record.token)
+
+    def _check_room(self) -> None:
+        """Raise :class:`InputError` where the latents of the sections to come do not fit on the disk."""
+        height, width = self.record.request.size or (0, 0)
+        latents = 4 * 16 * self.record.sampling.latent_window_size * (height // 8) * (width // 8)
+        missing = self.num_sections - self._count_sampled()
+        needed, free = missing * (latents + _SECTION_EXTRA_BYTES), shutil.disk_usage(self.path).free
+        if needed > free:
+            raise InputError(
+                f"job folder {self.path} needs {needed / 2**20:.0f} MiB for {missing} sections and its disk has "
+                f"{free / 2**20:.0f} MiB free; free some space or choose another folder"
+            )
+
+
+def _read_redos(path: Path) -> tuple[Redo, ...]:
+    try:
+        return tuple(Redo(**values) for values in json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return ()
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}); delete it to have the job as it was asked for"
+        ) from error
+
+
+def _image_names(fields: Iterable[str]) -> tuple[str, ...]:
+    return tuple(image_path(Path(), field).name for field in fields)
+
+
+def _unfinished_names(fields: Iterable[str]) -> set[str]:
+    """What a process that was killed before job.json was written may have left of a job with images of ``fields``."""
+    images = _image_names((*IMAGE_FIELDS, *fields))
+    return {*images, *(name + TEMPORARY_SUFFIX for name in (*images, _RECORD)), _LOCK}
+
+
+def _png(image: "Image") -> bytes:
+    content = io.BytesIO()
+    image.save(content, format="PNG")
+    return content.getvalue()
+
+
+def find_job(name: str, cache_dir: Path) -> JobFolder:
+    """The job in the folder ``name``, or of this name among those of ``cache_dir``.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(name)
+    if not path.exists() and path.name == name and (jobs_path(cache_dir) / name).exists():
+        path = jobs_path(cache_dir) / name
+    return JobFolder.open(path)
+
+
+def list_jobs(cache_dir: Path) -> Iterator[JobFolder | InputError]:
+    """Every job of ``cache_dir`` by name; for one that cannot be read, why not."""
+    folder = jobs_path(cache_dir)
+    if not folder.is_dir():
+        return
+    for path in sorted(path for path in folder.iterdir() if JobFolder.is_job(path)):
+        try:
+            yield JobFolder.open(path)
+        except InputError as error:
+            yield error

@@ -1,0 +1,210 @@
+"""A job that another thread works on."""
+
+import logging
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..errors import IsoframeError, JobCancelledError, exit_code
+from ..events import (
+    CancelledEvent,
+    DoneEvent,
+    Event,
+    FailureEvent,
+    FileEvent,
+    PartialEvent,
+    QueuedEvent,
+    StartedEvent,
+)
+from ..media.video import Video
+from .log import JobLog, LogEntry
+
+_logger = logging.getLogger(__name__)
+
+# What a shell reports for Ctrl-C.
+_CANCELLED_EXIT_CODE = 130
+
+
+class Job:
+    """One video on its way; every method may be called from any thread.
+
+    Attributes:
+        path: the job's folder, the only truth about it; :meth:`Engine.resume` goes on from it.
+        priority: jobs with a higher one run first; it may be changed while the job waits.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        fps: float,
+        priority: int,
+        render: Callable[[Callable[[Event], None]], Video],
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Use :meth:`Engine.submit`.
+
+        Args:
+            path: the job's folder.
+            fps: frames per second of the video.
+            priority: jobs with a higher one run first.
+            render: makes the video and reports to the function that it is given.
+            release: gives back the device's memory when the job was cancelled or failed.
+        """
+        self.path = path
+        self.priority = priority
+        self._render, self._release = render, release
+        self._log = JobLog(fps)
+        self._is_cancelled = False
+        self._state = "queued"
+        self._over = threading.Event()
+        self._video: Video | None = None
+        self._error: Exception | None = None
+        self._callbacks: list[Callable[[Job], None]] = []
+        self._lock = threading.Lock()
+
+    @property
+    def state(self) -> str:
+        """ "queued", "running", "done", "failed" or "cancelled"."""
+        return self._state
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the job was told to stop, though it may still be at work."""
+        return self._is_cancelled
+
+    def events(self, after: int = -1) -> Iterator[LogEntry]:
+        """What has happened, then what happens, until the job is over; every call starts anew.
+
+        Args:
+            after: index of the last event that the reader has. The oldest of more than 4096 events are gone.
+        """
+        return self._log.entries(after)
+
+    def read_events(self, after: int = -1) -> tuple[list[LogEntry], bool]:
+        """What has happened since, and whether the job is over; does not wait. ``after`` as for :meth:`events`."""
+        return self._log.read(after)
+
+    def add_done_callback(self, function: "Callable[[Job], None]") -> None:
+        """Have ``function`` called with the job when it is over: by the thread that ends it, or now."""
+        with self._lock:
+            self._callbacks.append(function)
+        self._call_back()
+
+    def cancel(self) -> bool:
+        """Stop the job: at once in the queue, else after the step at hand; False if it is over already.
+
+        Finished sections stay in the folder and in a playable file beside the output.
+        """
+        with self._lock:
+            if self._over.is_set():
+                return False
+            self._is_cancelled = True
+            if self._state == "queued":
+                self._end(
+                    "cancelled", _cancelled_event(()), JobCancelledError(f"job {self.path} was cancelled")
+                )
+        self._call_back()
+        return True
+
+    def result(self, timeout: float | None = None) -> Video:
+        """The video, once it is there.
+
+        Args:
+            timeout: seconds to wait at most; None waits for ever.
+
+        Raises:
+            TimeoutError: the job is not over yet.
+            JobCancelledError: it was cancelled.
+            IsoframeError: it failed; other exceptions too come as they were raised.
+        """
+        if not self._over.wait(timeout):
+            raise TimeoutError(f"job {self.path} is {self._state} after {timeout} s")
+        if self._error is not None:
+            raise self._error
+        assert self._video is not None, "a job is over with a video or an error"
+        return self._video
+
+    def queued(self, num_ahead: int) -> None:
+        """Called by the queue."""
+        self._log.append(QueuedEvent(num_ahead=num_ahead, priority=self.priority))
+
+    def run(self) -> None:
+        """Make the video; called by the queue. No exception leaves it."""
+        with self._lock:
+            if self._over.is_set():
+                return
+            self._state = "running"
+        self._log.append(StartedEvent(job_dir=self.path))
+        try:
+            self._video = self._render(self._on_event)
+        except JobCancelledError as error:
+            self._fail("cancelled", _cancelled_event(_notes(error)), error)
+        except Exception as error:
+            if not isinstance(error, IsoframeError | OSError):
+                _logger.exception("job %s failed", self.path)
+            self._fail("failed", _failure_event(error), error)
+        else:
+            with self._lock:
+                self._end("done", DoneEvent(path=self._video.path, num_frames=self._video.num_frames))
+        self._call_back()
+
+    def _on_event(self, event: Event) -> None:
+        # A partial file comes because of the cancelling, and a whole one came before it: the video is there.
+        if self._is_cancelled and not isinstance(event, PartialEvent | FileEvent):
+            raise JobCancelledError(f"job {self.path} was cancelled")
+        self._log.append(event)
+
+    def _fail(self, state: str, event: Event, error: Exception) -> None:
+        _forget_frames(error)
+        try:
+            self._release()
+        except Exception as left:
+            # The device may be what failed. The job is over all the same, and its readers wait for the end.
+            _logger.exception("job %s could not give back the device's memory", self.path)
+            error.add_note(f"the device's memory could not be given back: {left}")
+        with self._lock:
+            self._end(state, event, error)
+
+    def _end(self, state: str, event: Event, error: Exception | None = None) -> None:
+        self._state, self._error = state, error
+        self._log.close(event)
+        self._over.set()
+
+    def _call_back(self) -> None:
+        """Once it is over, tell everyone who asked, without the lock: they may ask the job something."""
+        with self._lock:
+            if not self._over.is_set():
+                return
+            callbacks, self._callbacks = self._callbacks, []
+        for function in callbacks:
+            try:
+                function(self)
+            except Exception:
+                # The thread has other jobs to do.
+                _logger.exception("what was to follow the end of job %s failed", self.path)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of what the frames of a traceback hold: the tensors of the job."""
+    seen: set[int] = set()
+    # Causes may go in circles where two errors are raised from each other.
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _notes(error: BaseException) -> tuple[str, ...]:
+    return tuple(getattr(error, "__notes__", ()))
+
+
+def _cancelled_event(notes: tuple[str, ...]) -> CancelledEvent:
+    return CancelledEvent(signal="cancel", notes=notes, exit_code=_CANCELLED_EXIT_CODE)
+
+
+def _failure_event(error: Exception) -> FailureEvent:
+    return FailureEvent(
+        error=type(error).__name__, message=str(error), notes=_notes(error), exit_code=exit_code(error)
+    )

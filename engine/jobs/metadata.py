@@ -1,0 +1,101 @@
+"""What a video file says about its making."""
+
+import dataclasses
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from ..checkpoints.lora import Lora
+from ..media.given import IMAGE_FIELDS, RequestImages, image_name
+from ..request.config import LoraStrength, Request, SamplingConfig
+from ..sampling.codebook import Codebook
+
+_PACKAGES = ("isoframe", "torch", "diffusers", "transformers", "av")
+
+
+def video_metadata(
+    request: Request,
+    sampling: SamplingConfig,
+    images: RequestImages,
+    *,
+    loras: Sequence[Lora],
+    model: str,
+    model_hash: str,
+    device: str,
+    precision: str,
+    frame_filter: str | None = None,
+) -> dict[str, Any]:
+    """JSON-ready description of a job.
+
+    Args:
+        request: what was asked for.
+        sampling: what it resolved to.
+        images: as the model sees them; their pixels enter as hashes.
+        loras: those of ``sampling``, in its order.
+        model: name of the model.
+        model_hash: source hash of its transformer.
+        device: "cpu", or the GPU's name.
+        precision: of weights and activations.
+        frame_filter: name of the function that the frames passed through.
+    """
+    asked = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
+    asked |= {name: image_name(asked[name]) for name in (*IMAGE_FIELDS, "video")}
+    uses = [_describe_lora(use, lora) for use, lora in zip(sampling.loras, loras, strict=True)]
+    codebook = image_name(sampling.history_codebook)
+    asked |= {"history_codebook": codebook}
+    asked["guide_images"] = [
+        {"image": image_name(guide.image), "time": guide.time} for guide in request.guide_images
+    ]
+    asked["prompt_spans"] = [dataclasses.asdict(span) for span in request.prompt_spans]
+    return {
+        "request": asked | {"loras": uses},
+        "sampling": dataclasses.asdict(sampling)
+        | {"loras": uses, "history_codebook": codebook, "guide_places": list(sampling.guide_places)},
+        "seed": sampling.seed,
+        **_timeline(request),
+        **images.hashes(),
+        **_codebook(sampling),
+        "size": list(images.size),
+        "model": model,
+        "model_hash": model_hash,
+        "device": device,
+        "precision": precision,
+        **({} if frame_filter is None else {"frame_filter": frame_filter}),
+        "versions": package_versions(),
+    }
+
+
+def _codebook(sampling: SamplingConfig) -> dict[str, Any]:
+    if sampling.history_codebook is None:
+        return {}
+    return {"codebook_sha256": Codebook.load(sampling.history_codebook).content_hash}
+
+
+def _timeline(request: Request) -> dict[str, Any]:
+    """Which prompt the sections have, in video order, where there are several."""
+    stretches = request.prompt_timeline().stretches
+    return {} if len(stretches) == 1 else {"prompts": [dataclasses.asdict(stretch) for stretch in stretches]}
+
+
+def _describe_lora(use: LoraStrength, lora: Lora) -> dict[str, Any]:
+    return {
+        "source": lora.path.name,
+        "sha256": lora.content_hash,
+        "strength": use.strength,
+        "sections": None if use.sections is None else list(use.sections),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what decides the bits of a video."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    # The distribution's version does not tell a CUDA build from a CPU one.
+    return found | {"torch": torch.__version__}

@@ -1,0 +1,258 @@
+"""What a job is: request, model, plan and output, as JSON that a later process reads back."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..errors import InputError
+from ..media.given import IMAGE_FIELDS, guide_field
+from ..request.config import EngineConfig, LoraStrength, Request, SamplingConfig
+from ..request.guides import GuideImage
+from ..request.prompts import PromptSpan
+from ..request.sections import plan_sections
+
+# Of the whole folder: a change in any of its files counts.
+VERSION = 2
+# What decides every value of the video, besides the fields of SamplingConfig.
+_DECISIVE_REQUEST = (
+    "negative_prompt",
+    "posterior",
+    "fps",
+    "crf",
+    "codec",
+    "prompt_blend",
+    "end_image_strength",
+    "direction",
+)
+_DECISIVE_METADATA = (
+    "image_sha256", "end_image_sha256", "guide_images_sha256", "video_sha256", "codebook_sha256", "size", "model_hash", "precision", "frame_filter",
+)  # fmt: skip
+_MAX_VALUE_LENGTH = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """What :meth:`Engine.load` was given.
+
+    Attributes:
+        model: "demo", a Hub id, a folder or a file.
+        components: other sources of companions, by name.
+        config: what the engine may use.
+    """
+
+    model: str
+    components: Mapping[str, str] = field(default_factory=dict)
+    config: EngineConfig = field(default_factory=EngineConfig)
+
+    @classmethod
+    def absolute(
+        cls, model: str | os.PathLike[str], components: Mapping[str, str] | None, config: EngineConfig
+    ) -> "ModelSource":
+        """The source as another working folder can find it."""
+        return cls(
+            model=_absolute(model),
+            components={name: _absolute(source) for name, source in (components or {}).items()},
+            config=replace(config, cache_dir=config.cache_path().absolute()),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class JobRecord:
+    """One job; never changes once it is written.
+
+    Attributes:
+        token: tells its temporary files from those of other jobs.
+        source: the model.
+        request: as asked for, but with the size and the order that were chosen, and its LoRAs by absolute paths; its
+            image is not kept here.
+        sampling: how the latents are sampled.
+        metadata: of the video file.
+        output: the MP4.
+        num_frames: of the whole video.
+        num_leading: frames before those of the sections, see :attr:`Generation.num_leading`.
+        is_overwriting: whether ``output`` may exist.
+        vae_tile: edge of the VAE's tiles in pixels, which another run keeps though it may have other memory free.
+    """
+
+    token: str
+    source: ModelSource
+    request: Request
+    sampling: SamplingConfig
+    metadata: Mapping[str, object]
+    output: Path
+    num_frames: int
+    num_leading: int
+    is_overwriting: bool
+    vae_tile: int | None = None
+
+    def to_json(self) -> str:
+        """The content of job.json."""
+        values = {
+            "version": VERSION,
+            "token": self.token,
+            "model": self.source.model,
+            "components": dict(self.source.components),
+            "config": dataclasses.asdict(self.source.config),
+            "request": _asked(self.request),
+            "images": [name for name in IMAGE_FIELDS if self._has_image(name)],
+            "sampling": dataclasses.asdict(self.sampling),
+            "sections": _plan(self.sampling),
+            "metadata": dict(self.metadata),
+            "output": self.output.absolute(),
+            "num_frames": self.num_frames,
+            "num_leading": self.num_leading,
+            "is_overwriting": self.is_overwriting,
+            "vae_tile": self.vae_tile,
+        }
+        return json.dumps(values, indent=2, default=str)
+
+    @classmethod
+    def from_json(cls, text: str, folder: Path, name: str) -> "JobRecord":
+        """The record in ``text``; its request takes its images from ``folder``.
+
+        Raises:
+            InputError: another version wrote it, or it is damaged; with the ``name`` of the file.
+        """
+        try:
+            values = json.loads(text)
+            _check_version(values.get("version"), name)
+            record = cls._parse(values, folder)
+            if values["sections"] != _plan(record.sampling):
+                raise InputError(
+                    f"{name} plans its sections in another way than this version; start the job again"
+                )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{name} is damaged or of another version ({error}); start the job again"
+            ) from error
+        return record
+
+    @classmethod
+    def _parse(cls, values: Mapping[str, object], folder: Path) -> "JobRecord":
+        request, sampling = dict(values["request"]), dict(values["sampling"])  # type: ignore[call-overload]  # checked by the caller
+        for shared in (request, sampling):
+            for name in ("latent_paddings", "section_order"):
+                shared[name] = _tuple(shared[name])
+            shared["loras"] = tuple(
+                LoraStrength(**use | {"sections": _tuple(use["sections"])}) for use in shared["loras"]
+            )
+        spans = tuple(PromptSpan(**span) for span in request.get("prompt_spans", ()))
+        # The kept image was cropped to the video and may have an unusual shape.
+        # A video's first frame may stand for the image that was not given.
+        names = values.get("images", IMAGE_FIELDS[:1])
+        request |= {name: image_path(folder, name) for name in names if name in IMAGE_FIELDS}  # type: ignore[attr-defined]  # likewise
+        request["guide_images"] = tuple(
+            GuideImage(image=image_path(folder, guide_field(i)), time=guide["time"])
+            for i, guide in enumerate(request.get("guide_images", ()))
+        )
+        sampling["guide_places"] = tuple(sampling.get("guide_places", ()))
+        request |= {
+            "image": request.get("image"),
+            "size": _tuple(request["size"]),
+            "force": True,
+            "prompt_spans": spans,
+        }
+        return cls(
+            token=str(values["token"]),
+            source=ModelSource(
+                model=str(values["model"]),
+                components=dict(values["components"]),  # type: ignore[call-overload]  # likewise
+                config=EngineConfig(**values["config"]),  # type: ignore[arg-type]  # likewise
+            ),
+            request=Request(**request),
+            sampling=SamplingConfig(**sampling),
+            metadata=dict(values["metadata"]),  # type: ignore[call-overload]  # likewise
+            output=Path(str(values["output"])),
+            num_frames=int(values["num_frames"]),  # type: ignore[call-overload]  # likewise
+            num_leading=int(values["num_leading"]),  # type: ignore[call-overload]  # likewise
+            is_overwriting=bool(values["is_overwriting"]),
+            vae_tile=values["vae_tile"],  # type: ignore[arg-type]  # likewise
+        )
+
+    def _has_image(self, name: str) -> bool:
+        """Whether the job keeps the image of a field; the end image of a loop is the start image."""
+        if name == "image":
+            return self.metadata["image_sha256"] is not None
+        return self.request.end_image is not None
+
+    def check_same(self, other: "JobRecord", folder: Path) -> None:
+        """Raise :class:`InputError`, which names what differs, unless ``other`` is the same video."""
+        mine, theirs = self._identity(), other._identity()
+        names = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
+        if names:
+            pairs = ", ".join(
+                f"{name} {_shorten(mine.get(name))} instead of {_shorten(theirs.get(name))}" for name in names
+            )
+            raise InputError(
+                f"job folder {folder} holds another job, with {pairs}; choose another folder, or continue that "
+                f"job with: isoframe resume {folder}"
+            )
+
+    def _identity(self) -> dict[str, object]:
+        """Everything that decides the frames, as JSON values."""
+        decisive = {
+            "prompt": _prompts(self.request),
+            **{name: getattr(self.request, name) for name in _DECISIVE_REQUEST},
+            **{name: self.metadata.get(name) for name in _DECISIVE_METADATA},
+            # LoRAs are in it by their content.
+            **self.metadata["sampling"],  # type: ignore[dict-item]  # video_metadata makes it a dictionary
+            # An earlier version did not name it.
+            "guide_places": self.sampling.guide_places,
+            "components": dict(self.source.components),
+            "vae_tiles": self.source.config.vae_tiles,
+        }
+        values: dict[str, object] = json.loads(json.dumps(decisive, default=str))
+        return values
+
+
+def _absolute(source: str | os.PathLike[str]) -> str:
+    """Paths that exist become absolute; names of models stay."""
+    return os.path.abspath(source) if os.path.exists(source) else os.fspath(source)
+
+
+def _asked(request: Request) -> dict[str, object]:
+    """All fields but the images, which are not JSON."""
+    # Without its images a request may be none: a loop needs one.
+    plain = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
+    for name in ("loras", "prompt_spans"):
+        plain[name] = [dataclasses.asdict(item) for item in plain[name]]
+    plain["guide_images"] = [{"time": guide.time} for guide in request.guide_images]
+    return {name: value for name, value in plain.items() if name not in IMAGE_FIELDS}
+
+
+def _prompts(request: Request) -> object:
+    """The prompt, or the prompts of all sections in video order."""
+    stretches = request.prompt_timeline().stretches
+    if len(stretches) == 1:
+        return stretches[0].text
+    return [stretch.text for stretch in stretches for _ in range(stretch.first_section, stretch.end_section)]
+
+
+def image_path(folder: Path, field: str) -> Path:
+    """Where a job keeps the image of a request's ``field``."""
+    return folder / f"{field}.png"
+
+
+def _plan(sampling: SamplingConfig) -> list[list[int]]:
+    """First latent frame and padding of every section, in generation order."""
+    return [[section.first_latent_frame, section.latent_padding] for section in plan_sections(sampling)]
+
+
+def _check_version(version: object, name: str) -> None:
+    if version != VERSION:
+        raise InputError(
+            f"{name} must have version {VERSION}, got {version!r}; continue the job with the version of isoframe that "
+            "started it"
+        )
+
+
+def _tuple(values: object) -> tuple[int, ...] | None:
+    return None if values is None else tuple(values)  # type: ignore[arg-type]  # checked by the caller
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_VALUE_LENGTH else f"{text[:_MAX_VALUE_LENGTH]}..."

@@ -1,0 +1,214 @@
+"""A process at work on a job: what it finds finished, and what it adds."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..errors import InputError
+from ..files import write_durably, write_error
+from ..media.codecs import VideoFormat
+from ..media.mp4 import temporary_name
+from ..media.segments import KeptSegments, Segment, SegmentSpool
+from ..request.config import UNTRAINED_ORDERS, Request
+from ..request.sections import plan_sections
+from ..sampling.history import SampledSections, needed_sections, num_history_sections
+from .record import JobRecord
+
+if TYPE_CHECKING:
+    from ..sampling.denoiser import LatentSection
+    from .section_files import SectionFiles
+
+_logger = logging.getLogger(__name__)
+DONE, SPOOL, _PARTIAL = "done.json", "segments.bin", "partial.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redo:
+    """From ``section`` (generation order, from 0) on the job is made again.
+
+    Attributes:
+        section: the first one.
+        seed: this section alone is drawn from it; None continues the job's sequence.
+        prompt: of this section and all later ones; None keeps the one before.
+    """
+
+    section: int
+    seed: int | None = None
+    prompt: str | None = None
+
+
+class JobRun:
+    """One run of a job. Sections before :attr:`num_encoded` need nothing any more.
+
+    Attributes:
+        path: the job's folder.
+        num_encoded: sections whose frames are encoded.
+        sampled: the sections that are sampled, at least as many.
+        segments: the encoded frames.
+        request: of the sections that are still to be sampled: as asked for, or with the prompt of a redo.
+        metadata: of the video file; names the redos.
+    """
+
+    def __init__(
+        self, path: Path, record: JobRecord, sections: "SectionFiles", redos: Sequence[Redo]
+    ) -> None:
+        """Use :meth:`JobFolder.running`."""
+        self.path = path
+        self._record = record
+        self._sections = sections
+        self._redos = redos
+        prompts = [redo.prompt for redo in redos if redo.prompt is not None]
+        self.request = reprompted(record.request, prompts[-1]) if prompts else record.request
+        self.metadata = redone_metadata(record, redos)
+        self.num_encoded, self.segments = self._read_segments()
+        self.sampled = self._read_sampled()
+
+    @property
+    def token(self) -> str:
+        """Tells the job's temporary files from those of others."""
+        return self._record.token
+
+    def latents(self, index: int) -> Tensor:
+        """Latents of a finished section, [1, C, window, Y, X] fp32."""
+        found = self._sections.read_latents(index)
+        if found is None:
+            raise InputError(f"section {index + 1} in {self.path} was damaged while the job ran; resume it")
+        return found[0]
+
+    def keep_latents(self, section: "LatentSection") -> None:
+        """Keep a sampled section."""
+        try:
+            self._sections.write_latents(section.index, section.latents, section.generator_state)
+        except OSError as error:
+            raise write_error(error, self.path) from error
+
+    def keep_segment(self, index: int, segment: Segment | None) -> None:
+        """Keep the encoded frames that became final with section ``index``; None where there are none."""
+        try:
+            self._sections.write_segment(index, segment)
+        except OSError as error:
+            raise write_error(error, self.path) from error
+        self.num_encoded = index + 1
+
+    def partial(self) -> Path | None:
+        """The file that an earlier run left."""
+        return read_partial(self.path)
+
+    def note_partial(self, path: Path) -> None:
+        """A file beside the output holds what is finished; :meth:`finish` removes it."""
+        self._note(_PARTIAL, path)
+
+    def finish(self, video: Path) -> None:
+        """The video is complete."""
+        self._note(DONE, video)
+        partial = self.partial()
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+            (self.path / _PARTIAL).unlink()
+
+    def close(self) -> None:
+        """Close the files; closing twice is allowed."""
+        self.segments.spool.close()
+
+    def _note(self, name: str, video: Path) -> None:
+        try:
+            write_durably(self.path / name, json.dumps({"video": str(video.absolute())}).encode())
+        except OSError as error:
+            raise write_error(error, self.path) from error
+
+    def _read_segments(self) -> tuple[int, KeptSegments]:
+        num_sampled = self._find_whole()
+        try:
+            spool = SegmentSpool.kept(self.path / SPOOL)
+            num_encoded, segments = self._sections.read_segments(spool, num_sampled, self._extradata())
+        except OSError as error:
+            raise write_error(error, self.path / SPOOL) from error
+        return num_encoded, KeptSegments(spool=spool, segments=tuple(segments), token=self.token)
+
+    def _find_whole(self) -> int:
+        """Sections in a row, from the first, that are sampled and undamaged."""
+        num_sampled = self._sections.count_latents(self._record.sampling.num_sections)
+        for index in range(num_sampled):
+            if self._sections.read_latents(index) is None:
+                self._sections.remove_from(index)
+                return index
+        return num_sampled
+
+    def _read_sampled(self) -> SampledSections:
+        num_sections = self._sections.count_latents(self._record.sampling.num_sections)
+        sampling = self._record.sampling
+        is_straight = sampling.order not in UNTRAINED_ORDERS and sampling.untrained_schedule is None
+        num_history = num_history_sections(sampling.latent_window_size) if is_straight else 1
+        last = [
+            self._sections.read_latents(i) for i in range(max(num_sections - num_history, 0), num_sections)
+        ]
+        whole = [section for section in last if section is not None]
+        needed = [] if is_straight else needed_sections(plan_sections(sampling), num_sections)
+        return SampledSections(
+            num_sections=num_sections,
+            latents=tuple(latents for latents, _ in whole) if is_straight else (),
+            known=_KeptSections(self, tuple(needed)),
+            generator_state=whole[-1][1] if whole else None,
+            next_seed=next((redo.seed for redo in self._redos if redo.section == num_sections), None),
+        )
+
+    def _extradata(self) -> bytes:
+        """Parameter sets that this machine's encoder gives the video; segments of another encoder do not join."""
+        return bytes(video_format(self._record).open_encoder().extradata or b"")
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptSections:
+    """Finished sections of a run, each read when its turn comes: of a long job they may be many."""
+
+    run: JobRun
+    indices: tuple[int, ...]
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        return ((index, self.run.latents(index)) for index in self.indices)
+
+
+def video_format(record: JobRecord) -> VideoFormat:
+    """Of the video of a job."""
+    request = record.request
+    assert request.size is not None, "the record holds the size of the video"
+    return VideoFormat(
+        height=request.size[0],
+        width=request.size[1],
+        fps=request.fps,
+        crf=request.crf,
+        codec=request.codec,
+    )
+
+
+def reprompted(request: Request, prompt: str) -> Request:
+    """The request with another prompt, which may have times of its own.
+
+    Raises:
+        ConfigError: its times do not fit the video.
+    """
+    return replace(request, prompt=prompt, prompt_spans=())
+
+
+def read_partial(folder: Path) -> Path | None:
+    """The file that holds what is finished of a job that stopped early; None if there is none."""
+    try:
+        return Path(json.loads((folder / _PARTIAL).read_bytes())["video"])
+    except FileNotFoundError:
+        return None
+
+
+def redone_metadata(record: JobRecord, redos: Sequence[Redo]) -> dict[str, object]:
+    """What the video file says: how the job began, and what was made again."""
+    return {**record.metadata, **({"redos": [asdict(redo) for redo in redos]} if redos else {})}
+
+
+def remove_temporaries(folder: Path, token: str) -> None:
+    """Remove the half-written files that a killed run of a job left in ``folder``."""
+    for path in folder.glob(temporary_name("*", token)):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,119 @@
+"""How frames become a video stream: size, pace, codec and quality."""
+
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from ..errors import ConfigError, DeviceError
+from ..request.config import CODECS, MAX_CRF, check_choice
+
+if TYPE_CHECKING:
+    from av.video.codeccontext import VideoCodecContext
+
+_ENCODERS = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1"}
+# Below it x265 writes beyond its buffers.
+_MIN_HEVC_WIDTH = 64
+_BT709 = 1
+_LIMITED_RANGE = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoFormat:
+    """What every segment of a video shares.
+
+    RGB is converted to BT.709, limited range, 4:2:0, and the stream is tagged so: an untagged small video
+    would be read as BT.601 by some players and as BT.709 by others.
+
+    Attributes:
+        height: pixels, even.
+        width: pixels, even.
+        fps: frames per second.
+        crf: 0 (lossless but for the colour conversion) to 51, for AV1 to 63; the scales of the codecs differ.
+        codec: "h264", "hevc" or "av1".
+    """
+
+    height: int
+    width: int
+    fps: int
+    crf: int
+    codec: str = "h264"
+
+    def __post_init__(self) -> None:
+        check_choice("codec", self.codec, CODECS)
+        for name, value in (("height", self.height), ("width", self.width)):
+            if value < 2 or value % 2:
+                raise ConfigError(f"{name} must be even and at least 2 for yuv420p, got {value}")
+        if self.fps < 1:
+            raise ConfigError(f"fps must be at least 1, got {self.fps}")
+        if not 0 <= self.crf <= MAX_CRF[self.codec]:
+            raise ConfigError(
+                f"crf must be from 0 (lossless) to {MAX_CRF[self.codec]} for {self.codec}, got {self.crf}"
+            )
+        if self.codec == "av1" and min(self.height, self.width) < 64:
+            raise ConfigError(
+                f"AV1 needs at least 64 px a side, got {self.height}x{self.width}; take codec h264"
+            )
+
+        if self.codec == "hevc" and self.width < _MIN_HEVC_WIDTH:
+            raise ConfigError(
+                f"HEVC needs a width of at least {_MIN_HEVC_WIDTH} px, got {self.height}x{self.width}; take codec h264"
+            )
+
+    @property
+    def encoder(self) -> str:
+        """Name of the encoder in FFmpeg."""
+        return _ENCODERS[self.codec]
+
+    def configure(self, context: "VideoCodecContext") -> None:
+        """Give an unopened context of :attr:`encoder` the parameters of this format."""
+        from av.codec.context import Flags
+
+        context.width, context.height, context.pix_fmt = self.width, self.height, "yuv420p"
+        context.time_base, context.framerate = Fraction(1, self.fps), Fraction(self.fps)
+        context.color_range = _LIMITED_RANGE
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        # One copy of the parameter sets for the file instead of one in every segment.
+        context.flags |= Flags.global_header
+        context.options = {"crf": str(self.crf), **self._options()}
+        if self.codec == "hevc":
+            # Apple's players know the other tag, which FFmpeg takes by itself, only in streams.
+            context.codec_tag = "hvc1"
+
+    def open_encoder(self) -> "VideoCodecContext":
+        """A fresh encoder; its ``extradata`` (parameter sets) is the same every time."""
+        import av
+        from av.codec.codec import UnknownCodecError
+
+        if self.codec == "av1":
+            # SVT-AV1 has no other way to keep it from printing its settings.
+            os.environ.setdefault("SVT_LOG", "1")
+        try:
+            context = cast("VideoCodecContext", av.CodecContext.create(self.encoder, "w"))
+        except UnknownCodecError:
+            raise DeviceError(
+                f"this build of PyAV has no {self.encoder}; take codec h264, or pip install --force-reinstall av"
+            ) from None
+        self.configure(context)
+        context.open()
+        return context
+
+    def _options(self) -> dict[str, str]:
+        if self.codec == "h264":
+            return {"x264-params": f"open-gop=0{_instruction_set()}"}
+        if self.codec == "hevc":
+            # x265 reads memory that it never wrote where a picture is one coding tree unit (64 px) wide.
+            unit = 32 if self.width == _MIN_HEVC_WIDTH else 64
+            return {"x265-params": f"log-level=none:info=0:open-gop=0:ctu={unit}"}
+        return {}
+
+
+def _instruction_set() -> str:
+    """x264 without its AVX-512 code, which reads past the rows of its macroblock tree.
+
+    With some widths (96 px is one) the same frames then give other bytes each time. AVX2 gives the bytes of the
+    plain C code. Naming an instruction set replaces x264's own detection, hence only where AVX-512 is.
+    """
+    return ":asm=AVX2" if torch.backends.cpu.get_cpu_capability() == "AVX512" else ""

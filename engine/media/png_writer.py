@@ -1,0 +1,60 @@
+"""Frames as a numbered PNG sequence."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..companions.previews import save_png
+from ..files import check_png_folder, make_folder
+
+
+class PngWriter:
+    """Writes every frame to ``frame_00000.png`` and so on, in video order; sections come in any order.
+
+    Args:
+        folder: created with the first frame.
+        num_frames: frames of the whole video.
+        metadata: of the video; every frame carries it as ``comment``, with its own number.
+        overwrite: replace the sequence that is in the folder; it goes when the first frame comes.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        num_frames: int,
+        metadata: Mapping[str, object] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.folder = Path(folder)
+        self.num_frames = num_frames
+        self._num_digits = max(len(str(num_frames - 1)), 5)
+        self._metadata = dict(metadata or {})
+        self._old_frames = check_png_folder(self.folder, overwrite=overwrite)
+
+    def write(self, frames: Tensor | NDArray[np.uint8], first_frame: int) -> None:
+        """Save frames, uint8 [T, H, W, 3]; the first of them is frame ``first_frame`` of the video."""
+        pixels = torch.as_tensor(frames)
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+            raise ValueError(f"frames must be uint8 [T, H, W, 3], got {pixels.dtype} {tuple(pixels.shape)}")
+        if first_frame < 0 or first_frame + len(pixels) > self.num_frames:
+            raise ValueError(
+                f"frames must lie in 0 to {self.num_frames - 1}, "
+                f"got {first_frame} to {first_frame + len(pixels) - 1}"
+            )
+        if len(pixels):
+            self._make_room()
+        for index, frame in enumerate(pixels, start=first_frame):
+            comment = json.dumps({**self._metadata, "frame": index})
+            save_png(frame, self.folder / f"frame_{index:0{self._num_digits}d}.png", comment)
+
+    def _make_room(self) -> None:
+        make_folder("PNG", self.folder)
+        while self._old_frames:
+            self._old_frames.pop().unlink(missing_ok=True)

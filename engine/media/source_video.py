@@ -1,0 +1,133 @@
+"""A video that is to be extended: its frames at the size of the result, and its end next to what is generated."""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ..errors import ConfigError, InputError
+from ..request.sections import NUM_HISTORY
+from .images import fit_to_bucket
+from .mp4 import ffmpeg_url
+from .video import read_video_info
+
+# Frames that are handed to the encoder at a time.
+_CHUNK = 64
+# A rate such as 30000 / 1001 counts as 30.
+_MAX_RATE_DIFFERENCE = 0.1
+_BLOCK_BYTES = 2**20
+
+
+class SourceVideo:
+    """Frames of a file, which stay as they are in the result; another shape is scaled and cropped.
+
+    Attributes:
+        path: the file.
+        num_frames: all of them.
+        given_size: (height, width) in pixels.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], fps: int) -> None:
+        """Open ``path``, whose frames per second must be ``fps``.
+
+        Raises:
+            InputError: it cannot be read or has fewer than 5 frames.
+            ConfigError: it has another rate.
+        """
+        info = read_video_info(path)
+        self.path = Path(path)
+        self.num_frames = info.num_frames
+        self.given_size = info.height, info.width
+        if self.num_frames < 5:
+            raise InputError(f"a video to extend must have at least 5 frames, {path} has {self.num_frames}")
+        if abs(info.fps - fps) > _MAX_RATE_DIFFERENCE:
+            raise ConfigError(
+                f"fps must be that of {path}, {info.fps:g}, got {fps}; pass fps={round(info.fps)}"
+            )
+
+    def content_hash(self) -> str:
+        """SHA-256 of the file."""
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def chunks(self, size: tuple[int, int]) -> Iterator[Tensor]:
+        """All frames at ``size`` (height, width), uint8 [T, H, W, 3] a few at a time.
+
+        Raises:
+            InputError: there are not as many as the file says.
+        """
+        chunk: list[NDArray[np.uint8]] = []
+        num_frames = 0
+        for frame in _decode(self.path):
+            chunk.append(_fit(frame, size))
+            num_frames += 1
+            if len(chunk) == _CHUNK:
+                yield torch.from_numpy(np.stack(chunk))
+                chunk = []
+        if chunk:
+            yield torch.from_numpy(np.stack(chunk))
+        if num_frames != self.num_frames:
+            raise InputError(
+                f"{self.path} says that it has {self.num_frames} frames, {num_frames} can be read"
+            )
+
+    def clip(self, size: tuple[int, int], *, is_tail: bool) -> tuple[Tensor, int]:
+        """The frames that the history is made of, and how many latents at its start only lead in.
+
+        A latent stands for 4 frames, but the first one of a clip for one. So a clip has one frame more than the 4 k of
+        its latents where there is one: before its tail, and the first frame once more before its head.
+
+        Args:
+            size: (height, width) in pixels.
+            is_tail: the end of the video, else its start.
+
+        Returns:
+            Pixels fp32 [1, 3, 4k + 1, H, W] in [-1, 1], and 1 or 0.
+        """
+        wanted = 4 * NUM_HISTORY
+        if is_tail:
+            frames = list(deque(_decode(self.path), maxlen=wanted + 1))
+            frames = frames[-(4 * ((len(frames) - 1) // 4) + 1) :]
+            is_lead_in = len(frames) == wanted + 1
+        else:
+            frames = [frame for frame, _ in zip(_decode(self.path), range(wanted), strict=False)]
+            frames = [frames[0], *frames[: 4 * (len(frames) // 4)]]
+            is_lead_in = True
+        pixels = torch.from_numpy(np.stack([_fit(frame, size) for frame in frames])).float() / 127.5 - 1
+        return pixels.permute(3, 0, 1, 2)[None].contiguous(), int(is_lead_in)
+
+
+def first_frame(path: Path) -> Image.Image:
+    """Of a video of any length, at its own size.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return Image.fromarray(next(_decode(path)))
+
+
+def _decode(path: Path) -> Iterator[NDArray[np.uint8]]:
+    import av
+
+    try:
+        with av.open(ffmpeg_url(path)) as container:
+            for frame in container.decode(video=0):
+                yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+    except (av.error.FFmpegError, OSError) as error:
+        raise InputError(f"{path} cannot be decoded: {error}") from error
+
+
+def _fit(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    if frame.shape[:2] == size:
+        return frame
+    return np.asarray(fit_to_bucket(Image.fromarray(frame), size))

@@ -1,0 +1,1 @@
+"""What every packed transformer is made of: attention, units of weights, LoRA layers."""

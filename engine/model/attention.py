@@ -1,0 +1,180 @@
+"""Self-attention over the joint sequence of latent and condition tokens, from projection to heads.
+
+Self-attention on int8 queries and keys.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...kernels import int8_attention, int8_attention_fp8, qk_norm_rope, qk_norm_rope_int8
+from .attention_backends import BACKENDS, AttentionBackend, AttentionShape, Exactness, device_capability
+
+
+class SelfAttention(Protocol):
+    """The attention step of every block: norm of q and k, rotation, attention.
+
+    Attributes:
+        name: of the backend, as in ``EngineConfig.attention``.
+        exactness: "exact", "rounding" or "approximate".
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def exactness(self) -> Exactness: ...
+
+    def reset(self) -> None:
+        """Forget what earlier steps left; call it when a section begins."""
+        ...
+
+    def attend(
+        self,
+        qkv: Tensor,
+        q_norm: Tensor,
+        k_norm: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        out: Tensor,
+        queries: slice,
+        block: int,
+    ) -> None:
+        """Write the attention of the rows ``queries`` over all rows to ``out``.
+
+        Args:
+            qkv: fused projection ``[1, N, 3, H, K]``, latent tokens first; q of other rows may hold anything finite.
+            q_norm: norm weights ``[2, K]`` of q: latent, then condition tokens.
+            k_norm: the same for k.
+            cos: rotary table of the latent tokens ``[num_latent_tokens, K / 2]``, fp32.
+            sin: the same for sin.
+            out: ``[1, M, H * K]``, strided rows with contiguous channels; may be those rows of q in ``qkv``.
+            queries: M consecutive rows.
+            block: index of the block among all blocks, dual then single.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FloatAttention:
+    """Norm and rotation in one operation, then a backend that takes q, k and v in floating point."""
+
+    backend: AttentionBackend
+
+    @property
+    def name(self) -> str:
+        return self.backend.name
+
+    @property
+    def exactness(self) -> Exactness:
+        return self.backend.exactness
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+    def attend(
+        self,
+        qkv: Tensor,
+        q_norm: Tensor,
+        k_norm: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        out: Tensor,
+        queries: slice,
+        block: int,
+    ) -> None:
+        q, k = qk_norm_rope(qkv[:, :, :2], q_norm, k_norm, cos, sin)
+        out.copy_(self.backend(q[:, queries], k, qkv[:, :, 2]))
+
+
+SDPA_ATTENTION = FloatAttention(BACKENDS["sdpa"])
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention with scale 1/sqrt(head_dim) by torch, for the short sequences outside the blocks.
+
+    Args:
+        q: ``[B, M, H, K]``.
+        k: ``[B, N, H, K]``.
+        v: ``[B, N, H, K]``; any strides with contiguous channels.
+        mask: boolean ``[B, 1, M, N]``, True where a key takes part; None for all.
+
+    Returns:
+        ``[B, M, H * K]``.
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return attended.transpose(1, 2).flatten(2)
+
+
+Capability = Callable[[torch.device], int]
+
+
+class Int8Attention:
+    """Norm, rotation and quantization of q and k in one operation, then attention on the int8 values.
+
+    Keys are quantized without the mean of all keys, a vector that no softmax sees. As any vector serves, a step takes
+    the mean of the step before; the first step of a section reads the keys twice, once for their mean.
+    """
+
+    exactness: Exactness = "approximate"
+
+    def __init__(self, name: str = "int8") -> None:
+        """Attend with fp16 values ("int8") or e4m3 values ("int8-fp8")."""
+        self.name = name
+        self._attention = int8_attention_fp8 if name == "int8-fp8" else int8_attention
+        # Mean of the rotated keys [H, K] at the last step, by block.
+        self._key_means: dict[int, Tensor] = {}
+
+    def reset(self) -> None:
+        self._key_means.clear()
+
+    def attend(
+        self,
+        qkv: Tensor,
+        q_norm: Tensor,
+        k_norm: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        out: Tensor,
+        queries: slice,
+        block: int,
+    ) -> None:
+        qk, norms_and_tables = qkv[:, :, :2], (q_norm, k_norm, cos, sin)
+        if block not in self._key_means:
+            no_mean = torch.zeros(qkv.shape[3:], dtype=torch.float32, device=qkv.device)
+            self._key_means[block] = qk_norm_rope_int8(qk, *norms_and_tables, no_mean)[4]
+        *quantized, self._key_means[block] = qk_norm_rope_int8(qk, *norms_and_tables, self._key_means[block])
+        first_query, _, _ = queries.indices(qkv.shape[1])
+        self._attention(*quantized, qkv[:, :, 2], out.unflatten(2, qkv.shape[3:]), first_query)
+
+
+def int8_obstacle(
+    shape: AttentionShape, device: torch.device, capability: Capability = device_capability
+) -> str | None:
+    """Why "int8" cannot run, or None; ``capability`` stands in for the device's own."""
+    return _obstacle("int8", 80, shape, device, capability)
+
+
+def int8_fp8_obstacle(
+    shape: AttentionShape, device: torch.device, capability: Capability = device_capability
+) -> str | None:
+    """Why "int8-fp8" cannot run, or None; ``capability`` stands in for the device's own."""
+    return _obstacle("int8-fp8", 89, shape, device, capability)
+
+
+def _obstacle(
+    name: str, least: int, shape: AttentionShape, device: torch.device, capability: Capability
+) -> str | None:
+    if shape.head_dim not in (64, 128):
+        return f"attention {name!r} takes heads of 64 or 128 channels, got {shape.head_dim}; use attention='sdpa'"
+    if device.type == "cuda" and capability(device) < least:
+        found = capability(device)
+        return (
+            f"attention {name!r} needs compute capability {least // 10}.{least % 10}, "
+            f"got {found // 10}.{found % 10}; use attention='sdpa' (--attention sdpa)"
+        )
+    return None

@@ -1,0 +1,280 @@
+"""Which attention a job uses: the named one, or the fastest on this device at the job's shape."""
+
+import json
+import logging
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..companions.embedding_cache import cache_key, write_atomically
+from ..device import is_out_of_memory
+from ..errors import DeviceError
+from ..request.config import ATTENTIONS, check_choice
+from .attention import FloatAttention, Int8Attention, SelfAttention, int8_fp8_obstacle, int8_obstacle
+from .attention_backends import BACKENDS, AttentionShape, Exactness, Obstacle, device_capability
+
+_logger = logging.getLogger(__name__)
+
+# A choice holds for token counts up to the next multiple: a longer prompt must not cost a new measurement.
+_TOKEN_STEP = 1024
+_PACKAGES = ("isoframe", "torch", "triton", "flash-attn", "flash-attn-3", "sageattention", "xformers")
+# Largest relative RMS difference from the first candidate on random rows; more means a broken kernel.
+_MAX_DIFFERENCE: dict[Exactness, float] = {"exact": 0.02, "rounding": 0.02, "approximate": 0.1}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One attention that "auto" may choose.
+
+    Attributes:
+        exactness: "approximate" ones are admitted where the job computes in 8 bit anyway.
+        obstacle: why it cannot run a shape on a device, or None.
+        make: a fresh state.
+    """
+
+    exactness: Exactness
+    obstacle: Obstacle
+    make: Callable[[], SelfAttention]
+
+
+Candidates = Mapping[str, Candidate]
+# Seconds that one call takes on the device.
+Measure = Callable[[Callable[[], object]], float]
+
+CANDIDATES: dict[str, Candidate] = {
+    name: Candidate(
+        exactness=backend.exactness, obstacle=backend.obstacle, make=partial(FloatAttention, backend)
+    )
+    for name, backend in BACKENDS.items()
+} | {
+    name: Candidate(exactness=Int8Attention.exactness, obstacle=obstacle, make=partial(Int8Attention, name))
+    for name, obstacle in (("int8", int8_obstacle), ("int8-fp8", int8_fp8_obstacle))
+}
+
+
+def cuda_seconds(call: Callable[[], object]) -> float:
+    """Median of five calls on the current CUDA device, after two that warm up."""
+    times: list[float] = []
+    for index in range(7):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        if index >= 2:
+            times.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(times)
+
+
+def make_self_attention(
+    name: str,
+    *,
+    precision: str,
+    device: torch.device,
+    cache_dir: Path,
+    shape: AttentionShape,
+) -> SelfAttention:
+    """The attention called ``name``, checked before anything is allocated.
+
+    "auto" is torch's on the CPU, and :func:`choose_attention` on CUDA.
+
+    Args:
+        name: one of :data:`ATTENTIONS`.
+        precision: of the job.
+        device: where it computes.
+        cache_dir: folder of measured choices; created when there is one to write.
+        shape: of the job's joint self-attention.
+
+    Raises:
+        ConfigError: there is no such attention.
+        DeviceError: it cannot run here; the message says what would.
+    """
+    check_self_attention(name, precision=precision, device=device, shape=shape)
+    if name == "auto":
+        is_cuda = device.type == "cuda"
+        name = choose_attention(precision, device, cache_dir, shape) if is_cuda else "sdpa"
+    return CANDIDATES[name].make()
+
+
+def check_self_attention(name: str, *, precision: str, device: torch.device, shape: AttentionShape) -> None:
+    """What :func:`make_self_attention` would refuse is refused, and nothing measured; arguments and errors as there."""
+    check_choice("attention", name, ATTENTIONS)
+    if name == "auto":
+        _admitted(CANDIDATES, precision, shape, device)
+        return
+    obstacle = CANDIDATES[name].obstacle(shape, device)
+    if obstacle is not None:
+        raise DeviceError(obstacle)
+
+
+def choose_attention(
+    precision: str,
+    device: torch.device,
+    cache_dir: Path,
+    shape: AttentionShape,
+    *,
+    candidates: Candidates = CANDIDATES,
+    measure: Measure = cuda_seconds,
+) -> str:
+    """Name of the fastest candidate: timed once for a device, its software and a shape, then read from the disk.
+
+    Approximate candidates take part only where ``precision`` is "int8".
+
+    Raises:
+        DeviceError: none runs here; the message says what would.
+    """
+    admitted = _admitted(candidates, precision, shape, device)
+    if len(admitted) == 1:
+        (name,) = admitted
+        _logger.info("attention: %s, the only one available", name)
+        return name
+    path = cache_dir / "attention" / f"{_key(admitted, device, shape)}.json"
+    seconds, origin = _read(path, admitted), "measured before"
+    if seconds is None:
+        (seconds, is_lasting), origin = _measure_all(admitted, device, shape, measure), "measured now"
+        if is_lasting:
+            _write(path, seconds)
+        # The trial's memory must not stay with the allocator while the job's is planned.
+        torch.cuda.empty_cache()
+    name = min(seconds, key=seconds.__getitem__)
+    figures = ", ".join(f"{other} {1e3 * seconds[other]:.2f} ms" for other in sorted(seconds))
+    _logger.info("attention: %s for %d tokens (%s: %s)", name, shape.num_tokens, origin, figures)
+    return name
+
+
+def _admitted(
+    candidates: Candidates, precision: str, shape: AttentionShape, device: torch.device
+) -> dict[str, Candidate]:
+    admitted, obstacles = {}, []
+    for name, candidate in candidates.items():
+        if candidate.exactness == "approximate" and precision != "int8":
+            continue
+        obstacle = candidate.obstacle(shape, device)
+        if obstacle is None:
+            admitted[name] = candidate
+        else:
+            _logger.debug("%s", obstacle)
+            obstacles.append(obstacle)
+    if not admitted:
+        raise DeviceError(obstacles[0])
+    return admitted
+
+
+def _key(admitted: Candidates, device: torch.device, shape: AttentionShape) -> str:
+    is_cuda = device.type == "cuda"
+    return cache_key(
+        device=torch.cuda.get_device_name(device) if is_cuda else "cpu",
+        capability=device_capability(device) if is_cuda else None,
+        versions={package: _version(package) for package in _PACKAGES},
+        tokens=-(-shape.num_tokens // _TOKEN_STEP),
+        heads=[shape.num_heads, shape.head_dim],
+        dtype=str(shape.dtype),
+        candidates=sorted(admitted),
+    )
+
+
+def _version(package: str) -> str | None:
+    if package == "torch":
+        # The distribution's version does not tell a CUDA build from a CPU one.
+        return torch.__version__
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _measure_all(
+    admitted: Candidates, device: torch.device, shape: AttentionShape, measure: Measure
+) -> tuple[dict[str, float], bool]:
+    """Seconds of every candidate that runs and agrees with the first one that does; whether they hold another time.
+
+    They do not where one lacked memory, of which there may be more then.
+    """
+    trial = _Trial.draw(shape, device)
+    expected: Tensor | None = None
+    seconds: dict[str, float] = {}
+    is_lasting = True
+    for name, candidate in admitted.items():
+        attention = candidate.make()
+        try:
+            with torch.cuda.device_of(trial.qkv):
+                result = trial.run(attention).clone()
+                duration = measure(partial(trial.run, attention))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            # Libraries refuse a card or lack memory in their own ways; the other candidates may still run.
+            _logger.warning("attention: %s is left out, it fails here: %s", name, error)
+            is_lasting = is_lasting and not is_out_of_memory(error)
+            continue
+        expected = result if expected is None else expected
+        difference = _relative_rms(result, expected)
+        # A NaN is no agreement.
+        if difference <= _MAX_DIFFERENCE[candidate.exactness]:
+            seconds[name] = duration
+        else:
+            _logger.warning("attention: %s is left out, its relative error is %.2g", name, difference)
+    if not seconds and not is_lasting:
+        raise torch.OutOfMemoryError(f"no attention has the memory to try {shape.num_tokens} tokens")
+    if not seconds:
+        raise DeviceError(f"no attention runs on {device}: {', '.join(admitted)} failed; see the log")
+    return seconds, is_lasting
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """Random arguments of one block, all rows asking."""
+
+    qkv: Tensor
+    norm: Tensor
+    cos: Tensor
+    sin: Tensor
+    out: Tensor
+
+    @classmethod
+    def draw(cls, shape: AttentionShape, device: torch.device) -> "_Trial":
+        generator = torch.Generator(device).manual_seed(0)
+        size = (1, shape.num_tokens, 3, shape.num_heads, shape.head_dim)
+        qkv = torch.randn(size, generator=generator, dtype=shape.dtype, device=device)
+        angles = torch.rand((size[1], size[4] // 2), generator=generator, device=device)
+        # Sharper than a flat softmax, whose average hides a wrong score.
+        norm = torch.full((2, shape.head_dim), 1.5, dtype=shape.dtype, device=device)
+        return cls(qkv, norm, angles.cos(), angles.sin(), qkv.new_empty((1, size[1], size[3] * size[4])))
+
+    def run(self, attention: SelfAttention) -> Tensor:
+        attention.attend(
+            self.qkv, self.norm, self.norm, self.cos, self.sin, self.out, slice(0, self.qkv.shape[1]), 0
+        )
+        return self.out
+
+
+def _relative_rms(actual: Tensor, expected: Tensor) -> float:
+    difference = (actual.float() - expected.float()).square().mean().sqrt()
+    return float(difference / expected.float().square().mean().sqrt())
+
+
+def _read(path: Path, admitted: Candidates) -> dict[str, float] | None:
+    """Measured seconds by name; None if there are none that can be used."""
+    try:
+        seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+        if seconds and all(name in admitted and value > 0 for name, value in seconds.items()):
+            return seconds
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError, TypeError):
+        # Damaged: reported below, as is content that does not fit.
+        pass
+    _logger.warning("the measured attention in %s is damaged: measuring again", path)
+    return None
+
+
+def _write(path: Path, seconds: Mapping[str, float]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(seconds).encode())
+    except OSError as error:
+        _logger.warning("the measured attention is not kept: %s cannot be written: %s", path, error)

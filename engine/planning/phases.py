@@ -1,0 +1,150 @@
+"""The phases of a job as bytes on the device."""
+
+from ..families.framepack.denoise_bytes import num_units, step_weight_bytes, unit_bytes
+from ..families.framepack.shapes import EncoderShape
+from .companion_bytes import (
+    VaeWork,
+    encoder_activation_bytes,
+    largest_once_layer_bytes,
+    prepare_activation_bytes,
+)
+from .machine import Machine
+from .plan import PhaseBytes
+from .planned_job import PlannedJob
+
+# cuBLAS keeps 8 MiB per stream, 32 MiB on Hopper; the allocator rounds large blocks to 2 MiB and leaves gaps.
+_LIBRARY_BYTES, _GAP_SHARE = 64 * 2**20, 16
+
+
+class Phases:
+    """What each phase of ``job`` holds on ``machine``, by the settings that are chosen.
+
+    Attributes:
+        job: the job.
+        machine: the machine.
+        shape: of the step loop.
+        slot: bytes of the largest unit.
+        num_units: units of the model.
+    """
+
+    def __init__(self, job: PlannedJob, machine: Machine) -> None:
+        self.job = job
+        self.machine = machine
+        self.shape = job.denoise_shape(machine)
+        self.slot = max(unit_bytes(self.shape.config, self.shape.precision))
+        self.num_units = num_units(self.shape.config)
+        self._kept = step_weight_bytes(self.shape.config, self.shape.precision) + self.shape.embeds_bytes()
+        self._vae = machine.companion_bytes * job.shapes.vae.num_params
+        if machine.is_cpu and not job.is_latents_only:
+            # It has no other place to go between two sections.
+            self._kept, self._vae = self._kept + self._vae, 0
+
+    def all(
+        self, *, token_chunk: int | None, num_residents: int, ring: int, tile: int | None, is_arena_kept: bool
+    ) -> tuple[PhaseBytes, ...]:
+        """All phases in the order of a job."""
+        denoise = self.denoise(token_chunk, num_residents=num_residents, ring=ring)
+        if self.job.is_latents_only:
+            return (self._prepare(), denoise)
+        arena = self.slot * (ring + num_residents) if is_arena_kept else 0
+        return (
+            self.text(),
+            self._encoder("image encode", self.job.shapes.image_encoder),
+            self._encode(tile),
+            self._prepare(),
+            denoise,
+            self.decode(tile, arena=arena),
+        )
+
+    def work(self, tile: int | None) -> VaeWork:
+        """Of the VAE in tiles of ``tile`` px."""
+        return VaeWork(
+            vae=self.job.shapes.vae,
+            size=self.job.size,
+            tile=tile,
+            value_bytes=self.machine.companion_bytes,
+        )
+
+    def text(self) -> PhaseBytes:
+        """LLaMA, whose layers come one at a time and whose table of embeddings stays on the host; or CLIP after it."""
+        encoder, value = self.job.shapes.text_encoder, self.machine.companion_bytes
+        llama = self._phase(
+            "text encode",
+            slots=value * encoder.layer_params,
+            activations=encoder_activation_bytes(encoder, value),
+            note=f"{encoder.num_layers} layers, one at a time",
+        )
+        clip = self._encoder("text encode", self.job.shapes.text_encoder_2)
+        return max(llama, clip, key=lambda phase: phase.total)
+
+    def _encoder(self, name: str, encoder: EncoderShape) -> PhaseBytes:
+        value = self.machine.companion_bytes
+        return self._phase(
+            name, weights=value * encoder.num_params, activations=encoder_activation_bytes(encoder, value)
+        )
+
+    def _encode(self, tile: int | None) -> PhaseBytes:
+        work = self.work(tile)
+        return self._phase(
+            "VAE encode",
+            weights=self._vae,
+            activations=work.encode_bytes(self.job.num_encoded_frames),
+            workspace=work.encode_workspace_bytes(self.job.num_encoded_frames),
+        )
+
+    def _prepare(self) -> PhaseBytes:
+        """What a job computes once, with weights that pass through two slots."""
+        shape = self.shape
+        return self._phase(
+            "prepare",
+            weights=self.job.lora_bytes,
+            slots=2 * largest_once_layer_bytes(shape.config, shape.precision),
+            activations=prepare_activation_bytes(shape),
+            note="modulation table, refined text",
+        )
+
+    def denoise(self, token_chunk: int | None, *, num_residents: int, ring: int) -> PhaseBytes:
+        """The step loop with the MLP in chunks of ``token_chunk`` tokens."""
+        shape = self.shape
+        return self._phase(
+            "denoise",
+            weights=num_residents * self.slot + self.job.lora_bytes,
+            slots=ring * self.slot,
+            activations=shape.table_bytes() + shape.activation_bytes(token_chunk),
+            note=f"{num_residents} of {self.num_units} units resident"
+            + (f", ring of {ring}" if ring else ""),
+        )
+
+    def decode(self, tile: int | None, *, arena: int = 0) -> PhaseBytes:
+        """Decoding a section beside ``arena`` bytes of slots and residents."""
+        work, latents = self.work(tile), self.job.num_decoded_latents
+        return self._phase(
+            "VAE decode",
+            weights=self._vae + self.job.lora_bytes,
+            slots=arena,
+            activations=self.shape.job_table_bytes() + work.decode_bytes(latents),
+            workspace=work.decode_workspace_bytes(latents),
+            note="whole pictures" if tile is None else f"tiles of {tile} px",
+        )
+
+    def _phase(
+        self,
+        name: str,
+        *,
+        activations: int,
+        weights: int = 0,
+        slots: int = 0,
+        workspace: int = 0,
+        note: str = "",
+    ) -> PhaseBytes:
+        """A phase with what stays for the whole job, and what libraries, allocator and driver take."""
+        libraries = 0 if self.machine.is_cpu else workspace + _LIBRARY_BYTES
+        return PhaseBytes(
+            name=name,
+            weights=self._kept + weights,
+            slots=slots,
+            activations=activations,
+            workspace=activations // _GAP_SHARE + libraries,
+            context=self.machine.context,
+            note=note,
+        )

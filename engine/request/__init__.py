@@ -1,0 +1,1 @@
+"""What is asked for: requests, their sections, prompts, guides and packing schedules."""

@@ -1,0 +1,81 @@
+"""Images that a video passes on its way: times in seconds, snapped to the sections of a video."""
+
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuideImage:
+    """An image with a time: from there on it takes the place of the start image.
+
+    Attributes:
+        image: as the start image of a :class:`~isoframe.engine.Request`.
+        time: seconds of video; snapped to the nearest border between two sections.
+    """
+
+    image: "str | os.PathLike[str] | Image | object"
+    time: float
+
+
+def plan_guides(
+    guides: Sequence[GuideImage], *, num_sections: int, section_frames: int, fps: float, num_leading: int
+) -> tuple[int, ...]:
+    """The section (video order, from 0) that begins at each guide image.
+
+    Args:
+        guides: in the order of their times.
+        num_sections: of the video.
+        section_frames: frames of a section.
+        fps: frames per second.
+        num_leading: see :attr:`Request.num_leading_frames`.
+
+    Raises:
+        ConfigError: a time is outside of the video, nearer to its start or end than to a border between two sections,
+            before that of the guide image ahead of it, or snaps to the same border.
+    """
+    borders = [
+        section_seconds(i, section_frames=section_frames, fps=fps, num_leading=num_leading)
+        for i in range(num_sections + 1)
+    ]
+    places = tuple(_snap(guide, borders) for guide in guides)
+    for (one, place), (other, next_place) in itertools.pairwise(zip(guides, places, strict=True)):
+        if other.time < one.time:
+            raise ConfigError(
+                f"guide_images must be in the order of their times, got {one.time:g} s before {other.time:g} s"
+            )
+        if place == next_place:
+            raise ConfigError(
+                f"guide_images must be a section apart ({section_frames / fps:.2f} s), {one.time:g} s and {other.time:g} s "
+                f"both snap to {borders[place]:.2f} s"
+            )
+    return places
+
+
+def section_seconds(place: int, *, section_frames: int, fps: float, num_leading: int) -> float:
+    """When section ``place`` (video order, from 0) begins; what leads the first one belongs to it."""
+    return (num_leading + section_frames * place) / fps if place else 0.0
+
+
+def _snap(guide: GuideImage, borders: Sequence[float]) -> int:
+    inner = borders[1:-1]
+    place = min(range(len(borders)), key=lambda i: abs(borders[i] - guide.time))
+    if 0 < place < len(borders) - 1:
+        return place
+    remedy = (
+        f"take a time that is nearest to one of {', '.join(f'{time:.2f}' for time in inner[:8])}"
+        f"{' ...' if len(inner) > 8 else ''} s, where its sections meet"
+        if inner
+        else "it has one section, within which nothing can be placed; ask for more seconds or a smaller window"
+    )
+    raise ConfigError(
+        f"guide_images must have times inside the video (0 s is its image, {borders[-1]:.2f} s its end), got "
+        f"{guide.time:g} s; {remedy}"
+    )

@@ -1,0 +1,404 @@
+"""Which sections make a video, in which order, and at which frame positions. Integers only.
+
+Orders in which sections lie between frames that are known on both sides. Integers only.
+
+No published checkpoint was trained for them: a section sees its past in the layout of F1, or its future in the layout
+of FramePackI2V where its past is not there yet, and one frame of what is known further ahead.
+
+The sections of a job that runs a packing schedule: which frames each of them sees. Integers only.
+
+Frames lie as the schedule says, in any order of sections: those that no section has made yet are zero, as in the
+published program. Gaps follow its rule too: before the generated frames what the padding of the section says in
+inverted order and none in forward order, behind them the sections up to the next known one, three at most.
+"""
+
+import bisect
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .config import UNTRAINED_ORDERS, SamplingConfig
+from .schedule import MAX_TAIL_FRAMES, Gap, Generated, Level, Schedule, Side, Tail
+from .seen import SeenFrames, SeenLevel, SeenTail
+
+# Latent frames that enter at full, half and quarter resolution, nearest first; the start latent is extra.
+NUM_CLEAN_1X, NUM_CLEAN_2X, NUM_CLEAN_4X = 1, 2, 16
+NUM_HISTORY = NUM_CLEAN_1X + NUM_CLEAN_2X + NUM_CLEAN_4X
+# Of a video that is extended, those that the history is made of.
+MAX_CLIP_FRAMES = 4 * NUM_HISTORY + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SectionPlan:
+    """One section of a job.
+
+    Attributes:
+        index: position in generation order, from 0.
+        first_latent_frame: position in the video; the start latent is 0.
+        latent_padding: whole windows between the start frame and the section as the model sees them.
+        latent_indices: frame positions of the noisy latents, fed to the rotary embedding.
+        clean_indices: of the start latent and of the nearest history frame.
+        clean_2x_indices: of the history at half resolution.
+        clean_4x_indices: of the history at quarter resolution.
+        clean_frames: latent frames of the video that ``clean_indices`` stand for, 0 the start latent, None zeros; like the
+            next two only where the history is no straight line (:mod:`~isoframe.engine.request.sections`).
+        clean_2x_frames: of ``clean_2x_indices``.
+        clean_4x_frames: of ``clean_4x_indices``.
+        seen: what the section sees where a packing schedule says so; the fields of clean frames are empty then.
+    """
+
+    index: int
+    first_latent_frame: int
+    latent_padding: int
+    latent_indices: range
+    clean_indices: tuple[int, ...]
+    clean_2x_indices: range
+    clean_4x_indices: range
+    clean_frames: tuple[int | None, ...] | None = None
+    clean_2x_frames: tuple[int | None, ...] | None = None
+    clean_4x_frames: tuple[int | None, ...] | None = None
+    seen: SeenFrames | None = None
+
+    @property
+    def place(self) -> int:
+        """Position in the video, in sections from 0."""
+        return (self.first_latent_frame - 1) // len(self.latent_indices)
+
+
+def published_paddings(num_sections: int) -> tuple[int, ...]:
+    """Latent paddings of the inverted order: n-1 ... 0, shortened to 3, 2, ..., 2, 1, 0 past four sections."""
+    if num_sections > 4:
+        return (3, *(2,) * (num_sections - 3), 1, 0)
+    return tuple(range(num_sections - 1, -1, -1))
+
+
+def stretch_paddings(config: SamplingConfig) -> tuple[int, ...]:
+    """Paddings to the image that each section begins with or follows: those of every stretch are the published ones."""
+    borders = (0, *config.guide_places, config.num_sections)
+    lengths = [end - first for first, end in itertools.pairwise(borders)]
+    return tuple(itertools.chain.from_iterable(published_paddings(length) for length in reversed(lengths)))
+
+
+def plan_sections(config: SamplingConfig) -> list[SectionPlan]:
+    """The sections of a job in generation order."""
+    # The modules that are imported below build on this one.
+    schedule = config.untrained_schedule
+    if schedule is not None:
+        return plan_scheduled(config, schedule)
+    if config.order in UNTRAINED_ORDERS:
+        return plan_between(config)
+    if config.order == "forward":
+        return [_forward_section(i, config.latent_window_size) for i in range(config.num_sections)]
+    if config.target_index is not None:
+        return [_inverted_section(0, 1, 1, config.target_index - 1)]
+    paddings = config.latent_paddings or stretch_paddings(config)
+    return [
+        _inverted_section(i, config.num_sections, config.latent_window_size, padding)
+        for i, padding in enumerate(paddings)
+    ]
+
+
+def _inverted_section(index: int, num_sections: int, window: int, padding: int) -> SectionPlan:
+    """Layout [start | padding | window | 1 | 2 | 16]: the history lies in the future."""
+    first = 1 + padding * window
+    end = first + window
+    return SectionPlan(
+        index=index,
+        first_latent_frame=1 + (num_sections - 1 - index) * window,
+        latent_padding=padding,
+        latent_indices=range(first, end),
+        clean_indices=(0, end),
+        clean_2x_indices=range(end + NUM_CLEAN_1X, end + NUM_CLEAN_1X + NUM_CLEAN_2X),
+        clean_4x_indices=range(end + NUM_CLEAN_1X + NUM_CLEAN_2X, end + NUM_HISTORY),
+    )
+
+
+def _forward_section(index: int, window: int) -> SectionPlan:
+    """Layout [start | 16 | 2 | 1 | window], the same for every section."""
+    end_4x = 1 + NUM_CLEAN_4X
+    end_2x = end_4x + NUM_CLEAN_2X
+    return SectionPlan(
+        index=index,
+        first_latent_frame=1 + index * window,
+        latent_padding=0,
+        latent_indices=range(end_2x + NUM_CLEAN_1X, end_2x + NUM_CLEAN_1X + window),
+        clean_indices=(0, end_2x),
+        clean_2x_indices=range(end_4x, end_2x),
+        clean_4x_indices=range(1, end_4x),
+    )
+
+
+# Sections between two that are planned ahead.
+PLANNED_STRIDE = 4
+# The published rule never shows a section further away than this many windows.
+MAX_GAP = 3
+
+
+def section_places(config: SamplingConfig) -> tuple[int, ...]:
+    """Places in the video, from 0, in generation order.
+
+    "endpoints": the last section, then the others from the start. "planned": every fourth section from the end towards
+    the start, then those between them from the start. "custom": as the caller says.
+    """
+    last = config.num_sections - 1
+    if config.order == "custom":
+        assert config.section_order is not None, "the configuration was checked"
+        return config.section_order
+    stride = PLANNED_STRIDE if config.order == "planned" else config.num_sections
+    ahead = tuple(range(last, 0, -stride)) or (last,)
+    return (*ahead, *(place for place in range(config.num_sections) if place not in set(ahead)))
+
+
+def plan_between(config: SamplingConfig) -> list[SectionPlan]:
+    """The sections of a job in generation order, each with the frames that it sees."""
+    known: list[int] = []
+    sections = []
+    for index, place in enumerate(section_places(config)):
+        sections.append(_section(index, place, known, config.latent_window_size))
+        bisect.insort(known, place)
+    return sections
+
+
+def _section(index: int, place: int, known: Sequence[int], window: int) -> SectionPlan:
+    position = bisect.bisect(known, place)
+    ahead = known[position] if position < len(known) else None
+    if place == 0 or (position > 0 and known[position - 1] == place - 1):
+        return _after_known(index, place, ahead, set(known), window)
+    return _before_known(index, place, ahead, set(known), window)
+
+
+def _after_known(index: int, place: int, ahead: int | None, known: set[int], window: int) -> SectionPlan:
+    """Layout [start | 16 | 2 | 1 | window | gap | first frame ahead]."""
+    first, end_4x = 1 + place * window, 1 + NUM_CLEAN_4X
+    end_2x = end_4x + NUM_CLEAN_2X
+    start = end_2x + NUM_CLEAN_1X
+    past = _sources(range(first - NUM_HISTORY, first), known, window)
+    clean_frames, clean_indices = [0, past[-1]], [0, end_2x]
+    if ahead is not None:
+        clean_frames.append(1 + ahead * window)
+        clean_indices.append(start + window + _gap(place, ahead) * window)
+    return SectionPlan(
+        index=index,
+        first_latent_frame=first,
+        latent_padding=0,
+        latent_indices=range(start, start + window),
+        clean_indices=tuple(clean_indices),
+        clean_2x_indices=range(end_4x, end_2x),
+        clean_4x_indices=range(1, end_4x),
+        clean_frames=tuple(clean_frames),
+        clean_2x_frames=past[NUM_CLEAN_4X : NUM_CLEAN_4X + NUM_CLEAN_2X],
+        clean_4x_frames=past[:NUM_CLEAN_4X],
+    )
+
+
+def _before_known(index: int, place: int, ahead: int | None, known: set[int], window: int) -> SectionPlan:
+    """Layout [start | padding | window | gap | 1 | 2 | 16]; without anything ahead the history is empty."""
+    padding = min(place, MAX_GAP)
+    first = 1 + padding * window
+    gap = 0 if ahead is None else _gap(place, ahead) * window
+    near = first + window + gap
+    future: tuple[int | None, ...] = (None,) * NUM_HISTORY
+    if ahead is not None:
+        start = 1 + ahead * window
+        future = _sources(range(start, start + NUM_HISTORY), known, window)
+    end_2x = near + NUM_CLEAN_1X + NUM_CLEAN_2X
+    return SectionPlan(
+        index=index,
+        first_latent_frame=1 + place * window,
+        latent_padding=padding,
+        latent_indices=range(first, first + window),
+        clean_indices=(0, near),
+        clean_2x_indices=range(near + NUM_CLEAN_1X, end_2x),
+        clean_4x_indices=range(end_2x, end_2x + NUM_CLEAN_4X),
+        clean_frames=(0, future[0]),
+        clean_2x_frames=future[NUM_CLEAN_1X : NUM_CLEAN_1X + NUM_CLEAN_2X],
+        clean_4x_frames=future[NUM_CLEAN_1X + NUM_CLEAN_2X :],
+    )
+
+
+def _gap(place: int, ahead: int) -> int:
+    return min(ahead - place - 1, MAX_GAP)
+
+
+def _sources(frames: range, known: set[int], window: int) -> tuple[int | None, ...]:
+    """The latent frames that are there, None for the others."""
+    return tuple(
+        frame if frame == 0 or (frame > 0 and (frame - 1) // window in known) else None for frame in frames
+    )
+
+
+def plan_scheduled(config: SamplingConfig, schedule: Schedule) -> list[SectionPlan]:
+    """The sections of a job in generation order."""
+    known: list[int] = []
+    sections = []
+    paddings = _paddings(config)
+    for index, (place, padding) in enumerate(zip(_places(config), paddings, strict=True)):
+        sections.append(_Section(config, schedule, index, place, padding, known).plan())
+        bisect.insort(known, place)
+    return sections
+
+
+def most_tail_frames(config: SamplingConfig, schedule: Schedule) -> int:
+    """Most frames beyond the history that a section has; those of which a schedule keeps none count too."""
+    made = (config.num_sections - 1) * schedule.window
+    past = 1 + made - schedule.num_frames("past")
+    future = made - schedule.num_frames("future")
+    side = next((side for part, side in schedule.sides() if isinstance(part, Tail)), None)
+    return max(past if side == "past" else future, 0)
+
+
+def _places(config: SamplingConfig) -> tuple[int, ...]:
+    if config.order == "forward":
+        return tuple(range(config.num_sections))
+    if config.order == "inverted":
+        return tuple(range(config.num_sections - 1, -1, -1))
+    return section_places(config)
+
+
+def _paddings(config: SamplingConfig) -> tuple[int, ...]:
+    """Windows between the start of the video and each section, as the model is told."""
+    if config.order == "inverted":
+        return config.latent_paddings or stretch_paddings(config)
+    return tuple(min(place, MAX_GAP) for place in _places(config))
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """One section; ``known`` are the places of those that are made before it, sorted."""
+
+    config: SamplingConfig
+    schedule: Schedule
+    index: int
+    place: int
+    padding: int
+    known: list[int]
+
+    @property
+    def window(self) -> int:
+        return self.schedule.window
+
+    @property
+    def first(self) -> int:
+        """First latent frame of the section."""
+        return 1 + self.place * self.window
+
+    def plan(self) -> SectionPlan:
+        tail_frames = self._tail_frames()
+        places = self.schedule.layout(self._gaps(), self._num_tail_positions(tail_frames))
+        latent = next(indices for part, indices in places if isinstance(part, Generated))
+        return SectionPlan(
+            index=self.index,
+            first_latent_frame=self.first,
+            latent_padding=self.padding if self.config.order == "inverted" else 0,
+            latent_indices=latent,
+            clean_indices=(),
+            clean_2x_indices=range(0),
+            clean_4x_indices=range(0),
+            seen=SeenFrames(levels=self._levels(places), tail=self._tail(places, tail_frames)),
+        )
+
+    def _levels(self, places: list[tuple[Level | Generated | Tail, range]]) -> tuple[SeenLevel, ...]:
+        ahead = self._ahead()
+        starts: dict[Side, int] = {
+            "start": 0,
+            "past": self.first - self.schedule.num_frames("past"),
+            "future": self.first + self.window,
+            # Beyond the end of the video where nothing is made: zero.
+            "ahead": 1 + (self.config.num_sections if ahead is None else ahead) * self.window,
+        }
+        sides = [(part, side) for part, side in self.schedule.sides() if isinstance(part, Level)]
+        positions = [indices for part, indices in places if isinstance(part, Level)]
+        levels = []
+        for (level, side), indices in zip(sides, positions, strict=True):
+            frames = range(starts[side], starts[side] + level.frames)
+            levels.append(
+                SeenLevel(
+                    kernel=level.kernel, indices=indices, frames=frames, is_start=side == "start" and not frames.start
+                )
+            )  # fmt: skip
+            starts[side] = frames.stop
+        return tuple(levels)
+
+    def _tail(self, places: list[tuple[Level | Generated | Tail, range]], frames: range) -> SeenTail | None:
+        indices = next((indices for part, indices in places if isinstance(part, Tail)), None)
+        if indices is None:
+            return None
+        kind = self.schedule.tail
+        assert kind is not None, "a tail has a kind"
+        return SeenTail(kind=kind, kernel=self.schedule.tail_kernel, indices=indices, frames=frames)
+
+    def _tail_frames(self) -> range:
+        """The run of known frames that begins beyond the history: "ta" has the nearest 128 of it, "tc" all."""
+        side = next((side for part, side in self.schedule.sides() if isinstance(part, Tail)), None)
+        if side is None or self.schedule.tail == "td":
+            return range(0)
+        most = MAX_TAIL_FRAMES if self.schedule.tail == "ta" else None
+        if side == "past":
+            stop = max(self.first - self.schedule.num_frames("past"), 0)
+            start = self._known_since(stop)
+            return range(start if most is None else max(start, stop - most), stop)
+        start = self.first + self.window + self.schedule.num_frames("future")
+        stop = self._known_until(start)
+        return range(start, stop if most is None else min(stop, start + most))
+
+    def _num_tail_positions(self, frames: range) -> int:
+        if self.schedule.tail == "tc":
+            return min(max(len(frames), 1), MAX_TAIL_FRAMES)
+        return len(frames)
+
+    def _known_since(self, stop: int) -> int:
+        """First of the known frames in a row that end before ``stop``; ``stop`` where there are none."""
+        if stop <= 1:
+            # The start latent is always there.
+            return 0
+        position = self._find((stop - 2) // self.window)
+        if position is None:
+            return stop
+        # Places less their positions never fall, and are equal in a row.
+        first = bisect.bisect_left(range(position), self._offset(position), key=self._offset)
+        place = self.known[first]
+        return 1 + place * self.window if place else 0
+
+    def _known_until(self, start: int) -> int:
+        """The frame after the known ones in a row that begin at ``start``; ``start`` where there are none."""
+        position = self._find((start - 1) // self.window)
+        if position is None:
+            return start
+        end = bisect.bisect_right(
+            range(len(self.known)), self._offset(position), lo=position, key=self._offset
+        )
+        return 1 + (self.known[end - 1] + 1) * self.window
+
+    def _find(self, place: int) -> int | None:
+        """Position of ``place`` among the known ones."""
+        position = bisect.bisect_left(self.known, place)
+        is_there = position < len(self.known) and self.known[position] == place
+        return position if is_there else None
+
+    def _offset(self, position: int) -> int:
+        return self.known[position] - position
+
+    def _ahead(self) -> int | None:
+        """Place of the next known section."""
+        position = bisect.bisect(self.known, self.place)
+        return self.known[position] if position < len(self.known) else None
+
+    def _gaps(self) -> list[int]:
+        """Frames of the gaps in the order of time."""
+        groups = self.schedule.groups
+        generated = next(i for i, group in enumerate(groups) if isinstance(group, Generated))
+        return [
+            self._gap_before() if i < generated else self._gap_behind()
+            for i, group in enumerate(groups)
+            if isinstance(group, Gap)
+        ]
+
+    def _gap_before(self) -> int:
+        past = self.schedule.num_frames("past")
+        if self.config.order != "inverted" and past:
+            return 0
+        return max(self.padding * self.window - past, 0)
+
+    def _gap_behind(self) -> int:
+        ahead = self._ahead()
+        return 0 if ahead is None else min(ahead - self.place - 1, MAX_GAP) * self.window

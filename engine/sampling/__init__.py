@@ -1,0 +1,1 @@
+"""The loop over sections and steps, and what it carries along."""

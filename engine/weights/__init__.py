@@ -1,0 +1,1 @@
+"""Weights on their way from disk to the device: stores, tiers, streaming."""

@@ -1,0 +1,1 @@
+"""Norms, gates and the residuals of a step."""

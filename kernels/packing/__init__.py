@@ -1,0 +1,1 @@
+"""Patches and rotary tables of the packed sequence."""

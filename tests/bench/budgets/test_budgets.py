@@ -1,0 +1,301 @@
+"""``bench budgets``: steps of a random model inside budgets, measured on the CPU with a probe that stands in for NVML."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_models import saved_model
+from typer.testing import CliRunner
+
+from isoframe.bench.budgets import budgets
+from isoframe.bench.budgets import step as budget_step
+from isoframe.bench.budgets.budgets import (
+    BudgetJob,
+    BudgetPoint,
+    describe,
+    gate,
+    judge,
+    median_step,
+    resident_step,
+)
+from isoframe.bench.budgets.step import measure
+from isoframe.bench.commands import app
+from isoframe.bench.gpu import gpu
+from isoframe.bench.gpu.budgets import time_budgets
+from isoframe.bench.gpu.gpu import Bench
+from isoframe.bench.meters.fresh_process import ProcessError
+from isoframe.bench.meters.timing import Budget
+from isoframe.engine.errors import BudgetError
+from isoframe.engine.families.framepack.known_shapes import find_shapes
+from isoframe.engine.planning.budget import make_plan
+from isoframe.engine.planning.machine import Machine, neutral_card
+from isoframe.engine.planning.planned_job import PlannedJob
+from isoframe.engine.request.config import SamplingConfig
+
+GIB = 2**30
+JOB = BudgetJob(model="demo", precision="int8", size=(64, 64), num_steps=3, device="cpu", budget=None)
+POINT = BudgetPoint(
+    budget=None, allowed=10 * GIB, planned=9 * GIB, peak=9 * GIB, basis="NVML, this process", ring=0,
+    num_residents=80, num_units=80, step=2.0, exposed=0.0, attention="sdpa",
+)  # fmt: skip
+SMALL = replace(
+    POINT, budget=6 * GIB, allowed=6 * GIB, planned=6 * GIB, peak=5 * GIB, ring=4, num_residents=30
+)
+
+
+class FakeProbe:
+    """NVML's stand-in: a figure that the test gives."""
+
+    basis = "a test"
+
+    def __init__(self, peak: int) -> None:
+        self._peak = peak
+        self.num_waits = 0
+
+    def synchronize(self) -> None:
+        self.num_waits += 1
+
+    def peak(self) -> int:
+        return self._peak
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with the shape of 20 units, of which only the configuration is read."""
+    folder = tmp_path_factory.mktemp("model")
+    saved_model(folder, num_attention_heads=4, num_layers=1, num_single_layers=18, num_refiner_layers=1)
+    return str(folder)
+
+
+def least(model: str) -> int:
+    """The smallest budget in which the model's shape can run."""
+    job = PlannedJob(
+        shapes=find_shapes(model).shapes, sampling=SamplingConfig(num_sections=1, num_steps=3), size=(64, 64),
+        precision="int8", compute_dtype="fp32", has_store=True, is_latents_only=True,
+    )  # fmt: skip
+    with pytest.raises(BudgetError) as refusal:
+        make_plan(job, Machine(vram=1, ram=1, card=neutral_card("CPU"), is_cpu=True))
+    return refusal.value.needed
+
+
+def test_units_of_a_random_model_stream_inside_the_least_budget(model: str) -> None:
+    probe, ticks, budget = FakeProbe(123), iter(range(100)), least(model)
+    job = replace(JOB, model=model, budget=budget)
+    point = measure(job, lambda _: probe, lambda: float(next(ticks)))
+    assert point.problem == ""
+    assert point.ring >= 2
+    assert point.num_residents < point.num_units == 20
+    assert (point.peak, point.basis, point.step) == (123, "a test", 1.0)
+    assert point.planned <= point.allowed == budget
+    assert 0 <= point.exposed < 1
+    assert probe.num_waits == JOB.num_steps
+
+
+def test_without_a_budget_all_units_are_resident() -> None:
+    point = measure(JOB, lambda _: FakeProbe(0))
+    assert (point.ring, point.num_residents) == (0, 8)
+    assert point.is_kept
+
+
+def test_what_does_not_fit_is_a_point_that_says_so() -> None:
+    point = measure(replace(JOB, budget=2**20), lambda _: FakeProbe(0))
+    assert "needs at least" in point.problem
+    assert not point.is_kept
+    assert "needs at least" in describe(point, None)
+
+
+@pytest.mark.parametrize(
+    ("of_process", "of_card", "peak", "basis"),
+    [
+        # 9 of 11 reserved by the allocator, 12 at most.
+        ([11, 11], None, 12 + 2, "NVML, this process"),
+        ([None], [100, 111], 12 + 2, "NVML, more than before this process"),
+        ([None], None, 12 + 512 * 2**20, "allocator and 512 MiB of context"),
+    ],
+)
+def test_the_peak_of_a_process_is_the_allocators_and_what_is_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+    of_process: list[int | None],
+    of_card: list[int] | None,
+    peak: int,
+    basis: str,
+) -> None:
+    cards = iter(of_card or ())
+    monkeypatch.setattr(budget_step, "process_bytes", lambda _: of_process[-1])
+    monkeypatch.setattr(
+        budget_step, "read_card", lambda _: SimpleNamespace(used_bytes=next(cards)) if of_card else None
+    )
+    for name, value in (("synchronize", None), ("memory_reserved", 9), ("max_memory_reserved", 12)):
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    probe = budget_step.CudaProbe(torch.device("cuda", 0))
+    assert (probe.peak(), probe.basis) == (peak, basis)
+
+
+def test_the_first_step_warms_up() -> None:
+    assert median_step([100.0, 102.0, 105.0, 107.0]) == 2.0
+
+
+def test_a_kept_promise_is_green() -> None:
+    points = [POINT, replace(SMALL, step=2.09, exposed=0.029)]
+    assert judge(points) == []
+    assert gate(points).is_green
+    assert resident_step(points) == 2.0
+    assert describe(points[1], 2.0).split()[-2:] == ["1.045", "2.90%"]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_green", "message"),
+    [
+        ({"peak": 6 * GIB + 1}, False, "budget 6.00 GiB was exceeded: 6.00 GiB (NVML, this process)"),
+        ({"exposed": 0.031}, True, "budget 6.00 GiB: compute waits for weights 3.1% of the time"),
+        ({"step": 2.2}, True, "budget 6.00 GiB: a step takes 1.100 of the time with all units resident"),
+    ],
+)
+def test_a_broken_promise_is_named_and_an_exceeded_budget_is_red(
+    change: dict[str, float], is_green: bool, message: str
+) -> None:
+    points = [POINT, replace(SMALL, **change)]  # type: ignore[arg-type]  # by name
+    assert any(problem.startswith(message) for problem in judge(points))
+    assert gate(points).is_green is is_green
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[BudgetJob]]:
+    """Has every process answer with a peak of so many bytes; the jobs that they got."""
+
+    def use(peak: int) -> list[BudgetJob]:
+        seen: list[BudgetJob] = []
+
+        def run(module: str, text: str) -> dict[str, object]:
+            assert module == "budget_step"
+            values = json.loads(text)
+            seen.append(BudgetJob(**{**values, "size": tuple(values["size"])}))
+            budget = seen[-1].budget
+            return {
+                "budget": budget,
+                "allowed": budget or 20 * GIB,
+                "peak": peak,
+                "step": 1.0,
+                "ring": 3 if budget else 0,
+            }
+
+        monkeypatch.setattr(budgets, "run_module", run)
+        return seen
+
+    return use
+
+
+def test_the_command_measures_every_budget_and_writes_rows(
+    tmp_path: Path, measured: Callable[[int], list[BudgetJob]]
+) -> None:
+    seen = measured(3 * GIB)
+    rows = tmp_path / "rows.jsonl"
+    result = CliRunner().invoke(app, ["budgets", "--device", "cpu", "--json", str(rows)])
+    assert result.exit_code == 0, result.output
+    assert [job.budget for job in seen] == [None, 4 * GIB, 6 * GIB, 8 * GIB, 12 * GIB]
+    assert "unlimited" in result.stdout
+    assert "every budget kept" in result.stdout
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert {row["case"] for row in found} == {
+        "budget-step",
+        "budget-peak",
+        "budget-planned",
+        "budget-exposed",
+    }
+    measured(5 * GIB)
+    assert CliRunner().invoke(app, ["budgets", "--device", "cpu", "--budget", "4GiB"]).exit_code == 1
+
+
+def test_memory_that_runs_out_in_a_step_is_a_red_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand much more")
+
+    monkeypatch.setattr(budget_step.Denoiser, "sample", run_out)
+    point = measure(JOB, lambda _: FakeProbe(0))
+    assert point.problem == "out of memory while running: CUDA out of memory. Tried to allocate 2 GiB"
+    assert not gate([POINT, point]).is_green
+    assert judge([POINT, point]) == [f"budget unlimited: {point.problem}"]
+
+
+def test_a_refusal_of_the_planner_is_not_red() -> None:
+    assert gate([POINT, BudgetPoint(budget=4 * GIB, problem="needs at least 5 GiB")]).is_green
+
+
+def test_a_process_that_fails_costs_only_its_own_point(
+    tmp_path: Path, measured: Callable[[int], list[BudgetJob]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(3 * GIB)
+    run = budgets.run_module
+
+    def fail_once(module: str, text: str) -> dict[str, object]:
+        budget = json.loads(text)["budget"]
+        if budget == 4 * GIB:
+            raise ProcessError("budget_step failed with exit code 1: Traceback\nValueError: broken", None)
+        if budget == 6 * GIB:
+            raise ProcessError("budget_step failed with exit code -9: ", 9)
+        answer: dict[str, object] = run(module, text)
+        return answer
+
+    monkeypatch.setattr(budgets, "run_module", fail_once)
+    rows = tmp_path / "rows.jsonl"
+    result = CliRunner().invoke(app, ["budgets", "--device", "cpu", "--json", str(rows)])
+    assert result.exit_code == 1
+    assert "4.00 GiB  the process failed: ValueError: broken" in result.stdout
+    assert "6.00 GiB  the process was killed by signal 9" in result.stdout
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert {row["settings"]["budget"] for row in found} == {None, "8.00 GiB", "12.00 GiB"}
+    assert {row["gate"]["is_green"] for row in found} == {False}
+
+
+def test_what_was_measured_is_written_when_the_rest_is_stopped(
+    tmp_path: Path, measured: Callable[[int], list[BudgetJob]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(3 * GIB)
+    run = budgets.run_module
+
+    def stop(module: str, text: str) -> dict[str, object]:
+        if json.loads(text)["budget"] is not None:
+            raise OSError("no process can be started")
+        answer: dict[str, object] = run(module, text)
+        return answer
+
+    monkeypatch.setattr(budgets, "run_module", stop)
+    rows = tmp_path / "rows.jsonl"
+    assert CliRunner().invoke(app, ["budgets", "--device", "cpu", "--json", str(rows)]).exit_code == 1
+    assert len(rows.read_text().splitlines()) == 4
+
+
+def test_bench_gpu_counts_the_budgets_that_were_exceeded(
+    tmp_path: Path, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(job: BudgetJob) -> BudgetPoint:
+        return replace(SMALL, budget=job.budget, allowed=job.budget or 80 * GIB, peak=7 * GIB)
+
+    assert time_budgets(bench, run) == 2
+    assert "budget 4.00 GiB was exceeded" in capsys.readouterr().out
+    assert (tmp_path / "budgets.jsonl").is_file()
+
+    def fail(job: BudgetJob) -> BudgetPoint:
+        raise ProcessError("budget_step failed with exit code -9: ", 9)
+
+    assert time_budgets(bench, fail) == len(budgets.BUDGETS)
+    late = replace(bench, budget=Budget(0.0, lambda: 0.0))
+    assert time_budgets(late, run) == 0
+    assert gpu._RESERVE["budget"] > 0
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    from isoframe.bench.records.environment import read_environment
+
+    return Bench(
+        torch.device("cpu"),
+        None,
+        Budget(1e6, lambda: 0.0),
+        tmp_path,
+        read_environment(),  # type: ignore[arg-type]  # unused
+    )

@@ -1,0 +1,161 @@
+"""The later stages of ``bench gpu`` on the CPU with small models: rows, verdicts, and what is left out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bench_rows import ENVIRONMENT, ROW
+
+from isoframe.bench.ceilings.probe import ProcessRunner
+from isoframe.bench.ceilings.vram import Outcome, VramJob
+from isoframe.bench.gpu import jobs as gpu_jobs
+from isoframe.bench.gpu.jobs import (
+    find_ceilings,
+    judge_constant_cost,
+    run_jobs,
+    summary,
+    time_paces,
+    time_pipelines,
+)
+from isoframe.bench.meters.fresh_process import ProcessError
+from isoframe.bench.pace.gate import MAX_ERRORS
+from isoframe.bench.peers import pipeline as peers_pipeline
+from isoframe.bench.peers.section import PeerResult
+from isoframe.bench.records.environment import Environment
+from isoframe.bench.records.rows import BenchRow, Gate, append_rows, read_rows
+from isoframe.engine.errors import IsoframeError
+
+
+class Run:
+    """A run with all the time there is, or none for some stages."""
+
+    device = torch.device("cpu")
+    environment: Environment = ENVIRONMENT
+
+    def __init__(self, folder: Path, *late: str) -> None:
+        self.folder = folder
+        self._late = late
+
+    def has_time(self, stage: str, what: str) -> bool:
+        return stage not in self._late
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "_SIZE": (32, 32), "_PACE_STEPS": 2, "_PACE_SECTIONS": 2, "_CONSTANT_STEPS": 1, "_DEMO_STEPS": 2,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(gpu_jobs, name, value)
+
+
+def test_paces_are_measured_where_a_small_step_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(MAX_ERRORS, "int8", 1e-9)
+    rows, num_wrong = time_paces(Run(tmp_path), "demo")
+    assert num_wrong == 1
+    assert {row.precision for row in rows} == {"bf16"}
+    assert {"pace-step", "pace-copied", "pace-wait"} <= {row.case for row in rows}
+    assert "int8: WRONG, not timed" in capsys.readouterr().out
+
+
+def test_constant_cost_is_judged_by_counters_and_peaks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, num_wrong = judge_constant_cost(Run(tmp_path), "demo")
+    printed = capsys.readouterr().out
+    assert "constant: counters       passed" in printed
+    assert "constant: operations     passed" in printed
+    assert num_wrong == printed.count("failed: ")
+    assert {row.settings["model_hash"] for row in rows} == {"random"}
+
+
+def test_pipelines_are_compared_and_leave_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = PeerResult(error=1e-3, diffusers_times=(8.0, 9.0), isoframe_times=(4.0, 4.5))
+    monkeypatch.setattr(peers_pipeline, "compare_pipelines", lambda *_, **__: result)
+    rows, num_wrong = time_pipelines(Run(tmp_path))
+    assert num_wrong == 0
+    assert [(row.variant, row.median) for row in rows] == [
+        ("diffusers", 8.5), ("isoframe", 4.25), ("isoframe/diffusers", 0.5)
+    ]  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ceilings_are_those_of_fresh_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[VramJob] = []
+
+    def run_process(self: ProcessRunner, job: VramJob) -> Outcome:
+        tried.append(job)
+        if job.budget < 300 * 2**20 * job.window // 9:
+            return Outcome(status="out of memory", text="no")
+        return Outcome(status="done", text="yes", step=1.0, frame=1.0, peak=7)
+
+    monkeypatch.setattr(ProcessRunner, "run", run_process)
+    rows, num_wrong = find_ceilings(Run(tmp_path))
+    assert num_wrong == 0
+    assert next(row.values for row in rows if row.case == "vram-least-budget") == (320 * 2.0**20,)
+    assert {row.basis for row in rows} == {"measured"}
+    assert {job.model for job in tried} == {"demo"}
+
+
+def test_no_ceiling_is_sought_with_a_kernel_that_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    red = Gate(is_green=False, text="FAILED: conv")
+    monkeypatch.setattr("isoframe.bench.ceilings.subject.check_operations", lambda _: red)
+    monkeypatch.setattr(ProcessRunner, "run", lambda *_: pytest.fail("it was measured"))
+    assert find_ceilings(Run(tmp_path)) == ([], 1)
+    assert "vram: WRONG, not measured: FAILED: conv" in capsys.readouterr().out
+
+
+def failing(error: Exception) -> Any:
+    def stage(run: Any) -> Any:
+        raise error
+
+    return stage
+
+
+def test_a_stage_that_cannot_run_is_left_out_and_a_wrong_one_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = {
+        "pace": failing(torch.OutOfMemoryError("no memory")),
+        "constant": failing(ModuleNotFoundError("No module named 'av'", name="av")),
+        "vram": failing(IsoframeError("the latents differ")),
+        "probe": failing(ProcessError("vram_probe failed with exit code 1: it is broken", None)),
+        "peers": lambda run: ([ROW], 2),
+        "late": failing(AssertionError("there was no time")),
+    }
+    monkeypatch.setattr(gpu_jobs, "_STAGES", stages)
+    assert run_jobs(Run(tmp_path, "late")) == 2 + 2
+    assert read_rows(tmp_path / "peers.jsonl") == [ROW]
+    assert capsys.readouterr().out.splitlines() == [
+        "pace: left out, the GPU has too little memory",
+        "constant: left out, pip install av",
+        "vram: WRONG: the latents differ",
+        "probe: WRONG: vram_probe failed with exit code 1: it is broken",
+    ]
+
+
+def row(case: str, variant: str, value: float, is_green: bool = True) -> BenchRow:
+    from dataclasses import replace
+
+    gate = Gate(is_green=is_green, text="checked")
+    return replace(ROW, case=case, variant=variant, values=(value,), gate=gate)
+
+
+def test_the_summary_shows_green_figures_and_names_wrong_kernels(tmp_path: Path) -> None:
+    append_rows(
+        tmp_path / "accuracy.jsonl",
+        [row("accuracy-a", "isoframe", 0), row("accuracy-b", "isoframe", 1, False)],
+    )
+    append_rows(
+        tmp_path / "pace.jsonl", [row("pace-step", "demo", 0.5), row("pace-step", "wrong", 0.1, False)]
+    )
+    lines = list(summary(tmp_path))
+    assert lines[0].split(maxsplit=1) == ["checked", "2 kernel shapes, wrong: b"]
+    assert lines[1].split() == ["pace-step", "demo", "fp32", "0.5", "s"]
+    assert len(lines) == 2

@@ -1,0 +1,112 @@
+"""History discretisation: centroids fitted, the history moved to them, told by jobs and files."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from isoframe.engine import ConfigError, Engine, EngineConfig, InputError, Request
+from isoframe.engine.families.framepack.packing import CleanLatents
+from isoframe.engine.families.framepack.transformer import PackedTransformer
+from isoframe.engine.interfaces.commands.command_line import build_app
+from isoframe.engine.reproduction import Recipe, reproduce
+from isoframe.engine.sampling.codebook import Codebook, fit_codebook, read_points, save_codebook
+
+BOUNCE = Path(__file__).parents[3] / "examples" / "bounce.png"
+
+
+def test_k_means_finds_separate_clusters_and_repeats_itself() -> None:
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    points = (centres[:, None] + 0.1 * torch.randn(3, 50, 2)).flatten(0, 1)
+    fitted = fit_codebook(points, 3, seed=2)
+    assert torch.cdist(centres, fitted).amin(dim=1).max() < 0.1
+    assert torch.equal(fitted, fit_codebook(points, 3, seed=2))
+    assert torch.allclose(fit_codebook(points, 1)[0], points.mean(dim=0), atol=1e-5)
+    many = fit_codebook(points, 150)
+    assert torch.cdist(points, many).amin(dim=1).mean() < 0.05
+    with pytest.raises(InputError, match="from 1 to 150 centroids for so many points, got 151"):
+        fit_codebook(points, 151)
+
+
+def test_the_history_moves_to_its_nearest_centroids_and_start_and_empty_frames_stay() -> None:
+    codebook = Codebook(centroids=torch.tensor([[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]]), content_hash="")
+    clean, mid, far = (torch.randn(1, 2, frames, 3, 4) for frames in (3, 2, 16))
+    far[:, :, 9:] = 0
+    found = codebook.discretise(CleanLatents(clean, mid, far))
+    assert torch.equal(found.clean[:, :, 0], clean[:, :, 0])
+    assert not found.clean_4x[:, :, 9:].any()
+    for given, moved in (
+        (clean[:, :, 1:], found.clean[:, :, 1:]),
+        (mid, found.clean_2x),
+        (far[:, :, :9], found.clean_4x[:, :, :9]),
+    ):
+        distances = (given[:, :, None] - codebook.centroids.T[None, :, :, None, None, None]).square().sum(1)
+        assert torch.equal(moved, codebook.centroids[distances.argmin(1)].movedim(-1, 1))
+    with pytest.raises(InputError, match="must have 3 channels, got 2"):
+        codebook.discretise(CleanLatents(torch.ones(1, 3, 2, 1, 1), None, None))
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return Engine.load("demo", config=EngineConfig(cache_dir=tmp_path_factory.mktemp("cache"), device="cpu"))
+
+
+def test_a_job_with_a_codebook_sees_centroids_and_is_resumed_and_reproduced(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def request_of(**changes: Any) -> Request:
+        fields: dict[str, Any] = {
+            "image": BOUNCE, "prompt": "a red circle", "seconds": 0.4, "num_steps": 2, "latent_window_size": 1,
+        }  # fmt: skip
+        return Request(**fields | changes)
+
+    engine.render(request_of(), tmp_path / "plain.mp4", latents_path=tmp_path / "plain.safetensors")
+    result = CliRunner().invoke(
+        build_app(), ["codebook", str(tmp_path / "plain.safetensors"), "--centroids", "9", "-o", str(tmp_path / "c.safetensors")]
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "9 centroids of 256 latent pixels" in result.output.replace("\n", " ")
+    seen: list[CleanLatents] = []
+    pack = PackedTransformer.pack_section
+
+    def spy(self: PackedTransformer, clean: CleanLatents, *rest: Any) -> Any:
+        seen.append(clean)
+        return pack(self, clean, *rest)
+
+    monkeypatch.setattr(PackedTransformer, "pack_section", spy)
+    request = request_of(history_codebook=tmp_path / "c.safetensors", allow_untrained=True)
+    straight = engine.render(request, tmp_path / "straight.mp4")
+    centroids = Codebook.load(tmp_path / "c.safetensors").centroids
+    pixels = torch.cat([clean.clean[:, :, 1:] for clean in seen[1:]], dim=2).movedim(1, -1).reshape(-1, 16)
+    assert (pixels[:, None] == centroids).all(dim=2).any(dim=1).all()
+    assert straight.path.read_bytes() != (tmp_path / "plain.mp4").read_bytes()
+
+    def stop(event: Any) -> None:
+        if getattr(event, "section", 0) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.render(request, tmp_path / "v.mp4", job_dir=tmp_path / "job", on_event=stop)
+    assert engine.resume(tmp_path / "job").num_frames == straight.num_frames
+    assert str(tmp_path) not in str(straight.metadata)
+    recipe = Recipe.read(straight.path)
+    assert reproduce(engine, recipe, recipe.request(BOUNCE, tmp_path), tmp_path / "a.mp4").is_identical
+    save_codebook(tmp_path / "c.safetensors", centroids + 1, [])
+    with pytest.raises(InputError, match=r"codebook .* is not the one"):
+        recipe.request(BOUNCE, tmp_path)
+
+
+def test_files_that_are_no_codebook_or_latents_are_refused(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"no")
+    with pytest.raises(InputError, match="is no codebook"):
+        engine.generate(
+            Request(
+                image=BOUNCE, prompt="", history_codebook=tmp_path / "x.safetensors", allow_untrained=True
+            )
+        )
+    with pytest.raises(InputError, match="holds no latents of isoframe"):
+        read_points([tmp_path / "x.safetensors"])
+    with pytest.raises(ConfigError, match="history_codebook needs allow_untrained=True"):
+        Request(image=BOUNCE, prompt="", history_codebook="x")
