@@ -9,13 +9,8 @@ import torch
 from PIL import Image, ImageCms
 
 from isoframe.engine.errors import InputError
-from isoframe.engine.media.images import (
-    choose_bucket,
-    fit_to_bucket,
-    image_to_tensor,
-    load_image,
-    scale_buckets,
-)
+from isoframe.engine.media.buckets import choose_bucket, scale_buckets
+from isoframe.engine.media.images import fit_to_bucket, image_to_tensor, load_image
 
 BUCKETS = [
     (416, 960), (448, 864), (480, 832), (512, 768), (544, 704), (576, 672), (608, 640),
