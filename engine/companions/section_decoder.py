@@ -50,14 +50,13 @@ class OrderedDecoder:
         return frames
 
     def restart(self, num_pushed: int, read: Callable[[int], Tensor]) -> None:
-        """Stand where ``num_pushed`` sections leave a decoder; ``read`` gives a finished one in generation order."""
+        """As :meth:`SectionDecoder.restart`, for sections in any order."""
         self._num_pushed = num_pushed
         index_of = {place: index for index, place in enumerate(self._places[:num_pushed])}
         while self._next_place in index_of:
             self._next_place += 1
         if self._next_place:
-            before = read(index_of[self._next_place - 2]) if self._next_place > 1 else None
-            self._inner.restart(self._next_place, read(index_of[self._next_place - 1]), before)
+            self._inner.restart(self._next_place, lambda place: read(index_of[place]))
         self._waiting = {place: read(index) for place, index in index_of.items() if place >= self._next_place}
 
     def provisional(self) -> DecodedFrames | None:

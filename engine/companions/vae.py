@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -216,17 +216,20 @@ class SectionDecoder:
         self._num_pushed += 1
         return self._release(frames)
 
-    def restart(self, num_pushed: int, latents: Tensor, before: Tensor | None) -> None:
+    def restart(self, num_pushed: int, read: Callable[[int], Tensor]) -> None:
         """Stand where ``num_pushed`` (at least 1) sections leave a decoder, by decoding only the last one again.
 
         The open edge is of the last section alone: what was blended with the one before it is final.
 
         Args:
             num_pushed: sections that were decoded.
-            latents: the last one of them.
-            before: the one before it; None if it was the first.
+            read: gives the latents of one of them, by its index in generation order.
         """
-        self._num_pushed, self._previous = num_pushed - 1, self._given if before is None else before
+        latents = read(num_pushed - 1)
+        self._num_pushed, self._previous = (
+            num_pushed - 1,
+            read(num_pushed - 2) if num_pushed > 1 else self._given,
+        )
         frames = self._decode(latents)
         self._num_pushed, self._previous = num_pushed, latents
         self._release(frames)

@@ -206,13 +206,7 @@ class Generation:
         self, vae: VideoVAE, decoder: SectionDecoder | OrderedDecoder, run: JobRun, num_encoded: int
     ) -> None:
         """Have ``decoder`` stand where an earlier run's sections left it."""
-        if isinstance(decoder, OrderedDecoder):
-            decode_within(self.memory, vae, lambda: decoder.restart(num_encoded, run.latents))
-            return
-        latents, before = run.latents(num_encoded - 1), None
-        if num_encoded > 1:
-            before = run.latents(num_encoded - 2)
-        decode_within(self.memory, vae, lambda: decoder.restart(num_encoded, latents, before))
+        decode_within(self.memory, vae, lambda: decoder.restart(num_encoded, run.latents))
 
     def _describe(self, run: JobRun | None, timeline: PromptTimeline) -> JobEvent:
         fps, (image_height, image_width) = self._request.fps, self.images.given_size

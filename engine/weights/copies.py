@@ -36,6 +36,10 @@ class CopyEngine(Protocol):
         """One slot (uint8) for each size in bytes; all earlier ones are given up, once nothing uses them."""
         ...
 
+    def give_up(self) -> None:
+        """Give back the memory of all slots, once nothing uses them; raises what a copy failed with."""
+        ...
+
     def fill(self, unit: int, slot: int) -> CopySpan:
         """Copy ``unit`` into ``slot`` as soon as the slot is free and the copies before this one are done."""
         ...
@@ -87,6 +91,9 @@ class StreamCopies:
         self._free = [None] * len(sizes)
         self._ready = [None] * len(sizes)
         return self._slots
+
+    def give_up(self) -> None:
+        self.allocate([])
 
     def fill(self, unit: int, slot: int) -> CopySpan:
         return self._enqueue(slot, partial(self._weights.read, unit, self._slots[slot]))

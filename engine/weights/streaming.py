@@ -123,7 +123,7 @@ class Streamer:
         """
         self._units, self._slots, self._pipeline = {}, [], None
         try:
-            self._copies.allocate([])
+            self._copies.give_up()
         except Exception as error:
             _logger.warning("a copy failed (%s): the units are opened anew", error)
             self.has_failed = True
