@@ -13,6 +13,8 @@
   * ContentError
 """
 
+from collections.abc import Iterable, Mapping, Sequence
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
@@ -97,3 +99,16 @@ def exit_code(error: BaseException) -> int:
 def _remake(kind: type[IsoframeError], args: tuple[object, ...]) -> IsoframeError:
     """An error from its pickle, without its attributes."""
     return kind.__new__(kind, *args)
+
+
+def first_names(names: Iterable[str]) -> str:
+    """The first ten names, for a message."""
+    names = list(names)
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+def count_problems(problems: Mapping[str, Sequence[str]]) -> str:
+    """Every kind of problem with its number and first names, for a message; empty where there is none."""
+    return "; ".join(
+        f"{len(names)} {kind}: {first_names(names)}" for kind, names in problems.items() if names
+    )

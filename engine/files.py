@@ -7,14 +7,17 @@ A lock between processes that ends with its holder.
 
 import contextlib
 import errno
+import hashlib
 import itertools
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from .errors import InputError
+from .errors import CheckpointError, InputError
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -35,6 +38,40 @@ def write_durably(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``path`` whole or not at all; its folder exists."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=TEMPORARY_SUFFIX, delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            file.write(content)
+            file.close()
+            os.replace(temporary, path)
+        except BaseException:
+            # Ctrl-C too must leave nothing behind.
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def cache_key(**inputs: object) -> str:
+    """SHA-256 of everything that decides what is cached under this key."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``, a file of a model.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds something else.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} must be a JSON object, got {type(raw).__name__}")
+    return raw
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,19 +2,18 @@
 
 import difflib
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, UnknownModelError
-from ..families.framepack.transformer_config import TransformerConfig, first_names
+from ..errors import CheckpointError, UnknownModelError, count_problems, first_names
+from ..families.framepack.transformer_config import TransformerConfig
+from ..files import read_json
 from .destinations import Destination
 from .hub import hub_file, is_cached, is_hub_id, nearest_path
 from .tensor_files import FLOAT_DTYPES, TensorEntry, TensorFile, map_tensor, open_tensor_file
@@ -164,10 +163,7 @@ def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]
             if shapes[name] != expected[name]
         ],
     }
-    if any(problems.values()):
-        found = "; ".join(
-            f"{len(names)} {kind}: {first_names(names)}" for kind, names in problems.items() if names
-        )
+    if found := count_problems(problems):
         raise CheckpointError(f"the tensors of {checkpoint.name} do not fit its config: {found}")
 
 
@@ -181,17 +177,6 @@ def missing_source(argument: str, source: str) -> str:
         f"path it does not exist (looked for {os.path.abspath(os.path.expanduser(source))}), and as a Hub id it is "
         f"not of that form{hint}"
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path} must be a JSON object, got {type(raw).__name__}")
-    return raw
 
 
 def read_index(path: Path) -> dict[str, str]:

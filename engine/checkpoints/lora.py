@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, ConfigError
-from ..families.framepack.transformer_config import first_names
+from ..errors import CheckpointError, ConfigError, count_problems, first_names
 from .lora_files import FileLayer, LoraFile, open_lora_file
 from .lora_names import LoraNames, LoraTarget
 from .tensor_files import TensorEntry, map_tensor
@@ -135,10 +134,7 @@ def _check_fits(file: LoraFile, targets: Mapping[str, LoraTarget | None], shapes
         for source in target.layers:
             if owners.setdefault(source, layer) != layer:
                 problems.setdefault("given twice", []).append(f"{source} by {owners[source]} and {layer}")
-    if any(problems.values()):
-        found = "; ".join(
-            f"{len(names)} {kind}: {first_names(names)}" for kind, names in problems.items() if names
-        )
+    if found := count_problems(problems):
         raise CheckpointError(f"the LoRA {file.file.path} does not fit the model: {found}")
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.checkpoint import folder_name, missing_source, open_transformer, read_index, read_json
+from ..checkpoints.checkpoint import folder_name, missing_source, open_transformer, read_index
 from ..checkpoints.hub import NotCachedError, hub_file, hub_folder, is_hub_id, not_cached
 from ..errors import CheckpointError, UnknownModelError
 from ..families.framepack.transformer_config import TransformerConfig
+from ..files import read_json
 from ..request.config import ORDERS, check_choice
 from ..weights.store import is_store, open_store
 

@@ -1,10 +1,7 @@
 """Embeddings on disk, by the content of what they were computed from."""
 
 import hashlib
-import json
 import logging
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +9,8 @@ import safetensors
 import torch
 from safetensors.torch import save
 from torch import Tensor
+
+from ..files import write_atomically
 
 _logger = logging.getLogger(__name__)
 
@@ -60,27 +59,8 @@ class EmbeddingCache:
         return self.folder / f"{key}.safetensors"
 
 
-def cache_key(**inputs: object) -> str:
-    """SHA-256 of everything that decides an embedding."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-
-
 def _warn_of_damage(path: Path, reason: str) -> None:
     _logger.warning("the cached embedding %s is damaged (%s): computing it again", path, reason)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``path`` whole or not at all; its folder exists."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(content)
-            file.close()
-            os.replace(temporary, path)
-        except BaseException:
-            # Ctrl-C too must leave nothing behind.
-            temporary.unlink(missing_ok=True)
-            raise
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

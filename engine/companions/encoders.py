@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoints.checkpoint import read_json
 from ..checkpoints.tensor_files import open_tensor_file
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_names
+from ..files import cache_key, read_json
 from ..model.conditioning import PromptEmbeds
 from .components import Components
-from .embedding_cache import EmbeddingCache, cache_key
+from .embedding_cache import EmbeddingCache
 from .layerwise import load_llama_layerwise
 from .loading import LOADING
 
@@ -348,7 +348,7 @@ def _from_pretrained(
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(
-            f"{folder} lacks {len(missing)} tensors of {model_class.__name__}: {', '.join(missing[:10])}"
+            f"{folder} lacks {len(missing)} tensors of {model_class.__name__}: {first_names(missing)}"
         )
     loaded: PreTrainedModel = model.eval()
     return loaded

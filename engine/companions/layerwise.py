@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.tensor_files import TensorEntry, map_tensor, open_tensor_file
-from ..errors import CheckpointError
-from ..families.framepack.transformer_config import first_names
+from ..errors import CheckpointError, first_names
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaModel

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..companions.embedding_cache import cache_key, write_atomically
 from ..device import is_out_of_memory
 from ..errors import DeviceError
+from ..files import cache_key, write_atomically
 from ..request.config import ATTENTIONS, check_choice
 from .attention import FloatAttention, Int8Attention, SelfAttention, int8_fp8_obstacle, int8_obstacle
 from .attention_backends import BACKENDS, AttentionShape, Exactness, Obstacle, device_capability

@@ -12,9 +12,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..companions.embedding_cache import write_atomically
 from ..errors import ConfigError
 from ..families.framepack.transformer_config import TransformerConfig
+from ..files import write_atomically
 from ..request.config import SamplingConfig
 
 _logger = logging.getLogger(__name__)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from ...quant import PRECISIONS, WeightFormat, make_format
-from ..checkpoints.checkpoint import read_json
 from ..checkpoints.tensor_files import TensorEntry, open_tensor_file, read_tensor
 from ..errors import CheckpointError
 from ..families.framepack.transformer_config import TransformerConfig
+from ..files import read_json
 from ..model.units import UnitLayout, unit_specs
 
 _HASHED_BYTES = 2**22

@@ -64,7 +64,7 @@ def find_shapes(source: str, *, local_files_only: bool = False) -> KnownModel:
 
 def shapes_of(components: "Components", config: "TransformerConfig") -> ModelShapes:
     """The shapes of a transformer with ``config`` and its companions; those that are not local are the published ones."""
-    from ...checkpoints.checkpoint import read_json
+    from ...files import read_json
 
     configs: dict[str, Mapping[str, Any]] = {}
     for name in _COMPANIONS:

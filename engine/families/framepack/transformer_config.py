@@ -1,11 +1,11 @@
 """Sizes of the packed transformer: from its ``config.json``, or from the shapes of its tensors."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, first_names
 
 TRANSFORMER_CLASSES = ("HunyuanVideoTransformer3DModelPacked", "HunyuanVideoFramepackTransformer3DModel")
 
@@ -105,12 +105,6 @@ class TransformerConfig:
                 f"rope_axes_dim must add up to attention_head_dim = {self.attention_head_dim}, "
                 f"got {self.rope_axes_dim}"
             )
-
-
-def first_names(names: Iterable[str]) -> str:
-    """The first ten names."""
-    names = list(names)
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def _check_keys(given: Mapping[str, object], source: str) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...checkpoints.checkpoint import read_json
 from ...engine import Engine
 from ...errors import InputError
+from ...files import read_json
 from ...model.conditioning import PromptEmbeds
 
 # HunyuanVideo's; a model's own VAE may have another.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ...checkpoints.checkpoint import Checkpoint
 from ...checkpoints.tensor_files import FLOAT_DTYPES, TensorEntry
-from ...errors import CheckpointError
-from ...families.framepack.transformer_config import TransformerConfig, first_names
+from ...errors import CheckpointError, first_names
+from ...families.framepack.transformer_config import TransformerConfig
 
 _NAMES = {dtype: name for name, dtype in FLOAT_DTYPES.items()}
 _NOWHERE = Path("(memory)")
