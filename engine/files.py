@@ -1,9 +1,4 @@
-"""Where a video may be written, checked before any work is done.
-
-Files that are whole or absent, whatever ends the process or the power.
-
-A lock between processes that ends with its holder.
-"""
+"""Files of the engine: whole or absent, locked against other processes, and checked before work begins."""
 
 import contextlib
 import errno
@@ -11,7 +6,7 @@ import hashlib
 import itertools
 import json
 import os
-import sys
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,49 +17,48 @@ from .errors import CheckpointError, InputError
 TEMPORARY_SUFFIX = ".tmp"
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace ``path`` by a file of ``content``; on return it is on the disk, after a failure it is as before.
+def temporary_name(name: str, token: str) -> str:
+    """What the file ``name`` is called until it is whole; ``token`` tells it from those of other writers."""
+    return f".{name}.{token}{TEMPORARY_SUFFIX}"
 
-    What a kill leaves behind is ``path`` with :data:`TEMPORARY_SUFFIX`, which the next write replaces.
+
+@contextlib.contextmanager
+def replace_when_whole(path: Path, token: str | None = None, *, is_synced: bool = True) -> Iterator[Path]:
+    """Yield where to write a file that takes the place of ``path`` on leaving; after an error ``path`` is as before.
+
+    Args:
+        path: what is replaced; its folder exists.
+        token: for :func:`temporary_name`, so that the owner finds what a kill left behind; None is a new one.
+        is_synced: have the content reach the disk before it gets its name, so that a power cut leaves a whole file.
     """
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    temporary = path.with_name(temporary_name(path.name, token or secrets.token_hex(4)))
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        if is_synced:
+            with temporary.open("r+b") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
+        # Ctrl-C too must leave nothing behind.
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``path`` whole or not at all; its folder exists."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=TEMPORARY_SUFFIX, delete=False) as file:
-        temporary = Path(file.name)
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace ``path`` by a file of ``content``; on return it and its name are on the disk."""
+    with replace_when_whole(path) as temporary:
+        temporary.write_bytes(content)
+    # Windows writes the names by itself.
+    if os.name != "nt":
+        handle = os.open(path.parent, os.O_RDONLY)
         try:
-            file.write(content)
-            file.close()
-            os.replace(temporary, path)
-        except BaseException:
-            # Ctrl-C too must leave nothing behind.
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-def cache_key(**inputs: object) -> str:
-    """SHA-256 of everything that decides what is cached under this key."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``, a file of a model.
-
-    Raises:
-        CheckpointError: the file cannot be read, or holds something else.
-    """
+    """The JSON object in ``path``; raises :class:`CheckpointError` where there is none."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -74,44 +68,32 @@ def read_json(path: Path) -> dict[str, Any]:
     return raw
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the names in ``folder`` reach the disk; Windows writes them by itself."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def cache_key(**inputs: object) -> str:
+    """SHA-256 of everything that decides the content of a cached file."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path, message: str) -> Iterator[None]:
-    """Hold ``path`` (created) for this process alone.
+    """Hold ``path`` (created) for this process alone; the lock ends with its holder, however that ends.
 
     Raises:
-        InputError: another process holds it; with ``message``.
+        InputError: somebody else holds it; with ``message``.
+        OSError: the file cannot be made.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    # Imported here: commands that lock nothing answer sooner.
+    import filelock
+
+    # A lock of all threads: who closes a service need not be who opened it.
+    lock = filelock.FileLock(path, thread_local=False)
     try:
-        try:
-            _lock(fd)
-        except OSError as error:
-            raise InputError(message) from error
+        lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise InputError(message) from error
+    try:
         yield
     finally:
-        os.close(fd)
-
-
-def _lock(fd: int) -> None:
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.release()
 
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ..files import write_atomically
+from ..files import write_durably
 
 _logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class EmbeddingCache:
         content = save(stored, metadata={"digest": _digest(stored)})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path(key), content)
+            write_durably(self._path(key), content)
         except OSError as error:
             if self._is_writable:
                 _logger.warning("embeddings are not cached: %s cannot be written: %s", self.folder, error)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ..errors import InputError
 from ..events import StepEvent
-from ..files import check_folder, make_folder
+from ..files import check_folder, make_folder, replace_when_whole
 from .vae import VideoVAE
 
 _logger = logging.getLogger(__name__)
@@ -69,9 +69,8 @@ def cached_latent_rgb(vae: VideoVAE, cache_dir: Path) -> Tensor:
         matrix = fit_latent_rgb(vae)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file({"latent_rgb": matrix}, temporary)
-        os.replace(temporary, path)
+        with replace_when_whole(path) as temporary:
+            save_file({"latent_rgb": matrix}, temporary)
     except OSError as error:
         _logger.warning(
             "the preview colours are fitted again next time, %s cannot be written: %s", path, error
@@ -95,14 +94,12 @@ def save_png(pixels: Tensor, path: Path, comment: str | None = None) -> None:
     if comment is not None:
         texts.add_text("comment", comment, zip=True)
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        Image.fromarray(pixels.numpy()).save(temporary, format="PNG", pnginfo=texts)
-        os.replace(temporary, path)
+        # Not synced: a sequence has hundreds of pictures, and a preview is renewed at every step.
+        with replace_when_whole(path, is_synced=False) as temporary:
+            Image.fromarray(pixels.numpy()).save(temporary, format="PNG", pnginfo=texts)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class LatentPreviews:

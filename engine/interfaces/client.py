@@ -9,6 +9,7 @@ import http.client
 import io
 import json
 import os
+import shutil
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, IsoframeError
+from ..files import replace_when_whole
 from ..request.config import Request
 
 # Fields that a server takes as they are.
@@ -205,19 +207,15 @@ class Client:
     def download(self, name: str, path: str | os.PathLike[str]) -> Path:
         """Write the MP4 to ``path``, which appears whole."""
         path = Path(path)
-        temporary = path.with_name(path.name + ".part")
-        try:
-            with self._answer("GET", f"/v1/videos/{name}/content") as response, temporary.open("wb") as file:
-                while piece := response.read(2**20):
-                    file.write(piece)
-                if response.length:
-                    # Reading in pieces ends without an error.
-                    raise ConnectionError(
-                        f"the answer of {self._url} broke off {response.length} bytes early"
-                    )
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with (
+            self._answer("GET", f"/v1/videos/{name}/content") as response,
+            replace_when_whole(path) as temporary,
+        ):
+            with temporary.open("wb") as file:
+                shutil.copyfileobj(response, file)
+            if response.length:
+                # Reading in pieces ends without an error.
+                raise ConnectionError(f"the answer of {self._url} broke off {response.length} bytes early")
         return path
 
     def _json(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:

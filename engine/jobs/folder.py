@@ -3,6 +3,7 @@
 All jobs of a folder; the job folders are the truth, nothing else is kept.
 """
 
+import fnmatch
 import io
 import json
 import os
@@ -15,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from ..errors import ConfigError, InputError
-from ..files import TEMPORARY_SUFFIX, check_folder, exclusive_lock, make_folder, write_durably, write_error
+from ..files import (
+    TEMPORARY_SUFFIX,
+    check_folder,
+    exclusive_lock,
+    make_folder,
+    temporary_name,
+    write_durably,
+    write_error,
+)
 from ..media.given import IMAGE_FIELDS, guide_field
 from ..media.video import read_video_info
 from .paths import jobs_path
@@ -110,7 +119,7 @@ class JobFolder:
             folder.record.check_same(record, path)
             return folder
         check_folder("job", path)
-        if path.exists() and {entry.name for entry in path.iterdir()} - _unfinished_names(images):
+        if path.exists() and not all(_is_unfinished(entry.name, images) for entry in path.iterdir()):
             raise InputError(f"job folder {path} holds other files; choose a new or an empty folder")
         make_folder("job", path)
         try:
@@ -300,10 +309,11 @@ def _image_names(fields: Iterable[str]) -> tuple[str, ...]:
     return tuple(image_path(Path(), field).name for field in fields)
 
 
-def _unfinished_names(fields: Iterable[str]) -> set[str]:
-    """What a process that was killed before job.json was written may have left of a job with images of ``fields``."""
+def _is_unfinished(name: str, fields: Iterable[str]) -> bool:
+    """Whether a process that was killed before job.json was written may have left ``name`` of images of ``fields``."""
     images = _image_names((*IMAGE_FIELDS, *fields))
-    return {*images, *(name + TEMPORARY_SUFFIX for name in (*images, _RECORD)), _LOCK}
+    temporary = (temporary_name(whole, "*") for whole in (*images, _RECORD))
+    return name in {*images, _LOCK} or any(fnmatch.fnmatch(name, pattern) for pattern in temporary)
 
 
 def _png(image: "Image") -> bytes:

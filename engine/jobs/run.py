@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import write_durably, write_error
+from ..files import temporary_name, write_durably, write_error
 from ..media.codecs import VideoFormat
-from ..media.mp4 import temporary_name
 from ..media.segments import KeptSegments, Segment, SegmentSpool
 from ..request.config import UNTRAINED_ORDERS, Request
 from ..request.sections import plan_sections

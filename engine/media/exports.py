@@ -1,18 +1,16 @@
 """Other files of a finished video: animated GIF and WebP, and more frames per second by motion interpolation."""
 
-import contextlib
 import json
 import os
-import secrets
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from ..errors import ConfigError, DeviceError, InputError
-from ..files import check_export_path, make_folder, write_error
+from ..files import check_export_path, make_folder, replace_when_whole, write_error
 from .codecs import VideoFormat
-from .mp4 import ffmpeg_url, temporary_name
+from .mp4 import ffmpeg_url
 from .video import Video, read_video_info
 
 if TYPE_CHECKING:
@@ -64,18 +62,14 @@ def export_video(
     if video.fps <= 0 or video.num_frames == 0:
         raise InputError(f"{source} has no frames with times; export an MP4 that isoframe made")
     make_folder("output", target.parent)
-    temporary = target.with_name(temporary_name(target.name, secrets.token_hex(4)))
     try:
-        if target.suffix.lower() == ".mp4":
-            _write_mp4(video, temporary, interpolate, codec, crf)
-        else:
-            _write_animation(video, temporary, target.suffix.lower(), interpolate)
-        os.replace(temporary, target)
+        with replace_when_whole(target) as temporary:
+            if target.suffix.lower() == ".mp4":
+                _write_mp4(video, temporary, interpolate, codec, crf)
+            else:
+                _write_animation(video, temporary, target.suffix.lower(), interpolate)
     except OSError as error:
         raise write_error(error, target) from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
     return _described(target, video, interpolate)
 
 

@@ -1,6 +1,5 @@
 """The latents of a whole video as one safetensors file, written section by section."""
 
-import contextlib
 import json
 import math
 import os
@@ -14,8 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import check_latents_path, make_folder, write_error
-from .mp4 import temporary_name
+from ..files import check_latents_path, make_folder, replace_when_whole, temporary_name, write_error
 
 
 class LatentsWriter:
@@ -44,7 +42,8 @@ class LatentsWriter:
         make_folder("latents", self.path.parent)
         self._num_frames = num_frames
         self._metadata = dict(metadata)
-        self._temporary = self.path.with_name(temporary_name(self.path.name, secrets.token_hex(4)))
+        self._token = secrets.token_hex(4)
+        self._temporary = self.path.with_name(temporary_name(self.path.name, self._token))
         self._file: BinaryIO | None = None
         self._data_start = 0
         self._missing = set(range(num_frames))
@@ -70,10 +69,8 @@ class LatentsWriter:
         if self._missing or self._file is None:
             raise ValueError(f"{len(self._missing)} of {self._num_frames} latent frames are not written")
         try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            os.replace(self._temporary, self.path)
+            with replace_when_whole(self.path, self._token):
+                self._file.close()
         except OSError as error:
             raise write_error(error, self.path) from error
         return self.path
@@ -82,8 +79,7 @@ class LatentsWriter:
         """Remove what is unfinished."""
         if self._file is not None:
             self._file.close()
-        with contextlib.suppress(FileNotFoundError):
-            self._temporary.unlink()
+        self._temporary.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self

@@ -1,14 +1,12 @@
 """MP4 files from finished segments: packets are copied, never encoded again."""
 
-import contextlib
 import json
-import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from ..files import replace_when_whole
 from .codecs import VideoFormat
 from .segments import Segment
 
@@ -41,28 +39,14 @@ def write_mp4(
         video_format: of all segments.
         segments: in video order, without gaps.
         metadata: stored as the file's ``comment``.
-        token: tells the temporary file from those of other jobs, see :func:`temporary_name`; None is a new one.
+        token: tells the temporary file from those of other jobs, see :func:`replace_when_whole`; None is a new one.
 
     Returns:
         Bytes written.
     """
-    temporary = path.with_name(temporary_name(path.name, token or secrets.token_hex(4)))
-    try:
+    with replace_when_whole(path, token) as temporary:
         _mux(temporary, video_format, segments, json.dumps(metadata))
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        num_bytes = temporary.stat().st_size
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
-    return num_bytes
-
-
-def temporary_name(name: str, token: str) -> str:
-    """What a file is called until it is complete."""
-    return f".{name}.{token}.tmp"
+    return path.stat().st_size
 
 
 def ffmpeg_url(path: Path) -> str:

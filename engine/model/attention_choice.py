@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..device import is_out_of_memory
 from ..errors import DeviceError
-from ..files import cache_key, write_atomically
+from ..files import cache_key, write_durably
 from ..request.config import ATTENTIONS, check_choice
 from .attention import FloatAttention, Int8Attention, SelfAttention, int8_fp8_obstacle, int8_obstacle
 from .attention_backends import BACKENDS, AttentionShape, Exactness, Obstacle, device_capability
@@ -275,6 +275,6 @@ def _read(path: Path, admitted: Candidates) -> dict[str, float] | None:
 def _write(path: Path, seconds: Mapping[str, float]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(seconds).encode())
+        write_durably(path, json.dumps(seconds).encode())
     except OSError as error:
         _logger.warning("the measured attention is not kept: %s cannot be written: %s", path, error)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..families.framepack.transformer_config import TransformerConfig
-from ..files import write_atomically
+from ..files import write_durably
 from ..request.config import SamplingConfig
 
 _logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def write_measured(path: Path, ratios: Sequence[float], *, model: str, source: s
     """Keep measured ratios; ``source`` says how they were measured."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"model": model, "source": source, "ratios": list(ratios)}
-    write_atomically(path, json.dumps(content, indent=2).encode())
+    write_durably(path, json.dumps(content, indent=2).encode())
 
 
 def _read_measured(path: Path) -> tuple[float, ...]:

@@ -438,20 +438,10 @@ def test_unwritable_cache_costs_one_warning_and_no_job(
 def test_failed_write_leaves_nothing_behind(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tempfile
+    def full_disk(_: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
 
-    make = tempfile.NamedTemporaryFile
-
-    def full_disk(*args: Any, **kwargs: Any) -> Any:
-        file = make(*args, **kwargs)
-
-        def write(content: bytes) -> int:
-            raise OSError(28, "No space left on device")
-
-        file.write = write
-        return file
-
-    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     make_encoders(folder, tmp_path / "cache").encode_prompt("red")
     assert "No space left on device" in caplog.text
     assert not list((tmp_path / "cache" / "embeddings").iterdir())

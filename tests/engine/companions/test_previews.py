@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from isoframe.engine.companions import previews
 from isoframe.engine.companions.previews import (
     LatentPreviews,
     cached_latent_rgb,
@@ -113,7 +112,7 @@ def test_a_picture_on_a_full_disk(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(previews.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(InputError, match=r"cannot write .*section_000\.png: No space left on device"):
         LatentPreviews(tmp_path, torch.zeros(17, 3)).write(step_event(0, torch.zeros(1, 16, 1, 8, 8)))
     assert list(tmp_path.iterdir()) == []

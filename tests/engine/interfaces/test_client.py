@@ -50,7 +50,7 @@ def test_the_video_is_that_of_the_engine(client: Client, engine: Engine, tmp_pat
     path = client.download(created["id"], tmp_path / "video.mp4")
     straight = engine.render(REQUEST, tmp_path / "straight.mp4").path
     assert path.read_bytes() == straight.read_bytes()
-    assert [file.name for file in tmp_path.glob("*.part")] == []
+    assert [file.name for file in tmp_path.glob("*.tmp")] == []
 
 
 def test_videos_are_listed_cancelled_and_deleted(client: Client) -> None:

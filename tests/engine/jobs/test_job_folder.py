@@ -342,7 +342,7 @@ def test_a_disk_that_fills_up_costs_one_section(
     assert engine.resume(tmp_path / "job").path.read_bytes() == straight["inverted"]
 
 
-def full_disk(*_: object) -> None:
+def full_disk(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
