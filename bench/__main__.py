@@ -2,7 +2,7 @@
 
 import sys
 
-from .gpu.bare import COMMANDS
+from .gpu.argparse_commands import COMMANDS
 
 if __name__ == "__main__":
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:

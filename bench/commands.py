@@ -2,8 +2,8 @@
 
 import typer
 
+from .budgets.ceiling_command import vram
 from .budgets.command import budgets, predict, ram
-from .ceilings.command import vram
 from .constant.command import constant
 from .gpu.command import gpu, tune
 from .operations.command import aot, kernels, micro, traffic

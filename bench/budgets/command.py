@@ -13,7 +13,7 @@ import typer
 from ...engine.interfaces.commands.terminal import options
 
 if TYPE_CHECKING:
-    from .ram import RamCase, RamResult
+    from .ram_cases import RamCase, RamResult
 
 
 def budgets(
@@ -44,7 +44,7 @@ def budgets(
     from ...engine.request.config import PRECISIONS, check_choice
     from ...engine.request.sizes import parse_size
     from ..records.rows import append_rows
-    from .budgets import (
+    from .step_budgets import (
         BUDGETS,
         HEADER,
         BudgetJob,
@@ -99,7 +99,7 @@ def ram(
 
     from ...engine.interfaces.commands.terminal.failures import readable_errors
     from ...engine.request.config import check_choice
-    from .ram import CASES, build_store, describe, measure_ram
+    from .ram_cases import CASES, build_store, describe, measure_ram
 
     results = []
     with readable_errors(debug=False), tempfile.TemporaryDirectory() as temporary:
@@ -155,8 +155,8 @@ def predict(
     from ...engine.interfaces.commands.terminal.failures import readable_errors
     from ..records.environment import read_environment
     from ..records.rows import append_rows
-    from .predictions import make_rows
-    from .predictions import predict as predict_cards
+    from .card_predictions import make_rows
+    from .card_predictions import predict as predict_cards
 
     with readable_errors(debug=False):
         environment, rows = read_environment(), []

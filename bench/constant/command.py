@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import torch
 
     from ...engine.request.config import EngineConfig, Request
-    from ..meters.job_cost import JobRecord
+    from ..meters.job_cost import JobCost
     from ..records.rows import BenchRow
-    from .constant import ConstantResult, Render
+    from .claims import ConstantResult, Render
 
 _ALL = "1,2,5,15,30,60,120"
 # "reference" is wall time against that of reference work.
@@ -145,7 +145,7 @@ def parse_lengths(text: str) -> tuple[float, ...]:
 def _read_others(cards: list[Path] | None, report: Path | None) -> "list[BenchRow]":
     """Rows of other machines; a page that cannot be written is found out before anything is measured."""
     if report is not None:
-        from ..records.report import check_report_libraries
+        from ..records.html_page import check_report_libraries
 
         check_report_libraries()
     from ..records.rows import read_rows
@@ -165,7 +165,7 @@ def _store(
     if json_file is not None:
         append_rows(json_file, rows)
     if report is not None:
-        from .report import write_constant_report
+        from .claims_page import write_constant_report
 
         write_constant_report(report, result, rows, others)
         typer.echo(f"report: {report}")
@@ -201,7 +201,7 @@ class _Subject:
     def open(cls, model: str, config: "EngineConfig", *, is_random: bool, has_job_folder: bool) -> "_Subject":
         from ...engine.device import resolve_device
         from ...engine.engine import Engine
-        from .constant import JOB_FOLDER
+        from .claims import JOB_FOLDER
 
         if is_random:
             from ..subjects.random_job import RandomJob
@@ -222,7 +222,7 @@ class _Subject:
 
 
 def _count(subject: _Subject, request: "Request") -> int:
-    from .constant import count_job, judge_counts
+    from .claims import count_job, judge_counts
 
     finding = judge_counts(count_job(subject.render, request))
     typer.echo(f"{finding.claim:14} {_MARKS[finding.status]}: {finding.text}")
@@ -235,7 +235,7 @@ def _measure(
     from ..meters.memory_meter import MemoryMeter
     from ..operations.correctness import check_operations
     from ..subjects.reference_work import ReferenceWork
-    from .constant import measure_constant
+    from .claims import measure_constant
 
     typer.echo(_HEADER)
     result = measure_constant(
@@ -254,7 +254,7 @@ def _measure(
     return result
 
 
-def _line(job: "JobRecord") -> str:
+def _line(job: "JobCost") -> str:
     times = [section.total for section in job.sections]
     device = "-" if job.peak_allocated is None else f"{job.peak_allocated / 2**20:.1f}"
     return (
@@ -264,7 +264,7 @@ def _line(job: "JobRecord") -> str:
 
 
 def _rows(result: "ConstantResult", subject: _Subject, request: "Request", clock: str) -> "list[BenchRow]":
-    from .rows import ConstantRows, ConstantSubject
+    from .claim_rows import ConstantRows, ConstantSubject
 
     measured = ConstantSubject(
         model=subject.name,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from . import bare as bare_commands
+from . import argparse_commands as bare_commands
 
 Minutes = Annotated[float, typer.Option("--minutes", help="After which nothing new starts.")]
 

@@ -23,7 +23,7 @@ class Meter(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PhaseRecord:
+class PhaseCost:
     """One phase, done.
 
     Attributes:
@@ -46,7 +46,7 @@ class PhaseRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SectionRecord:
+class SectionCost:
     """One section, summed up.
 
     Attributes:
@@ -70,7 +70,7 @@ class SectionRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobRecord:
+class JobCost:
     """One job.
 
     Attributes:
@@ -82,15 +82,15 @@ class JobRecord:
     """
 
     length: float
-    phases: tuple[PhaseRecord, ...]
+    phases: tuple[PhaseCost, ...]
     file_bytes: int
     kept_bytes: int = 0
     measuring: float
 
     @property
-    def sections(self) -> list[SectionRecord]:
+    def sections(self) -> list[SectionCost]:
         """In generation order."""
-        groups: defaultdict[int, list[PhaseRecord]] = defaultdict(list)
+        groups: defaultdict[int, list[PhaseCost]] = defaultdict(list)
         for phase in self.phases:
             if phase.section is not None:
                 groups[phase.section].append(phase)
@@ -125,7 +125,7 @@ class JobRecord:
         return self.measuring / sum(section.total for section in self.sections)
 
 
-class JobRecorder:
+class CostRecorder:
     """Turns events into phase records; give :meth:`on_event` to the job."""
 
     def __init__(
@@ -139,7 +139,7 @@ class JobRecorder:
         self._clock = clock
         self._reference_work = reference_work
         self._references: list[float] = []
-        self._phases: list[PhaseRecord] = []
+        self._phases: list[PhaseCost] = []
         self._section = -1
         self._measuring = 0.0
         self._memory = meter.read()
@@ -157,11 +157,11 @@ class JobRecorder:
         elif isinstance(event, FileEvent):
             self._end_phase("end")
 
-    def finish(self, *, length: float, file_bytes: int, kept_bytes: int = 0) -> JobRecord:
+    def finish(self, *, length: float, file_bytes: int, kept_bytes: int = 0) -> JobCost:
         """The record of the job that has ended, and with it its last phase."""
         if self._phase not in ("start", "end"):
             self._end_phase("end")
-        return JobRecord(
+        return JobCost(
             length=length,
             phases=tuple(self._phases),
             file_bytes=file_bytes,
@@ -181,7 +181,7 @@ class JobRecorder:
         if self._phase != "start":
             before, self._memory = self._memory, self._meter.read()
             self._phases.append(
-                PhaseRecord(
+                PhaseCost(
                     phase=self._phase,
                     section=self._section if self._phase in SECTION_PHASES else None,
                     start=self._start - self._job_start,
@@ -199,13 +199,13 @@ class JobRecorder:
         self._measuring += self._start - end
 
 
-def _sum_up(phases: list[PhaseRecord]) -> SectionRecord:
+def _sum_up(phases: list[PhaseCost]) -> SectionCost:
     seconds: defaultdict[str, float] = defaultdict(float)
     for phase in phases:
         seconds[phase.phase] += phase.seconds
     peaks = [phase.memory.peak_allocated for phase in phases]
     references = [seconds for phase in phases for seconds in phase.references]
-    return SectionRecord(
+    return SectionCost(
         seconds=dict(seconds),
         peak_rss=max(phase.memory.peak_rss for phase in phases),
         peak_allocated=max((peak for peak in peaks if peak is not None), default=None),

@@ -14,7 +14,12 @@ from torch.utils._pytree import tree_leaves
 
 from ...engine.events import Event, PhaseEvent
 
-_PACKAGES = ("isoframe.engine.", "isoframe.kernels.", "isoframe.quant.", "isoframe.bench.ceilings.predicted")
+_PACKAGES = (
+    "isoframe.engine.",
+    "isoframe.kernels.",
+    "isoframe.quant.",
+    "isoframe.bench.budgets.planner_answers",
+)
 _SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 # On the meta device these only check shapes, which takes milliseconds each.
 _CHECKS_ONLY = {torch.ops.aten.gelu_.default, torch.ops.aten.addmm.out}

@@ -14,7 +14,7 @@ import torch
 
 from ...engine.events import Event, PhaseEvent
 from ...engine.weights.host import HostBuffer
-from .watch import observe
+from .method_watch import observe
 
 Source = Literal["NVML", "mem_get_info", "planner", "none"]
 # A step takes tenths of a second at least, and a reading some 50 us.
@@ -22,7 +22,7 @@ INTERVAL = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemorySample:
+class TimelineSample:
     """One moment; bytes. None is what this machine does not have or does not tell.
 
     Attributes:
@@ -151,7 +151,7 @@ class MemoryTimeline:
     """
 
     def __init__(self, reader: Reader, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.samples: list[MemorySample] = []
+        self.samples: list[TimelineSample] = []
         self.source = reader.source
         self._reader = reader
         self._clock = clock
@@ -171,7 +171,7 @@ class MemoryTimeline:
         with self._lock:
             values: dict[str, Any] = self._reader.read()
             self.samples.append(
-                MemorySample(seconds=self._clock() - self._start, phase=self._phase, **values)
+                TimelineSample(seconds=self._clock() - self._start, phase=self._phase, **values)
             )
 
     @contextmanager
@@ -193,11 +193,11 @@ class MemoryTimeline:
             self.sample()
 
 
-def thin_out(samples: list[MemorySample], most: int = 600) -> list[MemorySample]:
+def thin_out(samples: list[TimelineSample], most: int = 600) -> list[TimelineSample]:
     """At most about ``most`` samples: of neighbours in one phase the one that holds most."""
     size = max(-(-len(samples) // most), 1)
-    kept: list[MemorySample] = []
-    group: list[MemorySample] = []
+    kept: list[TimelineSample] = []
+    group: list[TimelineSample] = []
     for sample in samples:
         if group and (len(group) == size or sample.phase != group[0].phase):
             kept.append(max(group, key=_held))
@@ -206,5 +206,5 @@ def thin_out(samples: list[MemorySample], most: int = 600) -> list[MemorySample]
     return [*kept, max(group, key=_held)] if group else kept
 
 
-def _held(sample: MemorySample) -> tuple[int, int]:
+def _held(sample: TimelineSample) -> tuple[int, int]:
     return sample.device_used or 0, sample.rss

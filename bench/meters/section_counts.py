@@ -15,7 +15,7 @@ from ...engine.companions.vae import VideoVAE
 from ...engine.events import Event, PhaseEvent, SectionEvent
 from ...engine.families.framepack.transformer import PackedTransformer
 from ...engine.media.segments import SegmentSpool
-from .watch import observe
+from .method_watch import observe
 
 # Before it, history fills up and a job's paddings differ; the published rule has settled long before.
 FIRST_CONSTANT_SECTION = 5

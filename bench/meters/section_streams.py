@@ -13,7 +13,7 @@ from ...engine.weights.copies import CopySpan
 from ...engine.weights.store import Store
 from ...engine.weights.streams import Event
 from ...engine.weights.timeline import EventLog, exposed_wait
-from .watch import replace
+from .method_watch import replace
 
 
 class SectionStreams(EventLog):

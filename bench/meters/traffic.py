@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from ...engine.model.attention_choice import CANDIDATES
 from ...quant import make_format
 from ..subjects.random_model import allocate_transformer
-from ..subjects.steps import (
+from ..subjects.single_step import (
     MODEL_13B,
     SHAPE_640X608,
     diffusers_model,

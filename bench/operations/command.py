@@ -19,7 +19,7 @@ import typer
 if TYPE_CHECKING:
     from ..meters.traffic import Traffic
     from ..records.rows import BenchRow
-    from .aot import CompiledKernel, CompiledPair
+    from .compiled_kernels import CompiledKernel, CompiledPair
 
 
 _HEADER = (
@@ -41,7 +41,7 @@ def aot(
     from ...engine.request.config import check_choice
     from ...kernels import KERNELS
     from ...kernels.launching.launch import ARCHS
-    from .aot import check_triton, compile_pairs
+    from .compiled_kernels import check_triton, compile_pairs
 
     names = list(KERNELS)
     with readable_errors(debug=False):
@@ -99,8 +99,8 @@ def kernels(
     from ...engine.interfaces.commands.terminal.failures import readable_errors
     from ...kernels import KERNELS
     from ..records.environment import installed_version
-    from .aot import check_triton, compile_pairs
-    from .docs import render
+    from .compiled_kernels import check_triton, compile_pairs
+    from .kernels_page import render
 
     with readable_errors(debug=False):
         check_triton()

@@ -15,9 +15,9 @@ from ...engine.request.config import SamplingConfig
 from ...engine.sampling.sampler import make_sampler, sigma_schedule
 from ...kernels import KERNELS, KernelSpec
 from ...quant import DenseFormat
-from ..peers.forward import CASES
+from ..peers.step import CASES
 from ..subjects.random_model import allocate_transformer, fill_randomly
-from ..subjects.steps import draw_inputs, isoframe_step
+from ..subjects.single_step import draw_inputs, isoframe_step
 
 Work = Callable[[], object]
 _GIB = 2**30

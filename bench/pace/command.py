@@ -9,8 +9,8 @@ import typer
 from ...engine.interfaces.commands.terminal import options
 
 if TYPE_CHECKING:
-    from .bench import StepBench
-    from .pace import Variant
+    from .step_bench import StepBench
+    from .step_pace import Variant
 
 _Weights = Annotated[
     str, typer.Option("--weights", help="model, or random: the shape of --model without its files.")
@@ -60,9 +60,9 @@ def step(
     from ...engine.device import resolve_device
     from ...engine.interfaces.commands.terminal.failures import readable_errors
     from ...engine.request.config import EngineConfig, check_choice
-    from ..records.report import check_report_libraries
-    from .bench import StepBench
-    from .pace import Variant
+    from ..records.html_page import check_report_libraries
+    from .step_bench import StepBench
+    from .step_pace import Variant
 
     with readable_errors(debug=debug):
         check_choice("--weights", weights, ("model", "random"))
@@ -94,7 +94,7 @@ def step(
 
 def _run(bench: "StepBench", variants: "list[Variant]") -> bool:
     """Measure and print the variants whose step is right; whether all are."""
-    from .rows import HEADER, line
+    from .pace_rows import HEADER, line
 
     typer.echo(HEADER)
     is_right = True
@@ -117,7 +117,7 @@ def _store(bench: "StepBench", json_file: Path | None, report: Path | None) -> N
     if not bench.results:
         return
     from ..records.rows import append_rows
-    from .rows import write_step_report
+    from .pace_rows import write_step_report
 
     rows = bench.rows()
     if json_file is not None:

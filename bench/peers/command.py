@@ -12,7 +12,7 @@ import typer
 from ...engine.interfaces.commands.terminal import options
 
 if TYPE_CHECKING:
-    from .forward import ForwardResult
+    from .step import ForwardResult
 
 
 _What = Annotated[
@@ -59,8 +59,8 @@ def peers(
     from ...engine.device import resolve_device
     from ...engine.interfaces.commands.terminal.failures import readable_errors
     from ...engine.request.config import ORDERS, check_choice
+    from .printed_peers import PeersView
     from .section import MAX_ERRORS
-    from .view import PeersView
 
     with readable_errors(debug=debug):
         check_choice("--what", what, ("section", "pipeline"))
@@ -96,7 +96,7 @@ def forward(
     """Time one denoising step against diffusers' class, same weights, on the CPU; exit 1 above the limit."""
     from ...engine.interfaces.commands.terminal.failures import readable_errors
     from ...engine.request.config import check_choice
-    from .forward import CASES, compare_forward
+    from .step import CASES, compare_forward
 
     with readable_errors(debug=False):
         for name in case or ():

@@ -21,7 +21,7 @@ from ...engine.request.sections import SectionPlan, plan_sections
 from ...engine.sampling.history import History
 from ...engine.sampling.sampler import sigma_schedule
 from ...quant import DENSE_DTYPES
-from ..records.compare import bootstrap_ratio
+from ..records.comparison import bootstrap_ratio
 from ..subjects.random_model import draw_conditioning
 
 # Largest accepted relative RMS difference of the latents: rounding grows over the steps of a section.

@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from ...engine import Engine
-    from .magcache import MagnitudeResult
+    from .magnitude_ratios import MagnitudeResult
 
 
 _What = Annotated[
@@ -76,7 +76,7 @@ def quality(
     from ...engine.interfaces.commands.terminal.failures import readable_errors
     from ...engine.request.config import ORDERS, check_choice
     from .option_errors import OPTIONS
-    from .views import QualityView, TruthView
+    from .printed_results import QualityView, TruthView
 
     with readable_errors(debug=False):
         check_choice("--what", what, ("truth", "drift", "errors"))
@@ -120,7 +120,7 @@ def magcache(
     from ...engine.demo.examples_folder import EXAMPLES, find_example
     from ...engine.interfaces.commands.terminal.failures import readable_errors
     from ...engine.request.config import ORDERS, check_choice
-    from .magcache import measure_magnitudes
+    from .magnitude_ratios import measure_magnitudes
 
     with readable_errors(debug=False):
         for name in order or ():

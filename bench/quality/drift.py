@@ -15,11 +15,11 @@ from ...engine.engine import Engine
 from ...engine.families.framepack.packing import CleanLatents
 from ...engine.request.config import Request
 from ...engine.sampling.history import History
-from ..meters.watch import replace
+from ..meters.method_watch import replace
 from ..records.trend import mean_interval
-from .metrics import histogram_distance, sharpness
+from .clip_scores import FPS, aligned_iou, draw_frames, generate_frames, held_out_scene, segment, to_uint8
+from .frame_metrics import histogram_distance, sharpness
 from .optical_flow import warping_errors
-from .quality import FPS, aligned_iou, draw_frames, generate_frames, held_out_scene, segment, to_uint8
 from .world import Scene, center_of_mass, render, truth
 
 MEASURES = {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .metrics import gaussian_blur, luma
+from .frame_metrics import gaussian_blur, luma
 
 _NUM_LEVELS, _NUM_ITERATIONS = 3, 4
 _WINDOW, _DEVIATION = 9, 2.0

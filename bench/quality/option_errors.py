@@ -12,8 +12,8 @@ from ...engine.errors import DeviceError
 from ...engine.events import Event, StepEvent
 from ...engine.request.config import ATTENTIONS, EngineConfig, Request
 from ..records.trend import mean_interval
-from .metrics import psnr, sqnr, ssim
-from .quality import FPS, held_out_scene, to_uint8
+from .clip_scores import FPS, held_out_scene, to_uint8
+from .frame_metrics import psnr, sqnr, ssim
 from .world import Scene, render
 
 UNITS = {"sqnr": "dB", "psnr": "dB", "ssim": "ratio"}

@@ -17,7 +17,7 @@ def compare(before: _File, after: _File) -> None:
     """Compare what two files have in common; exit 1 where a correctness gate is red, and no figure is printed there."""
     from ...engine.errors import InputError
     from ...engine.interfaces.commands.terminal.failures import readable_errors
-    from .compare import compare_rows, differing_conditions
+    from .comparison import compare_rows, differing_conditions
     from .rows import read_rows
 
     with readable_errors(debug=False):
@@ -55,7 +55,7 @@ def results(
     """Describe stored results: every figure with its interval, its machine, and whether it was measured."""
     from ...engine.interfaces.commands.terminal.failures import readable_errors
     from ...engine.request.config import check_choice
-    from .docs import render, render_precision
+    from .results_page import render, render_precision
     from .rows import read_rows
 
     pages = {"benchmarks": render, "precision": render_precision}

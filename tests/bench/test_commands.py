@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from isoframe.bench.commands import app
-from isoframe.bench.peers import forward
-from isoframe.bench.peers.forward import ForwardCase, ForwardResult
+from isoframe.bench.peers import step as forward
+from isoframe.bench.peers.step import ForwardCase, ForwardResult
 
 
 @pytest.fixture(autouse=True)

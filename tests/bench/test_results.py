@@ -8,7 +8,7 @@ from bench_rows import ENVIRONMENT, ROW
 from typer.testing import CliRunner
 
 from isoframe.bench.commands import app
-from isoframe.bench.records.docs import render
+from isoframe.bench.records.results_page import render
 from isoframe.bench.records.rows import BenchRow, Gate
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,10 +11,10 @@ from bad_kernels import product_spec
 from typer.testing import CliRunner
 
 from isoframe.bench.commands import app
-from isoframe.bench.operations import aot
-from isoframe.bench.operations.aot import CompiledPair, compile_pair, compile_pairs, mma_types
-from isoframe.bench.operations.docs import COMMAND, COMPILED_TITLE, render
-from isoframe.bench.operations.tune import passes_gates, settings_users
+from isoframe.bench.operations import compiled_kernels as aot
+from isoframe.bench.operations.compiled_kernels import CompiledPair, compile_pair, compile_pairs, mma_types
+from isoframe.bench.operations.kernels_page import COMMAND, COMPILED_TITLE, render
+from isoframe.bench.operations.launch_tuning import passes_gates, settings_users
 from isoframe.kernels import KERNELS
 from isoframe.kernels.launching.launch import ARCHS
 

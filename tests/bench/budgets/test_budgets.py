@@ -11,9 +11,9 @@ import torch
 from tiny_models import saved_model
 from typer.testing import CliRunner
 
-from isoframe.bench.budgets import budgets
-from isoframe.bench.budgets import step as budget_step
-from isoframe.bench.budgets.budgets import (
+from isoframe.bench.budgets import step_budgets as budgets
+from isoframe.bench.budgets import step_probe as budget_step
+from isoframe.bench.budgets.step_budgets import (
     BudgetJob,
     BudgetPoint,
     describe,
@@ -22,13 +22,13 @@ from isoframe.bench.budgets.budgets import (
     median_step,
     resident_step,
 )
-from isoframe.bench.budgets.step import measure
+from isoframe.bench.budgets.step_probe import measure
 from isoframe.bench.commands import app
-from isoframe.bench.gpu import gpu
-from isoframe.bench.gpu.budgets import time_budgets
-from isoframe.bench.gpu.gpu import Bench
+from isoframe.bench.gpu import kernel_stages as gpu
+from isoframe.bench.gpu.budget_stage import time_budgets
+from isoframe.bench.gpu.kernel_stages import Bench
 from isoframe.bench.meters.fresh_process import ProcessError
-from isoframe.bench.meters.timing import Budget
+from isoframe.bench.meters.gpu_timer import Budget
 from isoframe.engine.errors import BudgetError
 from isoframe.engine.families.framepack.known_shapes import find_shapes
 from isoframe.engine.planning.budget import make_plan
@@ -171,7 +171,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[BudgetJob]
         seen: list[BudgetJob] = []
 
         def run(module: str, text: str) -> dict[str, object]:
-            assert module == "budget_step"
+            assert module == "budgets.step_probe"
             values = json.loads(text)
             seen.append(BudgetJob(**{**values, "size": tuple(values["size"])}))
             budget = seen[-1].budget

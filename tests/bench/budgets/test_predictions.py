@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from isoframe.bench.budgets.predictions import predict
+from isoframe.bench.budgets.card_predictions import predict
 from isoframe.bench.commands import app
-from isoframe.bench.records.docs import render
+from isoframe.bench.records.results_page import render
 from isoframe.bench.records.rows import read_rows
 from isoframe.engine.planning.machine import cards
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from isoframe.bench.budgets.ram import CASES, build_store, measure_ram
+from isoframe.bench.budgets.ram_cases import CASES, build_store, measure_ram
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.skipif(
@@ -31,7 +31,7 @@ def test_an_engine_with_a_budget_stays_in_it_and_one_without_exceeds_it(tmp_path
 CONVERSION = """
 import sys, torch
 from pathlib import Path
-from isoframe.bench.budgets.ram import RamCase, build_store
+from isoframe.bench.budgets.ram_cases import RamCase, build_store
 from isoframe.bench.budgets.ram_step import status_bytes
 _ = torch.randn(256, 256) @ torch.randn(256, 256)
 before = status_bytes("VmRSS")

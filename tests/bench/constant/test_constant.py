@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from isoframe.bench.commands import app
 from isoframe.bench.constant import command as constant_command
-from isoframe.bench.constant.constant import (
+from isoframe.bench.constant.claims import (
     ConstantResult,
     count_job,
     judge_counts,
@@ -21,7 +21,7 @@ from isoframe.bench.constant.constant import (
     measure_constant,
     run_job,
 )
-from isoframe.bench.meters.job_cost import JobRecorder
+from isoframe.bench.meters.job_cost import CostRecorder
 from isoframe.bench.meters.memory_meter import MemoryMeter, MemoryReading
 from isoframe.bench.meters.section_counts import SectionCounts
 from isoframe.bench.operations.correctness import check_operations
@@ -303,7 +303,7 @@ def counted(engine: Engine) -> list[SectionCounts]:
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch, counted: list[SectionCounts]) -> None:
     """The counted job is real, and counted once."""
-    monkeypatch.setattr("isoframe.bench.constant.constant.count_job", lambda render, request: counted)
+    monkeypatch.setattr("isoframe.bench.constant.claims.count_job", lambda render, request: counted)
 
 
 def measure(
@@ -398,7 +398,7 @@ def test_growth_is_seen_on_a_machine_that_gets_faster(machine: Machine) -> None:
 
 
 def test_reference_work_belongs_to_no_phase(machine: Machine) -> None:
-    recorder = JobRecorder(machine, machine.clock, machine.work)
+    recorder = CostRecorder(machine, machine.clock, machine.work)
     for event in machine.events(10):
         recorder.on_event(event)
     record = recorder.finish(length=12, file_bytes=1)
@@ -447,7 +447,7 @@ def test_measuring_that_costs_a_per_cent_tells_nothing(machine: Machine) -> None
 
 
 def test_measuring_reads_memory_once_a_phase_and_belongs_to_no_phase(machine: Machine) -> None:
-    recorder = JobRecorder(machine, machine.clock)
+    recorder = CostRecorder(machine, machine.clock)
     before = machine.reads
     for event in machine.events(10):
         recorder.on_event(event)
@@ -504,7 +504,7 @@ def test_command_may_count_only(monkeypatch: pytest.MonkeyPatch, counted: list[S
     result = run("--counters", "--window", 2, "--steps", 1, "--device", "cpu")
     assert (result.exit_code, result.stdout[:20]) == (0, "counters       holds")
     changed = [dataclasses.replace(section, tokens=index) for index, section in enumerate(counted)]
-    monkeypatch.setattr("isoframe.bench.constant.constant.count_job", lambda render, request: changed)
+    monkeypatch.setattr("isoframe.bench.constant.claims.count_job", lambda render, request: changed)
     result = run("--counters", "--device", "cpu")
     assert (result.exit_code, "FAILS: tokens 5 in section 6, 6 in section 7" in result.stdout) == (1, True)
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from isoframe.bench.gpu import gpu
-from isoframe.bench.gpu.gpu import Bench
-from isoframe.bench.meters.timing import Budget, Call, measure
-from isoframe.bench.operations.gpu_cases import KernelCase, Work, count_work, gpu_cases, library_calls
-from isoframe.bench.pace.gate import MAX_ERRORS
-from isoframe.bench.peers import forward
+from isoframe.bench.gpu import kernel_stages as gpu
+from isoframe.bench.gpu.kernel_stages import Bench
+from isoframe.bench.meters.gpu_timer import Budget, Call, measure
+from isoframe.bench.operations.timed_kernels import KernelCase, Work, count_work, gpu_cases, library_calls
+from isoframe.bench.pace.step_check import MAX_ERRORS
+from isoframe.bench.peers import step as forward
 from isoframe.bench.records.environment import read_environment
 from isoframe.bench.records.rows import Gate
 from isoframe.kernels import KERNELS, KernelSpec
@@ -256,7 +256,6 @@ BLOCKED = """
 import runpy, sys
 for name in ("av", "typer", "diffusers", "rich"):
     sys.modules[name] = None
-import train_demo.train, train_demo.transformer_training, train_demo.vae_training
 sys.argv = ["bench", "gpu", "--out", sys.argv[1], "--minutes", "1"]
 runpy.run_module("isoframe.bench", run_name="__main__", alter_sys=True)
 """

@@ -7,10 +7,10 @@ import pytest
 import torch
 from bench_rows import ENVIRONMENT, ROW
 
-from isoframe.bench.ceilings.probe import ProcessRunner
-from isoframe.bench.ceilings.vram import Outcome, VramJob
-from isoframe.bench.gpu import jobs as gpu_jobs
-from isoframe.bench.gpu.jobs import (
+from isoframe.bench.budgets.ceilings import Outcome, VramJob
+from isoframe.bench.budgets.video_probe import ProcessRunner
+from isoframe.bench.gpu import job_stages as gpu_jobs
+from isoframe.bench.gpu.job_stages import (
     find_ceilings,
     judge_constant_cost,
     run_jobs,
@@ -19,8 +19,8 @@ from isoframe.bench.gpu.jobs import (
     time_pipelines,
 )
 from isoframe.bench.meters.fresh_process import ProcessError
-from isoframe.bench.pace.gate import MAX_ERRORS
-from isoframe.bench.peers import pipeline as peers_pipeline
+from isoframe.bench.pace.step_check import MAX_ERRORS
+from isoframe.bench.peers import video as peers_pipeline
 from isoframe.bench.peers.section import PeerResult
 from isoframe.bench.records.environment import Environment
 from isoframe.bench.records.rows import BenchRow, Gate, append_rows, read_rows
@@ -105,7 +105,7 @@ def test_no_ceiling_is_sought_with_a_kernel_that_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     red = Gate(is_green=False, text="FAILED: conv")
-    monkeypatch.setattr("isoframe.bench.ceilings.subject.check_operations", lambda _: red)
+    monkeypatch.setattr("isoframe.bench.budgets.card_subject.check_operations", lambda _: red)
     monkeypatch.setattr(ProcessRunner, "run", lambda *_: pytest.fail("it was measured"))
     assert find_ceilings(Run(tmp_path)) == ([], 1)
     assert "vram: WRONG, not measured: FAILED: conv" in capsys.readouterr().out

@@ -11,9 +11,9 @@ import torch
 
 from isoframe.bench.meters.memory_timeline import (
     INTERVAL,
-    MemorySample,
     MemoryTimeline,
     Source,
+    TimelineSample,
     open_reader,
     thin_out,
 )
@@ -59,8 +59,8 @@ def test_a_thread_samples_between_the_events_and_ends_with_the_block() -> None:
     assert not any(thread.name == "isoframe-memory" for thread in threading.enumerate())
 
 
-def make_sample(index: int, phase: str, rss: int) -> MemorySample:
-    return MemorySample(seconds=float(index), phase=phase, rss=rss, pinned=0)
+def make_sample(index: int, phase: str, rss: int) -> TimelineSample:
+    return TimelineSample(seconds=float(index), phase=phase, rss=rss, pinned=0)
 
 
 def test_thinning_keeps_the_peak_of_every_phase() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from isoframe.bench.budgets.ram import RamCase, build_store
+from isoframe.bench.budgets.ram_cases import RamCase, build_store
 from isoframe.bench.meters.section_streams import SectionStreams
 from isoframe.engine.events import PhaseEvent
 from isoframe.engine.weights import memory as model_memory

@@ -10,9 +10,16 @@ import torch
 from typer.testing import CliRunner
 
 from isoframe.bench.commands import app
-from isoframe.bench.meters.timing import Budget, Call
-from isoframe.bench.operations.gpu_cases import KernelCase
-from isoframe.bench.operations.tune import Trial, Tuning, neighbours, search, settings_users, write_settings
+from isoframe.bench.meters.gpu_timer import Budget, Call
+from isoframe.bench.operations.launch_tuning import (
+    Trial,
+    Tuning,
+    neighbours,
+    search,
+    settings_users,
+    write_settings,
+)
+from isoframe.bench.operations.timed_kernels import KernelCase
 from isoframe.engine import DeviceError
 from isoframe.kernels import KERNELS, use_settings
 from isoframe.kernels.launching import launch as _launch

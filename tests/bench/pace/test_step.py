@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from isoframe.bench.commands import app
 from isoframe.bench.meters.memory_meter import MemoryReading
-from isoframe.bench.pace import bench as step_bench
-from isoframe.bench.pace.busy_card import Observation, likely_reasons
-from isoframe.bench.pace.gate import MAX_ERRORS, check_step
-from isoframe.bench.pace.pace import expected_step, measure_pace, roofline_share
+from isoframe.bench.pace import step_bench as step_bench
+from isoframe.bench.pace.slow_reasons import Observation, likely_reasons
+from isoframe.bench.pace.step_check import MAX_ERRORS, check_step
+from isoframe.bench.pace.step_pace import expected_step, measure_pace, roofline_share
 from isoframe.bench.records.rows import Gate, read_rows
 from isoframe.bench.subjects.random_model import RandomModel, draw_conditioning, draw_weight
 from isoframe.engine import ConfigError, EngineConfig, LatentSection, SamplingConfig

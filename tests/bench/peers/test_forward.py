@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from isoframe.bench.peers.forward import CASES, compare_forward
+from isoframe.bench.peers.step import CASES, compare_forward
 from isoframe.engine import IsoframeError
 
 

@@ -10,10 +10,10 @@ import torch
 from typer.testing import CliRunner
 
 from isoframe.bench.commands import app
-from isoframe.bench.peers import pipeline as peers_pipeline
 from isoframe.bench.peers import section as peers
-from isoframe.bench.peers.pipeline import compare_pipelines
+from isoframe.bench.peers import video as peers_pipeline
 from isoframe.bench.peers.section import PeerResult, compare_sections
+from isoframe.bench.peers.video import compare_pipelines
 from isoframe.bench.records.rows import read_rows
 from isoframe.engine import IsoframeError, Request
 from isoframe.engine.demo.examples_folder import find_example

@@ -10,7 +10,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from isoframe.bench.commands import app
-from isoframe.bench.quality import views as quality_views
+from isoframe.bench.quality import printed_results as quality_views
+from isoframe.bench.quality.clip_scores import draw_frames, generate_frames, held_out_scene
 from isoframe.bench.quality.drift import (
     MEASURES,
     distances_to_truth,
@@ -20,7 +21,6 @@ from isoframe.bench.quality.drift import (
     without_history,
 )
 from isoframe.bench.quality.option_errors import OPTIONS, Option, Sample, compare_samples, make_sample
-from isoframe.bench.quality.quality import draw_frames, generate_frames, held_out_scene
 from isoframe.bench.quality.world import Scene
 from isoframe.bench.records.rows import read_rows
 from isoframe.engine import Engine, EngineConfig, Request

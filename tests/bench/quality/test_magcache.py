@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from isoframe.bench.commands import app
-from isoframe.bench.quality.magcache import MagnitudeProbe
+from isoframe.bench.quality.magnitude_ratios import MagnitudeProbe
 from isoframe.engine import Engine, EngineConfig, SamplingConfig
 from isoframe.engine.sampling.magnitude import skip_schedule
 

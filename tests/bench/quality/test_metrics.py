@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from isoframe.bench.quality.metrics import MAX_DB, histogram_distance, psnr, sharpness, sqnr, ssim
+from isoframe.bench.quality.frame_metrics import MAX_DB, histogram_distance, psnr, sharpness, sqnr, ssim
 from isoframe.bench.records.trend import mean_interval
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from isoframe.bench.quality.clip_scores import draw_frames, held_out_scene
 from isoframe.bench.quality.optical_flow import lucas_kanade, warping_errors
-from isoframe.bench.quality.quality import draw_frames, held_out_scene
 
 
 def picture(right: float, down: float) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from train_demo.latent_pool import pool_scene
 
-from isoframe.bench.quality.quality import (
+from isoframe.bench.quality.clip_scores import (
     aligned_iou,
     draw_frames,
     held_out_scene,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from isoframe.bench.quality.views import QualityView, TruthView
+from isoframe.bench.quality.printed_results import QualityView, TruthView
 from isoframe.engine import ConfigError
 
 FUTURE_ALONE = "f1k1_x_g9_f1k1f2k2"

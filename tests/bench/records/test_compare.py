@@ -8,7 +8,7 @@ from bench_rows import ENVIRONMENT, ROW
 from typer.testing import CliRunner, Result
 
 from isoframe.bench.commands import app
-from isoframe.bench.records.compare import Comparison, compare_rows, differing_conditions
+from isoframe.bench.records.comparison import Comparison, compare_rows, differing_conditions
 from isoframe.bench.records.rows import BenchRow, Gate, append_rows
 
 STEADY = replace(ROW, values=(2.0, 2.1, 1.9, 2.0, 2.0, 2.05))

@@ -11,13 +11,13 @@ from bench_rows import ENVIRONMENT, ROW
 from typer.testing import CliRunner
 
 from isoframe.bench.commands import app
-from isoframe.bench.constant.constant import ConstantResult, Finding
-from isoframe.bench.constant.report import write_constant_report
-from isoframe.bench.constant.rows import ConstantRows
-from isoframe.bench.meters.job_cost import JobRecord, PhaseRecord
+from isoframe.bench.constant.claim_rows import ConstantRows
+from isoframe.bench.constant.claims import ConstantResult, Finding
+from isoframe.bench.constant.claims_page import write_constant_report
+from isoframe.bench.meters.job_cost import JobCost, PhaseCost
 from isoframe.bench.meters.memory_meter import MemoryReading
 from isoframe.bench.meters.section_counts import SectionCounts
-from isoframe.bench.records.report import make_cards
+from isoframe.bench.records.html_page import machine_results
 from isoframe.bench.records.rows import BenchRow, Gate
 
 MIB = 2**20
@@ -40,7 +40,7 @@ COUNTS = SectionCounts(
 )
 
 
-def make_job(length: float, num_sections: int) -> JobRecord:
+def make_job(length: float, num_sections: int) -> JobCost:
     """Sections of 0.1 + 1 + 0.4 s with 1000 MiB at most."""
     phases, start = [], 0.0
     for section in range(num_sections):
@@ -50,12 +50,12 @@ def make_job(length: float, num_sections: int) -> JobRecord:
                 device_used=2**32,
             )  # fmt: skip
             phases.append(
-                PhaseRecord(
+                PhaseCost(
                     phase=phase, section=section, start=start, seconds=seconds, memory=memory, written=10
                 )
             )
             start += seconds
-    return JobRecord(length=length, phases=tuple(phases), file_bytes=1000, measuring=0.001)
+    return JobCost(length=length, phases=tuple(phases), file_bytes=1000, measuring=0.001)
 
 
 def make_result(gate: Gate) -> ConstantResult:
@@ -116,7 +116,7 @@ def test_the_same_figures_make_the_same_page(tmp_path: Path) -> None:
 
 
 def test_a_card_has_every_unit_of_the_longest_video() -> None:
-    (card,) = make_cards(make_rows(make_result(GREEN), gpu="RTX 9000", gpu_bytes=2**33, driver="1"))
+    (card,) = machine_results(make_rows(make_result(GREEN), gpu="RTX 9000", gpu_bytes=2**33, driver="1"))
     assert (card.hardware, card.precision) == ("RTX 9000", "fp32")
     assert card.settings == "size auto, order forward, steps 25, attention sdpa, 12 s"
     assert (card.step, card.frame, card.section) == pytest.approx((1 / 25, 1.5 / 36, 1.5))
@@ -126,7 +126,7 @@ def test_a_card_has_every_unit_of_the_longest_video() -> None:
 def test_machines_have_cards_of_their_own() -> None:
     result = make_result(GREEN)
     rows = make_rows(result) + make_rows(result, cpu="another") + [ROW]
-    assert [card.hardware for card in make_cards(rows)] == ["a cpu", "another"]
+    assert [card.hardware for card in machine_results(rows)] == ["a cpu", "another"]
 
 
 def test_no_figures_are_shown_behind_a_red_gate(tmp_path: Path) -> None:

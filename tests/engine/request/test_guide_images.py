@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from isoframe.bench.quality.quality import center_of_mass
+from isoframe.bench.quality.clip_scores import center_of_mass
 from isoframe.bench.quality.world import Scene, render, sample_scene
 from isoframe.engine import (  # fmt: skip
     Anchor,

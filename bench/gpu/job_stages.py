@@ -1,0 +1,197 @@
+"""What ``bench gpu`` runs beside kernels and steps: paces, constant cost, ceilings and diffusers' pipeline.
+
+Each stage checks before it times, writes its rows when it ends, and is left out where a library, memory or time is
+missing: a rented machine has torch and triton, and little else.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from ...engine.errors import IsoframeError
+from ...engine.families.framepack.shapes import PUBLISHED_NAME
+from ...engine.request.config import EngineConfig, Request
+from ..meters.fresh_process import ProcessError
+from ..meters.memory_meter import MemoryMeter
+from ..operations.correctness import check_operations
+from ..records.environment import Environment
+from ..records.rows import BenchRow, append_rows, read_rows
+
+_PRECISIONS = ("bf16", "int8")
+_SIZE = (640, 608)
+_PACE_STEPS, _PACE_SECTIONS = 8, 3
+_CONSTANT_STEPS = 2
+_SECTION_SECONDS = 1.2
+_DEMO_STEPS = 4
+_MIB = 2**20
+
+
+class GpuRun(Protocol):
+    """The run of ``bench gpu`` that these stages are part of."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def environment(self) -> Environment: ...
+
+    def has_time(self, stage: str, what: str) -> bool:
+        """Whether a measurement of ``stage`` may start; says so if not."""
+        ...
+
+
+# Rows of a stage, and how many of its results were wrong.
+Stage = Callable[[GpuRun], tuple[list[BenchRow], int]]
+
+
+def run_jobs(run: GpuRun) -> int:
+    """Run every stage; how many results were wrong."""
+    num_wrong = 0
+    for name, stage in _STAGES.items():
+        if not run.has_time(name, "13B shape" if name in ("pace", "constant") else "the demo model"):
+            continue
+        try:
+            rows, wrong = stage(run)
+        except torch.OutOfMemoryError:
+            print(f"{name}: left out, the GPU has too little memory", flush=True)
+        except ModuleNotFoundError as error:
+            print(f"{name}: left out, pip install {error.name}", flush=True)
+        except (IsoframeError, ProcessError) as error:
+            num_wrong += 1
+            print(f"{name}: WRONG: {error}", flush=True)
+        else:
+            num_wrong += wrong
+            append_rows(run.folder / f"{name}.jsonl", rows)
+    return num_wrong
+
+
+def time_paces(run: GpuRun, source: str = PUBLISHED_NAME) -> tuple[list[BenchRow], int]:
+    """Sections of random weights, as ``bench step --weights random``."""
+    from ..pace.pace_rows import HEADER, line
+    from ..pace.step_bench import StepBench
+    from ..pace.step_pace import Variant
+
+    bench = StepBench(
+        source=source,
+        is_random=True,
+        size=_SIZE,
+        num_steps=_PACE_STEPS,
+        num_sections=_PACE_SECTIONS,
+        config=EngineConfig(device=str(run.device)),
+    )
+    print(HEADER, flush=True)
+    num_wrong = 0
+    for precision in _PRECISIONS:
+        variant = Variant(precision=precision, attention="auto", step_cache="none")
+        gate = bench.check(variant)
+        if not gate.is_green:
+            num_wrong += 1
+            print(f"{precision}: WRONG, not timed: {gate.text}", flush=True)
+            continue
+        result = bench.run(variant, gate)
+        print("\n".join([line(result), *(f"  {reason}" for reason in result.reasons)]), flush=True)
+    return bench.rows(), num_wrong
+
+
+def judge_constant_cost(run: GpuRun, source: str = PUBLISHED_NAME) -> tuple[list[BenchRow], int]:
+    """Counters, device peaks and times of short jobs with random weights, as ``bench constant --weights random``."""
+    from ..constant.claim_rows import ConstantRows, ConstantSubject
+    from ..constant.claims import measure_constant
+    from ..subjects.random_job import RandomJob
+
+    config = EngineConfig(device=str(run.device))
+    job = RandomJob(source, config, run.device)
+    request = Request(image="", prompt="", size=_SIZE, num_steps=_CONSTANT_STEPS)
+    result = measure_constant(
+        job.render,
+        request,
+        gate=check_operations(run.device),
+        meter=MemoryMeter(run.device),
+        lengths=tuple(count * _SECTION_SECONDS for count in (3, 10)),
+        num_repeats=0,
+    )
+    for finding in result.findings:
+        print(f"constant: {finding.claim:14} {finding.status}: {finding.text}", flush=True)
+    subject = ConstantSubject(
+        model=source, model_hash="random", device=run.device.type, request=request, config=config
+    )
+    rows = ConstantRows.of(result, subject).rows()
+    # Short jobs rarely prove that the time does not grow; only a claim that fails is wrong.
+    return rows, sum(finding.status == "failed" for finding in result.findings)
+
+
+def find_ceilings(run: GpuRun) -> tuple[list[BenchRow], int]:
+    """Ceilings and time line of the demo model in fresh processes, as ``bench vram``."""
+    from ..budgets.card_subject import VramSubject
+    from ..budgets.ceiling_rows import describe, make_rows
+    from ..budgets.ceilings import VramBench
+
+    subject = VramSubject(
+        model="demo", card=None, device=str(run.device), emulate=None, ram=None, is_predicted=False
+    )
+    gate = subject.gate()
+    if not gate.is_green:
+        print(f"vram: WRONG, not measured: {gate.text}", flush=True)
+        return [], 1
+    job = subject.job(
+        into=f"{1024 * _MIB}", size=(64, 64), window=9, steps=_DEMO_STEPS, precision=None, attention="auto"
+    )
+    bench = VramBench(subject.runner, job, most=2048 * _MIB, resolution=64 * _MIB)
+    result = bench.measure(num_budgets=2)
+    print("\n".join(describe(result)), flush=True)
+    rows = make_rows(result, gate=gate, environment=run.environment, settings=subject.settings())
+    return rows, int(result.least is None)
+
+
+def time_pipelines(run: GpuRun) -> tuple[list[BenchRow], int]:
+    """A video of the demo model beside diffusers' pipeline, as ``bench peers --what pipeline``."""
+    from ..peers.printed_peers import PeersView
+
+    precision = "fp32" if run.device.type == "cpu" else "bf16"
+    path = run.folder / "peers.jsonl.part"
+    view = PeersView(
+        model="demo", device=run.device, size=(64, 64), steps=_DEMO_STEPS, repeats=3, json_file=path
+    )
+    print(
+        view.show_pipeline(
+            precision, seconds=_SECTION_SECONDS, order="forward", is_offloaded=False, vram=None
+        ),
+        flush=True,
+    )
+    rows = read_rows(path)
+    path.unlink()
+    return rows, 0
+
+
+_STAGES: dict[str, Stage] = {
+    "pace": time_paces,
+    "constant": judge_constant_cost,
+    "vram": find_ceilings,
+    "peers": time_pipelines,
+}
+
+
+_SHOWN = (
+    "step-13b-640x608",
+    "pace-step",
+    "pace-share-of-card",
+    "constant-growth",
+    "vram-least-budget",
+    "peers-video",
+)
+
+
+def summary(folder: Path) -> Iterator[str]:
+    """The figures that people ask for first, from the rows in ``folder``, in a short table."""
+    rows = [row for path in sorted(folder.glob("*.jsonl")) for row in read_rows(path)]
+    checked = [row for row in rows if row.case.startswith("accuracy-")]
+    wrong = [row.case.removeprefix("accuracy-") for row in checked if not row.gate.is_green]
+    yield f"{'checked':24}{len(checked)} kernel shapes, wrong: {', '.join(wrong) or 'none'}"
+    for row in rows:
+        if row.case in _SHOWN and row.gate.is_green:
+            yield f"{row.case:24}{row.variant:22}{row.precision:12}{row.median:12.4g} {row.unit}"
