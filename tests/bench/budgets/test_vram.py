@@ -186,7 +186,7 @@ def test_predicted_owners_add_up_to_the_plans_tensors(planner: PlanRunner) -> No
     planned = next(sample for sample in outcome.samples if sample.phase == "denoise").allocated or 0
     assert 0.95 * planned <= peak.num_bytes <= 1.01 * planned
     assert [owner.name for owner in peak.owners[:2]] == [
-        "bench.budgets.planner_answers: resident_units", "bench.planned_step: ring_slots"
+        "bench.budgets.planner_answers: resident_units", "bench.budgets.planner_answers: ring_slots"
     ]  # fmt: skip
     assert sum(owner.num_bytes for owner in peak.owners) > 0.9 * peak.num_bytes
 
