@@ -1,0 +1,46 @@
+"""A configuration as a dictionary of JSON's values, and back: for job records, metadata, servers and settings."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, get_args
+
+T = TypeVar("T")
+
+
+def to_dict(configuration: object) -> dict[str, Any]:
+    """All fields of a dataclass; paths become text, tuples lists, and pictures in memory None."""
+    return {entry.name: _plain(getattr(configuration, entry.name)) for entry in fields(configuration)}  # type: ignore[arg-type]  # any dataclass
+
+
+def from_dict(configuration: type[T], values: Mapping[str, Any]) -> T:
+    """What :func:`to_dict` wrote; fields that are missing take their defaults, lists become tuples.
+
+    Raises:
+        TypeError: a field is unknown, or one without a default is missing.
+        ConfigError: of the constructor.
+    """
+    types = {entry.name: entry.type for entry in fields(configuration)}  # type: ignore[arg-type]  # any dataclass
+    return configuration(**{name: _made(types.get(name), value) for name, value in values.items()})
+
+
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return to_dict(value) if is_dataclass(value) else None
+
+
+def _made(declared: Any, value: object) -> object:
+    if not isinstance(value, list):
+        return value
+    item = next(iter(get_args(declared)), None)
+    return tuple(
+        from_dict(item, entry) if isinstance(item, type) and isinstance(entry, Mapping) else entry
+        for entry in value
+    )

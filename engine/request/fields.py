@@ -1,0 +1,159 @@
+"""The one description of a field: what its values may be, and what every door says of it and calls it.
+
+A door is a way into the engine: the "command" line, the "server" (HTTP, its client and its MCP tool), the "app" and
+"comfyui". They are made from these descriptions, so that a new field of a request is written down once.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from ..errors import ConfigError
+
+DOORS = ("command", "server", "app", "comfyui")
+# Headings under which the command line lists its options.
+JOB, SAMPLING, OUTPUT, MACHINE = "Job", "Sampling", "Output", "Machine"
+_KEY = "setting"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What is known of a field, beside its name, type and default.
+
+    Attributes:
+        help: one line for people, with the unit; {name} is another field as the door calls it.
+        hint: what the command line alone has to say after that.
+        panel: heading under which the command line lists it.
+        names: what a door calls it where that is not the field's name, by door. An option of the command line may have
+            several spellings, separated by spaces.
+        metavar: what stands for the value of an option.
+        choices: the values that there are; empty where they are not counted.
+        untrained: further ones that no published checkpoint was trained for; most doors leave them out.
+        least: smallest number; None checks nothing.
+        is_positive: whether a number must be above 0.
+        most: largest number.
+        limit: largest number or longest text that a server takes; None is ``most``.
+        absent: the doors that do not offer it, and why.
+    """
+
+    help: str
+    hint: str = ""
+    panel: str = SAMPLING
+    names: Mapping[str, str] = field(default_factory=dict)
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    untrained: tuple[str, ...] = ()
+    least: int | None = None
+    is_positive: bool = False
+    most: int | None = None
+    limit: int | None = None
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offered:
+    """A field as one door offers it.
+
+    Attributes:
+        field: its name in the engine.
+        name: what the door calls it.
+        type: of its values, in the engine.
+        default: in the engine; ``dataclasses.MISSING`` where a value must be given.
+        help: for people, in the door's own names.
+        setting: all that is known.
+    """
+
+    field: str
+    name: str
+    type: Any
+    default: Any
+    help: str
+    setting: Setting
+
+
+def setting(default: T, about: Setting) -> T:
+    """A field of a dataclass that doors offer; without a default: ``field(metadata=described(...))``."""
+    made: T = field(default=default, metadata=described(about))
+    return made
+
+
+def described(about: Setting) -> dict[str, Setting]:
+    """The metadata of a field."""
+    return {_KEY: about}
+
+
+def offered(configuration: type, door: str) -> dict[str, Offered]:
+    """The fields of a dataclass that ``door`` offers, by their names in the engine."""
+    known = {entry.name: entry for entry in fields(configuration) if _KEY in entry.metadata}
+    names = {name: _name(name, entry.metadata[_KEY], door) for name, entry in known.items()}
+    shown = {name: text.split()[0] for name, text in names.items()}
+    return {
+        name: Offered(
+            field=name,
+            name=names[name],
+            type=entry.type,
+            default=entry.default,
+            help=_help(entry.metadata[_KEY], door).format_map(shown),
+            setting=entry.metadata[_KEY],
+        )
+        for name, entry in known.items()
+        if door not in entry.metadata[_KEY].absent
+    }
+
+
+def _name(field_name: str, about: Setting, door: str) -> str:
+    usual = f"--{field_name.replace('_', '-')}" if door == "command" else field_name
+    return about.names.get(door, usual)
+
+
+def _help(about: Setting, door: str) -> str:
+    return f"{about.help} {about.hint}" if door == "command" and about.hint else about.help
+
+
+def check_settings(configuration: Any) -> None:
+    """Raise :class:`ConfigError` for the first field whose value is none of its choices or out of its bounds."""
+    for entry in fields(configuration):
+        about, value = entry.metadata.get(_KEY), getattr(configuration, entry.name)
+        if about is None or (value is None and entry.default is None):
+            continue
+        if about.is_positive and (not is_finite(value) or value <= 0):
+            raise ConfigError(f"{entry.name} must be a positive number, got {value!r}")
+        if about.choices:
+            check_choice(entry.name, value, (*about.choices, *about.untrained))
+        elif about.least is not None and entry.type is float:
+            check_number(entry.name, value, about.least, about.most)
+        elif about.least is not None:
+            check_at_least(entry.name, value, about.least)
+            if about.most is not None and value > about.most:
+                raise ConfigError(f"{entry.name} must be at most {about.most}, got {value}")
+
+
+def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
+    """Raise :class:`ConfigError` unless ``value`` is one of ``choices``; the message suggests the nearest."""
+    choices = tuple(choices)
+    if value in choices:
+        return
+    nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    raise ConfigError(f"{argument} must be one of {', '.join(choices)}, got {value!r}{hint}")
+
+
+def check_at_least(argument: str, value: int, least: int) -> None:
+    """Raise :class:`ConfigError` unless ``value`` is an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{argument} must be an integer of at least {least}, got {value!r}")
+
+
+def check_number(argument: str, value: float, least: int, most: int | None = None) -> None:
+    """Raise :class:`ConfigError` unless ``value`` is finite and from ``least`` to ``most``."""
+    if not is_finite(value) or value < least or (most is not None and value > most):
+        bounds = f"a finite number >= {least}" if most is None else f"from {least} to {most}"
+        raise ConfigError(f"{argument} must be {bounds}, got {value!r}")
+
+
+def is_finite(value: object) -> bool:
+    """Whether ``value`` is a number, and neither infinite nor none at all."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
