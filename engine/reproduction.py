@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from .checkpoints.lora_files import open_lora_file
 from .errors import InputError
 from .jobs.folder import JobFolder
-from .jobs.metadata import package_versions
+from .jobs.metadata import FILE_FIELDS, package_versions
 from .media.given import RequestImages
 from .media.images import load_image
 from .media.mp4 import ffmpeg_url
 from .media.video import Video, read_video_info
+from .request.codec import from_dict
 from .request.config import LoraStrength, Request
 from .request.guides import GuideImage
-from .request.prompts import PromptSpan
 from .sampling.codebook import Codebook
 from .sampling.denoiser import EventHandler
 
@@ -109,21 +109,16 @@ class Recipe:
                 f"{self.source} has options that this version does not know: {', '.join(unknown)}"
             )
         changes = {
+            **{name: self._find(asked.get(name), folder) for name in FILE_FIELDS if name != "image"},
             "image": image or self._find(asked["image"], folder),
-            **{
-                name: self._find(asked.get(name), folder)
-                for name in ("end_image", "video", "history_codebook")
-            },
             "size": tuple(self.metadata["size"]),
             "base_resolution": None,
             "order": self.metadata["sampling"]["order"],
             "loras": tuple(self._find_lora(use, folder) for use in asked["loras"]),
             "guide_images": tuple(self._find_guide(guide, folder) for guide in asked.get("guide_images", ())),
-            "prompt_spans": tuple(PromptSpan(**span) for span in asked.get("prompt_spans", ())),
-            **{name: _tuple(asked.get(name)) for name in ("latent_paddings", "section_order")},
             "force": True,
         }
-        request = Request(**asked | changes)
+        request = from_dict(Request, asked | changes)
         self._check_files(request)
         return request
 
@@ -199,10 +194,6 @@ class Recipe:
 def _names(images: object) -> str:
     """A file, or those of the guide images."""
     return ", ".join(str(guide.image) for guide in images) if isinstance(images, tuple) else str(images)
-
-
-def _tuple(values: Any) -> tuple[int, ...] | None:
-    return None if values is None else tuple(values)
 
 
 def reproduce(

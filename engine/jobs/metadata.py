@@ -1,6 +1,5 @@
 """What a video file says about its making."""
 
-import dataclasses
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -10,9 +9,12 @@ import torch
 
 from ..checkpoints.lora import Lora
 from ..media.given import IMAGE_FIELDS, RequestImages, image_name
+from ..request.codec import to_dict
 from ..request.config import LoraStrength, Request, SamplingConfig
 from ..sampling.codebook import Codebook
 
+# Fields of a request that name a file.
+FILE_FIELDS = (*IMAGE_FIELDS, "video", "history_codebook")
 _PACKAGES = ("isoframe", "torch", "diffusers", "transformers", "av")
 
 
@@ -41,19 +43,15 @@ def video_metadata(
         precision: of weights and activations.
         frame_filter: name of the function that the frames passed through.
     """
-    asked = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
-    asked |= {name: image_name(asked[name]) for name in (*IMAGE_FIELDS, "video")}
     uses = [_describe_lora(use, lora) for use, lora in zip(sampling.loras, loras, strict=True)]
-    codebook = image_name(sampling.history_codebook)
-    asked |= {"history_codebook": codebook}
+    # Names alone: a video is passed on, its maker's folders are not.
+    asked = to_dict(request) | {name: image_name(getattr(request, name)) for name in FILE_FIELDS}
     asked["guide_images"] = [
         {"image": image_name(guide.image), "time": guide.time} for guide in request.guide_images
     ]
-    asked["prompt_spans"] = [dataclasses.asdict(span) for span in request.prompt_spans]
     return {
         "request": asked | {"loras": uses},
-        "sampling": dataclasses.asdict(sampling)
-        | {"loras": uses, "history_codebook": codebook, "guide_places": list(sampling.guide_places)},
+        "sampling": to_dict(sampling) | {"loras": uses, "history_codebook": asked["history_codebook"]},
         "seed": sampling.seed,
         **_timeline(request),
         **images.hashes(),
@@ -77,7 +75,7 @@ def _codebook(sampling: SamplingConfig) -> dict[str, Any]:
 def _timeline(request: Request) -> dict[str, Any]:
     """Which prompt the sections have, in video order, where there are several."""
     stretches = request.prompt_timeline().stretches
-    return {} if len(stretches) == 1 else {"prompts": [dataclasses.asdict(stretch) for stretch in stretches]}
+    return {} if len(stretches) == 1 else {"prompts": [to_dict(stretch) for stretch in stretches]}
 
 
 def _describe_lora(use: LoraStrength, lora: Lora) -> dict[str, Any]:

@@ -6,27 +6,22 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from ..media.given import IMAGE_FIELDS, guide_field
-from ..request.config import EngineConfig, LoraStrength, Request, SamplingConfig
+from ..request.codec import from_dict, to_dict
+from ..request.config import EngineConfig, Request, SamplingConfig
 from ..request.guides import GuideImage
-from ..request.prompts import PromptSpan
 from ..request.sections import plan_sections
 
 # Of the whole folder: a change in any of its files counts.
 VERSION = 2
-# What decides every value of the video, besides the fields of SamplingConfig.
-_DECISIVE_REQUEST = (
-    "negative_prompt",
-    "posterior",
-    "fps",
-    "crf",
-    "codec",
-    "prompt_blend",
-    "end_image_strength",
-    "direction",
-)
+# Fields of a request that its sampling, the metadata or the prompts of its sections tell; all others decide the video.
+_TOLD_OTHERWISE = frozenset(
+    (*IMAGE_FIELDS, "video", "guide_images", "loop", "size", "base_resolution", "seconds", "force", "prompt", "prompt_spans",
+     *(field.name for field in dataclasses.fields(SamplingConfig)))
+)  # fmt: skip
 _DECISIVE_METADATA = (
     "image_sha256", "end_image_sha256", "guide_images_sha256", "video_sha256", "codebook_sha256", "size", "model_hash", "precision", "frame_filter",
 )  # fmt: skip
@@ -81,7 +76,7 @@ class JobRecord:
     source: ModelSource
     request: Request
     sampling: SamplingConfig
-    metadata: Mapping[str, object]
+    metadata: Mapping[str, Any]
     output: Path
     num_frames: int
     num_leading: int
@@ -90,24 +85,17 @@ class JobRecord:
 
     def to_json(self) -> str:
         """The content of job.json."""
-        values = {
+        values = to_dict(self)
+        values |= values.pop("source") | {
             "version": VERSION,
-            "token": self.token,
-            "model": self.source.model,
-            "components": dict(self.source.components),
-            "config": dataclasses.asdict(self.source.config),
-            "request": _asked(self.request),
+            # Without its images a request may be none: a loop needs one.
+            "request": {name: value for name, value in values["request"].items() if name not in IMAGE_FIELDS}
+            | {"guide_images": [{"time": guide.time} for guide in self.request.guide_images]},
             "images": [name for name in IMAGE_FIELDS if self._has_image(name)],
-            "sampling": dataclasses.asdict(self.sampling),
             "sections": _plan(self.sampling),
-            "metadata": dict(self.metadata),
-            "output": self.output.absolute(),
-            "num_frames": self.num_frames,
-            "num_leading": self.num_leading,
-            "is_overwriting": self.is_overwriting,
-            "vae_tile": self.vae_tile,
+            "output": str(self.output.absolute()),
         }
-        return json.dumps(values, indent=2, default=str)
+        return json.dumps(values, indent=2)
 
     @classmethod
     def from_json(cls, text: str, folder: Path, name: str) -> "JobRecord":
@@ -118,9 +106,10 @@ class JobRecord:
         """
         try:
             values = json.loads(text)
-            _check_version(values.get("version"), name)
+            _check_version(values.pop("version", None), name)
+            sections = values.pop("sections")
             record = cls._parse(values, folder)
-            if values["sections"] != _plan(record.sampling):
+            if sections != _plan(record.sampling):
                 raise InputError(
                     f"{name} plans its sections in another way than this version; start the job again"
                 )
@@ -131,46 +120,17 @@ class JobRecord:
         return record
 
     @classmethod
-    def _parse(cls, values: Mapping[str, object], folder: Path) -> "JobRecord":
-        request, sampling = dict(values["request"]), dict(values["sampling"])  # type: ignore[call-overload]  # checked by the caller
-        for shared in (request, sampling):
-            for name in ("latent_paddings", "section_order"):
-                shared[name] = _tuple(shared[name])
-            shared["loras"] = tuple(
-                LoraStrength(**use | {"sections": _tuple(use["sections"])}) for use in shared["loras"]
-            )
-        spans = tuple(PromptSpan(**span) for span in request.get("prompt_spans", ()))
+    def _parse(cls, values: dict[str, Any], folder: Path) -> "JobRecord":
+        names = values.pop("images", IMAGE_FIELDS[:1])
+        images = {name: image_path(folder, name) if name in names else None for name in IMAGE_FIELDS}
+        guides = [
+            GuideImage(image=image_path(folder, guide_field(index)), time=guide["time"])
+            for index, guide in enumerate(values["request"].get("guide_images", ()))
+        ]
         # The kept image was cropped to the video and may have an unusual shape.
-        # A video's first frame may stand for the image that was not given.
-        names = values.get("images", IMAGE_FIELDS[:1])
-        request |= {name: image_path(folder, name) for name in names if name in IMAGE_FIELDS}  # type: ignore[attr-defined]  # likewise
-        request["guide_images"] = tuple(
-            GuideImage(image=image_path(folder, guide_field(i)), time=guide["time"])
-            for i, guide in enumerate(request.get("guide_images", ()))
-        )
-        sampling["guide_places"] = tuple(sampling.get("guide_places", ()))
-        request |= {
-            "image": request.get("image"),
-            "size": _tuple(request["size"]),
-            "force": True,
-            "prompt_spans": spans,
-        }
-        return cls(
-            token=str(values["token"]),
-            source=ModelSource(
-                model=str(values["model"]),
-                components=dict(values["components"]),  # type: ignore[call-overload]  # likewise
-                config=EngineConfig(**values["config"]),  # type: ignore[arg-type]  # likewise
-            ),
-            request=Request(**request),
-            sampling=SamplingConfig(**sampling),
-            metadata=dict(values["metadata"]),  # type: ignore[call-overload]  # likewise
-            output=Path(str(values["output"])),
-            num_frames=int(values["num_frames"]),  # type: ignore[call-overload]  # likewise
-            num_leading=int(values["num_leading"]),  # type: ignore[call-overload]  # likewise
-            is_overwriting=bool(values["is_overwriting"]),
-            vae_tile=values["vae_tile"],  # type: ignore[arg-type]  # likewise
-        )
+        values["request"] |= {**images, "guide_images": tuple(guides), "force": True}
+        values["source"] = {name: values.pop(name) for name in ("model", "components", "config")}
+        return from_dict(cls, values)
 
     def _has_image(self, name: str) -> bool:
         """Whether the job keeps the image of a field; the end image of a loop is the start image."""
@@ -191,36 +151,23 @@ class JobRecord:
                 f"job with: isoframe resume {folder}"
             )
 
-    def _identity(self) -> dict[str, object]:
+    def _identity(self) -> dict[str, Any]:
         """Everything that decides the frames, as JSON values."""
-        decisive = {
+        return {
             "prompt": _prompts(self.request),
-            **{name: getattr(self.request, name) for name in _DECISIVE_REQUEST},
+            **{name: value for name, value in to_dict(self.request).items() if name not in _TOLD_OTHERWISE},
             **{name: self.metadata.get(name) for name in _DECISIVE_METADATA},
-            # LoRAs are in it by their content.
-            **self.metadata["sampling"],  # type: ignore[dict-item]  # video_metadata makes it a dictionary
-            # An earlier version did not name it.
-            "guide_places": self.sampling.guide_places,
+            **to_dict(self.sampling),
+            # By their content.
+            **{name: self.metadata["sampling"][name] for name in ("loras", "history_codebook")},
             "components": dict(self.source.components),
             "vae_tiles": self.source.config.vae_tiles,
         }
-        values: dict[str, object] = json.loads(json.dumps(decisive, default=str))
-        return values
 
 
 def _absolute(source: str | os.PathLike[str]) -> str:
     """Paths that exist become absolute; names of models stay."""
     return os.path.abspath(source) if os.path.exists(source) else os.fspath(source)
-
-
-def _asked(request: Request) -> dict[str, object]:
-    """All fields but the images, which are not JSON."""
-    # Without its images a request may be none: a loop needs one.
-    plain = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
-    for name in ("loras", "prompt_spans"):
-        plain[name] = [dataclasses.asdict(item) for item in plain[name]]
-    plain["guide_images"] = [{"time": guide.time} for guide in request.guide_images]
-    return {name: value for name, value in plain.items() if name not in IMAGE_FIELDS}
 
 
 def _prompts(request: Request) -> object:
@@ -247,10 +194,6 @@ def _check_version(version: object, name: str) -> None:
             f"{name} must have version {VERSION}, got {version!r}; continue the job with the version of isoframe that "
             "started it"
         )
-
-
-def _tuple(values: object) -> tuple[int, ...] | None:
-    return None if values is None else tuple(values)  # type: ignore[arg-type]  # checked by the caller
 
 
 def _shorten(value: object) -> str:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 T = TypeVar("T")
@@ -14,7 +15,9 @@ def to_dict(configuration: object) -> dict[str, Any]:
 
 
 def from_dict(configuration: type[T], values: Mapping[str, Any]) -> T:
-    """What :func:`to_dict` wrote; fields that are missing take their defaults, lists become tuples.
+    """What :func:`to_dict` wrote; fields that are missing take their defaults.
+
+    Lists become tuples, text a path, and objects dataclasses where the type of a field says so.
 
     Raises:
         TypeError: a field is unknown, or one without a default is missing.
@@ -37,10 +40,9 @@ def _plain(value: object) -> object:
 
 
 def _made(declared: Any, value: object) -> object:
-    if not isinstance(value, list):
-        return value
-    item = next(iter(get_args(declared)), None)
-    return tuple(
-        from_dict(item, entry) if isinstance(item, type) and isinstance(entry, Mapping) else entry
-        for entry in value
-    )
+    if isinstance(value, list):
+        item = next(iter(get_args(declared)), None)
+        return tuple(_made(item, entry) for entry in value)
+    if isinstance(value, Mapping) and is_dataclass(declared):
+        return from_dict(declared, value)  # type: ignore[arg-type]  # a class: no field's type is an instance
+    return Path(value) if declared is Path and isinstance(value, str) else value

@@ -378,7 +378,7 @@ class Request(SharedFields):
             help="End where the image begins: repeats without a seam.", panel=JOB, absent={"comfyui": SOCKET}
         ),
     )
-    video: "str | os.PathLike[str] | None" = setting(
+    video: str | os.PathLike[str] | None = setting(
         None,
         Setting(
             help="Video to extend by {seconds}; its frames stay as they are, and IMAGE may be left out.",

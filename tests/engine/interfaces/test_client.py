@@ -21,6 +21,7 @@ from isoframe.engine.interfaces.server.videos.parameters import VideoParameters
 from isoframe.engine.interfaces.server.videos.service import VideoService
 from isoframe.engine.interfaces.server.videos.workers import LocalWorkers
 
+FIELDS = [field.name for field in dataclasses.fields(Request)]
 KEY = "0123456789abcdef0123"
 REQUEST = Request(
     image=Image.new("RGB", (64, 64), (200, 60, 40)), prompt="a red circle bounces", seconds=0.1,
@@ -157,7 +158,7 @@ def test_fields_that_the_server_does_not_know_are_refused_and_no_others() -> Non
         type(None): np.zeros((2, 2), np.uint8),
     }
     plain, refused = dataclasses.replace(REQUEST, size=None), {}
-    for name in Request.__slots__:
+    for name in FIELDS:
         request = copy.copy(plain)
         if name not in ("image", "size", "loras"):
             object.__setattr__(request, name, others[type(getattr(plain, name))])
@@ -168,7 +169,7 @@ def test_fields_that_the_server_does_not_know_are_refused_and_no_others() -> Non
         else:
             assert set(fields) <= set(VideoBody.model_fields)
             assert name in fields or name in ("size", "loras")
-    unknown = set(Request.__slots__) - set(VideoBody.model_fields) - {"size"}
+    unknown = set(FIELDS) - set(VideoBody.model_fields) - {"size"}
     assert refused == {name: f"{name} must be left as it is, a server does not take it" for name in unknown}
 
 
@@ -190,7 +191,7 @@ def test_every_field_of_a_request_is_one_of_the_server_or_refused(tmp_path: Path
     fields.pop("image")
     parameters = VideoParameters.model_validate(fields)
     assert parameters.to_request(REQUEST.image, ("style",)) == Request(
-        **{name: getattr(request, name) for name in Request.__slots__} | {"image": REQUEST.image}
+        **{name: getattr(request, name) for name in FIELDS} | {"image": REQUEST.image}
     )
     with pytest.raises(ConfigError, match="latent_paddings must be left as it is"):
         request_fields(Request(image="a.png", prompt="a", seconds=0.1, latent_paddings=(0,)))

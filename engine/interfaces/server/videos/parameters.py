@@ -1,6 +1,7 @@
 """What a client says about a video that it wants: names, types and bounds, and the engine's request."""
 
 from collections.abc import Collection
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -109,7 +110,7 @@ class VideoParameters(BaseModel):
             raise FieldError(
                 "loras", f"loras must be loaded by the server, which has {loaded}; got {unknown[0]!r}"
             )
-        shared = set(VideoParameters.model_fields) & set(Request.__slots__) - {"loras"}
+        shared = set(VideoParameters.model_fields) & {field.name for field in fields(Request)} - {"loras"}
         try:
             return Request(
                 image=image,
