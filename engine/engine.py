@@ -2,35 +2,33 @@
 
 import json
 import os
-import secrets
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from .companions.encoders import Encoders
-from .companions.previews import cached_latent_rgb, save_png
-from .companions.vae import DecodedFrames, VideoVAE, to_uint8
+from .companions.previews import save_png
+from .companions.vae import DecodedFrames, to_uint8
 from .errors import ConfigError
-from .events import Event, FileEvent, StepEvent
-from .files import check_extras, check_png_path, check_video_path, make_folder
+from .events import Event, StepEvent
+from .files import check_extras, check_png_path, make_folder
 from .generation.decoding import count_sections, decode_sections, decode_within
 from .generation.frame_filter import FrameFilter, apply_filter, filter_name
-from .generation.generation import Generation, Section
+from .generation.generation import Generation, Section, ignore
+from .generation.inputs import JobInputs
 from .generation.loaded_model import LoadedModel
-from .generation.rendering import Rendering, open_latents, open_png, open_writer, reporter
+from .generation.rendering import Outputs, Rendering
 from .jobs.folder import JobFolder
 from .jobs.job import Job
 from .jobs.metadata import video_metadata
 from .jobs.paths import new_job_path
 from .jobs.queue import JobQueue
-from .jobs.record import JobRecord, ModelSource
-from .jobs.run import JobRun
+from .jobs.record import ModelSource
+from .jobs.run import UnkeptRun
 from .media.video import Video
 from .model.conditioning import Conditioning
 from .planning.machine import Machine, with_budget
@@ -50,13 +48,15 @@ class Engine:
     Attributes:
         config: what the engine may use.
         components: where the model's companions are.
-        step_caches: makes the step cache of every branch and section; assign another factory to try another policy.
-        frame_filter: a function of the host through which every frame passes before it leaves the engine, with the place
-            of the first of them in the video: uint8 [T, H, W, 3] in and out. It may blur or mark frames; if it raises
-            :class:`ContentError` the job ends. Pictures of latents (previews) do not pass through it.
     """
 
-    def __init__(self, model: LoadedModel, source: ModelSource) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        source: ModelSource,
+        step_caches: StepCacheFactory | None = None,
+        frame_filter: FrameFilter | None = None,
+    ) -> None:
         """Use :meth:`load`."""
         self._model = model
         self._source = source
@@ -64,12 +64,11 @@ class Engine:
         self._memory = model.memory
         self.config = model.config
         self.components = model.components
-        self.step_caches: StepCacheFactory = model.make_step_cache
-        self.frame_filter: FrameFilter | None = None
+        self._frame_filter = frame_filter
         self._denoiser = Denoiser(
             model.memory.transformer,
             model.make_attention,
-            lambda sampling: self.step_caches(sampling),
+            step_caches or model.make_step_cache,
             model.check_attention,
         )
 
@@ -82,6 +81,8 @@ class Engine:
         components: Mapping[str, str] | None = None,
         size: tuple[int, int] | None = None,
         on_conversion: OnProgress | None = None,
+        step_caches: StepCacheFactory | None = None,
+        frame_filter: FrameFilter | None = None,
     ) -> Self:
         """Load a transformer. Its companions (VAE, encoders) are opened when a job first needs them.
 
@@ -96,6 +97,10 @@ class Engine:
             size: (height, width) of the videos to come, which the budget is checked for before anything is downloaded;
                 None is the model's smallest bucket.
             on_conversion: told how far a conversion is.
+            step_caches: makes the step cache of every branch and section; None takes what a request names.
+            frame_filter: a function of the host through which every frame passes before it leaves the engine, with the
+                place of the first of them in the video: uint8 [T, H, W, 3] in and out. It may blur or mark frames; if it
+                raises :class:`ContentError` the job ends. Pictures of latents (previews) do not pass through it.
 
         Raises:
             CheckpointError: the checkpoint is missing, damaged or of another model.
@@ -106,7 +111,7 @@ class Engine:
         model = LoadedModel.load(
             source, config=config, components=components, size=size, on_conversion=on_conversion
         )
-        return cls(model, ModelSource.absolute(source, components, config))
+        return cls(model, ModelSource.absolute(source, components, config), step_caches, frame_filter)
 
     @property
     def device(self) -> torch.device:
@@ -261,7 +266,7 @@ class Engine:
             InputError: the image cannot be used.
             BudgetError: the job does not fit into the budget.
         """
-        return self._generation(request).condition(self._encoders, lambda: self._vae)
+        return self._generation(request).condition()
 
     def decode(
         self, latents: Tensor, *, order: str = "inverted", latent_window_size: int = 9
@@ -286,15 +291,7 @@ class Engine:
         )
         height, width = (8 * edge for edge in latents.shape[3:])
         memory = self._memory.plan(sampling, (height, width))
-        return self._decode(latents, sampling, memory)
-
-    def _decode(
-        self, latents: Tensor, sampling: SamplingConfig, memory: JobMemory
-    ) -> Iterator[DecodedFrames]:
-        memory.make_room()
-        for decoded in decode_sections(latents, sampling, self._vae, memory):
-            frames = apply_filter(self.frame_filter, decoded.frames, decoded.first_frame)
-            yield DecodedFrames(frames=frames, first_frame=decoded.first_frame)
+        return decode_sections(latents, sampling, self._model, memory, self._frame_filter)
 
     def generate(
         self, request: Request, *, on_event: EventHandler | None = None
@@ -304,7 +301,7 @@ class Engine:
         The request is checked and its image read at once, before any section is asked for.
         """
         job = self._generation(request)
-        return job.sections(self._encoders, lambda: self._vae, on_event)
+        return job.sections(on_event or ignore, UnkeptRun(job.inputs.request, {}))
 
     def step_cache_error(self, request: Request) -> StepCacheError:
         """What the step cache of ``request`` does to its first section, which is made with and without it.
@@ -364,20 +361,11 @@ class Engine:
         Raises:
             InputError: the image, an output or ``job_dir`` cannot be used, or holds another job.
         """
-        job = self._generation(request)
-        with (
-            self._open_run(job_dir, request, job, path, overwrite) as run,
-            open_writer(
-                request, job, path, self._metadata(request, job), overwrite=overwrite, run=run
-            ) as writer,
-            open_latents(latents_path, job, writer, overwrite) as latents,
-        ):
-            png = open_png(png_dir, job, writer, overwrite)
-            report = reporter(on_event, preview_dir, self._latent_rgb)
-            rendering = Rendering(job=job, writer=writer, run=run, png=png, latents=latents, report=report)
-            video = rendering.write(job.sections(self._encoders, lambda: self._vae, report, run))
-        report(FileEvent(path=video.path))
-        return video
+        outputs = Outputs(
+            path=path, overwrite=overwrite, preview_dir=preview_dir, png_dir=png_dir, job_dir=job_dir,
+            latents_path=latents_path,
+        )  # fmt: skip
+        return self._rendering(request, outputs).write(on_event)
 
     def render_frame(
         self,
@@ -411,12 +399,14 @@ class Engine:
             target_index=target_index,
         )
         job = self._generation(request)
-        with closing(job.sections(self._encoders, lambda: self._vae, on_event)) as sections:
+        run = UnkeptRun(job.inputs.request, self._metadata(job.inputs))
+        with closing(job.sections(on_event or ignore, run)) as sections:
             latents = next(sections).latents
-        decoded = decode_within(job.memory, self._vae, lambda: self._vae.decode(latents))
-        frames = apply_filter(self.frame_filter, to_uint8(decoded[0].cpu()), 0)
+        vae = self._model.vae
+        decoded = decode_within(job.memory, vae, lambda: vae.decode(latents))
+        frames = apply_filter(self._frame_filter, to_uint8(decoded[0].cpu()), 0)
         make_folder("output", path.parent)
-        save_png(frames[0], path, json.dumps(self._metadata(request, job)))
+        save_png(frames[0], path, json.dumps(run.metadata))
         return path
 
     def resume(
@@ -447,17 +437,11 @@ class Engine:
         # Before that of the video, which may be the job's own.
         check_extras(png_dir, latents_path, overwrite=overwrite)
         folder = JobFolder.open(job_dir)
-        output = folder.record.output if path is None else path
-        return self.render(
-            folder.record.request,
-            output,
-            overwrite=overwrite or folder.may_replace(output),
-            on_event=on_event,
-            preview_dir=preview_dir,
-            png_dir=png_dir,
-            job_dir=job_dir,
+        outputs = Outputs(
+            path=path, overwrite=overwrite, preview_dir=preview_dir, png_dir=png_dir, job_dir=job_dir,
             latents_path=latents_path,
-        )
+        )  # fmt: skip
+        return self._rendering(folder.record.request, outputs, folder).write(on_event)
 
     def submit(
         self,
@@ -489,24 +473,14 @@ class Engine:
             QueueFullError: as many jobs wait as may.
         """
         check_extras(png_dir, latents_path, overwrite=overwrite)
+        job_dir = Path(new_job_path(self.config.cache_path()) if job_dir is None else job_dir)
+        outputs = Outputs(
+            path=path, overwrite=overwrite, preview_dir=job_dir / "previews" if has_previews else None,
+            png_dir=png_dir, job_dir=job_dir, latents_path=latents_path,
+        )  # fmt: skip
         # From now on the folder tells a later process of the job, even if its turn never comes.
-        folder = self.prepare(request, path, job_dir=job_dir, overwrite=overwrite)
-        job_dir = folder.path
-        job = Job(
-            job_dir,
-            fps=request.fps,
-            priority=priority,
-            render=lambda on_event: self.resume(
-                job_dir,
-                path,
-                overwrite=overwrite,
-                on_event=on_event,
-                preview_dir=job_dir / "previews" if has_previews else None,
-                png_dir=png_dir,
-                latents_path=latents_path,
-            ),
-            release=self.release,
-        )
+        rendering = self._rendering(request, outputs)
+        job = Job(job_dir, fps=request.fps, priority=priority, render=rendering.write, release=self.release)
         self._jobs.put(job)
         return job
 
@@ -530,107 +504,34 @@ class Engine:
             InputError: the image, an output or ``job_dir`` cannot be used.
             BudgetError: the job does not fit into the budget.
         """
-        job_dir = Path(new_job_path(self.config.cache_path()) if job_dir is None else job_dir)
-        if path is None:
-            is_new = not JobFolder.is_job(job_dir)
-            path = job_dir / "video.mp4" if is_new else JobFolder.open(job_dir).record.output
-        return self._make_folder(job_dir, request, self._generation(request), path, overwrite)
+        outputs = Outputs(
+            path=path, overwrite=overwrite, job_dir=job_dir or new_job_path(self.config.cache_path())
+        )
+        folder = self._rendering(request, outputs).folder
+        assert folder is not None, "it was asked for"
+        return folder
 
     def _generation(self, request: Request) -> Generation:
-        return Generation(request, self.components, self._denoiser, self._memory, self.frame_filter)
+        inputs = JobInputs.read(request, self.components, self._denoiser)
+        return Generation(inputs, self._model, self._denoiser, self._frame_filter)
 
-    @contextmanager
-    def _open_run(
-        self,
-        job_dir: str | os.PathLike[str] | None,
-        request: Request,
-        job: Generation,
-        path: str | os.PathLike[str],
-        overwrite: bool,
-    ) -> Iterator[JobRun | None]:
-        """The job of ``request`` in ``job_dir``, new or continued."""
-        if job_dir is None:
-            yield None
-            return
-        folder = self._make_folder(job_dir, request, job, path, overwrite)
-        job.memory.keep_tile(folder.record.vae_tile)
-        with folder.running() as run:
-            yield run
-
-    def _make_folder(
-        self,
-        job_dir: str | os.PathLike[str],
-        request: Request,
-        job: Generation,
-        path: str | os.PathLike[str],
-        overwrite: bool,
-    ) -> JobFolder:
-        if not (overwrite or (JobFolder.is_job(job_dir) and JobFolder.open(job_dir).may_replace(path))):
-            check_video_path(Path(path), overwrite=False)
-        loras = tuple(
-            replace(use, source=self._denoiser.loras.find(use.source).path.absolute())
-            for use in request.loras
+    def _rendering(self, request: Request, outputs: Outputs, folder: JobFolder | None = None) -> Rendering:
+        job = self._generation(request)
+        return Rendering.of(
+            job, outputs, self._source, self._metadata(job.inputs), self._model.latent_rgb, folder
         )
-        codebook = request.history_codebook
-        codebook = None if codebook is None else Path(codebook).absolute()
-        record = JobRecord(
-            token=secrets.token_hex(4),
-            source=self._source,
-            request=replace(
-                request,
-                size=job.images.size,
-                base_resolution=None,
-                order=job.sampling.order,
-                loras=loras,
-                video=None if request.video is None else Path(request.video).absolute(),
-                history_codebook=codebook,
-            ),
-            sampling=replace(job.sampling, loras=loras, history_codebook=codebook),
-            metadata=self._metadata(request, job),
-            output=Path(path).absolute(),
-            num_frames=job.num_frames,
-            num_leading=job.num_leading,
-            is_overwriting=overwrite,
-            vae_tile=job.memory.plan.vae_tile,
-        )
-        return JobFolder.make(job_dir, record, job.images.by_field())
-
-    @cached_property
-    def _encoders(self) -> Encoders:
-        return self._model.open_encoders()
-
-    @cached_property
-    def _vae(self) -> VideoVAE:
-        return self._model.load_vae()
-
-    def _latent_rgb(self) -> Tensor:
-        """The model's own latent-to-RGB map, or one fitted to its VAE."""
-        if self.components.profile.latent_rgb is not None:
-            return torch.tensor(self.components.profile.latent_rgb)
-        return cached_latent_rgb(self._vae, self.config.cache_path())
-
-    @property
-    def _device_name(self) -> str:
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
     def identity(self) -> dict[str, object]:
         """What decides the bits of a video besides its request, under the names of a video's metadata."""
-        return {
-            "model_hash": self.model_hash,
-            "device": self._device_name,
-            "precision": self.precision,
-            "frame_filter": filter_name(self.frame_filter),
-        }
+        return {**self._model.identity(), "frame_filter": filter_name(self._frame_filter)}
 
-    def _metadata(self, request: Request, job: Generation) -> dict[str, object]:
+    def _metadata(self, inputs: JobInputs) -> dict[str, object]:
         return video_metadata(
-            request,
-            job.sampling,
-            job.images,
-            loras=[self._denoiser.loras.find(lora.source) for lora in job.sampling.loras],
+            inputs.request,
+            inputs.sampling,
+            inputs.images,
+            loras=[self._denoiser.loras.find(lora.source) for lora in inputs.sampling.loras],
             model=self.components.name,
-            model_hash=self.model_hash,
-            device=self._device_name,
-            precision=self.precision,
-            frame_filter=filter_name(job.frame_filter),
+            frame_filter=filter_name(self._frame_filter),
+            **self._model.identity(),
         )

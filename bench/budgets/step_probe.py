@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -143,8 +144,8 @@ def _measure(
         memory.log = EventLog(max_uses=planned.plan.num_units * (job.num_steps - 1))
         denoiser = Denoiser(
             memory.transformer,
-            lambda shape: make_self_attention(
-                "auto", precision=job.precision, device=device, cache_dir=Path(cache_dir), shape=shape
+            partial(
+                make_self_attention, "auto", precision=job.precision, device=device, cache_dir=Path(cache_dir)
             ),
         )
         conditioning = _conditioning(job, known)

@@ -120,7 +120,7 @@ def magcache(
     from ...engine.demo.examples_folder import EXAMPLES, find_example
     from ...engine.interfaces.commands.terminal.failures import readable_errors
     from ...engine.request.config import ORDERS, check_choice
-    from .magnitude_ratios import measure_magnitudes
+    from .magnitude_ratios import MagnitudeProbe, measure_magnitudes, recording
 
     with readable_errors(debug=False):
         for name in order or ():
@@ -128,12 +128,13 @@ def magcache(
         pairs = [find_example(path.stem) for path in sorted(EXAMPLES.glob("*.png"))]
         if image is not None:
             pairs = [(image, prompt)]
-        engine = Engine.load(
-            model, config=EngineConfig(device=device, precision=precision, cache_dir=cache_dir)
-        )
+        probes: list[MagnitudeProbe] = []
+        config = EngineConfig(device=device, precision=precision, cache_dir=cache_dir)
+        engine = Engine.load(model, config=config, step_caches=recording(probes))
         for name in order or ORDERS:
             result = measure_magnitudes(
                 engine,
+                probes,
                 [
                     Request(image=str(path), prompt=text, seconds=seconds, order=name, num_steps=steps)
                     for path, text in pairs

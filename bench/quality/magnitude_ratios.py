@@ -9,7 +9,7 @@ from torch import Tensor
 from ...engine import Engine, Request, SamplingConfig
 from ...engine.families.framepack.transformer import StepPass
 from ...engine.sampling.magnitude import SkipSchedule
-from ...engine.sampling.step_cache import hidden_and_residual
+from ...engine.sampling.step_cache import StepCacheFactory, hidden_and_residual
 
 
 class MagnitudeProbe:
@@ -51,24 +51,32 @@ class MagnitudeResult:
     num_sections: int
 
 
-def measure_magnitudes(engine: Engine, requests: Sequence[Request]) -> MagnitudeResult:
-    """Generate the videos of ``requests``, which share steps and order, and average the ratios of their sections.
-
-    Residuals are taken over the noisy tokens, the only ones that a skipped step needs.
-    """
-    probes: list[MagnitudeProbe] = []
+def recording(probes: list[MagnitudeProbe]) -> StepCacheFactory:
+    """Has an engine that is loaded with it note its sections' ratios in ``probes``."""
 
     def make_probe(sampling: SamplingConfig) -> MagnitudeProbe:
         probes.append(MagnitudeProbe(sampling.num_steps))
         return probes[-1]
 
-    step_caches, engine.step_caches = engine.step_caches, make_probe
-    try:
-        for request in requests:
-            for _ in engine.generate(request):
-                pass
-    finally:
-        engine.step_caches = step_caches
+    return make_probe
+
+
+def measure_magnitudes(
+    engine: Engine, probes: list[MagnitudeProbe], requests: Sequence[Request]
+) -> MagnitudeResult:
+    """Generate the videos of ``requests``, which share steps and order, and average the ratios of their sections.
+
+    Residuals are taken over the noisy tokens, the only ones that a skipped step needs.
+
+    Args:
+        engine: loaded with ``recording(probes)`` as its step caches.
+        probes: those of earlier measurements go.
+        requests: the videos.
+    """
+    probes.clear()
+    for request in requests:
+        for _ in engine.generate(request):
+            pass
     # Those made for a check alone saw no step.
     measured = [probe.ratios for probe in probes if probe.ratios]
     means = tuple(round(fmean(column), 5) for column in zip(*measured, strict=True))

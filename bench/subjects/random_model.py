@@ -3,6 +3,7 @@
 import math
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -88,12 +89,12 @@ class RandomModel:
         self.transformer = fill_randomly(allocate_transformer(config, weight_format, device))
         self._denoiser = Denoiser(
             self.transformer,
-            lambda shape: make_self_attention(
+            partial(
+                make_self_attention,
                 engine_config.attention,
                 precision=weight_format.name,
                 device=device,
                 cache_dir=Path(engine_config.cache_path()),
-                shape=shape,
             ),
         )
 

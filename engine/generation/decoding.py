@@ -13,8 +13,11 @@ from ..errors import InputError
 from ..request.config import UNTRAINED_ORDERS, SamplingConfig
 from ..request.sections import plan_sections
 from ..weights.memory import JobMemory
+from .frame_filter import FrameFilter, apply_filter
+from .loaded_model import LoadedModel
 
 T = TypeVar("T")
+Decoder = SectionDecoder | OrderedDecoder
 
 
 def decode_within(memory: JobMemory, vae: VideoVAE, decode: Callable[[], T]) -> T:
@@ -28,6 +31,12 @@ def decode_within(memory: JobMemory, vae: VideoVAE, decode: Callable[[], T]) -> 
     prepare()
     with memory_errors("decode"):
         return memory.attempt("decode", decode, before_retry=prepare)
+
+
+def filter_decoded(function: FrameFilter | None, decoded: DecodedFrames) -> DecodedFrames:
+    """``decoded`` as the host's ``function`` wants it."""
+    frames = apply_filter(function, decoded.frames, decoded.first_frame)
+    return DecodedFrames(frames=frames, first_frame=decoded.first_frame)
 
 
 def count_sections(latents: Tensor, window: int) -> int:
@@ -53,7 +62,7 @@ def make_decoder(
     start_latent: Tensor | None,
     given: Tensor | None = None,
     num_given_frames: int = 0,
-) -> SectionDecoder | OrderedDecoder:
+) -> Decoder:
     """The decoder of a job; arguments are those of :class:`SectionDecoder`."""
     window = sampling.latent_window_size
     if sampling.order in UNTRAINED_ORDERS:
@@ -71,19 +80,25 @@ def make_decoder(
 
 
 def decode_sections(
-    latents: Tensor, sampling: SamplingConfig, vae: VideoVAE, memory: JobMemory
+    latents: Tensor,
+    sampling: SamplingConfig,
+    model: LoadedModel,
+    memory: JobMemory,
+    frame_filter: FrameFilter | None,
 ) -> Iterator[DecodedFrames]:
     """Frames of a video of latents, in the order in which ``sampling`` made its sections.
 
     Args:
         latents: [1, C, 1 + n * window, Y, X], scaled, the start latent first.
         sampling: order, window and number of the sections.
-        vae: decodes.
+        model: its VAE decodes.
         memory: the budget.
+        frame_filter: every frame passes through it.
     """
-    window, plans = sampling.latent_window_size, plan_sections(sampling)
+    memory.make_room()
+    window, vae = sampling.latent_window_size, model.vae
     decoder = make_decoder(vae, sampling, start_latent=latents[:, :, :1])
-    for section in plans:
+    for section in plan_sections(sampling):
         first = section.first_latent_frame
         part = latents[:, :, first : first + window]
-        yield decode_within(memory, vae, partial(decoder.push, part))
+        yield filter_decoded(frame_filter, decode_within(memory, vae, partial(decoder.push, part)))

@@ -5,23 +5,25 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Self
 
 import torch
+from torch import Tensor
 
 from ...kernels import use_settings
 from ...quant import DENSE_DTYPES, Fp8Format, WeightFormat, make_format, multiplies_fp8
 from ..checkpoints.checkpoint import Checkpoint, open_transformer
 from ..companions.components import ComponentRef, Components, find_components
 from ..companions.encoders import Encoders
+from ..companions.previews import cached_latent_rgb
 from ..companions.vae import VideoVAE
 from ..device import check_triton, memory_errors, resolve_device
 from ..errors import ConfigError
 from ..families.framepack.known_shapes import shapes_of
 from ..families.framepack.transformer import PackedTransformer
 from ..families.framepack.transformer_config import TransformerConfig
-from ..model.attention import SelfAttention
 from ..model.attention_backends import AttentionShape, device_capability
 from ..model.attention_choice import check_self_attention, make_self_attention
 from ..planning.budget import make_plan
@@ -44,6 +46,8 @@ class LoadedModel:
         components: where the companions are; they are opened when they are asked for.
         checkpoint: the transformer's files, or its unit store.
         memory: where the transformer's weights are.
+        make_attention: gives the configured attention, or the fastest, for the :class:`AttentionShape` of a job.
+        check_attention: raises :class:`DeviceError` where that cannot run a shape; nothing is measured.
     """
 
     def __init__(
@@ -59,6 +63,16 @@ class LoadedModel:
         self.components = components
         self.checkpoint = checkpoint
         self.memory = memory
+        self.make_attention = partial(
+            make_self_attention,
+            config.attention,
+            precision=self.precision,
+            device=self.device,
+            cache_dir=config.cache_path(),
+        )
+        self.check_attention = partial(
+            check_self_attention, config.attention, precision=self.precision, device=self.device
+        )
         if config.attention != "auto":
             # A library that is missing is not found out after the prompt has been encoded.
             self.check_attention(_smallest_attention(memory.transformer))
@@ -123,20 +137,6 @@ class LoadedModel:
         """Format of the blocks' weights."""
         return self.memory.transformer.weight_format.name
 
-    def make_attention(self, shape: AttentionShape) -> SelfAttention:
-        """The configured attention for a job of ``shape``, or the fastest."""
-        return make_self_attention(
-            self.config.attention,
-            precision=self.precision,
-            device=self.device,
-            cache_dir=self.config.cache_path(),
-            shape=shape,
-        )
-
-    def check_attention(self, shape: AttentionShape) -> None:
-        """Raise :class:`DeviceError` where the configured attention cannot run ``shape``; nothing is measured."""
-        check_self_attention(self.config.attention, precision=self.precision, device=self.device, shape=shape)
-
     def make_step_cache(self, sampling: SamplingConfig) -> StepCache:
         """A fresh step cache for one branch of one section."""
         ratios = None
@@ -151,8 +151,9 @@ class LoadedModel:
             )
         return make_step_cache(sampling, ratios)
 
-    def open_encoders(self) -> Encoders:
-        """The encoders of text and image; none is loaded yet."""
+    @cached_property
+    def encoders(self) -> Encoders:
+        """The encoders of text and image; each is loaded when it is at work."""
         return Encoders(
             self.components,
             device=self.device,
@@ -161,12 +162,28 @@ class LoadedModel:
             local_files_only=self.config.local_files_only,
         )
 
-    def load_vae(self) -> VideoVAE:
-        """The VAE, on the device."""
+    @cached_property
+    def vae(self) -> VideoVAE:
+        """The VAE, on the device; first asked for when the text encoders have left it."""
         folder = self.components.ref("vae").fetch(local_files_only=self.config.local_files_only)
         # As published on CUDA; half precision is slow or missing on CPUs.
         dtype = torch.float32 if self.device.type == "cpu" else torch.float16
         return VideoVAE.load(ComponentRef(str(folder)), device=self.device, dtype=dtype)
+
+    def latent_rgb(self) -> Tensor:
+        """The model's own latent-to-RGB map, or one fitted to its VAE."""
+        if self.components.profile.latent_rgb is not None:
+            return torch.tensor(self.components.profile.latent_rgb)
+        return cached_latent_rgb(self.vae, self.config.cache_path())
+
+    def identity(self) -> dict[str, str]:
+        """What of the model decides the bits of a video, under the names of a video's metadata."""
+        is_cuda = self.device.type == "cuda"
+        return {
+            "model_hash": self.checkpoint.source_hash,
+            "device": torch.cuda.get_device_name(self.device) if is_cuda else "cpu",
+            "precision": self.precision,
+        }
 
     def release(self) -> None:
         """Give back the memory of the device that the weights of the next job do not need yet."""

@@ -1,185 +1,288 @@
-"""One video on its way into a file: sections in, MP4, PNG frames and job folder out."""
+"""One video on its way into a file: sections in, MP4, PNG frames, latents and job folder out."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
 
 from torch import Tensor
 
 from ..companions.previews import LatentPreviews
 from ..errors import ContentError, InputError
 from ..events import Event, FileEvent, PartialEvent, PhaseEvent, PreviewEvent, SectionEvent, StepEvent
-from ..jobs.run import JobRun
+from ..files import check_video_path
+from ..jobs.folder import JobFolder
+from ..jobs.record import JobRecord, ModelSource
+from ..jobs.run import JobRun, UnkeptRun
 from ..media.latents_file import LatentsWriter, check_resumable
 from ..media.png_writer import PngWriter
 from ..media.video import Video, VideoWriter
-from ..request.config import Request
 from ..sampling.denoiser import EventHandler
-from .generation import Generation, Section
+from .generation import Generation, Section, ignore
+
+AnyPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """Where the files of a job go; :meth:`Engine.render` describes them.
+
+    Attributes:
+        path: the MP4; None is video.mp4 in the job's folder, or where a job that is continued was to write.
+        overwrite: whether files may be replaced.
+        preview_dir: folder for pictures of the latents.
+        png_dir: folder for every frame as PNG.
+        job_dir: folder that keeps what is finished.
+        latents_path: file for the latents.
+    """
+
+    path: AnyPath | None
+    overwrite: bool = False
+    preview_dir: AnyPath | None = None
+    png_dir: AnyPath | None = None
+    job_dir: AnyPath | None = None
+    latents_path: AnyPath | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rendering:
-    """Where the sections of one job go.
+    """A job that is read, planned and kept in its folder; :meth:`write` makes its files when its turn has come.
 
     Attributes:
         job: what is made.
+        path: the MP4.
+        outputs: the other files.
+        metadata: of the video.
+        folder: what is kept of the job; None keeps nothing.
+        latent_rgb: gives the colours of previews.
+    """
+
+    job: Generation
+    path: Path
+    outputs: Outputs
+    metadata: Mapping[str, object]
+    folder: JobFolder | None
+    latent_rgb: Callable[[], Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        job: Generation,
+        outputs: Outputs,
+        source: ModelSource,
+        metadata: Mapping[str, object],
+        latent_rgb: Callable[[], Tensor],
+        folder: JobFolder | None = None,
+    ) -> Self:
+        """Check where the video goes; with a ``job_dir``, keep the job there, or go on with it.
+
+        Args:
+            job: what is made.
+            outputs: where its files go.
+            source: the model.
+            metadata: of the video.
+            latent_rgb: gives the colours of previews.
+            folder: of the job, where it is open already.
+
+        Raises:
+            InputError: the output or the folder cannot be used, or the folder holds another job.
+        """
+        job_dir = outputs.job_dir
+        if job_dir is not None and folder is None and JobFolder.is_job(job_dir):
+            folder = JobFolder.open(job_dir)
+        path = outputs.path
+        if path is None:
+            assert job_dir is not None, "a job without a folder has a path"
+            path = Path(job_dir) / "video.mp4" if folder is None else folder.record.output
+        path = Path(path)
+        if job_dir is not None:
+            if not (outputs.overwrite or (folder is not None and folder.may_replace(path))):
+                check_video_path(path, overwrite=False)
+            record = _record(job, path, outputs, source, metadata)
+            if folder is None:
+                folder = JobFolder.make(job_dir, record, job.inputs.images.by_field())
+            else:
+                folder.record.check_same(record, folder.path)
+        return cls(
+            job=job, path=path, outputs=outputs, metadata=metadata, folder=folder, latent_rgb=latent_rgb
+        )
+
+    def write(self, on_event: EventHandler | None = None) -> Video:
+        """Make the video.
+
+        If that stops early, what is finished is left in a playable file, and a note of the exception says so.
+        """
+        report = self._reporter(on_event or ignore)
+        with (
+            self._open_run() as run,
+            self._open_files(run, report) as files,
+            closing(self.job.sections(report, run)) as sections,
+        ):
+            try:
+                files.begin()
+                for section in sections:
+                    files.write(section)
+                    # The next section is decoded before the loop would let go of this one's frames.
+                    del section
+                video = files.finish()
+            except BaseException as error:
+                files.keep_what_is_finished(error)
+                raise
+        report(FileEvent(path=video.path))
+        return video
+
+    def _open_run(self) -> AbstractContextManager[JobRun | UnkeptRun]:
+        if self.folder is None:
+            return nullcontext(UnkeptRun(self.job.inputs.request, self.metadata))
+        # The job ends with the tiles that it began with, whatever memory there is now.
+        self.job.memory.keep_tile(self.folder.record.vae_tile)
+        return self.folder.running()
+
+    @contextmanager
+    def _open_files(self, run: JobRun | UnkeptRun, report: EventHandler) -> Iterator["_Files"]:
+        """The writers, which go on where an earlier run stopped; left early, they leave no unfinished file."""
+        inputs, outputs = self.job.inputs, self.outputs
+        request, (height, width) = inputs.request, inputs.images.size
+        is_own = self.folder is not None and self.folder.may_replace(self.path)
+        with ExitStack() as stack:
+            writer = VideoWriter(
+                self.path, height=height, width=width, fps=request.fps, crf=request.crf, codec=request.codec,
+                num_frames=inputs.num_frames, metadata=run.metadata, overwrite=outputs.overwrite or is_own,
+                kept=run.segments,
+            )  # fmt: skip
+            stack.enter_context(writer)
+            latents = png = None
+            if outputs.latents_path is not None:
+                num_latents = 1 + inputs.sampling.num_sections * inputs.sampling.latent_window_size
+                latents = stack.enter_context(
+                    LatentsWriter(
+                        outputs.latents_path, num_frames=num_latents, metadata=run.metadata,
+                        overwrite=outputs.overwrite,
+                    )
+                )  # fmt: skip
+            if outputs.png_dir is not None:
+                png = PngWriter(
+                    outputs.png_dir, num_frames=inputs.num_frames, metadata=run.metadata,
+                    overwrite=outputs.overwrite,
+                )  # fmt: skip
+            yield _Files(job=self.job, run=run, writer=writer, png=png, latents=latents, report=report)
+
+    def _reporter(self, on_event: EventHandler) -> EventHandler:
+        """Passes events on; with a ``preview_dir`` it draws each step."""
+        if self.outputs.preview_dir is None:
+            return on_event
+        previews = LatentPreviews(self.outputs.preview_dir, self.latent_rgb())
+
+        def report(event: Event) -> None:
+            on_event(event)
+            if isinstance(event, StepEvent):
+                on_event(PreviewEvent(path=previews.write(event), section=event.section, step=event.step))
+
+        return report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Files:
+    """The open files of a job at work.
+
+    Attributes:
+        job: what is made.
+        run: what is kept of it.
         writer: of the MP4.
-        run: the job on disk; None keeps nothing.
-        png: writer of the single frames, if there are any.
+        png: writer of the single frames, if they are asked for.
         latents: writer of the latents, if they are asked for.
         report: called with every event.
     """
 
     job: Generation
+    run: JobRun | UnkeptRun
     writer: VideoWriter
-    run: JobRun | None
     png: PngWriter | None
-    latents: LatentsWriter | None = None
+    latents: LatentsWriter | None
     report: EventHandler
 
-    def write(self, sections: Iterator[Section]) -> Video:
-        """Write all ``sections``; the video.
+    def begin(self) -> None:
+        """Write what is there before the first section: an earlier run's latents, and the video that is extended."""
+        if self.latents is not None and self.run.num_encoded:
+            check_resumable(self.run.num_encoded, self.job.inputs.sampling.num_sections)
+            for index in range(self.run.num_encoded):
+                self._write_latents(index, self.run.latents(index))
+        for frames, place in self.job.given_frames():
+            if self.png is not None:
+                self.png.write(frames, place)
+            self.writer.write(frames, place)
 
-        If that stops early, what is finished is left in a playable file, and a note of the exception says so.
-        """
-        try:
-            self._write_earlier_latents()
-            for frames, place in self.job.given_frames():
-                if self.png is not None:
-                    self.png.write(frames, place)
-                self.writer.write(frames, place)
-            for section in sections:
-                self._write_section(section)
-                # The next section is decoded before the loop would let go of this one's frames.
-                del section
-            self.report(PhaseEvent(phase="write"))
-            video = self.writer.finish()
-            self._finish_latents()
-            if self.run is not None:
-                self.run.finish(video.path)
-        except BaseException as error:
-            self._keep_what_is_finished(error)
-            raise
-        return video
-
-    def _write_earlier_latents(self) -> None:
-        """Those of the sections that an earlier run has encoded, which do not come again."""
-        if self.latents is None or self.run is None:
-            return
-        check_resumable(self.run.num_encoded, self.job.sampling.num_sections)
-        for index in range(self.run.num_encoded):
-            self.latents.write(self.run.latents(index), self.job.first_latent_frame(index))
-
-    def _finish_latents(self) -> None:
-        if self.latents is None:
-            return
-        assert self.job.start_latent is not None, "a section came"
-        self.latents.write(self.job.start_latent, 0)
-        self.report(FileEvent(path=self.latents.finish()))
-
-    def _write_section(self, section: Section) -> None:
+    def write(self, section: Section) -> None:
+        """Encode a section and keep it."""
         self.report(PhaseEvent(phase="encode"))
-        if self.latents is not None:
-            self.latents.write(section.latents, self.job.first_latent_frame(section.index))
+        self._write_latents(section.index, section.latents)
         if self.png is not None:
             self.png.write(section.frames, section.first_frame)
         segment = self.writer.write(section.frames, section.first_frame)
-        if self.run is not None:
-            self.report(PhaseEvent(phase="checkpoint"))
-            self.run.keep_segment(section.index, segment)
+        self.run.keep_segment(section.index, segment, self.report)
         self.report(
             SectionEvent(
                 section=section.index,
-                num_sections=self.job.sampling.num_sections,
+                num_sections=self.job.inputs.sampling.num_sections,
                 num_final_frames=self.writer.num_final_frames,
-                num_frames=self.job.num_frames,
+                num_frames=self.job.inputs.num_frames,
             )
         )
 
-    def _keep_what_is_finished(self, error: BaseException) -> None:
+    def finish(self) -> Video:
+        """Put the files together."""
+        self.report(PhaseEvent(phase="write"))
+        video = self.writer.finish()
+        if self.latents is not None:
+            assert self.job.start_latent is not None, "a section came"
+            self.latents.write(self.job.start_latent, 0)
+            self.report(FileEvent(path=self.latents.finish()))
+        self.run.finish(video.path)
+        return video
+
+    def keep_what_is_finished(self, error: BaseException) -> None:
         """Leave a playable file of a job that stops early, and say so in a note of ``error``."""
-        run, job = self.run, self.job
-        if run is not None:
-            error.add_note(f"finished sections are kept in {run.path}; to go on: isoframe resume {run.path}")
+        self.run.explain(error)
         is_refused = isinstance(error, ContentError)
         try:
             # A filter that refused a frame would refuse it again.
-            provisional = None if is_refused else job.provisional()
+            provisional = None if is_refused else self.job.provisional()
             if provisional is None and not (is_refused and self.writer.num_final_frames):
                 return
-            earlier = None if run is None else run.partial()
             preview = None if provisional is None else (provisional.frames, provisional.first_frame)
-            video = self.writer.write_partial(earlier, preview=preview)
-            if run is not None:
-                run.note_partial(video.path)
+            video = self.writer.write_partial(self.run.partial(), preview=preview)
+            self.run.note_partial(video.path)
         except (InputError, ContentError) as failure:
             error.add_note(f"the finished part could not be kept: {failure}")
             return
-        error.add_note(f"{video.num_frames} of {job.num_frames} frames are kept in {video.path}")
-        self.report(
-            PartialEvent(path=video.path, num_frames=video.num_frames, num_video_frames=job.num_frames)
-        )
+        num_frames = self.job.inputs.num_frames
+        error.add_note(f"{video.num_frames} of {num_frames} frames are kept in {video.path}")
+        self.report(PartialEvent(path=video.path, num_frames=video.num_frames, num_video_frames=num_frames))
+
+    def _write_latents(self, section: int, latents: Tensor) -> None:
+        if self.latents is not None:
+            self.latents.write(latents, self.job.inputs.sections[section].first_latent_frame)
 
 
-def open_writer(
-    request: Request,
-    job: Generation,
-    path: str | os.PathLike[str],
-    metadata: dict[str, object],
-    *,
-    overwrite: bool,
-    run: JobRun | None,
-) -> VideoWriter:
-    """The writer of the MP4; with ``run`` it has the segments of earlier runs, and the metadata of the job."""
-    return VideoWriter(
-        path,
-        height=job.images.size[0],
-        width=job.images.size[1],
-        fps=request.fps,
-        crf=request.crf,
-        codec=request.codec,
-        num_frames=job.num_frames,
-        metadata=metadata if run is None else run.metadata,
-        overwrite=overwrite,
-        kept=None if run is None else run.segments,
+def _record(
+    job: Generation, path: Path, outputs: Outputs, source: ModelSource, metadata: Mapping[str, object]
+) -> JobRecord:
+    """What a later process needs to know of a new job."""
+    inputs = job.inputs
+    return JobRecord(
+        token=secrets.token_hex(4),
+        source=source,
+        request=replace(
+            inputs.request, size=inputs.images.size, base_resolution=None, order=inputs.sampling.order
+        ),
+        sampling=inputs.sampling,
+        metadata=metadata,
+        output=path.absolute(),
+        num_frames=inputs.num_frames,
+        num_leading=inputs.num_leading,
+        is_overwriting=outputs.overwrite,
+        vae_tile=job.memory.plan.vae_tile,
     )
-
-
-def open_png(
-    png_dir: str | os.PathLike[str] | None, job: Generation, writer: VideoWriter, overwrite: bool
-) -> PngWriter | None:
-    """The writer of single frames; None without a folder."""
-    if png_dir is None:
-        return None
-    return PngWriter(png_dir, num_frames=job.num_frames, metadata=writer.metadata, overwrite=overwrite)
-
-
-def open_latents(
-    path: str | os.PathLike[str] | None, job: Generation, writer: VideoWriter, overwrite: bool
-) -> AbstractContextManager[LatentsWriter | None]:
-    """The writer of the latents; None without a path."""
-    if path is None:
-        return nullcontext()
-    num_frames = 1 + job.sampling.num_sections * job.sampling.latent_window_size
-    return LatentsWriter(path, num_frames=num_frames, metadata=writer.metadata, overwrite=overwrite)
-
-
-def reporter(
-    on_event: EventHandler | None,
-    preview_dir: str | os.PathLike[str] | None,
-    latent_rgb: Callable[[], Tensor],
-) -> EventHandler:
-    """Passes events on; with a ``preview_dir`` it draws each step, in the colours of ``latent_rgb``."""
-    previews = None if preview_dir is None else LatentPreviews(preview_dir, latent_rgb())
-
-    def report(event: Event) -> None:
-        if on_event is not None:
-            on_event(event)
-        if previews is not None and isinstance(event, StepEvent):
-            preview = PreviewEvent(path=previews.write(event), section=event.section, step=event.step)
-            if on_event is not None:
-                on_event(preview)
-
-    return report

@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -108,16 +108,12 @@ class JobFolder:
 
     @classmethod
     def make(cls, path: str | os.PathLike[str], record: JobRecord, images: Mapping[str, "Image"]) -> Self:
-        """A new job in ``path`` with its images by field, or the one that is there if it makes the same video.
+        """A new job in ``path`` with its images by field.
 
         Raises:
-            InputError: another job or other files are there, or nothing can be written.
+            InputError: other files are there, or nothing can be written.
         """
         path = Path(path)
-        if cls.is_job(path):
-            folder = cls.open(path)
-            folder.record.check_same(record, path)
-            return folder
         check_folder("job", path)
         if path.exists() and not all(_is_unfinished(entry.name, images) for entry in path.iterdir()):
             raise InputError(f"job folder {path} holds other files; choose a new or an empty folder")
@@ -146,7 +142,7 @@ class JobFolder:
             self.record, token=secrets.token_hex(4), output=output.absolute(), is_overwriting=False
         )
         make_folder("job", path)
-        with exclusive_lock(self.path / _LOCK, f"job folder {self.path} is in use by another process"):
+        with self._locked():
             try:
                 for pattern in (
                     *_image_names((*IMAGE_FIELDS, guide_field("*"))),
@@ -168,8 +164,12 @@ class JobFolder:
         Raises:
             InputError: another process works on it, the folder cannot be written, or its disk is too full.
         """
+        if not self.is_job(self.path):
+            raise InputError(f"job folder {self.path} was deleted; isoframe jobs lists those that are there")
         check_folder("job", self.path)
-        with exclusive_lock(self.path / _LOCK, f"job folder {self.path} is in use by another process"):
+        with self._locked():
+            # Somebody may have asked for other sections while the job waited.
+            self.redos = _read_redos(self.path / _REDOS)
             self._remove_leftovers()
             self._check_room()
             run = JobRun(self.path, self.record, self.sections, self.redos)
@@ -240,7 +240,7 @@ class JobFolder:
         Raises:
             InputError: a process works on the job.
         """
-        with exclusive_lock(self.path / _LOCK, f"job folder {self.path} is in use by another process"):
+        with self._locked():
             # Without its record it is no job any more, whatever happens next.
             (self.path / _RECORD).unlink()
             for entry in self.path.iterdir():
@@ -250,6 +250,10 @@ class JobFolder:
                     entry.unlink()
         if not any(self.path.iterdir()):
             self.path.rmdir()
+
+    def _locked(self) -> AbstractContextManager[None]:
+        """The folder is this process's alone meanwhile; raises :class:`InputError` where it is another's."""
+        return exclusive_lock(self.path / _LOCK, f"job folder {self.path} is in use by another process")
 
     def _origin(self, section: int) -> str:
         """What of the redos a section depends on."""

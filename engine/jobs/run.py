@@ -2,14 +2,15 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..errors import InputError
+from ..events import PhaseEvent
 from ..files import temporary_name, write_durably, write_error
 from ..media.codecs import VideoFormat
 from ..media.segments import KeptSegments, Segment, SegmentSpool
@@ -19,7 +20,7 @@ from ..sampling.history import SampledSections, needed_sections, num_history_sec
 from .record import JobRecord
 
 if TYPE_CHECKING:
-    from ..sampling.denoiser import LatentSection
+    from ..sampling.denoiser import EventHandler, LatentSection
     from .section_files import SectionFiles
 
 _logger = logging.getLogger(__name__)
@@ -79,15 +80,18 @@ class JobRun:
             raise InputError(f"section {index + 1} in {self.path} was damaged while the job ran; resume it")
         return found[0]
 
-    def keep_latents(self, section: "LatentSection") -> None:
-        """Keep a sampled section."""
+    def keep_latents(self, section: "LatentSection", report: "EventHandler") -> Tensor:
+        """Keep a sampled section; its latents."""
+        report(PhaseEvent(phase="checkpoint"))
         try:
             self._sections.write_latents(section.index, section.latents, section.generator_state)
         except OSError as error:
             raise write_error(error, self.path) from error
+        return section.latents
 
-    def keep_segment(self, index: int, segment: Segment | None) -> None:
+    def keep_segment(self, index: int, segment: Segment | None, report: "EventHandler") -> None:
         """Keep the encoded frames that became final with section ``index``; None where there are none."""
+        report(PhaseEvent(phase="checkpoint"))
         try:
             self._sections.write_segment(index, segment)
         except OSError as error:
@@ -109,6 +113,10 @@ class JobRun:
         if partial is not None:
             partial.unlink(missing_ok=True)
             (self.path / _PARTIAL).unlink()
+
+    def explain(self, error: BaseException) -> None:
+        """Say in a note of ``error``, which ends the run early, how the job goes on."""
+        error.add_note(f"finished sections are kept in {self.path}; to go on: isoframe resume {self.path}")
 
     def close(self) -> None:
         """Close the files; closing twice is allowed."""
@@ -159,6 +167,46 @@ class JobRun:
     def _extradata(self) -> bytes:
         """Parameter sets that this machine's encoder gives the video; segments of another encoder do not join."""
         return bytes(video_format(self._record).open_encoder().extradata or b"")
+
+
+@dataclass(frozen=True, slots=True)
+class UnkeptRun:
+    """A run of a job that has no folder: nothing is finished before it, and nothing stays of it but its video.
+
+    Attributes:
+        request: of all sections.
+        metadata: of the video file.
+    """
+
+    request: Request
+    metadata: Mapping[str, object]
+    path: None = None
+    num_encoded: int = 0
+    sampled: SampledSections = field(default_factory=SampledSections)
+    segments: None = None
+
+    def latents(self, index: int) -> Tensor:
+        """There are none of an earlier run."""
+        raise IndexError(f"section {index + 1} is not kept")
+
+    def keep_latents(self, section: "LatentSection", report: "EventHandler") -> Tensor:
+        """The latents of ``section``."""
+        return section.latents
+
+    def keep_segment(self, index: int, segment: Segment | None, report: "EventHandler") -> None:
+        """Let go of a segment, which the writer has."""
+
+    def partial(self) -> None:
+        """There is no file of an earlier run."""
+
+    def note_partial(self, path: Path) -> None:
+        """Nobody comes back for the file."""
+
+    def finish(self, video: Path) -> None:
+        """Nothing is left to be removed."""
+
+    def explain(self, error: BaseException) -> None:
+        """The job cannot go on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,12 +73,7 @@ def cuda_seconds(call: Callable[[], object]) -> float:
 
 
 def make_self_attention(
-    name: str,
-    *,
-    precision: str,
-    device: torch.device,
-    cache_dir: Path,
-    shape: AttentionShape,
+    name: str, shape: AttentionShape, *, precision: str, device: torch.device, cache_dir: Path
 ) -> SelfAttention:
     """The attention called ``name``, checked before anything is allocated.
 
@@ -86,23 +81,23 @@ def make_self_attention(
 
     Args:
         name: one of :data:`ATTENTIONS`.
+        shape: of the job's joint self-attention.
         precision: of the job.
         device: where it computes.
         cache_dir: folder of measured choices; created when there is one to write.
-        shape: of the job's joint self-attention.
 
     Raises:
         ConfigError: there is no such attention.
         DeviceError: it cannot run here; the message says what would.
     """
-    check_self_attention(name, precision=precision, device=device, shape=shape)
+    check_self_attention(name, shape, precision=precision, device=device)
     if name == "auto":
         is_cuda = device.type == "cuda"
         name = choose_attention(precision, device, cache_dir, shape) if is_cuda else "sdpa"
     return CANDIDATES[name].make()
 
 
-def check_self_attention(name: str, *, precision: str, device: torch.device, shape: AttentionShape) -> None:
+def check_self_attention(name: str, shape: AttentionShape, *, precision: str, device: torch.device) -> None:
     """What :func:`make_self_attention` would refuse is refused, and nothing measured; arguments and errors as there."""
     check_choice("attention", name, ATTENTIONS)
     if name == "auto":

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -88,6 +89,42 @@ class Conditioning:
     given_latents: Tensor | None = None
     guides: tuple[Anchor, ...] = ()
 
+    @classmethod
+    def of(
+        cls,
+        prompt: PromptEmbeds,
+        negative: PromptEmbeds | None,
+        *,
+        image_embeds: Tensor,
+        start_latent: Tensor,
+    ) -> Self:
+        """The conditioning of one prompt and, with true guidance, a negative one."""
+        return cls(
+            text_embeds=prompt.text_embeds,
+            text_mask=prompt.text_mask,
+            pooled_embeds=prompt.pooled_embeds,
+            image_embeds=image_embeds,
+            start_latent=start_latent,
+            negative_text_embeds=None if negative is None else negative.text_embeds,
+            negative_text_mask=None if negative is None else negative.text_mask,
+            negative_pooled_embeds=None if negative is None else negative.pooled_embeds,
+        )
+
+    @property
+    def prompt(self) -> PromptEmbeds:
+        """What all sections share unless they have prompts of their own."""
+        return PromptEmbeds(
+            text_embeds=self.text_embeds, text_mask=self.text_mask, pooled_embeds=self.pooled_embeds
+        )
+
+    @property
+    def negative(self) -> PromptEmbeds | None:
+        """The negative prompt; None unless its three fields are given."""
+        embeds, mask, pooled = self.negative_text_embeds, self.negative_text_mask, self.negative_pooled_embeds
+        if embeds is None or mask is None or pooled is None:
+            return None
+        return PromptEmbeds(text_embeds=embeds, text_mask=mask, pooled_embeds=pooled)
+
     def anchors(self, guide_places: Sequence[int]) -> tuple[Anchor, ...]:
         """The start image and the guides, in video order; latents are fp32 on the CPU."""
         if len(self.guides) != len(guide_places):
@@ -103,10 +140,7 @@ class Conditioning:
             raise InputError(
                 f"section_prompts must be empty or num_sections = {num_sections}, got {len(self.section_prompts)}"
             )
-        shared = PromptEmbeds(
-            text_embeds=self.text_embeds, text_mask=self.text_mask, pooled_embeds=self.pooled_embeds
-        )
-        return self.section_prompts or (shared,) * num_sections
+        return self.section_prompts or (self.prompt,) * num_sections
 
     def check(self, config: TransformerConfig, cfg_scale: float) -> None:
         """Raise :class:`InputError` unless every tensor fits ``config`` and the guidance."""
@@ -131,29 +165,27 @@ class Conditioning:
             _check_shape("guides' image_embeds", guide.image_embeds, tuple(self.image_embeds.shape))
             _check_finite("guides' latent", guide.latent)
             _check_finite("guides' image_embeds", guide.image_embeds)
-        _check_text(config, "", self.text_embeds, self.text_mask, self.pooled_embeds)
+        _check_text(config, "", self.prompt)
         for prompt in set(self.section_prompts):
-            _check_text(
-                config, "section_prompts' ", prompt.text_embeds, prompt.text_mask, prompt.pooled_embeds
-            )
+            _check_text(config, "section_prompts' ", prompt)
         negative = (self.negative_text_embeds, self.negative_text_mask, self.negative_pooled_embeds)
-        embeds, mask, pooled = negative
         if cfg_scale == 1.0:
             if any(tensor is not None for tensor in negative):
                 raise InputError(
                     "negative_text_embeds, negative_text_mask and negative_pooled_embeds must be None at "
                     "cfg_scale = 1, where no second pass runs; leave them out, or set another cfg_scale"
                 )
-        elif embeds is None or mask is None or pooled is None:
+        elif self.negative is None:
             raise InputError(
                 "negative_text_embeds, negative_text_mask and negative_pooled_embeds must be given "
                 f"at cfg_scale = {cfg_scale}"
             )
         else:
-            _check_text(config, "negative_", embeds, mask, pooled)
+            _check_text(config, "negative_", self.negative)
 
 
-def _check_text(config: TransformerConfig, prefix: str, embeds: Tensor, mask: Tensor, pooled: Tensor) -> None:
+def _check_text(config: TransformerConfig, prefix: str, prompt: PromptEmbeds) -> None:
+    embeds, mask, pooled = prompt.text_embeds, prompt.text_mask, prompt.pooled_embeds
     _check_shape(f"{prefix}text_embeds", embeds, (1, None, config.text_embed_dim))
     _check_shape(f"{prefix}text_mask", mask, (1, embeds.shape[1]))
     _check_shape(f"{prefix}pooled_embeds", pooled, (1, config.pooled_projection_dim))

@@ -13,7 +13,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from isoframe.engine import ConfigError, ContentError, Engine, EngineConfig, InputError, Request
-from isoframe.engine.generation.frame_filter import load_filter
+from isoframe.engine.generation.frame_filter import FrameFilter, load_filter
 from isoframe.engine.interfaces.commands.command_line import build_app
 from isoframe.engine.jobs.folder import JobFolder
 from isoframe.engine.media.exports import export_video
@@ -172,16 +172,15 @@ def refuse_late_frames(frames: Tensor, first_frame: int) -> Tensor:
 
 
 @pytest.fixture
-def filtered(engine: Engine) -> Any:
-    yield engine
-    engine.frame_filter = None
+def load_filtered(engine: Engine) -> Callable[[FrameFilter], Engine]:
+    return lambda frame_filter: Engine.load("demo", config=engine.config, frame_filter=frame_filter)
 
 
 @pytest.mark.parametrize("order", ["inverted", "forward"])
 def test_every_frame_passes_through_the_filter_once_final_and_while_provisional(
-    filtered: Engine, request_of: Callable[..., Request], order: str
+    load_filtered: Callable[[FrameFilter], Engine], request_of: Callable[..., Request], order: str
 ) -> None:
-    filtered.frame_filter = darken
+    filtered = load_filtered(darken)
     seen = []
     for section in filtered.generate(request_of(order=order)):
         for frames, first in (
@@ -195,9 +194,9 @@ def test_every_frame_passes_through_the_filter_once_final_and_while_provisional(
 
 
 def test_a_filter_that_refuses_ends_the_job_and_keeps_what_passed(
-    filtered: Engine, request_of: Callable[..., Request], tmp_path: Path
+    load_filtered: Callable[[FrameFilter], Engine], request_of: Callable[..., Request], tmp_path: Path
 ) -> None:
-    filtered.frame_filter = refuse_late_frames
+    filtered = load_filtered(refuse_late_frames)
     with pytest.raises(ContentError, match="not for this audience") as failure:
         filtered.render(request_of(seconds=20 / 30), tmp_path / "video.mp4")
     assert not (tmp_path / "video.mp4").exists()
@@ -207,22 +206,24 @@ def test_a_filter_that_refuses_ends_the_job_and_keeps_what_passed(
 
 
 def test_a_job_and_its_file_know_their_filter(
-    filtered: Engine, request_of: Callable[..., Request], tmp_path: Path
+    engine: Engine,
+    load_filtered: Callable[[FrameFilter], Engine],
+    request_of: Callable[..., Request],
+    tmp_path: Path,
 ) -> None:
-    filtered.frame_filter = darken
+    filtered = load_filtered(darken)
     filtered.render(request_of(), tmp_path / "video.mp4", job_dir=tmp_path / "job")
     assert again(filtered, tmp_path / "video.mp4").is_identical
-    filtered.frame_filter = None
     with pytest.raises(InputError, match=r"another job, with frame_filter .*darken"):
-        filtered.render(request_of(), tmp_path / "other.mp4", job_dir=tmp_path / "job")
+        engine.render(request_of(), tmp_path / "other.mp4", job_dir=tmp_path / "job")
     with pytest.raises(InputError, match=r"was made with frame_filter .*darken, this engine has None"):
-        again(filtered, tmp_path / "video.mp4")
+        again(engine, tmp_path / "video.mp4")
 
 
 def test_a_filter_that_returns_something_else_or_does_not_exist_is_refused(
-    filtered: Engine, request_of: Callable[..., Request]
+    load_filtered: Callable[[FrameFilter], Engine], request_of: Callable[..., Request]
 ) -> None:
-    filtered.frame_filter = lambda frames, _: frames.float()
+    filtered = load_filtered(lambda frames, _: frames.float())
     with pytest.raises(ConfigError, match=r"must return uint8 \(.*\), got torch.float32"):
         list(filtered.generate(request_of()))
     with pytest.raises(ConfigError, match="MODULE:FUNCTION, 'nowhere:f' cannot be imported"):

@@ -121,10 +121,13 @@ def reproduce(
         from ... import Engine
 
         with (
-            Engine.load(model or recipe.metadata["model"], config=config) as engine,
+            Engine.load(
+                model or recipe.metadata["model"],
+                config=config,
+                frame_filter=None if frame_filter is None else load_filter(frame_filter),
+            ) as engine,
             make_reporter(fps=request.fps, is_json=False, is_quiet=quiet) as reporter,
         ):
-            engine.frame_filter = None if frame_filter is None else load_filter(frame_filter)
             made = make_again(
                 engine, recipe, request, out or Path(folder) / "again.mp4", overwrite=overwrite,
                 on_event=reporter.on_event,

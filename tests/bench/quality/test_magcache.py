@@ -35,7 +35,7 @@ def test_measured_ratios_decide_what_the_engine_skips(tmp_path: Path) -> None:
     assert "  3 sections, at most" in result.stdout
     engine = Engine.load("demo", config=EngineConfig(cache_dir=tmp_path, device="cpu"))
     sampling = SamplingConfig(num_sections=1, num_steps=9, order="forward", step_cache="magcache")
-    assert engine.step_caches(sampling).schedule == skip_schedule(ratios, sampling)
+    assert engine._denoiser.step_caches(sampling).schedule == skip_schedule(ratios, sampling)
 
 
 def test_unknown_order_is_refused_before_a_model_is_loaded() -> None:

@@ -382,7 +382,7 @@ def test_vae_tiles_are_used_when_asked_for(make_request: Callable[..., Request],
     config = EngineConfig(vae_tiles=True, cache_dir=tmp_path, device="cpu")
     engine = Engine.load("demo", config=config)
     next(engine.generate(make_request()))
-    assert engine._vae.model.use_tiling
+    assert engine._model.vae.model.use_tiling
 
 
 def test_missing_device_is_named() -> None:

@@ -93,12 +93,12 @@ def test_sections_from_a_guides_time_on_see_it_in_place_of_the_start_image(
     sections = list(engine.generate(request))
     images = [fit_to_bucket(load_image(path), (64, 64)) for path in (EXAMPLES / "bounce.png", SPIN, UP)]
     latents = [
-        engine._vae.encode_image(image_to_tensor(image), posterior="sample", seed=5) for image in images
+        engine._model.vae.encode_image(image_to_tensor(image), posterior="sample", seed=5) for image in images
     ]
     # The places 0 | 1 2 | 3 4 of the video, in the order they are made.
     seen = [0, 1, 1, 2, 2] if order == "forward" else [2, 2, 1, 1, 0]
     assert [next(i for i, one in enumerate(latents) if torch.equal(one, starts[n])) for n in range(5)] == seen
-    expected = engine._encoders.encode_images(images)
+    expected = engine._model.encoders.encode_images(images)
     changes = [0, 1, 2] if order == "forward" else [2, 1, 0]
     assert len(embeds) == 3
     # Text and modulation do not depend on the image: they are computed once.

@@ -185,7 +185,7 @@ def test_scheduled_steps_add_the_last_residual(
 ) -> None:
     sampling = SamplingConfig(num_sections=2, num_steps=7, **options)
     schedule = tuple(step in skips for step in range(7))
-    monkeypatch.setattr(subject.engine, "step_caches", lambda _: MagCache(schedule))
+    monkeypatch.setattr(subject.engine._denoiser, "step_caches", lambda _: MagCache(schedule))
     job = dataclasses.replace(subject.job(sampling), skips=frozenset(skips))
     expected, _ = run_job(subject.model, job)
     actual, steps = subject.run(sampling)

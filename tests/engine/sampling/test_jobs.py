@@ -36,6 +36,7 @@ from isoframe.engine import (
     QueuedEvent,
     QueueFullError,
     Request,
+    SamplingConfig,
     SectionEvent,
     StartedEvent,
     StepEvent,
@@ -48,6 +49,7 @@ from isoframe.engine.media.video import Video, read_video_info
 from isoframe.engine.sampling.denoiser import Denoiser
 from isoframe.engine.sampling.history import History, JobNoise, SampledSections
 from isoframe.engine.sampling.sampler import sigma_schedule
+from isoframe.engine.sampling.step_cache import StepCache, make_step_cache
 
 TIMEOUT = 60
 
@@ -526,19 +528,23 @@ def test_two_engines_work_at_the_same_time_and_do_not_disturb_each_other(
     ]
     # Each waits at its first step until the other one is there.
     both = threading.Barrier(2, timeout=TIMEOUT)
-    with load(tmp_path / "a") as first, load(tmp_path / "b") as second:
-        jobs = []
-        for number, owner in enumerate((first, second)):
-            caches, is_met = owner.step_caches, []
 
-            def meet(sampling: Any, caches: Any = caches, is_met: list[bool] = is_met) -> Any:
-                if threading.current_thread().name == "isoframe-jobs" and len(is_met) == 1:
-                    both.wait()
+    def load_and_meet(folder: Path) -> Engine:
+        is_met: list[bool] = []
+
+        def meet(sampling: SamplingConfig) -> StepCache:
+            if threading.current_thread().name == "isoframe-jobs" and not is_met:
                 is_met.append(True)
-                return caches(sampling)
+                both.wait()
+            return make_step_cache(sampling)
 
-            owner.step_caches = meet
-            jobs.append(owner.submit(requests[number], job_dir=tmp_path / f"job-{number}"))
+        return Engine.load("demo", config=EngineConfig(cache_dir=folder, device="cpu"), step_caches=meet)
+
+    with load_and_meet(tmp_path / "a") as first, load_and_meet(tmp_path / "b") as second:
+        jobs = [
+            owner.submit(requests[number], job_dir=tmp_path / f"job-{number}")
+            for number, owner in enumerate((first, second))
+        ]
         assert [job.result(TIMEOUT).path.read_bytes() for job in jobs] == straight
     assert both.n_waiting == 0
 

@@ -135,9 +135,9 @@ class Rendering:
                 components=self.components,
                 size=self.request.size,
                 on_conversion=on_conversion,
+                frame_filter=frame_filter,
             )
         with engine:
-            engine.frame_filter = frame_filter
             if self.traces:
                 engine.trace()
             video = engine.render(
