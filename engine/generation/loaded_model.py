@@ -26,7 +26,7 @@ from ..families.framepack.transformer import PackedTransformer
 from ..families.framepack.transformer_config import TransformerConfig
 from ..model.attention_backends import AttentionShape, device_capability
 from ..model.attention_choice import check_self_attention, make_self_attention
-from ..planning.budget import make_plan
+from ..planning.budget import check_fits
 from ..planning.machine import Machine, this_machine
 from ..request.config import TUNED_SETTINGS, EngineConfig, SamplingConfig
 from ..sampling.magnitude import find_ratios
@@ -309,7 +309,7 @@ def _admit(
     job = planned_job(shapes_of(found, shape), config, place.weight_format, sampling, wanted)
     if has_store is None:
         has_store = job.needs_store(place.machine)
-    make_plan(replace(job, is_latents_only=True, has_store=has_store), place.machine)
+    check_fits(replace(job, is_latents_only=True, has_store=has_store), place.machine)
 
 
 def _use_tuned_kernels(config: EngineConfig, capability: int) -> None:

@@ -3,14 +3,14 @@
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..request.config import DIRECTIONS, Request
 from .buckets import choose_bucket, scale_buckets
-from .images import fit_to_bucket, load_image
+from .images import ReadImage, fit_to_bucket, load_image
 from .source_video import SourceVideo, first_frame
 
 if TYPE_CHECKING:
@@ -29,6 +29,24 @@ def request_order(request: Request, default: Callable[[], str]) -> str:
     if request.video is not None:
         return DIRECTIONS[request.direction]
     return "inverted" if request.has_end_image else default()
+
+
+def read_images(request: Request) -> Request:
+    """The request with its image files read: a bad one shows before a model is loaded, and none is decoded twice.
+
+    Raises:
+        InputError: an image cannot be used.
+    """
+
+    def read(image: object) -> object:
+        return ReadImage(image, force=request.force) if isinstance(image, str | os.PathLike) else image
+
+    return replace(
+        request,
+        image=read(request.image),
+        end_image=read(request.end_image),
+        guide_images=tuple(replace(guide, image=read(guide.image)) for guide in request.guide_images),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,29 @@ _DECODING_ERRORS = (
 )
 
 
+class ReadImage:
+    """An image file that is read already: a path, with the pixels for who loads it next.
+
+    Only the first who asks gets them; for the next one the file is read again. So nobody holds an image that is larger
+    than the video made from it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Read ``path``; arguments and errors are those of :func:`load_image`."""
+        self._path = Path(path)
+        self._image: Image | None = _load_file(self._path, force)
+
+    def __fspath__(self) -> str:
+        return str(self._path)
+
+    __str__ = __fspath__
+
+    def take(self) -> "Image | None":
+        """The pixels, unless they were taken before."""
+        image, self._image = self._image, None
+        return image
+
+
 def load_image(source: object, *, force: bool = False) -> "Image":
     """Read ``source`` as an upright 8-bit RGB image.
 
@@ -52,6 +75,8 @@ def load_image(source: object, *, force: bool = False) -> "Image":
     """
     from PIL import Image
 
+    if isinstance(source, ReadImage) and (read := source.take()) is not None:
+        return read
     if isinstance(source, (str, os.PathLike)):
         return _load_file(Path(source), force)
     if isinstance(source, np.ndarray):

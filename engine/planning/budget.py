@@ -33,6 +33,12 @@ def make_plan(job: PlannedJob, machine: Machine) -> Plan:
     return plan
 
 
+def check_fits(job: PlannedJob, machine: Machine) -> None:
+    """Raise the :class:`BudgetError` of :func:`make_plan` where nothing fits."""
+    if not _fits(job, machine):
+        raise _refusal(job, machine)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Choice:
     """One way to run the step loop and the decoder; fields as in a plan.

@@ -293,6 +293,7 @@ class JobMemory:
         """Use :meth:`ModelMemory.plan`."""
         self.plan = make_plan(job, model.machine)
         self._model = model
+        self._machine = model.machine
         self._job = job
 
     def place(self) -> None:
@@ -314,13 +315,17 @@ class JobMemory:
         return self._job.num_condition_tokens
 
     def keep_tile(self, tile: int | None) -> None:
-        """Plan again with VAE tiles of ``tile`` px, None for whole pictures: a job must end as it began.
+        """Keep VAE tiles of ``tile`` px, None for whole pictures: a job must end as it began.
+
+        It is planned again only where it would have other tiles, or where the budget has changed since.
 
         Raises:
             BudgetError: it does not fit any more.
         """
-        self._job = replace(self._job, tile_choices=(tile,))
-        self.plan = make_plan(self._job, self._model.machine)
+        is_planned = self.plan.vae_tile == tile and self._machine is self._model.machine
+        self._job, self._machine = replace(self._job, tile_choices=(tile,)), self._model.machine
+        if not is_planned:
+            self.plan = make_plan(self._job, self._machine)
 
     def attempt(
         self, phase: str, work: Callable[[], T], before_retry: Callable[[], None] = lambda: None
