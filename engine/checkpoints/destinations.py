@@ -72,13 +72,16 @@ class EncodedWeight:
                 views[name].copy_(encoded)
 
     def errors(self, tensor: Tensor) -> tuple[float, float]:
-        """Sums of squares of ``tensor``, which was written here, and of what is stored less ``tensor``."""
+        """Sums of squares of ``tensor``, which was written here, and of what is stored less ``tensor``; zeros where it
+        is stored as it was."""
         signal = noise = 0.0
+        if any(view.dtype == tensor.dtype and torch.equal(view, tensor) for view in self.views.values()):
+            return signal, noise
         for rows in self._row_blocks():
             exact = tensor[rows].float()
             difference = self.decode(self._rows(rows)) - exact
-            signal += float(exact.square().sum(dtype=torch.float64))
-            noise += float(difference.square().sum(dtype=torch.float64))
+            signal += float(exact.double().square().sum())
+            noise += float(difference.double().square().sum())
         return signal, noise
 
     def _row_blocks(self) -> list[slice]:

@@ -8,20 +8,23 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ...quant import WeightFormat
 from ..checkpoints.checkpoint import Checkpoint, check_finite, check_shapes
 from ..checkpoints.destinations import Destination, EncodedWeight
-from ..checkpoints.tensor_files import FLOAT_DTYPES
+from ..checkpoints.tensor_files import FLOAT_DTYPES, open_tensor_file
 from ..errors import CheckpointError, InputError
 from ..families.framepack.transformer import PackedTransformer
-from ..files import exclusive_lock
+from ..files import TEMPORARY_SUFFIX, exclusive_lock, replace_when_whole, write_durably
 from ..model.units import UnitLayout, unit_specs
 from .host import HostBuffer
 from .store import (
@@ -37,10 +40,11 @@ from .store import (
 
 _logger = logging.getLogger(__name__)
 
-_JOURNAL_NAME = "progress.jsonl"
+# The key of a file's metadata under which its note stands.
+_NOTE = "conversion"
+# What a conversion leaves in its folder when it is stopped; the first version kept a journal.
+_OWN_FILES = ("units-*", "parameters-*", f".*{TEMPORARY_SUFFIX}", "progress.jsonl")
 _PAGE = 4096
-# Some file systems end at 4 GiB.
-_MAX_FILE_BYTES = 2**32 - 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,57 +116,33 @@ def _existing(folder: Path, checkpoint: Checkpoint, weight_format: WeightFormat)
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """One tensor to write: a unit or another weight."""
+class _Part:
+    """One file of the store: a unit, or other weights that take at most half the memory of one, or a single large one.
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
+    Attributes:
+        file: its name.
+        names: of the unit, or of the weights in the checkpoint.
+        num_bytes: of the tensors.
+    """
+
+    file: str
+    names: tuple[str, ...]
     num_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class _OutputFile:
-    """A safetensors file whose header is known before its tensors are."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Note:
+    """What a finished file says about itself, in its metadata.
 
-    name: str
-    pieces: tuple[_Piece, ...]
+    Attributes:
+        conversion: the one it belongs to, see :attr:`_Conversion._identity`.
+        sha256: of its tensors, by name.
+        errors: sums of squares of each converted weight and of its noise, by checkpoint name.
+    """
 
-    def header(self) -> bytes:
-        """Length and JSON, filled up with spaces to whole pages."""
-        offset, tensors = 0, {}
-        for piece in self.pieces:
-            end = offset + piece.num_bytes
-            tensors[piece.name] = {
-                "dtype": piece.dtype,
-                "shape": list(piece.shape),
-                "data_offsets": [offset, end],
-            }
-            offset = end
-        raw = json.dumps(tensors, separators=(",", ":")).encode()
-        raw += b" " * (-(8 + len(raw)) % _PAGE)
-        return len(raw).to_bytes(8, "little") + raw
-
-    @property
-    def num_bytes(self) -> int:
-        return len(self.header()) + sum(piece.num_bytes for piece in self.pieces)
-
-    def starts(self) -> dict[str, int]:
-        """First byte of every tensor."""
-        starts, start = {}, len(self.header())
-        for piece in self.pieces:
-            starts[piece.name] = start
-            start += piece.num_bytes
-        return starts
-
-
-@dataclass(slots=True)
-class _Record:
-    """What the journal keeps of a finished tensor; errors are sums of squares by checkpoint name."""
-
-    name: str
-    sha256: str
-    errors: dict[str, tuple[float, float]] = field(default_factory=dict)
+    conversion: str
+    sha256: dict[str, str]
+    errors: dict[str, tuple[float, float]]
 
 
 class _Conversion:
@@ -185,25 +165,23 @@ class _Conversion:
             self._partial.mkdir(parents=True, exist_ok=True)
         lock = self._partial / "lock"
         with exclusive_lock(lock, f"another process converts to {self._folder}; wait for it"):
-            manifest = self._manifest(self._write_pieces())
+            manifest = self._manifest(self._write_parts())
             with self._disk_errors(self._total_bytes):
-                _write_json(self._partial / MANIFEST_NAME, manifest)
+                write_durably(self._partial / MANIFEST_NAME, json.dumps(manifest, indent=1).encode())
             open_store(self._partial).verify(lambda done, total: self._report("verify", done, total))
-            (self._partial / _JOURNAL_NAME).unlink()
         lock.unlink()
         os.rename(self._partial, self._folder)
         return open_store(self._folder)
 
     @cached_property
-    def _files(self) -> list[_OutputFile]:
-        units = [
-            _Piece(name, "U8", (layout.num_bytes,), layout.num_bytes)
-            for name, layout in self._layouts.items()
-        ]
-        return _files("units", units) + _files("parameters", self._parameters())
+    def _parts(self) -> list[_Part]:
+        units = [((name,), layout.num_bytes) for name, layout in self._layouts.items()]
+        # Two files are in memory at a time, and what is freed of such sizes need not go back to the system at once.
+        half = max(num_bytes for _, num_bytes in units) // 2
+        return _named("units", units) + _named("parameters", self._parameter_groups(half))
 
-    def _parameters(self) -> list[_Piece]:
-        """What stays as it is, in the order of the checkpoint's files."""
+    def _parameter_groups(self, max_bytes: int) -> list[tuple[tuple[str, ...], int]]:
+        """Names and bytes of what stays as it is, in the order of the checkpoint's files."""
         in_units = {
             f"{source}.{kind}"
             for layout in self._layouts.values()
@@ -211,85 +189,107 @@ class _Conversion:
             for source in layer.sources
             for kind in ("weight", "bias")
         }
-        pieces = []
+        groups: list[tuple[tuple[str, ...], int]] = [((), 0)]
         for name, entry in self._checkpoint.entries.items():
-            dtype = entry.dtype if FLOAT_DTYPES[entry.dtype].itemsize > 1 else "BF16"
-            size = math.prod(entry.shape) * FLOAT_DTYPES[dtype].itemsize
             if name not in in_units:
-                pieces.append(_Piece(name, dtype, entry.shape, size))
-        return pieces
+                # What is in fp8 is kept in bf16.
+                num_bytes = math.prod(entry.shape) * max(FLOAT_DTYPES[entry.dtype].itemsize, 2)
+                names, size = groups[-1]
+                if names and size + num_bytes > max_bytes:
+                    groups.append(((name,), num_bytes))
+                else:
+                    groups[-1] = ((*names, name), size + num_bytes)
+        return groups
 
     def _check_space(self) -> None:
         existing = next(parent for parent in self._partial.absolute().parents if parent.exists())
         free = shutil.disk_usage(existing).free
-        # The files have holes where nothing is written yet.
-        have = sum(getattr(path.stat(), "st_blocks", 0) * 512 for path in self._partial.glob("*.safetensors"))
+        have = sum(path.stat().st_size for path in self._partial.glob("*.safetensors"))
         if self._total_bytes - have > free:
             raise InputError(
                 f"the store needs {self._total_bytes / 2**30:.2f} GiB, {existing} has {free / 2**30:.2f} GiB free; "
                 "free some space or choose another folder"
             )
 
-    def _write_pieces(self) -> dict[str, _Record]:
-        """Write what the journal does not have yet."""
+    def _write_parts(self) -> dict[str, _Note]:
+        """Write the files that are not there yet: one is made while the one before it is hashed and written."""
+        with self._disk_errors(0):
+            notes = self._read_notes()
         done = 0
-        with self._disk_errors(done):
-            journal = _Journal(self._partial / _JOURNAL_NAME, self._identity())
-        for file in self._files:
-            path, starts = self._partial / file.name, file.starts()
-            with self._disk_errors(done):
-                _create_sized(path, file)
-            for piece in file.pieces:
-                if piece.name not in journal.records:
-                    record, content = self._make(piece)
+        made = (self._make(part) for part in self._parts if part.file not in notes)
+        with ThreadPoolExecutor(1, "isoframe-conversion") as pool:
+            ahead = pool.submit(next, made, None)
+            for part in self._parts:
+                if part.file not in notes and (content := ahead.result()) is not None:
+                    ahead = pool.submit(next, made, None)
                     with self._disk_errors(done):
-                        _write_at(path, starts[piece.name], content)
-                        journal.add(record)
-                    # Two units would be in memory while the next one is made.
-                    del content
-                done += piece.num_bytes
+                        notes[part.file] = self._write(part, *content)
+                done += part.num_bytes
                 self._report("convert", done, self._total_bytes)
-        return journal.records
+        return notes
 
+    def _read_notes(self) -> dict[str, _Note]:
+        """What the files of an earlier run say; those of another conversion, and unfinished ones, are removed."""
+        notes = {}
+        files = {part.file for part in self._parts}
+        for path in (path for pattern in _OWN_FILES for path in self._partial.glob(pattern)):
+            note = _read_note(path) if path.name in files else None
+            if note is not None and note.conversion == self._identity:
+                notes[path.name] = note
+            else:
+                path.unlink()
+        return notes
+
+    @cached_property
     def _identity(self) -> str:
-        """What a journal must agree with: source, format and place of every byte."""
-        digest = hashlib.sha256(store_name(self._checkpoint.source_hash, self._format).encode())
-        for file in self._files:
-            digest.update(file.name.encode() + file.header())
-        return digest.hexdigest()
+        """What files of one conversion agree in: source, format and place of every byte."""
+        places = [layout.describe() for layout in self._layouts.values()]
+        content = (store_name(self._checkpoint.source_hash, self._format), self._parts, places)
+        return hashlib.sha256(repr(content).encode()).hexdigest()
 
-    def _make(self, piece: _Piece) -> tuple[_Record, memoryview]:
-        """Content of ``piece`` and its record."""
+    def _make(self, part: _Part) -> tuple[dict[str, Tensor], dict[str, tuple[float, float]]]:
+        """Tensors of ``part`` and the errors of its weights."""
         errors: dict[str, tuple[float, float]] = {}
-        if piece.name in self._layouts:
-            # Pages of its own, zero at first, that go back to the system at once.
-            content = HostBuffer(piece.num_bytes, is_locked=False).tensor
-            for name, destination in self._layouts[piece.name].destinations(content).items():
-                tensor = self._checkpoint.tensor(name)
-                _write(name, destination, tensor)
-                if isinstance(destination, EncodedWeight):
-                    errors[name] = destination.errors(tensor)
-                    _check_noise(name, errors[name][1])
-                else:
-                    check_finite(name, tensor)
-        else:
-            tensor = self._checkpoint.tensor(piece.name)
-            check_finite(piece.name, tensor)
-            content = tensor.reshape(-1).view(torch.uint8)
-        data = _bytes_of(content)
-        return _Record(piece.name, hashlib.sha256(data).hexdigest(), errors), data
+        if part.names[0] not in self._layouts:
+            tensors = {name: self._checkpoint.tensor(name) for name in part.names}
+            for name, tensor in tensors.items():
+                check_finite(name, tensor)
+            return tensors, errors
+        (unit,) = part.names
+        # Pages of its own, zero at first, that go back to the system at once.
+        content = HostBuffer(part.num_bytes, is_locked=False).tensor
+        for name, destination in self._layouts[unit].destinations(content).items():
+            tensor = self._checkpoint.tensor(name)
+            check_finite(name, tensor)
+            _write(name, destination, tensor)
+            if isinstance(destination, EncodedWeight):
+                errors[name] = destination.errors(tensor)
+        return {unit: content}, errors
 
-    def _manifest(self, records: dict[str, _Record]) -> dict[str, object]:
-        errors = {name: sums for record in records.values() for name, sums in record.errors.items()}
+    def _write(
+        self, part: _Part, tensors: dict[str, Tensor], errors: dict[str, tuple[float, float]]
+    ) -> _Note:
+        note = _Note(
+            conversion=self._identity,
+            sha256={name: _digest(tensor) for name, tensor in tensors.items()},
+            errors=errors,
+        )
+        with replace_when_whole(self._partial / part.file) as temporary:
+            save_file(tensors, temporary, {_NOTE: _padded(json.dumps(asdict(note)), part)})
+        return note
+
+    def _manifest(self, notes: dict[str, _Note]) -> dict[str, object]:
+        errors = {name: sums for part in self._parts for name, sums in notes[part.file].errors.items()}
+        entries = {part.file: open_tensor_file(self._partial / part.file).entries for part in self._parts}
         rows = [
             {
-                "name": piece.name,
-                "file": file.name,
-                "num_bytes": piece.num_bytes,
-                "sha256": records[piece.name].sha256,
+                "name": name,
+                "file": part.file,
+                "num_bytes": entries[part.file][name].num_bytes,
+                "sha256": notes[part.file].sha256[name],
             }
-            for file in self._files
-            for piece in file.pieces
+            for part in self._parts
+            for name in part.names
         ]
         manifest: dict[str, object] = {
             "format_version": FORMAT_VERSION,
@@ -298,7 +298,7 @@ class _Conversion:
             "precision": self._format.name,
             "dtype": str(self._format.dtype).removeprefix("torch."),
             "config": asdict(self._checkpoint.config),
-            "files": [file.name for file in self._files],
+            "files": [part.file for part in self._parts],
             "units": [
                 {**row, "tensors": self._layouts[str(row["name"])].describe()}
                 for row in rows
@@ -313,17 +313,18 @@ class _Conversion:
 
     @cached_property
     def _total_bytes(self) -> int:
-        return sum(piece.num_bytes for file in self._files for piece in file.pieces)
+        return sum(part.num_bytes for part in self._parts)
 
     @contextlib.contextmanager
     def _disk_errors(self, done_bytes: int) -> Iterator[None]:
         """Say what is left, and where, when the disk takes no more."""
         try:
             yield
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             left = (self._total_bytes - done_bytes) / 2**30
+            reason = getattr(error, "strerror", None) or str(error).rpartition("I/O error: ")[2]
             raise InputError(
-                f"{self._partial} cannot be written: {error.strerror or error}; {left:.2f} GiB are missing. Free space "
+                f"{self._partial} cannot be written: {reason}; {left:.2f} GiB are missing. Free space "
                 f"and run the same again: it goes on from there. Or delete {self._partial}"
             ) from error
 
@@ -331,80 +332,34 @@ class _Conversion:
         self._on_progress(ConversionProgress(phase=phase, done_bytes=done, total_bytes=total))
 
 
-class _Journal:
-    """The tensors that are safely on disk; survives a kill at any point."""
-
-    def __init__(self, path: Path, identity: str) -> None:
-        """Read the journal at ``path``; one of another ``identity`` is begun anew."""
-        self._path = path
-        self.records: dict[str, _Record] = {}
-        lines = _whole_lines(path)
-        if not lines or lines[0] != {"identity": identity}:
-            path.write_text(json.dumps({"identity": identity}) + "\n", encoding="utf-8")
-            return
-        for line in lines[1:]:
-            self.records[str(line["name"])] = _Record(**line)  # type: ignore[arg-type]  # written by add
-        # A line that a kill has cut short goes.
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-
-    def add(self, record: _Record) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self.records[record.name] = record
-
-
-def _whole_lines(path: Path) -> list[dict[str, object]]:
-    lines: list[dict[str, object]] = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
-
-
-def _files(kind: str, pieces: Sequence[_Piece]) -> list[_OutputFile]:
-    groups: list[list[_Piece]] = [[]]
-    size = 0
-    for piece in pieces:
-        if groups[-1] and size + piece.num_bytes > _MAX_FILE_BYTES:
-            groups.append([])
-            size = 0
-        groups[-1].append(piece)
-        size += piece.num_bytes
+def _named(kind: str, groups: Sequence[tuple[tuple[str, ...], int]]) -> list[_Part]:
     return [
-        _OutputFile(f"{kind}-{i + 1:05}-of-{len(groups):05}.safetensors", tuple(group))
-        for i, group in enumerate(groups)
+        _Part(f"{kind}-{i + 1:05}-of-{len(groups):05}.safetensors", names, num_bytes)
+        for i, (names, num_bytes) in enumerate(groups)
     ]
 
 
-def _create_sized(path: Path, file: _OutputFile) -> None:
-    """The file at its full size, with its header written; what it has stays."""
-    path.touch()
-    os.truncate(path, file.num_bytes)
-    _write_at(path, 0, memoryview(file.header()))
+def _read_note(path: Path) -> _Note | None:
+    """None where ``path`` is not whole, or was written by something else."""
+    try:
+        header = json.loads(open_tensor_file(path).header)
+        return _Note(**json.loads(header["__metadata__"][_NOTE]))
+    except (CheckpointError, ValueError, KeyError, TypeError):
+        return None
 
 
-def _write_at(path: Path, start: int, content: memoryview) -> None:
-    """Write and wait until it is on the disk."""
-    with path.open("r+b", buffering=0) as file:
-        file.seek(start)
-        while content:
-            content = content[file.write(content) :]
-        os.fsync(file.fileno())
+def _padded(note: str, part: _Part) -> str:
+    """``note`` with spaces after it, so that the blob of a unit begins at a whole page."""
+    header = {
+        "__metadata__": {_NOTE: note},
+        part.names[0]: {"dtype": "U8", "shape": [part.num_bytes], "data_offsets": [0, part.num_bytes]},
+    }
+    # Before it stand eight bytes, the header's length.
+    return note + " " * (-(8 + len(json.dumps(header, separators=(",", ":")))) % _PAGE)
 
 
-def _write_json(path: Path, content: dict[str, object]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _bytes_of(content: Tensor) -> memoryview:
-    return memoryview(content.numpy().data)
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def _check_fits_config(checkpoint: Checkpoint) -> None:
@@ -417,11 +372,6 @@ def _write(name: str, destination: Destination, tensor: Tensor) -> None:
         destination.write(tensor)
     except ValueError as error:
         raise CheckpointError(f"{name}: {error}") from error
-
-
-def _check_noise(name: str, noise: float) -> None:
-    if not math.isfinite(noise):
-        raise CheckpointError(f"{name} has values that are not finite; copy or download the model again")
 
 
 def _decibel(signal: float, noise: float) -> float | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..checkpoints.tensor_files import read_fully
 from ..errors import DeviceError
-from .store import StoredBlob
+from .store import NUM_CHECKERS, StoredBlob
 
 _logger = logging.getLogger(__name__)
 
@@ -25,8 +25,6 @@ Tier = Literal["pinned", "staged", "disk"]
 # Units are packed into slabs of about this size, each locked with one call: torch's own page-locked allocations are
 # rounded up to powers of two.
 _SLAB_BYTES = 2**30
-# Hashing takes a core a gigabyte or two a second, less than a good disk gives.
-_NUM_CHECKERS = 4
 # Locked for every device of the process, as torch locks memory.
 _PORTABLE = 1
 
@@ -86,7 +84,7 @@ class PinnedWeights:
         """
         weights, disk = cls([]), DiskWeights(blobs)
         try:
-            with ThreadPoolExecutor(_NUM_CHECKERS, "isoframe-checks") as pool:
+            with ThreadPoolExecutor(NUM_CHECKERS, "isoframe-checks") as pool:
                 checks = [
                     pool.submit(blobs[unit].check, content)
                     for group in _slab_groups(blobs)

@@ -1,9 +1,9 @@
 """A store holds the checkpoint, whole or not at all; and every damage has its own message."""
 
-import errno
 import hashlib
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -118,20 +118,38 @@ def test_a_single_fp8_file_with_scales_is_converted(source: Path, tmp_path: Path
 
 def test_units_lie_in_execution_order_at_whole_pages(pristine: Store) -> None:
     assert [blob.name for blob in pristine.units] == [layout.spec.name for layout in pristine.layouts]
-    starts = [blob.entry.start for blob in pristine.units]
-    assert starts == sorted(starts)
-    assert all(start % 4096 == 0 for start in starts)
-    raw = load_file(pristine.units[0].entry.path)
-    assert set(raw) == {blob.name for blob in pristine.units}, "the safetensors library reads it"
+    paths = [blob.entry.path for blob in pristine.units]
+    assert paths == sorted(paths)
+    assert all(blob.entry.start % 4096 == 0 for blob in pristine.units)
+    names = [name for path in paths for name in load_file(path)]
+    assert names == [blob.name for blob in pristine.units], "the safetensors library reads it"
 
 
-def test_large_models_are_spread_over_files(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(conversion, "_MAX_FILE_BYTES", 2_000_000)
+def test_large_models_are_spread_over_files(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """One file a unit, and none that is larger: file systems that end at 4 GiB hold any model."""
     opened = convert(checkpoint, make_format("fp32", torch.float32), tmp_path / "store")
-    assert len({blob.entry.path for blob in opened.units}) > 2
+    assert len({blob.entry.path for blob in opened.units}) == len(opened.units)
+    assert len({blob.entry.path for blob in opened.parameters.values()}) > 1
+    largest = max(opened.unit_bytes + [blob.entry.num_bytes for blob in opened.parameters.values()])
+    assert all(path.stat().st_size <= largest + 2**16 for path in opened.folder.glob("*.safetensors"))
     assert torch.equal(stored_step(opened, "disk"), stored_step(opened, "pinned"))
+
+
+def test_a_store_of_the_first_version_is_read(source: Path, folder: Path) -> None:
+    """It had all units in one file, and all other weights in another."""
+    manifest, files = json.loads((folder / "manifest.json").read_text()), []
+    for kind in ("units", "parameters"):
+        files.append(f"{kind}-00001-of-00001.safetensors")
+        paths = sorted(folder.glob(f"{kind}-*"))
+        tensors = {name: tensor.clone() for path in paths for name, tensor in load_file(path).items()}
+        for path in paths:
+            path.unlink()
+        save_file(tensors, folder / files[-1])
+        manifest[kind] = [{**row, "file": files[-1]} for row in manifest[kind]]
+    edit_manifest(folder, units=manifest["units"], parameters=manifest["parameters"], files=files)
+    opened = open_store(folder)
+    opened.verify()
+    assert torch.equal(stored_step(opened, "staged"), loaded_step(source, "int8"))
 
 
 def test_what_was_converted_has_its_noise_and_the_rest_is_as_it_was(
@@ -205,15 +223,17 @@ def test_a_stopped_conversion_goes_on_where_it_stopped(
     with pytest.raises(StoppedError):
         convert(checkpoint, weight_format, target, stop_after(count))
     assert not target.exists()
-    with (partial_folder(target) / "progress.jsonl").open("a") as journal:
-        journal.write('{"name": "cut sho')
+    (partial_folder(target) / ".units-00006-of-00008.safetensors.a1b2.tmp").write_bytes(b"cut sho")
     made: list[str] = []
     make = conversion._Conversion._make
     monkeypatch.setattr(
-        conversion._Conversion, "_make", lambda self, piece: made.append(piece.name) or make(self, piece)
+        conversion._Conversion, "_make", lambda self, part: made.append(part.file) or make(self, part)
     )
     opened = convert(checkpoint, weight_format, target)
-    assert len(made) == len(opened.units) + len(opened.parameters) - count
+    files = [
+        path.name for kind in ("units", "parameters") for path in sorted(opened.folder.glob(f"{kind}-*"))
+    ]
+    assert made == files[count:]
     assert contents(target) == contents(pristine.folder)
     assert not partial_folder(target).exists()
 
@@ -252,6 +272,9 @@ def test_a_partial_store_of_another_precision_is_begun_anew(
     target = tmp_path / "store"
     with pytest.raises(StoppedError):
         convert(checkpoint, make_format("fp32", torch.float32), target, stop_after(5))
+    # The first version wrote a journal, and files at their full size with holes.
+    (partial_folder(target) / "progress.jsonl").write_text("{}")
+    save_file({"a": torch.zeros(9)}, partial_folder(target) / "units-00001-of-00001.safetensors")
     convert(checkpoint, make_format("int8", torch.float32), target)
     assert contents(target) == contents(pristine.folder)
 
@@ -259,24 +282,30 @@ def test_a_partial_store_of_another_precision_is_begun_anew(
 def test_a_full_disk_is_named_and_the_source_is_as_it_was(
     source: Path, pristine: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target, before, write_at = tmp_path / "store", contents(source), conversion._write_at
+    target, before, save = tmp_path / "store", contents(source), conversion.save_file
     written: list[Path] = []
 
-    def write_until_full(path: Path, start: int, content: memoryview) -> None:
+    def write_until_full(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
         written.append(path)
         if len(written) > 6:
-            write_at(path, start, content[: len(content) // 2])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write_at(path, start, content)
+            # The limit of a process stands for the end of a disk.
+            before = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (9000, before[1]))
+            try:
+                save(tensors, path, metadata)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        save(tensors, path, metadata)
 
-    monkeypatch.setattr(conversion, "_write_at", write_until_full)
+    monkeypatch.setattr(conversion, "save_file", write_until_full)
     with pytest.raises(
-        InputError, match=r"store\.partial cannot be written: No space left on device; .* GiB are missing"
+        InputError, match=r"store\.partial cannot be written: File too large .*; .* GiB are missing"
     ):
         convert(open_transformer(source), make_format("int8", torch.float32), target)
     assert not target.exists()
     assert contents(source) == before
-    monkeypatch.setattr(conversion, "_write_at", write_at)
+    assert not list(partial_folder(target).glob(".*"))
+    monkeypatch.setattr(conversion, "save_file", save)
     convert(open_transformer(source), make_format("int8", torch.float32), target)
     assert contents(target) == contents(pristine.folder)
 
@@ -334,7 +363,7 @@ def edit_manifest(folder: Path, **changes: object) -> None:
 
 
 def units_file(folder: Path) -> Path:
-    return folder / "units-00001-of-00001.safetensors"
+    return folder / "units-00001-of-00008.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -365,7 +394,7 @@ def test_damage_is_named_when_the_store_is_opened(
 
 @pytest.mark.parametrize("kind", ["units", "parameters"])
 def test_a_flipped_bit_is_found_by_the_hashes(folder: Path, kind: str) -> None:
-    path = folder / f"{kind}-00001-of-00001.safetensors"
+    path = sorted(folder.glob(f"{kind}-*"))[0]
     flip_byte(path, path.stat().st_size - 5000)
     opened = open_store(folder)
     with pytest.raises(CheckpointError, match=rf"in .*{path.name} is damaged"):

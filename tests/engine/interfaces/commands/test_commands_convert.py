@@ -69,7 +69,7 @@ def test_a_store_is_verified_and_a_flipped_bit_names_its_unit() -> None:
         file.write(bytes([byte ^ 16]))
     result = run("--verify", "demo-int8", "--quiet")
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"error: {unit.name} in demo-int8/units-00001")
+    assert result.stderr.startswith(f"error: {unit.name} in demo-int8/units-0000")
     assert "is damaged: its bytes do not match their hash; delete demo-int8 and convert" in result.stderr
 
 
