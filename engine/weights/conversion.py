@@ -259,11 +259,9 @@ class _Conversion:
         # Pages of its own, zero at first, that go back to the system at once.
         content = HostBuffer(part.num_bytes, is_locked=False).tensor
         for name, destination in self._layouts[unit].destinations(content).items():
-            tensor = self._checkpoint.tensor(name)
-            check_finite(name, tensor)
-            _write(name, destination, tensor)
-            if isinstance(destination, EncodedWeight):
-                errors[name] = destination.errors(tensor)
+            sums = _encode(name, self._checkpoint.tensor(name), destination)
+            if sums is not None:
+                errors[name] = sums
         return {unit: content}, errors
 
     def _write(
@@ -367,11 +365,14 @@ def _check_fits_config(checkpoint: Checkpoint) -> None:
     check_shapes(checkpoint, {name: destination.shape for name, destination in model.destinations.items()})
 
 
-def _write(name: str, destination: Destination, tensor: Tensor) -> None:
+def _encode(name: str, tensor: Tensor, destination: Destination) -> tuple[float, float] | None:
+    """Write ``tensor``; its sum of squares and that of its noise, None where it is kept as it is."""
+    check_finite(name, tensor)
     try:
         destination.write(tensor)
     except ValueError as error:
         raise CheckpointError(f"{name}: {error}") from error
+    return destination.errors(tensor) if isinstance(destination, EncodedWeight) else None
 
 
 def _decibel(signal: float, noise: float) -> float | None:
