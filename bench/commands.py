@@ -2,8 +2,7 @@
 
 import typer
 
-from .budgets.ceiling_command import vram
-from .budgets.command import budgets, predict, ram
+from .budgets.command import budgets, predict, ram, vram
 from .constant.command import constant
 from .gpu.command import gpu, tune
 from .operations.command import aot, kernels, micro, traffic

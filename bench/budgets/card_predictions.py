@@ -11,8 +11,7 @@ from ...engine.planning.machine import cards, described_machine
 from ...engine.planning.plan import Plan
 from ...engine.planning.planned_job import PlannedJob
 from ...engine.request.config import Request
-from ..records.environment import Environment
-from ..records.rows import BenchRow, Gate
+from ..records.rows import BenchRow, Gate, in_words, make_rows
 
 GATE = Gate(is_green=True, text="nothing ran: the planner's arithmetic, which its own tests check")
 
@@ -52,36 +51,27 @@ def predict(precisions: Sequence[str], *, size: tuple[int, int], ram: str) -> It
             yield Prediction(card=card, precision=precision, plan=plan)
 
 
-def make_rows(prediction: Prediction, environment: Environment) -> list[BenchRow]:
-    """Rows of a prediction; ``environment`` is where it was computed."""
-    plan = prediction.plan
-    quantities = {
-        "predicted-step": ("s/it", plan.seconds_per_step),
-        "predicted-frame": ("s/frame", plan.seconds_per_frame),
-        "predicted-device-peak": ("B", float(plan.peak)),
-    }
-    return [
-        BenchRow(
-            case=case,
-            variant=prediction.card,
-            shape=(),
-            dtype="bfloat16",
-            precision=prediction.precision,
-            unit=unit,
-            values=(value,),
-            basis="predicted",
-            gate=GATE,
-            settings={
-                "model": plan.model,
-                "size": "x".join(map(str, plan.size)),
-                "steps": plan.num_steps,
-                "vram": plan.vram,
-                "ram": plan.ram,
-                "tier": plan.tier,
-                "residents": len(plan.residents),
-                "bottleneck": plan.bottleneck,
-            },
-            environment=environment,
-        )
-        for case, (unit, value) in quantities.items()
-    ]
+def prediction_rows(prediction: Prediction) -> list[BenchRow]:
+    """Pace and peak of a prediction."""
+    plan, card = prediction.plan, prediction.card
+    return make_rows(
+        (
+            ("predicted-step", card, "s/it", [plan.seconds_per_step]),
+            ("predicted-frame", card, "s/frame", [plan.seconds_per_frame]),
+            ("predicted-device-peak", card, "B", [plan.peak]),
+        ),
+        dtype="bfloat16",
+        precision=prediction.precision,
+        basis="predicted",
+        gate=GATE,
+        settings={
+            "model": plan.model,
+            "size": in_words(plan.size),
+            "steps": plan.num_steps,
+            "vram": plan.vram,
+            "ram": plan.ram,
+            "tier": plan.tier,
+            "residents": len(plan.residents),
+            "bottleneck": plan.bottleneck,
+        },
+    )

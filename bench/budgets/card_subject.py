@@ -11,9 +11,9 @@ from ...engine.request.sizes import parse_size
 from ..operations.correctness import check_operations
 from ..records.rows import Gate, Setting
 from .card_predictions import GATE
-from .ceilings import Runner, VramJob
+from .fresh_point import ProcessRunner
 from .planner_answers import PlanRunner
-from .video_probe import ProcessRunner
+from .point import MemoryJob, Runner
 
 DEFAULT_CARD = "RTX 3060"
 _DEFAULT_BUDGET = 6 * 2**30
@@ -21,7 +21,7 @@ _DEFAULT_BUDGET = 6 * 2**30
 _SHARE = 0.9
 
 
-class VramSubject:
+class CardSubject:
     """A card, real, held back or only described.
 
     Attributes:
@@ -86,10 +86,10 @@ class VramSubject:
         steps: int,
         precision: str | None,
         attention: str,
-    ) -> VramJob:
+    ) -> MemoryJob:
         """The job whose ceilings are sought; what is None is the model's or the card's own."""
         is_cpu = self._device is not None and self._device.type == "cpu"
-        return VramJob(
+        return MemoryJob(
             model=self._model,
             device="cuda" if self._device is None else str(self._device),
             budget=min(_DEFAULT_BUDGET, self.most) if into is None else parse_size("--into", into),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..constant.plots import HOST_COLOUR, MEMORY_CURVES, PHASE_COLOURS, phase_patches
 from ..meters.memory_timeline import TimelineSample
 from ..records.html_page import draw, to_svg
-from .ceilings import VramResult
+from .ceilings import Ceilings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ _GIB, _MIB = 2**30, 2**20
 _RED, _BLUE, _GREEN = "#D55E00", "#0072B2", "#009E73"
 
 
-def plot_ceilings(result: VramResult) -> str:
+def plot_ceilings(result: Ceilings) -> str:
     """Seconds of a step against the budget; below the ceiling nothing finishes."""
     with draw(1) as (figure, (axes,)):
         points = [

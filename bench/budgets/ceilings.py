@@ -1,17 +1,13 @@
-"""How little memory is enough, how much fits into it, and what it costs in speed: each point asked of a runner.
+"""Ceilings of memory by bisection: the least that is enough, and the most that fits; what fits is asked of a runner."""
 
-Ceilings by bisection: the least that is enough, and the most that fits. What fits is asked of someone else.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Protocol, Self, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from ...engine.errors import ConfigError
 from ...engine.request.sizes import format_size
-from ..meters.live_tensors import Owner, PhasePeak
-from ..meters.memory_timeline import Source, TimelineSample
 from ..records.rows import Basis
+from .point import MemoryJob, Outcome, Runner
 
 T = TypeVar("T")
 
@@ -53,7 +49,6 @@ def find_largest(fits: Callable[[T], bool], candidates: Sequence[T]) -> T | None
     return candidates[too_many - 2] if too_many > 1 else None
 
 
-Status = Literal["done", "refused", "out of memory"]
 MAX_WINDOW = 48
 _MIB = 2**20
 # Pictures of a quarter to three times the edges of the one that is asked for, in eighths.
@@ -61,99 +56,13 @@ _EIGHTHS = range(2, 25)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VramJob:
-    """One point: a short job inside a budget.
-
-    Attributes:
-        model: as ``Engine.load`` takes it.
-        device: "cuda", "cuda:N" or "cpu".
-        budget: bytes on the device as NVML counts the process; on the CPU bytes in RAM.
-        ram: bytes in RAM beside a CUDA device; None is the engine's choice.
-        emulated: memory of the card that is emulated, bytes; None for this one.
-        size: (height, width) in pixels.
-        window: latent frames of a section.
-        num_steps: steps of a section.
-        precision: as in ``EngineConfig``.
-        attention: the same.
-        is_watched: whether time line and owners are kept, which costs speed.
-    """
-
-    model: str
-    device: str
-    budget: int
-    ram: int | None = None
-    emulated: int | None = None
-    size: tuple[int, int]
-    window: int = 9
-    num_steps: int = 4
-    precision: str
-    attention: str = "auto"
-    is_watched: bool = False
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """What ``dataclasses.asdict`` made, after a trip through JSON."""
-        return cls(**{**values, "size": tuple(values["size"])})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What became of one point.
-
-    Attributes:
-        status: "refused" by the planner before anything ran, or "out of memory" while it ran.
-        text: why; of a job that is done, how it ran.
-        step: seconds of a step; None where the job did not finish, as are the next two.
-        frame: seconds of a frame of video, decoding included.
-        peak: most bytes at once: on CUDA what the device had lent out, on the CPU the resident set.
-        source: where the device's curve comes from.
-        samples: memory against time; empty unless it was watched.
-        owners: the worst moments, by phase; empty unless it was watched.
-    """
-
-    status: Status
-    text: str
-    step: float | None = None
-    frame: float | None = None
-    peak: int | None = None
-    source: Source = "none"
-    samples: tuple[TimelineSample, ...] = ()
-    owners: tuple[PhasePeak, ...] = ()
-
-    @property
-    def is_done(self) -> bool:
-        return self.status == "done"
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """What ``dataclasses.asdict`` made, after a trip through JSON."""
-        owners = [
-            PhasePeak(**{**peak, "owners": tuple(Owner(**owner) for owner in peak["owners"])})
-            for peak in values["owners"]
-        ]
-        samples = tuple(TimelineSample.from_dict(sample) for sample in values["samples"])
-        return cls(**{**values, "samples": samples, "owners": tuple(owners)})
-
-
-class Runner(Protocol):
-    """Finds out what becomes of a point.
-
-    Attributes:
-        basis: "measured" or "emulated" in a fresh process each, or "predicted" by the planner.
-    """
-
-    basis: Basis
-
-    def run(self, job: VramJob) -> Outcome: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VramResult:
-    """Everything that :meth:`VramBench.measure` found.
+class Ceilings:
+    """Everything that :meth:`CeilingSearch.measure` found.
 
     Attributes:
         basis: how.
-        job: the settings, with the budget that sizes and windows were fitted into.
+        job: the settings.
+        into: bytes of the job's budget, which sizes and windows were fitted into.
         least: bytes of the smallest budget that finishes; None where the largest does not.
         most: bytes of the largest budget that was tried.
         size: largest (height, width) that fits into the budget, with the window of the job; None if none does.
@@ -164,7 +73,8 @@ class VramResult:
     """
 
     basis: Basis
-    job: VramJob
+    job: MemoryJob
+    into: int
     least: int | None
     most: int
     size: tuple[int, int] | None
@@ -174,10 +84,10 @@ class VramResult:
     num_points: int
 
 
-class VramBench:
+class CeilingSearch:
     """Finds the ceilings of one job; no point is tried twice."""
 
-    def __init__(self, runner: Runner, job: VramJob, *, most: int, resolution: int = 256 * _MIB) -> None:
+    def __init__(self, runner: Runner, job: MemoryJob, *, most: int, resolution: int = 256 * _MIB) -> None:
         """Ask ``runner``.
 
         Args:
@@ -186,41 +96,40 @@ class VramBench:
             most: bytes of the largest budget that may be tried.
             resolution: bytes between neighbouring budgets.
         """
+        assert job.budget is not None, "what is fitted into nothing has no ceiling"
         if job.budget > most:
             raise ConfigError(
-                f"--into must be at most {format_size(most)}, what the card has to give, got "
-                f"{format_size(job.budget)}"
+                f"--into must be at most {format_size(most)}, what the card has to give, got {format_size(job.budget)}"
             )
+        self._into = job.budget
         self._runner = runner
         self._job = job
         self._most = most
         self._resolution = resolution
-        self._outcomes: dict[VramJob, Outcome] = {}
+        self._outcomes: dict[MemoryJob, Outcome] = {}
 
-    def measure(self, budgets: Sequence[int] = (), num_budgets: int = 6) -> VramResult:
+    def measure(self, budgets: Sequence[int] = (), num_budgets: int = 6) -> Ceilings:
         """Find the ceilings, then the curve over ``budgets``, or over ``num_budgets`` from the least to the most."""
-        least = find_least(self._is_enough, low=0, high=self._most, step=self._resolution)
+        least = find_least(
+            lambda budget: self._try(budget=budget).is_done, low=0, high=self._most, step=self._resolution
+        )
         chosen = sorted(set(budgets)) or self._spread(least, num_budgets)
-        curve = tuple((budget, self._try(replace(self._job, budget=budget))) for budget in chosen)
-        return VramResult(
+        return Ceilings(
             basis=self._runner.basis,
             job=self._job,
+            into=self._into,
             least=least,
             most=self._most,
-            size=find_largest(lambda size: self._try(replace(self._job, size=size)).is_done, self._sizes()),
-            window=find_largest(
-                lambda window: self._try(replace(self._job, window=window)).is_done,
-                range(1, MAX_WINDOW + 1),
-            ),
-            curve=curve,
-            watched=self._try(replace(self._job, is_watched=True)),
+            size=find_largest(lambda size: self._try(size=size).is_done, self._sizes()),
+            window=find_largest(lambda window: self._try(window=window).is_done, range(1, MAX_WINDOW + 1)),
+            curve=tuple((budget, self._try(budget=budget)) for budget in chosen),
+            watched=self._try(is_watched=True),
             num_points=len(self._outcomes),
         )
 
-    def _is_enough(self, budget: int) -> bool:
-        return self._try(replace(self._job, budget=budget)).is_done
-
-    def _try(self, job: VramJob) -> Outcome:
+    def _try(self, **changes: Any) -> Outcome:
+        """What becomes of the job with ``changes``; asked once."""
+        job = replace(self._job, **changes)
         if job not in self._outcomes:
             self._outcomes[job] = self._runner.run(job)
         return self._outcomes[job]
@@ -244,8 +153,3 @@ class VramBench:
 
 def _to_sixteenth(edge: float) -> int:
     return max(round(edge / 16) * 16, 16)
-
-
-def as_dict(value: VramJob | Outcome) -> dict[str, Any]:
-    """For JSON; ``from_dict`` reads it."""
-    return asdict(value)

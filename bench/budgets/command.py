@@ -1,19 +1,25 @@
-"""``isoframe bench budgets``: what budgets of device memory cost.
+"""``isoframe bench`` budgets, ram, vram and predict: what fits into how much memory, and what does it cost?"""
 
-``isoframe bench ram``: a step with a model larger than its RAM budget.
-
-``isoframe bench predict``: what every known card should do with the published model.
-"""
-
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from ...engine.interfaces.commands.terminal import options
-
-if TYPE_CHECKING:
-    from .ram_cases import RamCase, RamResult
+from ...engine.request.config import PRECISIONS, check_choice
+from ...engine.request.sizes import parse_size
+from ..options import (
+    Budgets,
+    Cases,
+    JsonFile,
+    Output,
+    SomeModel,
+    append,
+    check_choices,
+    grouped,
+    options,
+    readable_errors,
+)
 
 
 def budgets(
@@ -28,115 +34,68 @@ def budgets(
     steps: Annotated[
         int, typer.Option("--steps", min=3, help="Of one section; the first one does not count.")
     ] = 6,
-    budget: Annotated[
-        list[str] | None,
-        typer.Option("--budget", metavar="SIZE", help="Repeatable (default: 4, 6, 8, 12 GiB and no limit)."),
-    ] = None,
+    budget: Budgets = None,
     device: options.Device = "auto",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
-    ] = None,
+    json_file: JsonFile = None,
     debug: options.Debug = False,
 ) -> None:
-    """Run steps of a model with random weights inside budgets, each in a process of its own; exit 1 if one is exceeded."""
+    """Run steps of a model with random weights inside budgets (default: 4, 6, 8, 12 GiB and no limit), each in a process
+    of its own; exit 1 if one is exceeded."""
+    from dataclasses import replace
+
     from ...engine.device import resolve_device
-    from ...engine.interfaces.commands.terminal.failures import readable_errors
-    from ...engine.request.config import PRECISIONS, check_choice
-    from ...engine.request.sizes import parse_size
-    from ..records.rows import append_rows
-    from .step_budgets import (
-        BUDGETS,
-        HEADER,
-        BudgetJob,
-        budget_rows,
-        describe,
-        gate,
-        measure_budgets,
-        resident_step,
-    )
+    from .point import MemoryJob, Outcome
+    from .step_budgets import BUDGETS, budget_rows, gate, measure_budgets
 
     with readable_errors(debug=debug):
         check_choice("--precision", precision, PRECISIONS)
         found = options.parse_size(size)
         assert found is not None, "it has a default"
+        job = MemoryJob(
+            work="steps",
+            model=model,
+            precision=precision,
+            size=found,
+            num_steps=steps,
+            device=str(resolve_device(device)),
+            budget=None,
+        )
         sizes = [parse_size("--budget", text) for text in budget] if budget else BUDGETS
-        target = str(resolve_device(device))
-        jobs = [
-            BudgetJob(
-                model=model, precision=precision, size=found, num_steps=steps, device=target, budget=limit
-            )
-            for limit in sizes
-        ]
-        points = []
-        typer.echo(HEADER)
+        outcomes: list[Outcome] = []
         try:
-            # The one without a limit first: the others are told relative to it.
-            for point in measure_budgets(sorted(jobs, key=lambda job: job.budget is not None)):
-                points.append(point)
-                typer.echo(describe(point, resident_step(points)))
+            for outcome in measure_budgets([replace(job, budget=limit) for limit in sizes], typer.echo):
+                outcomes.append(outcome)
         finally:
             # Minutes of measuring are not lost with whatever stops the rest.
-            if json_file is not None:
-                append_rows(json_file, budget_rows(jobs, points))
-        verdict = gate(points)
+            append(json_file, budget_rows(job, outcomes))
+        verdict = gate(outcomes)
         typer.echo(verdict.text)
         if not verdict.is_green:
             raise typer.Exit(1)
 
 
 def ram(
-    case: Annotated[list[str] | None, typer.Option("--case", help="Only this case; repeatable.")] = None,
+    case: Cases = None,
     folder: Annotated[
         Path | None,
         typer.Option("--folder", help="Where the stores are made and kept (default: a temporary folder)."),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Run a step on the CPU in less RAM than the model has, and once with all of it; exit 1 above the budget."""
-    import tempfile
+    from .ram_cases import CASES, RamResult, build_store, measure_ram, ram_rows
 
-    from ...engine.interfaces.commands.terminal.failures import readable_errors
-    from ...engine.request.config import check_choice
-    from .ram_cases import CASES, build_store, describe, measure_ram
-
-    results = []
+    results: list[RamResult] = []
     with readable_errors(debug=False), tempfile.TemporaryDirectory() as temporary:
-        for name in case or ():
-            check_choice("--case", name, CASES)
+        check_choices("--case", case, list(CASES))
         for name in case or CASES:
             store = build_store(CASES[name], (folder or Path(temporary)) / name)
             for has_budget in (True, False):
-                results.append((CASES[name], measure_ram(CASES[name], store, has_budget=has_budget)))
-                typer.echo(describe(results[-1][1]))
-        if json_file is not None:
-            _append(json_file, results)
-    if not all(result.is_reached for _, result in results if result.has_budget):
+                results.append(measure_ram(CASES[name], store, has_budget=has_budget))
+                typer.echo(results[-1].describe())
+        append(json_file, ram_rows(results))
+    if not all(result.is_reached for result in results if result.outcome.budget):
         raise typer.Exit(1)
-
-
-def _append(path: Path, results: "list[tuple[RamCase, RamResult]]") -> None:
-    from ..records.rows import BenchRow, Gate, append_rows
-
-    append_rows(
-        path,
-        [
-            BenchRow(
-                case=f"ram-{result.case}",
-                variant=result.tier,
-                shape=(case.num_heads * 128, case.num_dual_blocks, case.num_single_blocks),
-                dtype="float32",
-                unit="MiB",
-                values=(result.peak_bytes / 2**20,),
-                gate=Gate(
-                    is_green=len({other.checksum for _, other in results if other.case == result.case}) == 1,
-                    text=f"same bits of the latents from every tier; limit {result.limit_bytes / 2**20:.0f} MiB",
-                ),
-            )
-            for case, result in results
-        ],
-    )
 
 
 def predict(
@@ -147,19 +106,14 @@ def predict(
     ram: Annotated[
         str, typer.Option("--ram", help="What the engine may add to its process in RAM.")
     ] = "48GiB",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Predict pace and memory by the planner for every card in its table; nothing is run or downloaded."""
-    from ...engine.interfaces.commands.terminal.failures import readable_errors
-    from ..records.environment import read_environment
-    from ..records.rows import append_rows
-    from .card_predictions import make_rows
     from .card_predictions import predict as predict_cards
+    from .card_predictions import prediction_rows
 
     with readable_errors(debug=False):
-        environment, rows = read_environment(), []
+        rows = []
         pixels = options.parse_size(size)
         assert pixels is not None, "the option has a default"
         for found in predict_cards(precision or ("bf16", "int8"), size=pixels, ram=ram):
@@ -168,6 +122,90 @@ def predict(
                 f"{found.card:20}{found.precision:12}{plan.seconds_per_step:8.2f} s/it{plan.seconds_per_frame:8.2f} s/frame"
                 f"{plan.peak / 2**30:7.1f} GiB  {len(plan.residents):3d} of {plan.num_units} units stay  {plan.bottleneck}"
             )
-            rows += make_rows(found, environment)
-        if json_file is not None:
-            append_rows(json_file, rows)
+            rows += prediction_rows(found)
+        append(json_file, rows)
+
+
+_Predict = Annotated[
+    bool, typer.Option("--predict", help="Ask the planner; nothing runs. Without a GPU always so.")
+]
+_Card = Annotated[
+    str | None, typer.Option("--card", help="Card to predict for (default: RTX 3060); implies --predict.")
+]
+_Into = Annotated[
+    str | None,
+    typer.Option(
+        "--into",
+        metavar="SIZE",
+        help="Budget that the largest size and window are sought for (default: 6GiB).",
+    ),
+]
+_Emulate = Annotated[
+    str | None,
+    typer.Option(
+        "--emulate",
+        metavar="SIZE",
+        help="Let each process have no more than a card of SIZE has; results are labelled emulated.",
+    ),
+]
+_Steps = Annotated[int, typer.Option("--steps", min=2, help="Denoising steps of each of the two sections.")]
+_Resolution = Annotated[
+    str, typer.Option("--resolution", metavar="SIZE", help="Between neighbouring budgets of the search.")
+]
+
+
+@grouped
+def vram(
+    output: Output,
+    model: SomeModel = None,
+    predict: _Predict = False,
+    card: _Card = None,
+    budget: Budgets = None,
+    into: _Into = None,
+    emulate: _Emulate = None,
+    size: options.Size = None,
+    window: options.Window = 9,
+    steps: _Steps = 4,
+    device: options.Device = "auto",
+    precision: options.Precision = None,
+    attention: options.Attention = "auto",
+    ram: options.Ram = None,
+    resolution: _Resolution = "256MiB",
+    debug: options.Debug = False,
+) -> None:
+    """Find the smallest budget that finishes and the largest size and window that fit, by bisection.
+
+    Each point runs in a fresh process; the curve has the points of --budget, or six. On a machine without a GPU the planner
+    answers, and --device cpu searches the budget in RAM. Exit 1 where no budget is enough.
+    """
+    from .card_subject import CardSubject
+    from .ceiling_rows import ceiling_rows, describe, write_ceilings_page
+    from .ceilings import CeilingSearch
+
+    with readable_errors(debug=debug):
+        output.check()
+        subject = CardSubject(
+            model=model,
+            card=card,
+            device=device,
+            emulate=emulate,
+            ram=ram,
+            is_predicted=predict or card is not None,
+        )
+        pixels = options.parse_size(size)
+        job = subject.job(
+            into=into, size=pixels, window=window, steps=steps, precision=precision, attention=attention
+        )
+        gate = subject.gate()
+        if not gate.is_green:
+            typer.echo(gate.text)
+            raise typer.Exit(1)
+        search = CeilingSearch(
+            subject.runner, job, most=subject.most, resolution=parse_size("--resolution", resolution)
+        )
+        result = search.measure([parse_size("--budget", text) for text in budget or ()])
+        typer.echo("\n".join(describe(result)))
+        rows = ceiling_rows(result, gate=gate, settings=subject.settings())
+        output.store(rows, lambda path: write_ceilings_page(path, result, rows))
+    if result.least is None:
+        raise typer.Exit(1)

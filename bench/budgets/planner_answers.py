@@ -1,6 +1,6 @@
-"""One denoising step as a plan has it, on tensors without memory: who would hold what at the worst moment.
+"""What the planner answers in place of a card: outcome and time line of a job, and who holds what at the worst moment.
 
-What ``bench vram`` says without a GPU: ceilings by the planner, owners by tensors without memory; nothing runs.
+Nothing runs: the owners are those of one denoising step as the plan has it, on tensors without memory.
 """
 
 from collections.abc import Iterator
@@ -29,9 +29,21 @@ from ..meters.live_tensors import LiveTensors, PhasePeak
 from ..meters.memory_timeline import TimelineSample
 from ..meters.traffic import OpaqueAttention
 from ..records.rows import Basis
-from .ceilings import Outcome, VramJob
+from .point import MemoryJob, Outcome
 
 _META = torch.device("meta")
+_EVENT_PHASES = {
+    "text encode": "text",
+    "image encode": "image",
+    "VAE encode": "image",
+    "prepare": "prepare",
+    "denoise": "denoise",
+    "VAE decode": "decode",
+}
+_NUM_SECTIONS = 4
+# Of the phases before the step loop only the reading of their weights is predicted; none is drawn thinner than this.
+_LEAST_SECONDS = 0.5
+_DISK = "disk"
 
 
 class PlannedUnits:
@@ -53,6 +65,7 @@ class PlannedUnits:
         """Nothing is overwritten here."""
 
 
+# Two functions, since owners are told by the function that made them.
 def ring_slots(count: int, num_bytes: int) -> list[Tensor]:
     """Slots that units pass through."""
     return [torch.empty(num_bytes, dtype=torch.uint8, device=_META) for _ in range(count)]
@@ -122,12 +135,6 @@ def _empty_latents(transformer: PackedTransformer, plan: Plan, num_frames: int) 
     return torch.empty(shape, dtype=torch.float32, device=_META)
 
 
-_NUM_SECTIONS = 4
-# Of the phases before the step loop only the reading of their weights is predicted; none is drawn thinner than this.
-_LEAST_SECONDS = 0.5
-_DISK = "disk"
-
-
 class PlanRunner:
     """Asks the planner.
 
@@ -143,8 +150,9 @@ class PlanRunner:
         self._card = card
         self._ram = ram
 
-    def run(self, job: VramJob) -> Outcome:
+    def run(self, job: MemoryJob) -> Outcome:
         """The plan of ``job``; watched, its time line, and the owners of a step on the meta device."""
+        assert job.budget is not None, "a planner asks for a limit"
         try:
             plan = make_plan(self._planned(job), Machine(vram=job.budget, ram=self._ram, card=self._card))
         except BudgetError as error:
@@ -161,7 +169,7 @@ class PlanRunner:
             owners=tuple(find_step_owners(plan, self._known, self._sampling(job))) if job.is_watched else (),
         )
 
-    def _planned(self, job: VramJob) -> PlannedJob:
+    def _planned(self, job: MemoryJob) -> PlannedJob:
         return PlannedJob(
             shapes=self._known.shapes,
             sampling=self._sampling(job),
@@ -170,7 +178,7 @@ class PlanRunner:
             attention=job.attention,
         )
 
-    def _sampling(self, job: VramJob) -> SamplingConfig:
+    def _sampling(self, job: MemoryJob) -> SamplingConfig:
         return SamplingConfig(
             num_sections=_NUM_SECTIONS,
             num_steps=job.num_steps,
@@ -197,16 +205,6 @@ def predict_timeline(plan: Plan, known: KnownModel) -> Iterator[TimelineSample]:
                 **held,
             )
         start += seconds
-
-
-_EVENT_PHASES = {
-    "text encode": "text",
-    "image encode": "image",
-    "VAE encode": "image",
-    "prepare": "prepare",
-    "denoise": "denoise",
-    "VAE decode": "decode",
-}
 
 
 def _phase_seconds(plan: Plan, known: KnownModel) -> Iterator[tuple[PhaseBytes, float]]:

@@ -1,5 +1,6 @@
-"""RAM of a step on the CPU with a model larger than its budget: a random model, its store, a fresh process."""
+"""``bench ram``: a step on the CPU with a random model that is larger than its budget in RAM."""
 
+import dataclasses
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,14 @@ from ...engine.families.framepack.transformer_config import TransformerConfig
 from ...engine.weights.conversion import convert
 from ...engine.weights.store import Store
 from ...quant import DenseFormat
-from ..meters.fresh_process import run_module
+from ..records.rows import BenchRow, Gate, make_rows
+from ..subjects.single_step import MODEL_13B
+from .fresh_point import run_in_process
+from .point import MemoryJob, Outcome
 
 # Allowed above the budget, for what the allocator and the threads round up.
 TOLERANCE = 1.1
+_MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,26 +44,14 @@ class RamCase:
     ram_bytes: int
 
     def config(self) -> TransformerConfig:
-        return TransformerConfig(
-            in_channels=16,
-            out_channels=16,
+        return dataclasses.replace(
+            MODEL_13B,
             num_attention_heads=self.num_heads,
-            attention_head_dim=128,
             num_layers=self.num_dual_blocks,
             num_single_layers=self.num_single_blocks,
-            num_refiner_layers=2,
-            mlp_ratio=4.0,
-            patch_size=2,
-            patch_size_t=1,
-            qk_norm="rms_norm",
-            guidance_embeds=True,
             text_embed_dim=256,
             pooled_projection_dim=128,
-            rope_theta=256.0,
-            rope_axes_dim=(16, 56, 56),
-            has_image_proj=True,
             image_proj_dim=128,
-            has_clean_x_embedder=True,
         )
 
 
@@ -66,39 +59,10 @@ CASES = {
     case.name: case
     for case in (
         # 40 units of 7.1 MB, 283 MB in all; and of 38.5 MB, 1.54 GB in all.
-        RamCase(name="small", num_heads=3, num_dual_blocks=10, num_single_blocks=20, ram_bytes=192 * 2**20),
-        RamCase(name="full", num_heads=7, num_dual_blocks=10, num_single_blocks=20, ram_bytes=400 * 2**20),
+        RamCase(name="small", num_heads=3, num_dual_blocks=10, num_single_blocks=20, ram_bytes=192 * _MIB),
+        RamCase(name="full", num_heads=7, num_dual_blocks=10, num_single_blocks=20, ram_bytes=400 * _MIB),
     )
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RamResult:
-    """One step of one case.
-
-    Attributes:
-        case: which.
-        has_budget: the engine had the case's budget; else 60 % of what is available.
-        tier: of the units: "disk" or, where all are in memory, "pinned".
-        unit_bytes: of all units.
-        planned_bytes: what the planner expected.
-        peak_bytes: VmHWM less VmRSS before the model was opened.
-        limit_bytes: the budget and its tolerance.
-        checksum: of the latents' bytes.
-    """
-
-    case: str
-    has_budget: bool
-    tier: str
-    unit_bytes: int
-    planned_bytes: int
-    peak_bytes: int
-    limit_bytes: int
-    checksum: int
-
-    @property
-    def is_reached(self) -> bool:
-        return self.peak_bytes <= self.limit_bytes
 
 
 class RandomCheckpoint(Checkpoint):
@@ -122,14 +86,42 @@ def build_store(case: RamCase, folder: Path) -> Store:
         name: TensorEntry(path=folder, dtype="F32", shape=destination.shape, start=0, num_bytes=0)
         for name, destination in model.destinations.items()
     }
-    checkpoint = RandomCheckpoint(
-        config=config,
-        name=f"random-{case.name}",
-        source_hash=f"random-{case.name}",
-        entries=entries,
-        scales={},
-    )
+    name = f"random-{case.name}"
+    checkpoint = RandomCheckpoint(config=config, name=name, source_hash=name, entries=entries, scales={})
     return convert(checkpoint, DenseFormat(torch.float32), folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RamResult:
+    """One step of one case.
+
+    Attributes:
+        case: which.
+        unit_bytes: of all units.
+        outcome: inside the case's budget, or with 60 % of what is available; its peak is what the process had not before.
+    """
+
+    case: RamCase
+    unit_bytes: int
+    outcome: Outcome
+
+    @property
+    def limit_bytes(self) -> int:
+        """The budget and its tolerance."""
+        return int(self.case.ram_bytes * TOLERANCE)
+
+    @property
+    def is_reached(self) -> bool:
+        return self.outcome.peak <= self.limit_bytes
+
+    def describe(self) -> str:
+        """One line."""
+        outcome, verdict = self.outcome, "within" if self.is_reached else "ABOVE"
+        return (
+            f"{self.case.name:6} tier {outcome.tier:7} units {self.unit_bytes / _MIB:6.0f} MiB  planned "
+            f"{outcome.planned / _MIB:6.1f} MiB  peak {outcome.peak / _MIB:7.1f} MiB  {verdict} "
+            f"{self.limit_bytes / _MIB:.0f} MiB"
+        )
 
 
 def measure_ram(case: RamCase, store: Store, *, has_budget: bool) -> RamResult:
@@ -138,30 +130,34 @@ def measure_ram(case: RamCase, store: Store, *, has_budget: bool) -> RamResult:
     Raises:
         ProcessError: the process failed; with what it wrote.
     """
+    job = MemoryJob(
+        work="stored steps",
+        model=str(store.folder),
+        device="cpu",
+        budget=case.ram_bytes if has_budget else None,
+        size=(64, 64),
+        window=1,
+        num_steps=1,
+        precision="fp32",
+    )
     # One thread: every further one has buffers of its own, which are not the model's.
-    measured = run_module(
-        "budgets.ram_step",
-        str(store.folder),
-        str(case.ram_bytes if has_budget else 0),
-        environment={"OMP_NUM_THREADS": "1"},
-    )
-    return RamResult(
-        case=case.name,
-        has_budget=has_budget,
-        tier=measured["tier"],
-        unit_bytes=sum(store.unit_bytes),
-        planned_bytes=measured["planned_bytes"],
-        peak_bytes=measured["peak_bytes"],
-        limit_bytes=int(case.ram_bytes * TOLERANCE),
-        checksum=measured["checksum"],
-    )
+    outcome = run_in_process(job, {"OMP_NUM_THREADS": "1"})
+    return RamResult(case=case, unit_bytes=sum(store.unit_bytes), outcome=outcome)
 
 
-def describe(result: RamResult) -> str:
-    """One line."""
-    verdict = "within" if result.is_reached else "ABOVE"
-    return (
-        f"{result.case:6} tier {result.tier:7} units {result.unit_bytes / 2**20:6.0f} MiB  planned "
-        f"{result.planned_bytes / 2**20:6.1f} MiB  peak {result.peak_bytes / 2**20:7.1f} MiB  {verdict} "
-        f"{result.limit_bytes / 2**20:.0f} MiB"
-    )
+def ram_rows(results: list[RamResult]) -> list[BenchRow]:
+    """The peak of every step; green where all steps of a case gave the same latents."""
+    rows: list[BenchRow] = []
+    for result in results:
+        case = result.case
+        checksums = {other.outcome.checksum for other in results if other.case == case}
+        rows += make_rows(
+            [(f"ram-{case.name}", result.outcome.tier, "MiB", [result.outcome.peak / _MIB])],
+            shape=(case.num_heads * 128, case.num_dual_blocks, case.num_single_blocks),
+            dtype="float32",
+            gate=Gate(
+                is_green=len(checksums) == 1,
+                text=f"same bits of the latents from every tier; limit {result.limit_bytes / _MIB:.0f} MiB",
+            ),
+        )
+    return rows

@@ -173,7 +173,7 @@ def _store(
 
 def _start(image: str | None, prompt: str | None) -> tuple[str, str]:
     """Image and prompt; those of the demo where none are given."""
-    from ...engine.demo.examples_folder import find_example
+    from ...engine.demo import find_example
 
     example, text = find_example(None)
     return image or str(example), text if prompt is None else prompt

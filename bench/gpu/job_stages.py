@@ -5,19 +5,23 @@ missing: a rented machine has torch and triton, and little else.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from ...engine.errors import IsoframeError
 from ...engine.families.framepack.shapes import PUBLISHED_NAME
 from ...engine.request.config import EngineConfig, Request
+from ..budgets.fresh_point import run_in_process
+from ..budgets.point import MemoryJob
+from ..budgets.step_budgets import BUDGETS, Run, budget_rows, gate, measure_budgets
 from ..meters.fresh_process import ProcessError
 from ..meters.memory_meter import MemoryMeter
 from ..operations.correctness import check_operations
-from ..records.environment import Environment
 from ..records.rows import BenchRow, append_rows, read_rows
+from .gpu_run import GpuRun
 
 _PRECISIONS = ("bf16", "int8")
 _SIZE = (640, 608)
@@ -25,24 +29,8 @@ _PACE_STEPS, _PACE_SECTIONS = 8, 3
 _CONSTANT_STEPS = 2
 _SECTION_SECONDS = 1.2
 _DEMO_STEPS = 4
+_BUDGET_STEPS = 4
 _MIB = 2**20
-
-
-class GpuRun(Protocol):
-    """The run of ``bench gpu`` that these stages are part of."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def folder(self) -> Path: ...
-
-    @property
-    def environment(self) -> Environment: ...
-
-    def has_time(self, stage: str, what: str) -> bool:
-        """Whether a measurement of ``stage`` may start; says so if not."""
-        ...
 
 
 # Rows of a stage, and how many of its results were wrong.
@@ -127,11 +115,11 @@ def judge_constant_cost(run: GpuRun, source: str = PUBLISHED_NAME) -> tuple[list
 
 def find_ceilings(run: GpuRun) -> tuple[list[BenchRow], int]:
     """Ceilings and time line of the demo model in fresh processes, as ``bench vram``."""
-    from ..budgets.card_subject import VramSubject
-    from ..budgets.ceiling_rows import describe, make_rows
-    from ..budgets.ceilings import VramBench
+    from ..budgets.card_subject import CardSubject
+    from ..budgets.ceiling_rows import ceiling_rows, describe
+    from ..budgets.ceilings import CeilingSearch
 
-    subject = VramSubject(
+    subject = CardSubject(
         model="demo", card=None, device=str(run.device), emulate=None, ram=None, is_predicted=False
     )
     gate = subject.gate()
@@ -141,11 +129,10 @@ def find_ceilings(run: GpuRun) -> tuple[list[BenchRow], int]:
     job = subject.job(
         into=f"{1024 * _MIB}", size=(64, 64), window=9, steps=_DEMO_STEPS, precision=None, attention="auto"
     )
-    bench = VramBench(subject.runner, job, most=2048 * _MIB, resolution=64 * _MIB)
-    result = bench.measure(num_budgets=2)
+    search = CeilingSearch(subject.runner, job, most=2048 * _MIB, resolution=64 * _MIB)
+    result = search.measure(num_budgets=2)
     print("\n".join(describe(result)), flush=True)
-    rows = make_rows(result, gate=gate, environment=run.environment, settings=subject.settings())
-    return rows, int(result.least is None)
+    return ceiling_rows(result, gate=gate, settings=subject.settings()), int(result.least is None)
 
 
 def time_pipelines(run: GpuRun) -> tuple[list[BenchRow], int]:
@@ -166,6 +153,29 @@ def time_pipelines(run: GpuRun) -> tuple[list[BenchRow], int]:
     rows = read_rows(path)
     path.unlink()
     return rows, 0
+
+
+def time_budgets(run: GpuRun, run_job: Run = run_in_process) -> int:
+    """Run steps of the 13B model in int8 inside budgets of the device, each in a process of its own, as ``bench budgets``;
+    how many were exceeded or failed."""
+    job = MemoryJob(
+        work="steps",
+        model=PUBLISHED_NAME,
+        precision="int8",
+        size=_SIZE,
+        num_steps=_BUDGET_STEPS,
+        device=str(run.device),
+        budget=None,
+    )
+    jobs = [replace(job, budget=budget) for budget in BUDGETS]
+    outcomes = list(
+        measure_budgets(
+            jobs, partial(print, flush=True), run_job, lambda: run.has_time("budget", "the 13B model")
+        )
+    )
+    print(gate(outcomes).text, flush=True)
+    append_rows(run.folder / "budgets.jsonl", budget_rows(job, outcomes))
+    return sum(outcome.is_wrong for outcome in outcomes)
 
 
 _STAGES: dict[str, Stage] = {

@@ -5,10 +5,8 @@ Each stage writes its rows when it ends, so that a cut loses one stage at most.
 
 import gc
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,27 +15,24 @@ import torch
 from torch import Tensor
 
 from ...engine.errors import DeviceError
-from ...engine.model.attention_backends import AttentionShape, device_capability
-from ...engine.model.attention_choice import make_self_attention
+from ...engine.model.attention_backends import device_capability
 from ...quant import make_format
 from ..meters.accuracy import find_errors, relative_rms, run, share_of_flips
-from ..meters.gpu_timer import Budget, Call, CudaTimer, Timer, measure
+from ..meters.gpu_timer import Budget, Call, CudaTimer, measure
 from ..operations.timed_kernels import KernelCase, Work, count_work, gpu_cases, library_calls
 from ..pace.step_check import check_step
-from ..records.environment import Environment, installed_version, read_environment
+from ..records.environment import installed_version, read_environment
 from ..records.rows import BenchRow, Gate, append_rows
-from ..subjects.random_model import allocate_transformer, draw_weight, fill_randomly
 from ..subjects.single_step import (
     MODEL_13B,
     SHAPE_640X608,
-    StepInputs,
-    diffusers_model,
     diffusers_step,
     draw_inputs,
-    isoframe_step,
+    random_diffusers_model,
+    random_step,
 )
-from .budget_stage import time_budgets
-from .job_stages import run_jobs, summary
+from .gpu_run import GpuRun
+from .job_stages import run_jobs, summary, time_budgets
 
 _GIB = 2**30
 _PRODUCT_SIZE = 8192
@@ -45,62 +40,8 @@ _COPY_BYTES = _GIB
 # Input sets of one case together exceed the L2 cache; one is enough for what is larger by itself.
 _ROTATED_BYTES = 2**29
 _MAX_SETS = 8
-# Seconds under which no further measurement starts: compiling and measuring one case takes that long.
-_RESERVE = {
-    "accuracy": 10, "times": 10, "step": 45, "budget": 75, "compiled": 30, "pace": 90, "constant": 90, "vram": 120, "peers": 60
-}  # fmt: skip
 # Largest accepted relative RMS of a step of the 13B model to the first one: rounding, or 8-bit arithmetic in 60 blocks.
 _MAX_STEP_ERRORS = {"isoframe bf16": 0.0, "isoframe int8": 0.5, "diffusers bf16": 0.2}
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What every stage needs.
-
-    Attributes:
-        device: GPU.
-        timer: what measures.
-        budget: time that is left.
-        folder: where the rows go.
-        environment: hardware and versions.
-    """
-
-    device: torch.device
-    timer: Timer
-    budget: Budget
-    folder: Path
-    environment: Environment
-
-    def row(
-        self,
-        case: str,
-        variant: str,
-        unit: str,
-        values: Sequence[float],
-        gate: str,
-        shape: tuple[int, ...] = (),
-        dtype: torch.dtype = torch.bfloat16,
-        precision: str = "",
-    ) -> BenchRow:
-        """A row of this run; a ``gate`` that begins with FAILED is red."""
-        return BenchRow(
-            case=case,
-            variant=variant,
-            shape=shape,
-            dtype=str(dtype).removeprefix("torch."),
-            precision=precision,
-            unit=unit,
-            values=tuple(values),
-            gate=Gate(is_green=not gate.startswith("FAILED"), text=gate),
-            environment=self.environment,
-        )
-
-    def has_time(self, stage: str, what: str) -> bool:
-        """Whether a measurement of ``stage`` may start; says so if not."""
-        if self.budget.seconds_left >= _RESERVE[stage]:
-            return True
-        print(f"left out, no time: {stage} of {what}", flush=True)
-        return False
 
 
 def run_gpu_bench(folder: Path, minutes: float) -> bool:
@@ -117,7 +58,7 @@ def run_gpu_bench(folder: Path, minutes: float) -> bool:
         raise DeviceError("bench gpu needs a CUDA device, found none; bench aot and bench traffic need none")
     device = torch.device("cuda", 0)
     budget = Budget(60 * minutes, time.monotonic)
-    bench = Bench(device, CudaTimer(), budget, folder, read_environment())
+    bench = GpuRun(device, CudaTimer(), budget, folder, read_environment())
     torch.manual_seed(0)
     cases = list(gpu_cases(device_capability(device)))
     with torch.inference_mode():
@@ -133,7 +74,7 @@ def run_gpu_bench(folder: Path, minutes: float) -> bool:
     return num_wrong == 0
 
 
-def measure_ceilings(bench: Bench) -> dict[str, float]:
+def measure_ceilings(bench: GpuRun) -> dict[str, float]:
     """Bytes a second of a copy, operations a second of bf16 and of int8 products: what shares are shares of."""
     size = _PRODUCT_SIZE
     source = torch.empty(_COPY_BYTES, dtype=torch.int8, device=bench.device).random_(-127, 127)
@@ -156,7 +97,7 @@ def measure_ceilings(bench: Bench) -> dict[str, float]:
     return ceilings
 
 
-def check_cases(bench: Bench, cases: Sequence[KernelCase]) -> tuple[list[KernelCase], int]:
+def check_cases(bench: GpuRun, cases: Sequence[KernelCase]) -> tuple[list[KernelCase], int]:
     """Compare every kernel with its reference at the model's shapes; the right ones, and how many are wrong."""
     right, num_wrong = [], 0
     for case in cases:
@@ -203,7 +144,7 @@ def check_case(case: KernelCase, device: torch.device) -> str:
     )
 
 
-def time_cases(bench: Bench, cases: Sequence[KernelCase], ceilings: Mapping[str, float]) -> None:
+def time_cases(bench: GpuRun, cases: Sequence[KernelCase], ceilings: Mapping[str, float]) -> None:
     """Time every kernel, its eager reference and the libraries, warm and cold."""
     print(f"{'':56} {'variant':18} {'warm ms':>9} {'cold ms':>9} {'share':>7}", flush=True)
     for case in cases:
@@ -212,7 +153,7 @@ def time_cases(bench: Bench, cases: Sequence[KernelCase], ceilings: Mapping[str,
             _release()
 
 
-def _time_case(bench: Bench, case: KernelCase, ceilings: Mapping[str, float]) -> Iterator[BenchRow]:
+def _time_case(bench: GpuRun, case: KernelCase, ceilings: Mapping[str, float]) -> Iterator[BenchRow]:
     sets = draw_sets(case, bench.device)
     work = count_work(case, sets[0])
     variants = {
@@ -225,7 +166,7 @@ def _time_case(bench: Bench, case: KernelCase, ceilings: Mapping[str, float]) ->
 
 
 def _time_variant(
-    bench: Bench,
+    bench: GpuRun,
     case: KernelCase,
     variant: str,
     calls: Sequence[Call],
@@ -261,7 +202,7 @@ def draw_sets(case: KernelCase, device: torch.device) -> list[tuple[Any, ...]]:
     return [first, *(case.draw(device) for _ in range(num_sets - 1))]
 
 
-def time_compiled(bench: Bench, cases: Sequence[KernelCase]) -> None:
+def time_compiled(bench: GpuRun, cases: Sequence[KernelCase]) -> None:
     """Time what torch.compile makes of every reference; it must not be faster than the kernel."""
     # Products last: their references compile slowly and have a library as their real rival.
     for case in sorted(cases, key=lambda case: bool(case.spec.mma)):
@@ -278,7 +219,7 @@ def time_compiled(bench: Bench, cases: Sequence[KernelCase]) -> None:
         _release()
 
 
-def _time_compiled(bench: Bench, case: KernelCase) -> list[BenchRow]:
+def _time_compiled(bench: GpuRun, case: KernelCase) -> list[BenchRow]:
     variant = "torch.compile"
     call = _bind(torch.compile(case.spec.reference, dynamic=False), case.draw(bench.device))
     with torch.no_grad():
@@ -294,18 +235,18 @@ def _time_compiled(bench: Bench, case: KernelCase) -> list[BenchRow]:
     ]
 
 
-def time_steps(bench: Bench) -> int:
+def time_steps(bench: GpuRun) -> int:
     """Time a whole step of the 13B model: bf16, int8, and diffusers' class if it is installed; how many were wrong.
 
     All have the same random weights; the first result is what the others are compared with. Ours is timed only where a
     small model's step agrees with its reference.
     """
-    inputs = draw_inputs(MODEL_13B, SHAPE_640X608, torch.bfloat16, bench.device)
     makers: dict[str, Callable[[], Call]] = {
-        f"isoframe {precision}": partial(_isoframe_step, precision, inputs) for precision in ("bf16", "int8")
+        f"isoframe {precision}": partial(_isoframe_step, precision, bench.device)
+        for precision in ("bf16", "int8")
     }
     if installed_version("diffusers") is not None:
-        makers["diffusers bf16"] = partial(_diffusers_step, inputs)
+        makers["diffusers bf16"] = partial(_diffusers_step, bench.device)
     expected: Tensor | None = None
     num_wrong = 0
     for variant, make in makers.items():
@@ -325,7 +266,7 @@ def time_steps(bench: Bench) -> int:
     return num_wrong
 
 
-def _check_variant(bench: Bench, variant: str) -> Gate:
+def _check_variant(bench: GpuRun, variant: str) -> Gate:
     program, precision = variant.split()
     if program == "diffusers":
         return Gate(is_green=True, text="diffusers' own class")
@@ -333,7 +274,7 @@ def _check_variant(bench: Bench, variant: str) -> Gate:
 
 
 def _time_step(
-    bench: Bench, variant: str, step: Call, expected: Tensor | None, checked: Gate
+    bench: GpuRun, variant: str, step: Call, expected: Tensor | None, checked: Gate
 ) -> tuple[Tensor, bool]:
     """Time ``step`` unless its result is too far from ``expected``; the result, and whether it is right."""
     bench.timer.reset_peak()
@@ -362,30 +303,15 @@ def _time_step(
     return result, True
 
 
-def _isoframe_step(precision: str, inputs: StepInputs) -> Call:
-    device = inputs.latents.device
-    weight_format = make_format(precision, torch.bfloat16)
-    transformer = fill_randomly(allocate_transformer(MODEL_13B, weight_format, device))
-    shape = AttentionShape(
-        num_tokens=SHAPE_640X608.num_tokens,
-        num_heads=MODEL_13B.num_attention_heads,
-        head_dim=MODEL_13B.attention_head_dim,
-        dtype=transformer.dtype,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        transformer.self_attention = make_self_attention(
-            "auto", precision=precision, device=device, cache_dir=Path(folder), shape=shape
-        )
-    print(f"attention of isoframe {precision}: {transformer.self_attention.name}", flush=True)
-    return isoframe_step(transformer, inputs)[0]
+def _isoframe_step(precision: str, device: torch.device) -> Call:
+    step, attention = random_step(MODEL_13B, SHAPE_640X608, make_format(precision, torch.bfloat16), device)
+    print(f"attention of isoframe {precision}: {attention}", flush=True)
+    return step
 
 
-def _diffusers_step(inputs: StepInputs) -> Call:
-    device = inputs.latents.device
-    model = diffusers_model(MODEL_13B, torch.bfloat16, device)
-    for name, weight in model.state_dict().items():
-        weight.copy_(draw_weight(name, tuple(weight.shape), device))
-    return diffusers_step(model, inputs)
+def _diffusers_step(device: torch.device) -> Call:
+    inputs = draw_inputs(MODEL_13B, SHAPE_640X608, torch.bfloat16, device)
+    return diffusers_step(random_diffusers_model(MODEL_13B, torch.bfloat16, device), inputs)
 
 
 def _bind(function: Callable[..., object], args: tuple[Any, ...]) -> Call:

@@ -54,7 +54,7 @@ class MemoryMeter:
     def read(self) -> MemoryReading:
         """Memory now; peaks begin anew."""
         rss = self._process.memory_info().rss
-        peak = max(_take_peak_rss(), rss)
+        peak = max(take_peak_rss(), rss)
         if self._device.type != "cuda":
             return MemoryReading(rss=rss, peak_rss=peak, written=self._num_written())
         free, total = torch.cuda.mem_get_info(self._device)
@@ -79,7 +79,7 @@ def _written_counter(process: psutil.Process) -> Callable[[], int | None]:
     return lambda: int(getattr(process.io_counters(), name))
 
 
-def _take_peak_rss() -> int:
+def take_peak_rss() -> int:
     """Largest resident set since the last call; since the start of the process where it cannot be set back."""
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)

@@ -14,7 +14,7 @@ from ..meters.accuracy import relative_rms
 from ..meters.memory_meter import MemoryMeter
 from ..operations.correctness import check_operations
 from ..records.rows import BenchRow, Gate, Setting
-from ..subjects.random_model import RandomModel, draw_conditioning
+from ..subjects.random_model import NUM_TEXT_TOKENS, RandomModel, model_conditioning
 from .pace_rows import make_rows
 from .slow_reasons import BusyCard, likely_reasons
 from .step_check import check_step
@@ -27,9 +27,6 @@ from .step_pace import (
     measure_pace,
     roofline_share,
 )
-
-# Tokens of a short prompt.
-_NUM_TEXT_TOKENS = 32
 
 
 class StepBench:
@@ -88,16 +85,10 @@ class StepBench:
             gate: what :meth:`check` said of it.
         """
         shape, busy = self._shape(variant), BusyCard(self._device, self._num_sections, self._num_steps)
-        config = self._known.shapes.transformer
         with busy.watching():
             pace = measure_pace(
                 self._sampler(variant),
-                draw_conditioning(
-                    config,
-                    size=self._size,
-                    num_text_tokens=_NUM_TEXT_TOKENS,
-                    num_image_tokens=self._known.shapes.image_encoder.num_tokens,
-                ),
+                model_conditioning(self._known, self._size),
                 self._sampling(variant.step_cache),
                 shape,
                 meter=MemoryMeter(self._device),
@@ -156,11 +147,9 @@ class StepBench:
     def _shape(self, variant: Variant) -> DenoiseShape:
         shapes, sampling = self._known.shapes, self._sampling("none")
         compute = "fp32" if self._device.type == "cpu" else "bf16"
+        attention = variant.attention
         # In an int8 job "auto" takes what is fastest, which is int8 where the card should do its best.
-        is_int8 = variant.attention.startswith("int8") or (variant.attention, variant.precision) == (
-            "auto",
-            "int8",
-        )
+        is_int8 = attention.startswith("int8") or (attention == "auto" and variant.precision == "int8")
         return DenoiseShape(
             config=shapes.transformer,
             precision=find_precision(variant.precision, compute),
@@ -169,7 +158,7 @@ class StepBench:
                 self._size,
                 sampling.latent_window_size,
                 shapes.image_encoder.num_tokens,
-                _NUM_TEXT_TOKENS,
+                NUM_TEXT_TOKENS,
             ),
             num_steps=self._num_steps,
             attention="int8" if is_int8 else "float",

@@ -2,27 +2,21 @@
 that will be timed."""
 
 import dataclasses
-import tempfile
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ...engine.families.framepack.transformer import PackedTransformer
-from ...engine.model.attention_backends import AttentionShape
-from ...engine.model.attention_choice import make_self_attention
 from ...quant import make_format
 from ..meters.accuracy import relative_rms
 from ..records.environment import installed_version
 from ..records.rows import Gate
-from ..subjects.random_model import allocate_transformer, draw_weight, fill_randomly
 from ..subjects.single_step import (
     MODEL_13B,
     StepShape,
-    diffusers_model,
     diffusers_step,
     draw_inputs,
-    isoframe_step,
+    random_diffusers_model,
+    random_step,
 )
 
 _CPU = torch.device("cpu")
@@ -67,32 +61,19 @@ def check_step(device: torch.device, *, precision: str, attention: str = "auto")
 
 def _reference() -> tuple[str, Tensor]:
     """What computed the reference, and its velocity."""
-    inputs = draw_inputs(GATE_MODEL, GATE_SHAPE, torch.float32, _CPU)
     with torch.inference_mode():
         if installed_version("diffusers") is None:
-            return "our references", isoframe_step(
-                fill_randomly(PackedTransformer(GATE_MODEL, torch.float32, _CPU)), inputs
-            )[0]()
-        model = diffusers_model(GATE_MODEL, torch.float32, _CPU)
-        for name, weight in model.state_dict().items():
-            weight.copy_(draw_weight(name, tuple(weight.shape), _CPU))
-        return "diffusers", diffusers_step(model, inputs)()
+            step, _ = random_step(GATE_MODEL, GATE_SHAPE, make_format("fp32", torch.float32), _CPU)
+            return "our references", step()
+        inputs = draw_inputs(GATE_MODEL, GATE_SHAPE, torch.float32, _CPU)
+        return "diffusers", diffusers_step(random_diffusers_model(GATE_MODEL, torch.float32, _CPU), inputs)()
 
 
 def _step(device: torch.device, precision: str, attention: str) -> tuple[Tensor, str]:
     """Our velocity on ``device``, and the attention that it took."""
     weight_format = make_format(precision, torch.float32 if device.type == "cpu" else torch.bfloat16)
-    transformer = allocate_transformer(GATE_MODEL, weight_format, device)
-    shape = AttentionShape(
-        num_tokens=GATE_SHAPE.num_tokens,
-        num_heads=GATE_MODEL.num_attention_heads,
-        head_dim=GATE_MODEL.attention_head_dim,
-        dtype=transformer.dtype,
-    )
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        fill_randomly(transformer, _CPU)
-        transformer.self_attention = make_self_attention(
-            attention, precision=precision, device=device, cache_dir=Path(folder), shape=shape
+    with torch.inference_mode():
+        step, name = random_step(
+            GATE_MODEL, GATE_SHAPE, weight_format, device, attention=attention, source=_CPU
         )
-        inputs = draw_inputs(GATE_MODEL, GATE_SHAPE, transformer.dtype, device)
-        return isoframe_step(transformer, inputs)[0](), transformer.self_attention.name
+        return step(), name

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ...engine.demo.examples_folder import find_example
+from ...engine.demo import find_example
 from ...engine.families.framepack.known_shapes import find_shapes
 from ...engine.request.config import Request
 from ..records.rows import BenchRow, Gate, Setting, append_rows

@@ -117,7 +117,7 @@ def magcache(
 ) -> None:
     """Measure a checkpoint's magnitude ratios and keep them in the cache folder."""
     from ...engine import Engine, EngineConfig, Request
-    from ...engine.demo.examples_folder import EXAMPLES, find_example
+    from ...engine.demo import EXAMPLES, find_example
     from ...engine.interfaces.commands.terminal.failures import readable_errors
     from ...engine.request.config import ORDERS, check_choice
     from .magnitude_ratios import MagnitudeProbe, measure_magnitudes, recording

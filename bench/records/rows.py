@@ -12,7 +12,7 @@ import os
 import shlex
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -165,7 +165,7 @@ class BenchRow:
 
     case: str
     variant: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = ()
     dtype: str
     precision: str = ""
     unit: str
@@ -223,6 +223,25 @@ class BenchRow:
             "environment": Environment.from_dict(content["environment"]),
         }
         return cls(**content)
+
+
+def make_rows(quantities: Iterable[tuple[str, str, str, Sequence[float]]], **shared: Any) -> list[BenchRow]:
+    """A row for each (case, variant, unit, values) of ``quantities``; ``shared`` are the other fields of all."""
+    return [
+        BenchRow(case=case, variant=variant, unit=unit, values=tuple(map(float, values)), **shared)
+        for case, variant, unit, values in quantities
+    ]
+
+
+def activation_dtype(precision: str, device: str) -> str:
+    """Name of the dtype that a model in ``precision`` computes in on ``device``, as far as no other is asked for."""
+    names = {precision: name for name, precision in _PRECISIONS.items()}
+    return names.get(precision, "float32" if device == "cpu" else "bfloat16")
+
+
+def in_words(size: Sequence[int]) -> str:
+    """(height, width) as "640x608"."""
+    return "x".join(map(str, size))
 
 
 def append_rows(path: str | os.PathLike[str], rows: Iterable[BenchRow]) -> None:

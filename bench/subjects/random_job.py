@@ -14,9 +14,7 @@ from ...engine.families.framepack.shapes import PUBLISHED_NAME
 from ...engine.media.video import VideoWriter
 from ...engine.request.config import EngineConfig, Request
 from ...engine.sampling.denoiser import EventHandler
-from .random_model import RandomModel, draw_conditioning
-
-_NUM_TEXT_TOKENS = 32
+from .random_model import RandomModel, model_conditioning
 
 
 class RandomJob:
@@ -39,12 +37,7 @@ class RandomJob:
         """Write a video and report the events of a job; image and prompt of ``request`` are not looked at."""
         height, width = request.size or self._known.buckets[0]
         sampling = request.sampling(self._known.order)
-        conditioning = draw_conditioning(
-            self._known.shapes.transformer,
-            size=(height, width),
-            num_text_tokens=_NUM_TEXT_TOKENS,
-            num_image_tokens=self._known.shapes.image_encoder.num_tokens,
-        )
+        conditioning = model_conditioning(self._known, (height, width))
         decoder = SectionDecoder(
             self._vae,
             order=sampling.order,

@@ -10,13 +10,19 @@ import torch
 from torch import Tensor
 
 from ...engine.errors import ConfigError
+from ...engine.families.framepack.known_shapes import KnownModel
 from ...engine.families.framepack.transformer import PackedTransformer
 from ...engine.families.framepack.transformer_config import TransformerConfig
+from ...engine.model.attention import SelfAttention
+from ...engine.model.attention_backends import AttentionShape
 from ...engine.model.attention_choice import make_self_attention
 from ...engine.model.conditioning import Conditioning
 from ...engine.request.config import EngineConfig, SamplingConfig
 from ...engine.sampling.denoiser import Denoiser, EventHandler, LatentSection
 from ...quant import DENSE_DTYPES, WeightFormat, make_format
+
+# Tokens of a short prompt.
+NUM_TEXT_TOKENS = 32
 
 
 def draw_weight(name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -65,6 +71,25 @@ def draw_conditioning(
     )
 
 
+def model_conditioning(known: KnownModel, size: tuple[int, int]) -> Conditioning:
+    """Random embeddings of a short prompt and of an image, as ``known`` has them; ``size`` is in pixels."""
+    return draw_conditioning(
+        known.shapes.transformer,
+        size=size,
+        num_text_tokens=NUM_TEXT_TOKENS,
+        num_image_tokens=known.shapes.image_encoder.num_tokens,
+    )
+
+
+def chosen_attention(
+    config: EngineConfig, precision: str, device: torch.device, shape: AttentionShape
+) -> SelfAttention:
+    """The attention that an engine with ``config`` takes for a model in ``precision`` and ``shape``."""
+    return make_self_attention(
+        config.attention, precision=precision, device=device, cache_dir=Path(config.cache_path()), shape=shape
+    )
+
+
 class RandomModel:
     """A transformer with random weights that samples latents, as an engine does."""
 
@@ -87,16 +112,8 @@ class RandomModel:
         compute_dtype = auto if engine_config.compute_dtype == "auto" else engine_config.compute_dtype
         weight_format = make_format(engine_config.precision or auto, DENSE_DTYPES[compute_dtype])
         self.transformer = fill_randomly(allocate_transformer(config, weight_format, device))
-        self._denoiser = Denoiser(
-            self.transformer,
-            partial(
-                make_self_attention,
-                engine_config.attention,
-                precision=weight_format.name,
-                device=device,
-                cache_dir=Path(engine_config.cache_path()),
-            ),
-        )
+        choose = partial(chosen_attention, engine_config, weight_format.name, device)
+        self._denoiser = Denoiser(self.transformer, choose)
 
     def sample(
         self, conditioning: Conditioning, sampling: SamplingConfig, *, on_event: EventHandler | None = None

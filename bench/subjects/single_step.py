@@ -1,6 +1,7 @@
 """One denoising step as a function without arguments, ours or that of diffusers' class, on the same drawn inputs."""
 
 import dataclasses
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,10 @@ from torch import Tensor
 from ...engine.families.framepack.packing import CleanLatents
 from ...engine.families.framepack.transformer import FrameIndices, PackedTransformer
 from ...engine.families.framepack.transformer_config import TransformerConfig
+from ...engine.model.attention_backends import AttentionShape
+from ...engine.request.config import EngineConfig
+from ...quant import WeightFormat
+from .random_model import allocate_transformer, chosen_attention, draw_weight, fill_randomly
 
 WINDOW = 9
 _TIMESTEP, _GUIDANCE = 612.0, 9984.0
@@ -114,6 +119,39 @@ def isoframe_step(transformer: PackedTransformer, inputs: StepInputs) -> tuple[C
         num_frames, height, width = inputs.latents.shape[2:]
         section = transformer.pack_section(inputs.history, _INDICES, (num_frames, height, width))
     return lambda: transformer.step(inputs.latents, 0, job, section).compute(), section.num_latent_tokens
+
+
+def random_step(
+    config: TransformerConfig,
+    shape: StepShape,
+    weight_format: WeightFormat,
+    device: torch.device,
+    *,
+    attention: str = "auto",
+    source: torch.device | None = None,
+) -> tuple[Callable[[], Tensor], str]:
+    """A step of ours with weights drawn on ``source``, and the attention that it takes."""
+    transformer = fill_randomly(allocate_transformer(config, weight_format, device), source)
+    attended = AttentionShape(
+        num_tokens=shape.num_tokens,
+        num_heads=config.num_attention_heads,
+        head_dim=config.attention_head_dim,
+        dtype=transformer.dtype,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        engine_config = EngineConfig(attention=attention, cache_dir=folder)
+        found = chosen_attention(engine_config, weight_format.name, device, attended)
+    transformer.self_attention = found
+    step, _ = isoframe_step(transformer, draw_inputs(config, shape, transformer.dtype, device))
+    return step, found.name
+
+
+def random_diffusers_model(config: TransformerConfig, dtype: torch.dtype, device: torch.device) -> Any:
+    """diffusers' class with the weights that :func:`random_step` draws on ``device``."""
+    model = diffusers_model(config, dtype, device)
+    for name, weight in model.state_dict().items():
+        weight.copy_(draw_weight(name, tuple(weight.shape), device))
+    return model
 
 
 def diffusers_model(config: TransformerConfig, dtype: torch.dtype, device: torch.device) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...demo.examples_folder import EXAMPLES, list_examples
+from ...demo import EXAMPLES, list_examples
 from ...errors import InputError
 from ..server.http.listening import bind
 from ..server.videos.workers import LocalWorkers

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Option
 
-from ...demo.examples_folder import find_example
+from ...demo import find_example
 from ...request.config import EngineConfig, Request
 from .terminal import options
 from .terminal.failures import readable_errors

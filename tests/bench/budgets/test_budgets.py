@@ -11,22 +11,14 @@ import torch
 from tiny_models import saved_model
 from typer.testing import CliRunner
 
-from isoframe.bench.budgets import step_budgets as budgets
-from isoframe.bench.budgets import step_probe as budget_step
-from isoframe.bench.budgets.step_budgets import (
-    BudgetJob,
-    BudgetPoint,
-    describe,
-    gate,
-    judge,
-    median_step,
-    resident_step,
-)
-from isoframe.bench.budgets.step_probe import measure
+from isoframe.bench.budgets import fresh_point, probe, process_peak
+from isoframe.bench.budgets.point import MemoryJob, Outcome
+from isoframe.bench.budgets.probe import run_point, run_steps
+from isoframe.bench.budgets.step_budgets import BUDGETS, describe, gate, judge, median_step, resident_step
 from isoframe.bench.commands import app
-from isoframe.bench.gpu import kernel_stages as gpu
-from isoframe.bench.gpu.budget_stage import time_budgets
-from isoframe.bench.gpu.kernel_stages import Bench
+from isoframe.bench.gpu import gpu_run
+from isoframe.bench.gpu.gpu_run import GpuRun
+from isoframe.bench.gpu.job_stages import time_budgets
 from isoframe.bench.meters.fresh_process import ProcessError
 from isoframe.bench.meters.gpu_timer import Budget
 from isoframe.engine.errors import BudgetError
@@ -37,9 +29,11 @@ from isoframe.engine.planning.planned_job import PlannedJob
 from isoframe.engine.request.config import SamplingConfig
 
 GIB = 2**30
-JOB = BudgetJob(model="demo", precision="int8", size=(64, 64), num_steps=3, device="cpu", budget=None)
-POINT = BudgetPoint(
-    budget=None, allowed=10 * GIB, planned=9 * GIB, peak=9 * GIB, basis="NVML, this process", ring=0,
+JOB = MemoryJob(
+    work="steps", model="demo", precision="int8", size=(64, 64), num_steps=3, device="cpu", budget=None
+)  # fmt: skip
+POINT = Outcome(
+    status="done", allowed=10 * GIB, planned=9 * GIB, peak=9 * GIB, source="NVML, this process", ring=0,
     num_residents=80, num_units=80, step=2.0, exposed=0.0, attention="sdpa",
 )  # fmt: skip
 SMALL = replace(
@@ -47,10 +41,10 @@ SMALL = replace(
 )
 
 
-class FakeProbe:
+class FakePeak:
     """NVML's stand-in: a figure that the test gives."""
 
-    basis = "a test"
+    source = "a test"
 
     def __init__(self, peak: int) -> None:
         self._peak = peak
@@ -83,33 +77,33 @@ def least(model: str) -> int:
 
 
 def test_units_of_a_random_model_stream_inside_the_least_budget(model: str) -> None:
-    probe, ticks, budget = FakeProbe(123), iter(range(100)), least(model)
+    taken, ticks, budget = FakePeak(123), iter(range(100)), least(model)
     job = replace(JOB, model=model, budget=budget)
-    point = measure(job, lambda _: probe, lambda: float(next(ticks)))
-    assert point.problem == ""
+    point = run_steps(job, lambda _: taken, lambda: float(next(ticks)))
+    assert point.is_done
     assert point.ring >= 2
     assert point.num_residents < point.num_units == 20
-    assert (point.peak, point.basis, point.step) == (123, "a test", 1.0)
+    assert (point.peak, point.source, point.step) == (123, "a test", 1.0)
     assert point.planned <= point.allowed == budget
     assert 0 <= point.exposed < 1
-    assert probe.num_waits == JOB.num_steps
+    assert taken.num_waits == JOB.num_steps
 
 
 def test_without_a_budget_all_units_are_resident() -> None:
-    point = measure(JOB, lambda _: FakeProbe(0))
+    point = run_steps(JOB, lambda _: FakePeak(0))
     assert (point.ring, point.num_residents) == (0, 8)
     assert point.is_kept
 
 
 def test_what_does_not_fit_is_a_point_that_says_so() -> None:
-    point = measure(replace(JOB, budget=2**20), lambda _: FakeProbe(0))
-    assert "needs at least" in point.problem
+    point = run_point(replace(JOB, budget=2**20))
+    assert "needs at least" in point.text
     assert not point.is_kept
     assert "needs at least" in describe(point, None)
 
 
 @pytest.mark.parametrize(
-    ("of_process", "of_card", "peak", "basis"),
+    ("of_process", "of_card", "peak", "source"),
     [
         # 9 of 11 reserved by the allocator, 12 at most.
         ([11, 11], None, 12 + 2, "NVML, this process"),
@@ -122,17 +116,17 @@ def test_the_peak_of_a_process_is_the_allocators_and_what_is_beside_it(
     of_process: list[int | None],
     of_card: list[int] | None,
     peak: int,
-    basis: str,
+    source: str,
 ) -> None:
     cards = iter(of_card or ())
-    monkeypatch.setattr(budget_step, "process_bytes", lambda _: of_process[-1])
+    monkeypatch.setattr(process_peak, "process_bytes", lambda _: of_process[-1])
     monkeypatch.setattr(
-        budget_step, "read_card", lambda _: SimpleNamespace(used_bytes=next(cards)) if of_card else None
+        process_peak, "read_card", lambda _: SimpleNamespace(used_bytes=next(cards)) if of_card else None
     )
     for name, value in (("synchronize", None), ("memory_reserved", 9), ("max_memory_reserved", 12)):
         monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
-    probe = budget_step.CudaProbe(torch.device("cuda", 0))
-    assert (probe.peak(), probe.basis) == (peak, basis)
+    taken = process_peak.CudaPeak(torch.device("cuda", 0))
+    assert (taken.peak(), taken.source) == (peak, source)
 
 
 def test_the_first_step_warms_up() -> None:
@@ -164,18 +158,20 @@ def test_a_broken_promise_is_named_and_an_exceeded_budget_is_red(
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[BudgetJob]]:
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[MemoryJob]]:
     """Has every process answer with a peak of so many bytes; the jobs that they got."""
 
-    def use(peak: int) -> list[BudgetJob]:
-        seen: list[BudgetJob] = []
+    def use(peak: int) -> list[MemoryJob]:
+        seen: list[MemoryJob] = []
 
-        def run(module: str, text: str) -> dict[str, object]:
-            assert module == "budgets.step_probe"
-            values = json.loads(text)
-            seen.append(BudgetJob(**{**values, "size": tuple(values["size"])}))
+        def run(module: str, text: str, **_: object) -> dict[str, object]:
+            assert module == "budgets.probe"
+            seen.append(MemoryJob.from_dict(json.loads(text)))
             budget = seen[-1].budget
             return {
+                "status": "done",
+                "samples": [],
+                "owners": [],
                 "budget": budget,
                 "allowed": budget or 20 * GIB,
                 "peak": peak,
@@ -183,14 +179,14 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[BudgetJob]
                 "ring": 3 if budget else 0,
             }
 
-        monkeypatch.setattr(budgets, "run_module", run)
+        monkeypatch.setattr(fresh_point, "run_module", run)
         return seen
 
     return use
 
 
 def test_the_command_measures_every_budget_and_writes_rows(
-    tmp_path: Path, measured: Callable[[int], list[BudgetJob]]
+    tmp_path: Path, measured: Callable[[int], list[MemoryJob]]
 ) -> None:
     seen = measured(3 * GIB)
     rows = tmp_path / "rows.jsonl"
@@ -214,33 +210,33 @@ def test_memory_that_runs_out_in_a_step_is_a_red_point(monkeypatch: pytest.Monke
     def run_out(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand much more")
 
-    monkeypatch.setattr(budget_step.Denoiser, "sample", run_out)
-    point = measure(JOB, lambda _: FakeProbe(0))
-    assert point.problem == "out of memory while running: CUDA out of memory. Tried to allocate 2 GiB"
+    monkeypatch.setattr(probe.Denoiser, "sample", run_out)
+    point = run_point(JOB)
+    assert (point.status, point.text) == ("out of memory", "CUDA out of memory. Tried to allocate 2 GiB")
     assert not gate([POINT, point]).is_green
-    assert judge([POINT, point]) == [f"budget unlimited: {point.problem}"]
+    assert judge([POINT, point]) == [f"budget unlimited: out of memory while running: {point.text}"]
 
 
 def test_a_refusal_of_the_planner_is_not_red() -> None:
-    assert gate([POINT, BudgetPoint(budget=4 * GIB, problem="needs at least 5 GiB")]).is_green
+    assert gate([POINT, Outcome(status="refused", budget=4 * GIB, text="needs at least 5 GiB")]).is_green
 
 
 def test_a_process_that_fails_costs_only_its_own_point(
-    tmp_path: Path, measured: Callable[[int], list[BudgetJob]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, measured: Callable[[int], list[MemoryJob]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured(3 * GIB)
-    run = budgets.run_module
+    run = fresh_point.run_module
 
-    def fail_once(module: str, text: str) -> dict[str, object]:
+    def fail_once(module: str, text: str, **_: object) -> dict[str, object]:
         budget = json.loads(text)["budget"]
         if budget == 4 * GIB:
-            raise ProcessError("budget_step failed with exit code 1: Traceback\nValueError: broken", None)
+            raise ProcessError("budgets.probe failed with exit code 1: Traceback\nValueError: broken", None)
         if budget == 6 * GIB:
-            raise ProcessError("budget_step failed with exit code -9: ", 9)
+            raise ProcessError("budgets.probe failed with exit code -9: ", 9)
         answer: dict[str, object] = run(module, text)
         return answer
 
-    monkeypatch.setattr(budgets, "run_module", fail_once)
+    monkeypatch.setattr(fresh_point, "run_module", fail_once)
     rows = tmp_path / "rows.jsonl"
     result = CliRunner().invoke(app, ["budgets", "--device", "cpu", "--json", str(rows)])
     assert result.exit_code == 1
@@ -252,47 +248,47 @@ def test_a_process_that_fails_costs_only_its_own_point(
 
 
 def test_what_was_measured_is_written_when_the_rest_is_stopped(
-    tmp_path: Path, measured: Callable[[int], list[BudgetJob]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, measured: Callable[[int], list[MemoryJob]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured(3 * GIB)
-    run = budgets.run_module
+    run = fresh_point.run_module
 
-    def stop(module: str, text: str) -> dict[str, object]:
+    def stop(module: str, text: str, **_: object) -> dict[str, object]:
         if json.loads(text)["budget"] is not None:
             raise OSError("no process can be started")
         answer: dict[str, object] = run(module, text)
         return answer
 
-    monkeypatch.setattr(budgets, "run_module", stop)
+    monkeypatch.setattr(fresh_point, "run_module", stop)
     rows = tmp_path / "rows.jsonl"
     assert CliRunner().invoke(app, ["budgets", "--device", "cpu", "--json", str(rows)]).exit_code == 1
     assert len(rows.read_text().splitlines()) == 4
 
 
 def test_bench_gpu_counts_the_budgets_that_were_exceeded(
-    tmp_path: Path, bench: Bench, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, bench: GpuRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(job: BudgetJob) -> BudgetPoint:
+    def run(job: MemoryJob) -> Outcome:
         return replace(SMALL, budget=job.budget, allowed=job.budget or 80 * GIB, peak=7 * GIB)
 
     assert time_budgets(bench, run) == 2
     assert "budget 4.00 GiB was exceeded" in capsys.readouterr().out
     assert (tmp_path / "budgets.jsonl").is_file()
 
-    def fail(job: BudgetJob) -> BudgetPoint:
-        raise ProcessError("budget_step failed with exit code -9: ", 9)
+    def fail(job: MemoryJob) -> Outcome:
+        raise ProcessError("budgets.probe failed with exit code -9: ", 9)
 
-    assert time_budgets(bench, fail) == len(budgets.BUDGETS)
+    assert time_budgets(bench, fail) == len(BUDGETS)
     late = replace(bench, budget=Budget(0.0, lambda: 0.0))
     assert time_budgets(late, run) == 0
-    assert gpu._RESERVE["budget"] > 0
+    assert gpu_run._RESERVE["budget"] > 0
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
+def bench(tmp_path: Path) -> GpuRun:
     from isoframe.bench.records.environment import read_environment
 
-    return Bench(
+    return GpuRun(
         torch.device("cpu"),
         None,
         Budget(1e6, lambda: 0.0),

@@ -21,25 +21,25 @@ def test_an_engine_with_a_budget_stays_in_it_and_one_without_exceeds_it(tmp_path
     assert len(store.units) == 40
     assert case.ram_bytes < sum(store.unit_bytes)
     streamed, in_memory = (measure_ram(case, store, has_budget=has_budget) for has_budget in (True, False))
-    assert streamed.tier == "disk"
+    assert streamed.outcome.tier == "disk"
     assert streamed.is_reached, streamed
-    assert streamed.planned_bytes <= case.ram_bytes
+    assert streamed.outcome.planned <= case.ram_bytes
     assert not in_memory.is_reached, in_memory
-    assert streamed.checksum == in_memory.checksum
+    assert streamed.outcome.checksum == in_memory.outcome.checksum
 
 
 CONVERSION = """
-import sys, torch
+import psutil, sys, torch
 from pathlib import Path
 from isoframe.bench.budgets.ram_cases import RamCase, build_store
-from isoframe.bench.budgets.ram_step import status_bytes
+from isoframe.bench.meters.memory_meter import take_peak_rss
 _ = torch.randn(256, 256) @ torch.randn(256, 256)
-before = status_bytes("VmRSS")
+before = psutil.Process().memory_info().rss
 case = RamCase(name="wide", num_heads=8, num_dual_blocks=1, num_single_blocks=1, ram_bytes=0)
 store = build_store(case, Path(sys.argv[1]))
 unit = max(store.unit_bytes)
 tensor = 4 * 1024 * 4096
-print(status_bytes("VmHWM") - before, 3 * unit + tensor, unit)
+print(take_peak_rss() - before, 3 * unit + tensor, unit)
 """
 
 

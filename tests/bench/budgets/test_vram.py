@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from bench_rows import ENVIRONMENT
 from typer.testing import CliRunner
 
-from isoframe.bench.budgets import card_subject as vram_subject
-from isoframe.bench.budgets import planner_answers as predicted_memory
-from isoframe.bench.budgets import video_probe as vram_probe
-from isoframe.bench.budgets.ceiling_rows import describe, make_rows, write_vram_report
-from isoframe.bench.budgets.ceilings import MAX_WINDOW, Outcome, VramBench, VramJob, as_dict
+from isoframe.bench.budgets import card_subject, fresh_point, planner_answers
+from isoframe.bench.budgets.ceiling_rows import ceiling_rows, describe, write_ceilings_page
+from isoframe.bench.budgets.ceilings import MAX_WINDOW, CeilingSearch
+from isoframe.bench.budgets.fresh_point import ProcessRunner
 from isoframe.bench.budgets.planner_answers import PlanRunner
-from isoframe.bench.budgets.video_probe import ProcessRunner, cap_device, peak_bytes, run_point
+from isoframe.bench.budgets.point import MemoryJob, Outcome, as_dict
+from isoframe.bench.budgets.probe import cap_device, peak_bytes, run_point
 from isoframe.bench.commands import app
 from isoframe.bench.meters.fresh_process import ProcessError, run_module
 from isoframe.bench.meters.live_tensors import Owner, PhasePeak
@@ -29,7 +28,7 @@ from isoframe.engine.planning.machine import find_card
 from isoframe.engine.planning.plan import Plan
 
 GIB, MIB = 2**30, 2**20
-JOB = VramJob(model="framepack-13b", device="cuda", budget=6 * GIB, size=(640, 608), precision="int8")
+JOB = MemoryJob(model="framepack-13b", device="cuda", budget=6 * GIB, size=(640, 608), precision="int8")
 GREEN = Gate(is_green=True, text="operations agree")
 PEAK = PhasePeak(
     phase="decode", num_bytes=3 * MIB,
@@ -46,12 +45,12 @@ class FakeDevice:
     basis: Basis = "emulated"
 
     def __init__(self) -> None:
-        self.asked: list[VramJob] = []
+        self.asked: list[MemoryJob] = []
 
-    def needed(self, job: VramJob) -> int:
+    def needed(self, job: MemoryJob) -> int:
         return 2 * GIB + 2000 * job.size[0] * job.size[1] + 128 * MIB * job.window
 
-    def run(self, job: VramJob) -> Outcome:
+    def run(self, job: MemoryJob) -> Outcome:
         self.asked.append(job)
         missing = self.needed(job) - job.budget
         if missing > 0:
@@ -74,7 +73,7 @@ class FakeDevice:
 
 def test_ceilings_of_a_card_are_found_from_both_sides() -> None:
     device = FakeDevice()
-    result = VramBench(device, JOB, most=12 * GIB, resolution=128 * MIB).measure()
+    result = CeilingSearch(device, JOB, most=12 * GIB, resolution=128 * MIB).measure()
     needed = device.needed(JOB)
     assert result.least == -(-needed // (128 * MIB)) * 128 * MIB
     tried = {job.budget for job in device.asked}
@@ -90,12 +89,12 @@ def test_ceilings_of_a_card_are_found_from_both_sides() -> None:
 
 def test_no_point_is_tried_twice() -> None:
     device = FakeDevice()
-    VramBench(device, JOB, most=12 * GIB).measure([4 * GIB, 6 * GIB, 8 * GIB])
+    CeilingSearch(device, JOB, most=12 * GIB).measure([4 * GIB, 6 * GIB, 8 * GIB])
     assert len(set(device.asked)) == len(device.asked) <= 30
 
 
 def test_the_curve_goes_from_the_least_to_the_most_budget() -> None:
-    result = VramBench(FakeDevice(), JOB, most=12 * GIB).measure(num_budgets=5)
+    result = CeilingSearch(FakeDevice(), JOB, most=12 * GIB).measure(num_budgets=5)
     budgets = [budget for budget, _ in result.curve]
     assert (budgets[0], budgets[-1], len(budgets)) == (result.least, 12 * GIB, 5)
     steps = [outcome.step or 0.0 for _, outcome in result.curve]
@@ -103,7 +102,7 @@ def test_the_curve_goes_from_the_least_to_the_most_budget() -> None:
 
 
 def test_a_card_on_which_nothing_finishes_has_no_ceilings() -> None:
-    result = VramBench(FakeDevice(), replace(JOB, budget=GIB), most=2 * GIB).measure()
+    result = CeilingSearch(FakeDevice(), replace(JOB, budget=GIB), most=2 * GIB).measure()
     assert (result.least, result.size, result.window) == (None, None, None)
     assert result.watched.status == "refused"
     assert "none up to 2.00 GiB" in "\n".join(describe(result))
@@ -111,20 +110,20 @@ def test_a_card_on_which_nothing_finishes_has_no_ceilings() -> None:
 
 def test_jobs_and_outcomes_survive_a_trip_through_json() -> None:
     outcome = FakeDevice().run(replace(JOB, is_watched=True))
-    assert VramJob.from_dict(json.loads(json.dumps(as_dict(JOB)))) == JOB
+    assert MemoryJob.from_dict(json.loads(json.dumps(as_dict(JOB)))) == JOB
     assert Outcome.from_dict(json.loads(json.dumps(as_dict(outcome)))) == outcome
 
 
 def test_rows_carry_the_basis_and_the_page_shows_curve_owners_and_time_line(tmp_path: Path) -> None:
-    result = VramBench(FakeDevice(), JOB, most=12 * GIB).measure()
-    rows = make_rows(result, gate=GREEN, environment=ENVIRONMENT, settings={"card": "RTX 3060"})
+    result = CeilingSearch(FakeDevice(), JOB, most=12 * GIB).measure()
+    rows = ceiling_rows(result, gate=GREEN, settings={"card": "RTX 3060"})
     assert {row.basis for row in rows} == {"emulated"}
     by_case = {row.case: row for row in rows}
     assert by_case["vram-least-budget"].values == (float(result.least or 0),)
     assert by_case["vram-largest-size"].shape == result.size
     assert by_case["vram-owner-decode"].variant == "2 x fp16 [1, 2], engine.vae: VideoVAE.decode"
     assert by_case["vram-curve-step"].settings["curve"] == "NVML"
-    write_vram_report(tmp_path / "out.html", result, rows)
+    write_ceilings_page(tmp_path / "out.html", result, rows)
     page = (tmp_path / "out.html").read_text(encoding="utf-8")
     assert page.count("<svg") == 2
     for text in (
@@ -143,7 +142,7 @@ def planner() -> PlanRunner:
 
 
 def test_the_planners_ceilings_are_those_that_it_refuses_below(planner: PlanRunner) -> None:
-    result = VramBench(planner, JOB, most=12 * GIB).measure()
+    result = CeilingSearch(planner, JOB, most=12 * GIB).measure()
     assert (result.basis, result.watched.source) == ("predicted", "planner")
     assert result.least is not None
     assert GIB < result.least < 4 * GIB
@@ -165,7 +164,7 @@ def test_the_predicted_time_line_holds_what_the_plan_holds(
         plans.append(make_plan(*args))
         return plans[-1]
 
-    monkeypatch.setattr(predicted_memory, "make_plan", keep)
+    monkeypatch.setattr(planner_answers, "make_plan", keep)
     outcome = planner.run(replace(JOB, is_watched=True))
     (plan,) = plans
     by_phase: dict[str, list[TimelineSample]] = {}
@@ -191,7 +190,7 @@ def test_predicted_owners_add_up_to_the_plans_tensors(planner: PlanRunner) -> No
     assert sum(owner.num_bytes for owner in peak.owners) > 0.9 * peak.num_bytes
 
 
-CPU_JOB = VramJob(
+CPU_JOB = MemoryJob(
     model="demo", device="cpu", budget=400 * MIB, size=(64, 64), window=2, num_steps=2, precision="fp32",
     is_watched=True,
 )  # fmt: skip
@@ -244,7 +243,7 @@ def test_a_point_that_runs_out_of_memory_does_not_fit(
     monkeypatch: pytest.MonkeyPatch, load: Any, text: str
 ) -> None:
     monkeypatch.setattr(Engine, "load", load)
-    assert run_point(CPU_JOB) == Outcome(status="out of memory", text=text)
+    assert run_point(CPU_JOB) == Outcome(status="out of memory", text=text, budget=CPU_JOB.budget)
 
 
 @pytest.mark.parametrize(
@@ -260,19 +259,17 @@ def test_another_failure_is_no_answer(monkeypatch: pytest.MonkeyPatch, error: Ex
 
 
 def test_a_process_that_the_system_kills_ran_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def kill(*_: Any) -> Any:
-        raise ProcessError("vram_probe failed with exit code -9: ", 9)
+    def kill(*_: Any, **__: Any) -> Any:
+        raise ProcessError("budgets.probe failed with exit code -9: ", 9)
 
-    monkeypatch.setattr(vram_probe, "run_module", kill)
+    monkeypatch.setattr(fresh_point, "run_module", kill)
     runner = ProcessRunner(is_emulated=True)
     assert (runner.run(JOB).status, runner.basis) == ("out of memory", "emulated")
 
 
 def test_a_process_that_fails_tells_why() -> None:
-    with pytest.raises(
-        ProcessError, match=r"(?s)budgets.video_probe failed with exit code 1: .*JSONDecodeError"
-    ):
-        run_module("budgets.video_probe", "{")
+    with pytest.raises(ProcessError, match=r"(?s)budgets.probe failed with exit code 1: .*JSONDecodeError"):
+        run_module("budgets.probe", "{")
 
 
 def test_an_emulated_card_caps_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +332,7 @@ def test_settings_that_contradict_each_other_are_refused(arguments: list[str], m
 
 def test_nothing_is_told_behind_a_red_gate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     red = Gate(is_green=False, text="gated_residual: wrong")
-    monkeypatch.setattr(vram_subject, "check_operations", lambda device: red)
+    monkeypatch.setattr(card_subject, "check_operations", lambda device: red)
     result = run("--device", "cpu", "--json", tmp_path / "rows.jsonl")
     assert result.exit_code == 1
     assert result.stdout == "gated_residual: wrong; every point in a fresh process\n"

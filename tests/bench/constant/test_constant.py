@@ -29,7 +29,7 @@ from isoframe.bench.records.rows import Gate, read_rows
 from isoframe.bench.subjects.reference_work import ReferenceWork
 from isoframe.engine import Engine, EngineConfig, Request
 from isoframe.engine.companions.vae import DecodedFrames, SectionDecoder
-from isoframe.engine.demo.examples_folder import find_example
+from isoframe.engine.demo import find_example
 from isoframe.engine.events import Event, FileEvent, PhaseEvent, SectionEvent, StepEvent
 from isoframe.engine.families.framepack.packing import CleanLatents, PackedSection
 from isoframe.engine.families.framepack.transformer import FrameIndices, PackedTransformer

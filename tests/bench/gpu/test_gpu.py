@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from isoframe.bench.gpu import kernel_stages as gpu
-from isoframe.bench.gpu.kernel_stages import Bench
+from isoframe.bench.gpu.gpu_run import GpuRun
 from isoframe.bench.meters.gpu_timer import Budget, Call, measure
 from isoframe.bench.operations.timed_kernels import KernelCase, Work, count_work, gpu_cases, library_calls
 from isoframe.bench.pace.step_check import MAX_ERRORS
@@ -62,17 +62,17 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, clock: Clock) -> Bench:
+def bench(tmp_path: Path, clock: Clock) -> GpuRun:
     # A tenth of a second a call: five repeats.
     timer = FakeTimer(warm=0.1, cold=0.2)
-    return Bench(CPU, timer, Budget(480, clock), tmp_path / "rows", read_environment())
+    return GpuRun(CPU, timer, Budget(480, clock), tmp_path / "rows", read_environment())
 
 
 def small_case(name: str) -> KernelCase:
     return KernelCase(spec=KERNELS[name], shape=KERNELS[name].test_shapes[0])
 
 
-def rows(bench: Bench, name: str) -> list[dict[str, Any]]:
+def rows(bench: GpuRun, name: str) -> list[dict[str, Any]]:
     path = bench.folder / f"{name}.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -128,7 +128,7 @@ def test_libraries_run_on_the_inputs_of_the_kernel(spec: KernelSpec) -> None:
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_right_kernel_is_timed_against_reference_and_libraries(bench: Bench, name: str) -> None:
+def test_right_kernel_is_timed_against_reference_and_libraries(bench: GpuRun, name: str) -> None:
     case = small_case(name)
     right, num_wrong = gpu.check_cases(bench, [case])
     assert (right, num_wrong) == ([case], 0)
@@ -146,7 +146,7 @@ def test_right_kernel_is_timed_against_reference_and_libraries(bench: Bench, nam
     assert share["values"] == pytest.approx([work.amount / (0.2 * 1.2) / CEILINGS[work.ceiling]])
 
 
-def test_wrong_kernel_is_reported_and_not_timed(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_kernel_is_reported_and_not_timed(bench: GpuRun, capsys: pytest.CaptureFixture[str]) -> None:
     def crash(*args: object) -> None:
         raise RuntimeError("out of resources\nand more")
 
@@ -166,7 +166,7 @@ def test_wrong_kernel_is_reported_and_not_timed(bench: Bench, capsys: pytest.Cap
 
 
 def test_nothing_starts_when_the_time_is_up(
-    bench: Bench, clock: Clock, capsys: pytest.CaptureFixture[str]
+    bench: GpuRun, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock.now = 475
     case = small_case("gated_residual")
@@ -178,7 +178,7 @@ def test_nothing_starts_when_the_time_is_up(
     assert capsys.readouterr().out.count("left out, no time: ") == 6
 
 
-def test_ceilings_are_medians_of_rates(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ceilings_are_medians_of_rates(bench: GpuRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_PRODUCT_SIZE", 64)
     monkeypatch.setattr(gpu, "_COPY_BYTES", 2**10)
     ceilings = gpu.measure_ceilings(bench)
@@ -189,7 +189,7 @@ def test_ceilings_are_medians_of_rates(bench: Bench, monkeypatch: pytest.MonkeyP
 
 
 def test_compiled_reference_is_a_baseline_and_its_failure_is_not_ours(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bench: GpuRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def compile_or_fail(function: Any, dynamic: bool) -> Any:
         if function is KERNELS["gated_residual"].reference:
@@ -206,7 +206,7 @@ def test_compiled_reference_is_a_baseline_and_its_failure_is_not_ours(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_steps_of_both_precisions_and_of_diffusers_are_timed(bench: Bench) -> None:
+def test_steps_of_both_precisions_and_of_diffusers_are_timed(bench: GpuRun) -> None:
     assert gpu.time_steps(bench) == 0
     found = [(row["variant"], row["unit"]) for row in rows(bench, "steps")]
     assert found == [
@@ -229,7 +229,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_a_step_that_is_wrong_on_a_small_model_is_not_timed(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bench: GpuRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(MAX_ERRORS, "int8", 1e-9)
     assert gpu.time_steps(bench) == 1
@@ -239,7 +239,7 @@ def test_a_step_that_is_wrong_on_a_small_model_is_not_timed(
 
 @pytest.mark.usefixtures("tiny")
 def test_a_step_that_is_far_from_the_first_one_is_not_timed(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: GpuRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(gpu._MAX_STEP_ERRORS, "diffusers bf16", 1e-9)
     monkeypatch.setattr(gpu, "check_step", lambda *_, **__: Gate(is_green=True, text="checked"))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from bench_rows import ENVIRONMENT, ROW
 
-from isoframe.bench.budgets.ceilings import Outcome, VramJob
-from isoframe.bench.budgets.video_probe import ProcessRunner
+from isoframe.bench.budgets.fresh_point import ProcessRunner
+from isoframe.bench.budgets.point import MemoryJob, Outcome
 from isoframe.bench.gpu import job_stages as gpu_jobs
 from isoframe.bench.gpu.job_stages import (
     find_ceilings,
@@ -85,9 +85,9 @@ def test_pipelines_are_compared_and_leave_no_other_file(
 
 
 def test_ceilings_are_those_of_fresh_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[VramJob] = []
+    tried: list[MemoryJob] = []
 
-    def run_process(self: ProcessRunner, job: VramJob) -> Outcome:
+    def run_process(self: ProcessRunner, job: MemoryJob) -> Outcome:
         tried.append(job)
         if job.budget < 300 * 2**20 * job.window // 9:
             return Outcome(status="out of memory", text="no")
@@ -125,7 +125,7 @@ def test_a_stage_that_cannot_run_is_left_out_and_a_wrong_one_counts(
         "pace": failing(torch.OutOfMemoryError("no memory")),
         "constant": failing(ModuleNotFoundError("No module named 'av'", name="av")),
         "vram": failing(IsoframeError("the latents differ")),
-        "probe": failing(ProcessError("vram_probe failed with exit code 1: it is broken", None)),
+        "probe": failing(ProcessError("budgets.probe failed with exit code 1: it is broken", None)),
         "peers": lambda run: ([ROW], 2),
         "late": failing(AssertionError("there was no time")),
     }
@@ -136,7 +136,7 @@ def test_a_stage_that_cannot_run_is_left_out_and_a_wrong_one_counts(
         "pace: left out, the GPU has too little memory",
         "constant: left out, pip install av",
         "vram: WRONG: the latents differ",
-        "probe: WRONG: vram_probe failed with exit code 1: it is broken",
+        "probe: WRONG: budgets.probe failed with exit code 1: it is broken",
     ]
 
 

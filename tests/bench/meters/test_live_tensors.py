@@ -6,7 +6,7 @@ import torch
 
 from isoframe.bench.meters.live_tensors import LiveTensors
 from isoframe.engine import Engine, EngineConfig, Request
-from isoframe.engine.demo.examples_folder import find_example
+from isoframe.engine.demo import find_example
 from isoframe.engine.events import PhaseEvent
 
 KIB = 1024

@@ -16,7 +16,7 @@ from isoframe.bench.peers.section import PeerResult, compare_sections
 from isoframe.bench.peers.video import compare_pipelines
 from isoframe.bench.records.rows import read_rows
 from isoframe.engine import IsoframeError, Request
-from isoframe.engine.demo.examples_folder import find_example
+from isoframe.engine.demo import find_example
 
 CPU = torch.device("cpu")
 

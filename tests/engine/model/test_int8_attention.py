@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from isoframe.engine import Engine, EngineConfig, Request
-from isoframe.engine.demo.examples_folder import find_example
+from isoframe.engine.demo import find_example
 from isoframe.engine.model import attention as module
 from isoframe.engine.model.attention import SDPA_ATTENTION, Int8Attention, int8_fp8_obstacle, int8_obstacle
 from isoframe.engine.model.attention_backends import AttentionShape

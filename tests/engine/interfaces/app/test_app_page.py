@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from isoframe.engine.demo.examples_folder import find_example
+from isoframe.engine.demo import find_example
 
 SOURCES = Path(__file__).resolve().parents[4] / ".src"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -14,7 +14,7 @@ from PIL import Image
 from video_server import KeptWorkers, load
 
 from isoframe.engine import ConfigError, Engine, InputError, Request
-from isoframe.engine.demo.examples_folder import find_example, list_examples
+from isoframe.engine.demo import find_example, list_examples
 from isoframe.engine.interfaces.app.drawings import (
     MemorySample,
     SectionBar,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from isoframe.engine.demo.examples_folder import EXAMPLES, find_example
+from isoframe.engine.demo import EXAMPLES, find_example
 from isoframe.engine.interfaces.commands.command_line import build_app
 from isoframe.engine.interfaces.commands.demo import EXAMPLE_NAMES
 from isoframe.engine.media.video import read_video_info

@@ -1,0 +1,128 @@
+"""What the commands of ``isoframe bench`` have in common: options, groups of options, and where results go."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from ..engine.interfaces.commands.terminal import options
+from ..engine.interfaces.commands.terminal.failures import readable_errors
+from ..engine.request.config import check_choice
+
+if TYPE_CHECKING:
+    from ..engine.request.config import EngineConfig
+    from .records.rows import BenchRow
+
+__all__ = ["check_choices", "options", "readable_errors"]
+
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
+]
+Page = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write a page with plots (HTML).")
+]
+Document = Annotated[
+    Path | None, typer.Option("--docs", metavar="FILE", help="Write to FILE instead of the terminal.")
+]
+Cases = Annotated[list[str] | None, typer.Option("--case", help="Only this case; repeatable.")]
+Budgets = Annotated[list[str] | None, typer.Option("--budget", metavar="SIZE", help="Repeatable.")]
+Weights = Annotated[
+    str,
+    typer.Option("--weights", help="model, or random: the shape of --model without its files."),
+]
+SomeModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="demo, framepack-13b, a Hub id or a folder (default: demo; framepack-13b where only its shape is needed).",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What a model computes on, and how."""
+
+    device: options.Device = "auto"
+    precision: options.Precision = None
+    attention: options.Attention = "auto"
+    vram: options.Vram = None
+    ram: options.Ram = None
+
+    def config(self) -> "EngineConfig":
+        """For ``Engine.load``."""
+        from ..engine.request.config import EngineConfig
+
+        return EngineConfig(
+            device=self.device,
+            precision=self.precision,
+            attention=self.attention,
+            vram=self.vram,
+            ram=self.ram,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Where results go, beside the terminal."""
+
+    json_file: JsonFile = None
+    report: Page = None
+
+    def check(self) -> None:
+        """Raise ConfigError where the page could not be drawn, before anything is measured."""
+        if self.report is not None:
+            from .records.html_page import check_report_libraries
+
+            check_report_libraries()
+
+    def store(self, rows: "Sequence[BenchRow]", write_page: Callable[[Path], None]) -> None:
+        """Append ``rows`` to the file, and have the page written."""
+        append(self.json_file, rows)
+        if self.report is not None:
+            write_page(self.report)
+
+
+def append(json_file: Path | None, rows: "Sequence[BenchRow]") -> None:
+    """Append ``rows`` to a file, if there is one."""
+    if json_file is not None:
+        from .records.rows import append_rows
+
+        append_rows(json_file, rows)
+
+
+def check_choices(argument: str, values: Sequence[str] | None, choices: Sequence[str]) -> None:
+    """Raise ConfigError unless every one of ``values`` is among ``choices``."""
+    for value in values or ():
+        check_choice(argument, value, choices)
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters that are dataclasses are told to typer field by field, as options of their own."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    flat: dict[str, inspect.Parameter] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        own = [parameter.replace(annotation=hints[name])]
+        if name in groups:
+            types = get_type_hints(groups[name], include_extras=True)
+            own = [
+                parameter.replace(name=field.name, default=field.default, annotation=types[field.name])
+                for field in fields(groups[name])
+            ]
+        flat |= {one.name: one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own}
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
+
+    run.__signature__ = inspect.Signature(list(flat.values()))  # type: ignore[attr-defined]  # typer reads it
+    run.__annotations__ = {name: parameter.annotation for name, parameter in flat.items()}
+    return run
