@@ -69,7 +69,7 @@ warnings.simplefilter("ignore")
 import torch
 from isoframe.engine import Conditioning, Engine, SamplingConfig
 from isoframe.engine.companions.components import find_components
-from isoframe.engine.checkpoints.checkpoint import open_transformer
+from isoframe.engine.families.opening import open_transformer
 from isoframe.kernels import KERNELS
 
 config = open_transformer(find_components("demo").transformer).config

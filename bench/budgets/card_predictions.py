@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ...engine.errors import BudgetError
-from ...engine.families.framepack.known_shapes import find_shapes
-from ...engine.families.framepack.shapes import PUBLISHED_NAME
+from ...engine.families.framepack.model_sizes import PUBLISHED_NAME
+from ...engine.generation.model_lookup import find_model
 from ...engine.planning.budget import make_plan
 from ...engine.planning.machine import cards, described_machine
 from ...engine.planning.plan import Plan
@@ -39,7 +39,7 @@ def predict(precisions: Sequence[str], *, size: tuple[int, int], ram: str) -> It
         size: (height, width) in pixels.
         ram: what the engine may add to its process, such as "32GiB".
     """
-    found = find_shapes(PUBLISHED_NAME)
+    found = find_model(PUBLISHED_NAME)
     sampling = Request(image="", prompt="").sampling(found.order)
     for card in cards():
         for precision in precisions:

@@ -4,8 +4,8 @@ import torch
 
 from ...engine.device import resolve_device
 from ...engine.errors import ConfigError
-from ...engine.families.framepack.known_shapes import find_shapes
-from ...engine.families.framepack.shapes import PUBLISHED_NAME
+from ...engine.families.framepack.model_sizes import PUBLISHED_NAME
+from ...engine.generation.model_lookup import find_model
 from ...engine.planning.machine import described_machine, find_card, this_machine
 from ...engine.request.sizes import parse_size
 from ..operations.correctness import check_operations
@@ -57,7 +57,7 @@ class CardSubject:
         if not is_predicted and (device != "auto" or has_cuda):
             self._device = resolve_device(device)
         self._model = model or (PUBLISHED_NAME if self._device is None else "demo")
-        self._known = find_shapes(self._model)
+        self._known = find_model(self._model)
         self._emulated = None if emulate is None else parse_size("--emulate", emulate)
         self._ram = None if ram is None else parse_size("--ram", ram)
         if self._emulated is not None and (self._device is None or self._device.type != "cuda"):

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ...engine.errors import BudgetError
 from ...engine.events import PhaseEvent
+from ...engine.families.family import PlannedModel
 from ...engine.families.framepack.invariants import JobInvariants
-from ...engine.families.framepack.known_shapes import KnownModel
+from ...engine.families.framepack.model_sizes import MAX_PROMPT_TOKENS
 from ...engine.families.framepack.packing import CleanLatents, PackedSection
-from ...engine.families.framepack.shapes import MAX_PROMPT_TOKENS, EncoderShape
 from ...engine.families.framepack.transformer import FrameIndices, PackedTransformer
+from ...engine.families.framepack.units import unit_specs
 from ...engine.model.attention_choice import CANDIDATES
-from ...engine.model.units import Unit, UnitLayout, unit_specs
+from ...engine.model.units import Unit, UnitLayout
 from ...engine.planning.budget import make_plan
 from ...engine.planning.machine import Card, Machine
 from ...engine.planning.plan import PhaseBytes, Plan
@@ -49,7 +50,7 @@ _DISK = "disk"
 class PlannedUnits:
     """Units in slots: residents have theirs, the others share the ring; as a streamer has them."""
 
-    def __init__(self, plan: Plan, known: KnownModel, weight_format: WeightFormat) -> None:
+    def __init__(self, plan: Plan, known: PlannedModel, weight_format: WeightFormat) -> None:
         """Allocate the slots of ``plan``."""
         self._layouts = [UnitLayout(spec, weight_format) for spec in unit_specs(known.shapes.transformer)]
         slot = max(layout.num_bytes for layout in self._layouts)
@@ -76,7 +77,7 @@ def resident_units(count: int, num_bytes: int) -> list[Tensor]:
     return [torch.empty(num_bytes, dtype=torch.uint8, device=_META) for _ in range(count)]
 
 
-def make_job(transformer: PackedTransformer, plan: Plan, known: KnownModel) -> JobInvariants:
+def make_job(transformer: PackedTransformer, plan: Plan, known: PlannedModel) -> JobInvariants:
     """What a job computes once, for the longest prompt."""
     config, dtype = transformer.config, transformer.residual_dtype
     vectors = 12 * config.num_layers + 3 * config.num_single_layers + 2
@@ -87,12 +88,12 @@ def make_job(transformer: PackedTransformer, plan: Plan, known: KnownModel) -> J
     return JobInvariants(
         modulation=empty(plan.num_steps, vectors * config.inner_dim),
         refined_text=empty(plan.num_steps, MAX_PROMPT_TOKENS, config.inner_dim),
-        vision_tokens=empty(1, known.shapes.image_encoder.num_tokens, config.inner_dim),
+        vision_tokens=empty(1, known.shapes.num_image_tokens, config.inner_dim),
         num_dual_blocks=config.num_layers,
     )
 
 
-def find_step_owners(plan: Plan, known: KnownModel, sampling: SamplingConfig) -> list[PhasePeak]:
+def find_step_owners(plan: Plan, known: PlannedModel, sampling: SamplingConfig) -> list[PhasePeak]:
     """Who holds most at the worst moment of a step of ``plan``."""
     weight_format = make_format(plan.precision, torch.bfloat16)
     with torch.inference_mode(), LiveTensors("meta") as live, OpaqueAttention():
@@ -144,7 +145,7 @@ class PlanRunner:
 
     basis: Basis = "predicted"
 
-    def __init__(self, known: KnownModel, card: Card, ram: int) -> None:
+    def __init__(self, known: PlannedModel, card: Card, ram: int) -> None:
         """Plan for ``card`` and ``ram`` bytes on the host."""
         self._known = known
         self._card = card
@@ -187,7 +188,7 @@ class PlanRunner:
         )
 
 
-def predict_timeline(plan: Plan, known: KnownModel) -> Iterator[TimelineSample]:
+def predict_timeline(plan: Plan, known: PlannedModel) -> Iterator[TimelineSample]:
     """Two samples a phase, at its beginning and end: tensors, with workspace, with the driver's context."""
     start = 0.0
     for phase, seconds in _phase_seconds(plan, known):
@@ -207,15 +208,12 @@ def predict_timeline(plan: Plan, known: KnownModel) -> Iterator[TimelineSample]:
         start += seconds
 
 
-def _phase_seconds(plan: Plan, known: KnownModel) -> Iterator[tuple[PhaseBytes, float]]:
+def _phase_seconds(plan: Plan, known: PlannedModel) -> Iterator[tuple[PhaseBytes, float]]:
     shapes, rate = known.shapes, copy_rate(plan.card, _DISK)
 
-    def reading(*encoders: EncoderShape) -> float:
-        num_bytes = 2 * sum(encoder.num_params for encoder in encoders)
-        return max(num_bytes / rate, _LEAST_SECONDS)
-
-    yield plan.phase("text encode"), reading(shapes.text_encoder, shapes.text_encoder_2)
-    yield plan.phase("image encode"), reading(shapes.image_encoder)
+    for reads in ("text", "image"):
+        num_bytes = 2 * sum(encoder.num_params for encoder in shapes.encoders if encoder.reads == reads)
+        yield plan.phase(f"{reads} encode"), max(num_bytes / rate, _LEAST_SECONDS)
     yield plan.phase("VAE encode"), max(plan.phase("VAE encode").weights / rate, _LEAST_SECONDS)
     yield plan.phase("prepare"), _LEAST_SECONDS
     for _ in range(_NUM_SECTIONS):

@@ -19,7 +19,7 @@ from ...engine.demo import find_example
 from ...engine.engine import Engine
 from ...engine.errors import BudgetError, DeviceError
 from ...engine.events import Event, SectionEvent, StepEvent
-from ...engine.families.framepack.known_shapes import find_shapes
+from ...engine.generation.model_lookup import find_model
 from ...engine.planning.machine import Machine, card_of_device, neutral_card
 from ...engine.planning.plan import Plan
 from ...engine.request.config import EngineConfig, Request, SamplingConfig
@@ -96,7 +96,7 @@ def run_steps(
         DeviceError: memory that was planned does not suffice, where the engine finds that out itself.
     """
     device = torch.device(job.device)
-    peak, known = measure_peak(device), find_shapes(job.model)
+    peak, known = measure_peak(device), find_model(job.model)
     machine = _machine(job, device)
     sampling = SamplingConfig(num_sections=1, num_steps=job.num_steps, order=known.order)
     weight_format = make_format(job.precision, torch.float32 if device.type == "cpu" else torch.bfloat16)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ...engine.families.framepack.known_shapes import find_shapes
-from ...engine.families.framepack.shapes import PUBLISHED_NAME
+from ...engine.families.framepack.model_sizes import PUBLISHED_NAME
+from ...engine.generation.model_lookup import find_model
 from ...engine.model.attention_backends import device_capability
 from ...engine.planning.budget import make_plan
 from ...engine.planning.machine import Machine, find_card
@@ -93,7 +93,7 @@ def _make_updates(device: torch.device) -> Work:
 
 
 def _make_plan(_: torch.device) -> Work:
-    known = find_shapes(PUBLISHED_NAME)
+    known = find_model(PUBLISHED_NAME)
     job = PlannedJob(
         shapes=known.shapes, sampling=SamplingConfig(num_sections=4), size=(640, 608), precision="int8"
     )

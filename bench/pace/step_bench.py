@@ -6,8 +6,9 @@ from dataclasses import replace
 import torch
 
 from ...engine.engine import Engine
-from ...engine.families.framepack.denoise_bytes import DenoiseShape, find_precision, packed_sequence
-from ...engine.families.framepack.known_shapes import find_shapes
+from ...engine.families.framepack.step_sizes import DenoiseShape, packed_sequence
+from ...engine.generation.model_lookup import find_model
+from ...engine.model.precision import find_precision
 from ...engine.planning.machine import Card, card_of_device
 from ...engine.request.config import EngineConfig, SamplingConfig
 from ..meters.accuracy import relative_rms
@@ -59,7 +60,7 @@ class StepBench:
         """
         self._source = source
         self._is_random = is_random
-        self._known = find_shapes(source)
+        self._known = find_model(source)
         self._size = size or self._known.buckets[0]
         self._num_steps = num_steps
         self._num_sections = num_sections
@@ -157,7 +158,7 @@ class StepBench:
                 shapes.transformer,
                 self._size,
                 sampling.latent_window_size,
-                shapes.image_encoder.num_tokens,
+                shapes.num_image_tokens,
                 NUM_TEXT_TOKENS,
             ),
             num_steps=self._num_steps,

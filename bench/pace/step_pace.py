@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ...engine.events import Event, StepEvent
-from ...engine.families.framepack.denoise_bytes import DenoiseShape
+from ...engine.families.framepack.step_sizes import DenoiseShape
 from ...engine.model.conditioning import Conditioning
 from ...engine.planning.machine import Card
-from ...engine.planning.roofline import attention_flops, product_flops, step_time
+from ...engine.planning.roofline import step_time
 from ...engine.request.config import SamplingConfig
 from ...engine.sampling.denoiser import EventHandler, LatentSection
 from ..meters.job_cost import CostRecorder, JobCost, Meter
@@ -150,7 +150,7 @@ def _sum_up(
         num_steps=sampling.num_steps,
         num_computed=num_computed,
         num_frames=4 * sampling.latent_window_size,
-        step_flops=product_flops(shape) + attention_flops(shape),
+        step_flops=sum(block.products + block.attention for block in shape.blocks),
         peak_allocated=record.peak_allocated,
         peak_rss=record.peak_rss,
         copied=tuple(num_bytes / sampling.num_steps for num_bytes in streams.copied_bytes[1:]),

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ...engine.demo import find_example
-from ...engine.families.framepack.known_shapes import find_shapes
+from ...engine.generation.model_lookup import find_model
 from ...engine.request.config import Request
 from ..records.rows import BenchRow, Gate, Setting, append_rows
 from . import section as peers
@@ -60,7 +60,7 @@ class PeersView:
             image=str(image),
             prompt=prompt,
             seconds=seconds,
-            size=self.size or find_shapes(self.model).buckets[0],
+            size=self.size or find_model(self.model).buckets[0],
             order=order,
             num_steps=self.steps,
             sampler="euler",

@@ -13,8 +13,8 @@ from torch import Tensor
 from ...engine.companions.components import find_components
 from ...engine.engine import Engine
 from ...engine.errors import IsoframeError
-from ...engine.families.framepack.known_shapes import find_shapes
 from ...engine.families.framepack.packing import CleanLatents
+from ...engine.generation.model_lookup import find_model
 from ...engine.model.conditioning import Conditioning
 from ...engine.request.config import EngineConfig, SamplingConfig
 from ...engine.request.sections import SectionPlan, plan_sections
@@ -88,12 +88,12 @@ def compare_sections(
     Raises:
         IsoframeError: the latents differ by more than :data:`MAX_ERRORS`; nothing is timed then.
     """
-    known = find_shapes(model)
+    known = find_model(model)
     conditioning = draw_conditioning(
         known.shapes.transformer,
         size=size or known.buckets[0],
         num_text_tokens=_NUM_TEXT_TOKENS,
-        num_image_tokens=known.shapes.image_encoder.num_tokens,
+        num_image_tokens=known.shapes.num_image_tokens,
     )
     sampling = SamplingConfig(num_sections=1, num_steps=num_steps, order="forward", sampler="euler")
     engine = Engine.load(model, config=EngineConfig(device=str(device), precision=precision))

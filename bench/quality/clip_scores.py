@@ -136,7 +136,8 @@ def measure_baseline(generate: Generate, *, name: str, num_pairs: int, num_frame
 
 def measure_baselines(*, num_pairs: int, num_frames: int) -> list[QualityRow]:
     """The start image standing still, and the truth after one trip through the demo's VAE."""
-    vae = VideoVAE.load(find_components("demo").ref("vae"), device="cpu", dtype=torch.float32).model
+    demo = find_components("demo")
+    vae = VideoVAE.load(demo.ref("vae"), demo.family.vae_class, device="cpu", dtype=torch.float32).model
     return [
         measure_baseline(static_frames, name="static", num_pairs=num_pairs, num_frames=num_frames),
         measure_baseline(partial(vae_frames, vae), name="vae", num_pairs=num_pairs, num_frames=num_frames),

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 import torch
 
-from ...engine.families.framepack.shapes import published_shapes
-from ...engine.model.units import UnitLayout, unit_specs
+from ...engine.families.framepack.model_sizes import published_shapes
+from ...engine.families.framepack.units import unit_specs
+from ...engine.model.units import UnitLayout
 from ...engine.request.sizes import format_size
 from ...quant import PRECISIONS, make_format
 from .environment import Environment

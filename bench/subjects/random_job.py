@@ -9,8 +9,8 @@ import torch
 from ...engine.companions.components import find_components
 from ...engine.companions.vae import SectionDecoder, VideoVAE
 from ...engine.events import FileEvent, PhaseEvent, SectionEvent
-from ...engine.families.framepack.known_shapes import find_shapes
-from ...engine.families.framepack.shapes import PUBLISHED_NAME
+from ...engine.families.framepack.model_sizes import PUBLISHED_NAME
+from ...engine.generation.model_lookup import find_model
 from ...engine.media.video import VideoWriter
 from ...engine.request.config import EngineConfig, Request
 from ...engine.sampling.denoiser import EventHandler
@@ -29,7 +29,7 @@ class RandomJob:
             device: where all weights are.
         """
         self._source = source
-        self._known = find_shapes(source)
+        self._known = find_model(source)
         self._device = device
         self._model = RandomModel(self._known.shapes.transformer, config, device)
 

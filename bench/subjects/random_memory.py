@@ -7,10 +7,11 @@ from torch import Tensor
 
 from ...engine.checkpoints.checkpoint import Checkpoint
 from ...engine.checkpoints.tensor_files import TensorEntry
-from ...engine.families.framepack.shapes import ModelShapes
+from ...engine.families.family import ModelSizes
 from ...engine.families.framepack.transformer import PackedTransformer
+from ...engine.families.framepack.units import unit_specs
 from ...engine.model.parameters import stacked_layers
-from ...engine.model.units import UnitLayout, unit_specs
+from ...engine.model.units import UnitLayout
 from ...engine.planning.machine import Machine
 from ...engine.planning.plan import Plan
 from ...engine.request.config import EngineConfig
@@ -30,7 +31,7 @@ class RandomMemory(ModelMemory):
 
     def __init__(
         self,
-        shapes: ModelShapes,
+        shapes: ModelSizes,
         config: EngineConfig,
         weight_format: WeightFormat,
         device: torch.device,
@@ -110,7 +111,7 @@ class RandomLinear:
         return RandomLinear(self._shape, torch.float32, self._device)
 
 
-def _draw_units(shapes: ModelShapes, weight_format: WeightFormat, *, is_locked: bool) -> PinnedWeights:
+def _draw_units(shapes: ModelSizes, weight_format: WeightFormat, *, is_locked: bool) -> PinnedWeights:
     """The first unit of each layout, given for all that have it."""
     layouts = [UnitLayout(spec, weight_format) for spec in unit_specs(shapes.transformer)]
     drawn: dict[str, Tensor] = {}
@@ -125,7 +126,7 @@ def _draw_units(shapes: ModelShapes, weight_format: WeightFormat, *, is_locked: 
     return PinnedWeights([drawn[str(layout.describe())] for layout in layouts], slabs)
 
 
-def _no_files(shapes: ModelShapes) -> Checkpoint:
+def _no_files(shapes: ModelSizes) -> Checkpoint:
     entries: dict[str, TensorEntry] = {}
     return Checkpoint(
         config=shapes.transformer, name=shapes.name, source_hash="random", entries=entries, scales={}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...engine.errors import ConfigError
-from ...engine.families.framepack.known_shapes import KnownModel
+from ...engine.families.family import PlannedModel
 from ...engine.families.framepack.transformer import PackedTransformer
 from ...engine.families.framepack.transformer_config import TransformerConfig
 from ...engine.model.attention import SelfAttention
@@ -71,13 +71,13 @@ def draw_conditioning(
     )
 
 
-def model_conditioning(known: KnownModel, size: tuple[int, int]) -> Conditioning:
+def model_conditioning(known: PlannedModel, size: tuple[int, int]) -> Conditioning:
     """Random embeddings of a short prompt and of an image, as ``known`` has them; ``size`` is in pixels."""
     return draw_conditioning(
         known.shapes.transformer,
         size=size,
         num_text_tokens=NUM_TEXT_TOKENS,
-        num_image_tokens=known.shapes.image_encoder.num_tokens,
+        num_image_tokens=known.shapes.num_image_tokens,
     )
 
 

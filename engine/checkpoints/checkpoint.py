@@ -4,15 +4,15 @@ import difflib
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, UnknownModelError, count_problems, first_names
-from ..families.framepack.transformer_config import TransformerConfig
 from ..files import read_json
 from .destinations import Destination
 from .hub import hub_file, is_cached, is_hub_id, nearest_path
@@ -33,19 +33,39 @@ _FP8_MARKER = "scaled_fp8"
 _BLOCK_ROWS = 1024
 
 
+class ReadConfig(Protocol):
+    """Makes a transformer's configuration of a ``config.json``; ``source`` names it in errors."""
+
+    def __call__(self, raw: Mapping[str, Any], /, *, source: str) -> Any: ...
+
+
+class DeriveConfig(Protocol):
+    """Makes it of the tensors' shapes, for a file without a ``config.json``."""
+
+    def __call__(self, shapes: Mapping[str, tuple[int, ...]], /, *, source: str) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigReader:
+    """What tells the configuration of a transformer, which this room only passes on."""
+
+    read: ReadConfig
+    derive: DeriveConfig
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """A transformer's tensors on disk.
 
     Attributes:
-        config: sizes of the model.
+        config: sizes of the model, as its family reads them.
         name: Hub id, folder name or file stem; tells an F1 checkpoint from an inverted one.
         source_hash: SHA-256 over the files' names, sizes and fingerprints; names the model in metadata.
         entries: the weights by model name.
         scales: the scalar that an fp8 weight of that name is multiplied by.
     """
 
-    config: TransformerConfig
+    config: Any
     name: str
     source_hash: str
     entries: Mapping[str, TensorEntry] = field(repr=False)
@@ -78,11 +98,15 @@ class Checkpoint:
         return scaled
 
 
-def open_transformer(
+Admit = Callable[[str, Any], None]
+
+
+def open_checkpoint(
     source: "str | os.PathLike[str]",
+    reader: ConfigReader,
     *,
     local_files_only: bool = False,
-    admit: Callable[[str, TransformerConfig], None] | None = None,
+    admit: Admit | None = None,
 ) -> Checkpoint:
     """Find a transformer and check its files; no weights are read.
 
@@ -90,39 +114,47 @@ def open_transformer(
         source: a folder (flat, or a pipeline with ``transformer/`` inside), a single ``.safetensors`` file, a Hub
             id "owner/name", or one file of a Hub repository, "owner/name/file.safetensors". A path that exists
             wins over a Hub id.
+        reader: of the configuration.
         local_files_only: never ask the Hub; what is not cached is an error.
         admit: called with name and config, and raises to refuse the model; of a Hub repository before its
             weights are downloaded.
     """
     text = os.fspath(source)
-    if is_hub_id(text) and not Path(text).expanduser().exists():
-        return _open_repository(text, local_files_only, admit)
-    checkpoint = _open_path_or_file(text, local_files_only)
+    if _is_repository(text):
+        return _open_repository(text, reader, local_files_only, admit)
+    checkpoint = _open_path_or_file(text, reader, local_files_only)
     if admit is not None:
         admit(checkpoint.name, checkpoint.config)
     return checkpoint
 
 
-def read_transformer_config(
-    source: "str | os.PathLike[str]", *, local_files_only: bool = False
-) -> TransformerConfig:
-    """The config of a transformer, ``source`` as for :func:`open_transformer`; of a Hub repository nothing else."""
+def read_checkpoint_config(
+    source: "str | os.PathLike[str]", reader: ConfigReader, *, local_files_only: bool = False
+) -> Any:
+    """The config of a transformer, ``source`` as for :func:`open_checkpoint`, and nothing else where it is a file."""
     text = os.fspath(source)
-    if is_hub_id(text) and not Path(text).expanduser().exists():
-        _, path = _find_hub_config(text, local_files_only)
-        return _read_config(path)
-    return _open_path_or_file(text, local_files_only).config
+    if _is_repository(text):
+        return _read_config(_find_hub_config(text, local_files_only)[1], reader)
+    path = _transformer_folder(Path(text).expanduser()) / "config.json"
+    if path.is_file():
+        return _read_config(path, reader)
+    return _open_path_or_file(text, reader, local_files_only).config
 
 
-def _open_path_or_file(text: str, local_files_only: bool) -> Checkpoint:
+def _is_repository(text: str) -> bool:
+    return is_hub_id(text) and not Path(text).expanduser().exists()
+
+
+def _open_path_or_file(text: str, reader: ConfigReader, local_files_only: bool) -> Checkpoint:
     path = Path(text).expanduser()
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, reader)
     if path.exists():
-        return _open_file(path, name=path.stem)
+        return _open_file(path, reader, name=path.stem)
     repository, _, filename = text.rpartition("/")
     if is_hub_id(repository) and filename.endswith(".safetensors"):
-        return _open_file(_require_hub_file(repository, filename, local_files_only), name=Path(filename).stem)
+        path = _require_hub_file(repository, filename, local_files_only)
+        return _open_file(path, reader, name=Path(filename).stem)
     raise UnknownModelError(missing_source("model", text))
 
 
@@ -209,35 +241,40 @@ def hash_files(files: Iterable[TensorFile]) -> str:
     return digest.hexdigest()
 
 
-def _open_folder(folder: Path) -> Checkpoint:
+def _open_folder(folder: Path, reader: ConfigReader) -> Checkpoint:
     if (folder / "manifest.json").is_file():
         raise CheckpointError(
             f"{folder} is a unit store already; give the model that it was made from, or load the store as it is"
         )
-    inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    inner = _transformer_folder(folder)
     files, weight_map = _find_files(inner)
     if not (inner / "config.json").is_file():
         raise CheckpointError(f"{inner} has no config.json; copy it from the model's repository")
-    config = _read_config(inner / "config.json")
-    return _build(files, weight_map, config, folder_name(folder), str(inner))
+    config = _read_config(inner / "config.json", reader)
+    return _build(files, weight_map, reader, config, folder_name(folder), str(inner))
 
 
-def _open_file(path: Path, *, name: str) -> Checkpoint:
+def _transformer_folder(folder: Path) -> Path:
+    """Where the transformer lies in ``folder``, which may be a whole pipeline."""
+    return folder / "transformer" if (folder / "transformer").is_dir() else folder
+
+
+def _open_file(path: Path, reader: ConfigReader, *, name: str) -> Checkpoint:
     if path.suffix != ".safetensors":
         raise CheckpointError(
             f"{path} must be a .safetensors file; convert other formats to safetensors first"
         )
     beside = path.parent / "config.json"
-    config = _read_config(beside) if beside.is_file() else None
-    return _build([open_tensor_file(path)], {}, config, name, str(path))
+    config = _read_config(beside, reader) if beside.is_file() else None
+    return _build([open_tensor_file(path)], {}, reader, config, name, str(path))
 
 
 def _open_repository(
-    repository: str, local_files_only: bool, admit: Callable[[str, TransformerConfig], None] | None
+    repository: str, reader: ConfigReader, local_files_only: bool, admit: Admit | None
 ) -> Checkpoint:
     """Fetch the config first, so that a model is refused before its weights are downloaded."""
     prefix, config_path = _find_hub_config(repository, local_files_only)
-    config = _read_config(config_path)
+    config = _read_config(config_path, reader)
     if admit is not None:
         admit(repository, config)
     weight_map = _find_hub_index(repository, prefix, local_files_only)
@@ -245,7 +282,7 @@ def _open_repository(
     files = [
         open_tensor_file(_require_hub_file(repository, prefix + name, local_files_only)) for name in names
     ]
-    return _build(files, weight_map, config, repository, repository)
+    return _build(files, weight_map, reader, config, repository, repository)
 
 
 def _find_hub_config(repository: str, local_files_only: bool) -> tuple[str, Path]:
@@ -278,8 +315,7 @@ def _find_files(folder: Path) -> tuple[list[TensorFile], dict[str, str]]:
     """The folder's weight files, and the index's map from tensor name to file (empty for a single file)."""
     index = folder / INDEX_NAME
     if index.is_file():
-        weight_map = read_index(index)
-        _check_shards(folder, index, weight_map)
+        weight_map = check_shards(index)
         return [open_tensor_file(folder / name) for name in sorted(set(weight_map.values()))], weight_map
     found = sorted(folder.glob("*.safetensors"))
     if len(found) > 1 and folder / WEIGHTS_NAME in found:
@@ -302,19 +338,41 @@ def _find_files(folder: Path) -> tuple[list[TensorFile], dict[str, str]]:
     raise CheckpointError(f"{folder} has no .safetensors file and no transformer/ folder with one")
 
 
-def _check_shards(folder: Path, index: Path, weight_map: Mapping[str, str]) -> None:
-    missing = [name for name in sorted(set(weight_map.values())) if not (folder / name).is_file()]
+class MissingShardError(CheckpointError):
+    """A folder lacks files that its index names.
+
+    Attributes:
+        names: of the files.
+    """
+
+    def __init__(self, message: str, names: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.names = names
+
+
+def check_shards(index: Path) -> dict[str, str]:
+    """The map of :func:`read_index`, whose files are all there.
+
+    Raises:
+        MissingShardError: one is not.
+    """
+    weight_map = read_index(index)
+    shards = sorted(set(weight_map.values()))
+    missing = [name for name in shards if not (index.parent / name).is_file()]
     if missing:
-        raise CheckpointError(
-            f"{folder} lacks {len(missing)} of the {len(set(weight_map.values()))} shards that {index.name} names: "
-            f"{first_names(missing)}; copy or download them again"
+        raise MissingShardError(
+            f"{index.parent} lacks {len(missing)} of the {len(shards)} shards that {index.name} names: "
+            f"{first_names(missing)}; copy or download them again",
+            missing,
         )
+    return weight_map
 
 
 def _build(
     files: list[TensorFile],
     weight_map: Mapping[str, str],
-    config: TransformerConfig | None,
+    reader: ConfigReader,
+    config: Any | None,
     name: str,
     source: str,
 ) -> Checkpoint:
@@ -324,9 +382,7 @@ def _build(
     scales = _split_scales(entries, source)
     _check_dtypes(entries, source)
     if config is None:
-        config = TransformerConfig.from_shapes(
-            {key: entry.shape for key, entry in entries.items()}, source=source
-        )
+        config = reader.derive({key: entry.shape for key, entry in entries.items()}, source=source)
     return Checkpoint(config=config, name=name, source_hash=hash_files(files), entries=entries, scales=scales)
 
 
@@ -389,5 +445,5 @@ def _check_dtypes(entries: Mapping[str, TensorEntry], source: str) -> None:
         )
 
 
-def _read_config(path: Path) -> TransformerConfig:
-    return TransformerConfig.from_dict(read_json(path), source=str(path))
+def _read_config(path: Path, reader: ConfigReader) -> Any:
+    return reader.read(read_json(path), source=str(path))

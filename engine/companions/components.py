@@ -1,23 +1,28 @@
 """Which model, with which companions: VAE, text encoders, image encoder, and the profile of the whole."""
 
-import dataclasses
 import logging
 import os
-import re
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.checkpoint import folder_name, missing_source, open_transformer, read_index
+from ..checkpoints.checkpoint import MissingShardError, check_shards, folder_name, missing_source
 from ..checkpoints.hub import NotCachedError, hub_file, hub_folder, is_hub_id, not_cached
 from ..errors import CheckpointError, UnknownModelError
-from ..families.framepack.transformer_config import TransformerConfig
+from ..families.family import Family
+from ..families.opening import read_transformer_config
+from ..families.registry import families, family_of, recognise
 from ..files import read_json
 from ..request.config import ORDERS, check_choice
 from ..weights.store import is_store, open_store
 
 _logger = logging.getLogger(__name__)
+
+# While transformers and diffusers load a model, they change torch for all threads: the initializers of parameters, the
+# device that they are made on and the default dtype. Two loads at once left parameters without data.
+LOADING = threading.RLock()
 
 COMPANIONS = (
     "vae",
@@ -31,7 +36,6 @@ COMPANIONS = (
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "weights"
 PROFILE_NAME = "isoframe.json"
 
-_DATA = Path(__file__).parents[1] / "data"
 # Everything a companion's folder may hold, and no second copy of its weights in another format.
 _COMPONENT_FILES = (
     "config.json",
@@ -85,17 +89,13 @@ class ComponentRef:
 
     def _check_shards(self, folder: Path) -> None:
         for index in folder.glob("*.safetensors.index.json"):
-            shards = set(read_index(index).values())
-            missing = [name for name in sorted(shards) if not (folder / name).is_file()]
-            if missing and not Path(self.source).is_dir():
-                raise not_cached(
-                    self.source, f"{self.subfolder}/{missing[0]}" if self.subfolder else missing[0]
-                )
-            if missing:
-                raise CheckpointError(
-                    f"{folder} lacks {len(missing)} of the {len(shards)} shards that {index.name} names: "
-                    f"{', '.join(missing[:10])}; copy them again"
-                )
+            try:
+                check_shards(index)
+            except MissingShardError as error:
+                if Path(self.source).is_dir():
+                    raise
+                prefix = f"{self.subfolder}/" if self.subfolder else ""
+                raise not_cached(self.source, prefix + error.names[0]) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +136,7 @@ class Components:
     """A transformer and its companions, each under its name in diffusers' pipeline.
 
     Companions are found, not opened: latents can be sampled without any. Asking for one that the model neither
-    brings nor shares with HunyuanVideo raises :class:`CheckpointError`.
+    brings nor shares with its family raises :class:`CheckpointError`.
 
     Attributes:
         name: "demo", the Hub id, or the name of the folder or file.
@@ -144,6 +144,7 @@ class Components:
         profile: buckets, order, prompt template.
         refs: the companions found, by name.
         is_hub_silent: whether the Hub was asked for the profile and did not answer; asking again would take as long.
+        family: of the transformer.
     """
 
     name: str
@@ -151,14 +152,39 @@ class Components:
     profile: ModelProfile
     refs: Mapping[str, ComponentRef]
     is_hub_silent: bool = False
+    family: type[Family] = field(default_factory=recognise)
+
+    @property
+    def default_order(self) -> str:
+        """The order that ``order="auto"`` means."""
+        if self.profile.order == "both":
+            return "inverted"
+        order = self.profile.order or self.family.default_order(self.name)
+        if order is None:
+            _logger.info(
+                "the order of %s is not known: taking inverted; a checkpoint of the F1 kind needs forward",
+                self.name,
+            )
+        return order or "inverted"
+
+    def read_configs(self) -> dict[str, Mapping[str, Any]]:
+        """The ``config.json`` of every companion that is on this machine."""
+        paths = {
+            name: Path(ref.source) / (ref.subfolder or "") / ref.main_file for name, ref in self.refs.items()
+        }
+        return {
+            name: read_json(path)
+            for name, path in paths.items()
+            if path.name == "config.json" and path.is_file()
+        }
 
     def ref(self, name: str) -> ComponentRef:
         """The companion called ``name``."""
         if name in self.refs:
             return self.refs[name]
         raise CheckpointError(
-            f"{self.name} has no {name}: its folder brings none, and its widths are not those of HunyuanVideo's "
-            f"encoders; give a folder or Hub id with components={{{name!r}: ...}}"
+            f"{self.name} has no {name}: its folder brings none, and its widths are not those of the encoders "
+            f"that its family shares; give a folder or Hub id with components={{{name!r}: ...}}"
         )
 
 
@@ -178,94 +204,104 @@ def find_components(
     """
     for name in overrides or {}:
         check_choice("components", name, COMPANIONS)
+    given = {name: _parse_override(name, value) for name, value in (overrides or {}).items()}
     text = os.fspath(source)
     path = _demo_folder() if text == "demo" else Path(text).expanduser()
-    has_tokenizer = "tokenizer" in (overrides or {})
     if is_store(path):
-        found = _find_store(path, has_tokenizer)
+        found = _find_of_store(path)
     elif path.exists():
-        found = _find_local(path, "demo" if text == "demo" else None, has_tokenizer)
+        found = _find_local(path, "demo" if text == "demo" else None)
     else:
-        found = _find_on_hub(text, local_files_only, has_tokenizer)
-    given = {name: _parse_override(name, value) for name, value in (overrides or {}).items()}
-    return dataclasses.replace(found, refs={**found.refs, **given})
-
-
-def default_order(name: str, profile: ModelProfile) -> str:
-    """The order that ``order="auto"`` means for the model called ``name``."""
-    if profile.order in ORDERS:
-        return profile.order
-    if profile.order == "both":
-        return "inverted"
-    if re.search(r"(?<![A-Za-z0-9])F1(?![A-Za-z0-9])", name):
-        return "forward"
-    _logger.info(
-        "the order of %s is not known: taking inverted; a checkpoint of the F1 kind needs forward", name
-    )
-    return "inverted"
-
-
-def _find_local(path: Path, name: str | None, has_tokenizer: bool) -> Components:
-    """A folder's own companions come first; HunyuanVideo's fill the gaps if the widths are theirs."""
-    folder = path if path.is_dir() else path.parent
-    own = {
-        companion: _ref(companion, str(folder), companion)
-        for companion in COMPANIONS
-        if path.is_dir() and (folder / companion).is_dir()
-    }
-    refs = own
-    if len(own) < len(COMPANIONS):
-        refs = {**_default_refs(open_transformer(path).config), **own}
-    profile_path = folder / PROFILE_NAME
+        found = _find_on_hub(text, local_files_only)
+    has_tokenizer = "tokenizer" in found.own or "tokenizer" in given
     return Components(
-        name=name or (folder_name(path) if path.is_dir() else path.stem),
-        transformer=str(path),
-        profile=_read_profile(
-            profile_path if profile_path.is_file() else None,
-            has_tokenizer=has_tokenizer or "tokenizer" in own,
-        ),
-        refs=refs,
+        name=found.name,
+        transformer=str(path) if path.exists() else text,
+        profile=_read_profile(found, has_tokenizer=has_tokenizer),
+        refs={**found.shared, **found.own, **given},
+        is_hub_silent=found.is_hub_silent,
+        family=found.family,
     )
 
 
-def _find_store(folder: Path, has_tokenizer: bool) -> Components:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What was found of a model.
+
+    Attributes:
+        name: as :attr:`Components.name`.
+        family: of the transformer.
+        shared: companions of the family that fit.
+        own: companions that the model brings.
+        profile: its profile; None if it has none.
+        order: of a checkpoint that the family knows.
+        is_hub_silent: as :attr:`Components.is_hub_silent`.
+    """
+
+    name: str
+    family: type[Family]
+    shared: Mapping[str, ComponentRef]
+    own: Mapping[str, ComponentRef] = field(default_factory=dict)
+    profile: Path | None = None
+    order: str | None = None
+    is_hub_silent: bool = False
+
+
+def _find_local(path: Path, name: str | None) -> _Found:
+    """A folder's own companions come first; those of the family fill the gaps if the widths are theirs."""
+    folder = path if path.is_dir() else path.parent
+    names = [name for name in COMPANIONS if path.is_dir() and (folder / name).is_dir()]
+    # A pipeline with all its companions may be used for them alone.
+    is_needed = len(names) < len(COMPANIONS) or (folder / "transformer" / "config.json").is_file()
+    config = read_transformer_config(path) if is_needed else None
+    family = type(family_of(config)) if is_needed else recognise()
+    return _Found(
+        name=name or (folder_name(path) if path.is_dir() else path.stem),
+        family=family,
+        shared=_shared_refs(family, config),
+        own={name: _ref(name, str(folder), name) for name in names},
+        profile=folder / PROFILE_NAME,
+    )
+
+
+def _find_of_store(folder: Path) -> _Found:
     """A store has no companions of its own: they are those of the model it was made from, or fit its widths."""
     store = open_store(folder)
     if store.name == "demo":
-        found = _find_local(_demo_folder(), "demo", has_tokenizer)
-    elif store.name in _read_data("companions.json")["models"]:
-        found = _find_on_hub(store.name, True, has_tokenizer)
-    else:
-        profile = folder / PROFILE_NAME
-        found = Components(
-            name=store.name,
-            transformer="",
-            profile=_read_profile(profile if profile.is_file() else None, has_tokenizer=has_tokenizer),
-            refs=_default_refs(store.config),
-        )
-    return dataclasses.replace(found, transformer=str(folder))
+        return _find_local(_demo_folder(), "demo")
+    if any(store.name in family.hub_models() for family in families()):
+        return _find_on_hub(store.name, local_files_only=True)
+    family = type(family_of(store.config))
+    return _Found(
+        name=store.name,
+        family=family,
+        shared=_shared_refs(family, store.config),
+        profile=folder / PROFILE_NAME,
+    )
 
 
-def _find_on_hub(source: str, local_files_only: bool, has_tokenizer: bool) -> Components:
-    """A repository in the table, a pipeline with its own companions, or a transformer alone."""
-    table = _read_data("companions.json")
-    known = table["models"].get(source)
-    repository, own, profile_path, is_silent = source, [], None, False
+def _find_on_hub(source: str, local_files_only: bool) -> _Found:
+    """A repository that a family knows, a pipeline with its own companions, or a transformer alone."""
+    known = next((family for family in families() if source in family.hub_models()), None)
+    own: list[str] = []
+    profile, is_silent = None, False
     if known is None and is_hub_id(source):
-        (index, profile_path), is_silent = _optional_files(
+        (index, profile), is_silent = _optional_files(
             source, ("model_index.json", PROFILE_NAME), local_files_only
         )
         own = _list_companions(index) if index else []
     elif known is None and not (is_hub_id(source.rpartition("/")[0]) and source.endswith(".safetensors")):
         raise UnknownModelError(missing_source("model", source))
-    profile = _read_profile(
-        profile_path, has_tokenizer=has_tokenizer or "tokenizer" in own, order=known and known["order"]
+    family = known or recognise()
+    return _Found(
+        name=Path(source).stem if source.endswith(".safetensors") else source,
+        family=family,
+        shared=_shared_refs(family),
+        own={name: _ref(name, source, name) for name in own},
+        profile=profile,
+        order=known.hub_models()[source] if known else None,
+        is_hub_silent=is_silent,
     )
-    defaults = table["companions"][known["companions"] if known else table["default"]]["components"]
-    refs = {name: _ref(name, *place) for name, place in defaults.items()}
-    refs |= {name: _ref(name, repository, name) for name in own}
-    name = Path(source).stem if source.endswith(".safetensors") else source
-    return Components(name=name, transformer=source, profile=profile, refs=refs, is_hub_silent=is_silent)
 
 
 def _demo_folder() -> Path:
@@ -291,13 +327,9 @@ def _parse_override(name: str, value: str) -> ComponentRef:
     raise UnknownModelError(missing_source(f"the component {name}", value))
 
 
-def _default_refs(config: TransformerConfig) -> dict[str, ComponentRef]:
-    """HunyuanVideo's companions, if the transformer's inputs have their widths."""
-    table = _read_data("companions.json")
-    companions = table["companions"][table["default"]]
-    if any(getattr(config, key) != width for key, width in companions["widths"].items()):
-        return {}
-    return {name: _ref(name, *place) for name, place in companions["components"].items()}
+def _shared_refs(family: type[Family], config: Any = None) -> dict[str, ComponentRef]:
+    """The companions that the models of ``family`` share; none if ``config`` has other widths."""
+    return {name: _ref(name, *found) for name, found in family.companions(config).items()}
 
 
 def _list_companions(index: Path) -> list[str]:
@@ -323,30 +355,26 @@ def _optional_files(
     return paths, is_silent
 
 
-def _read_profile(path: Path | None, *, has_tokenizer: bool, order: str | None = None) -> ModelProfile:
-    """The profile in ``path`` over the published one.
+def _read_profile(found: _Found, *, has_tokenizer: bool) -> ModelProfile:
+    """The model's profile over the published one.
 
     The published crop point belongs to the published template and tokenizer; a model that brings its own of
     either has its own counted.
     """
-    defaults = _read_data("profile.json")
-    raw = read_json(path) if path is not None else {}
+    defaults, path = found.family.profile(), found.profile
+    raw = read_json(path) if path is not None and path.is_file() else {}
     if has_tokenizer or raw.get("prompt_template") is not None:
         defaults["crop_start"] = None
     given = {name: value for name, value in raw.items() if not name.startswith("_")}
     unknown = sorted(given.keys() - {key.name for key in fields(ModelProfile)})
     if unknown:
         raise CheckpointError(f"{path} has unknown keys: {', '.join(unknown)}")
-    merged = defaults | ({"order": order} if order else {}) | given
+    merged = defaults | ({"order": found.order} if found.order else {}) | given
     try:
         return ModelProfile(**{name: _freeze(value) for name, value in merged.items()})
     except (CheckpointError, TypeError) as error:
-        raise CheckpointError(f"{path or _DATA / 'profile.json'}: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _freeze(value: object) -> Any:
     return tuple(_freeze(item) for item in value) if isinstance(value, list) else value
-
-
-def _read_data(filename: str) -> dict[str, Any]:
-    return read_json(_DATA / filename)

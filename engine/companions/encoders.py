@@ -14,27 +14,18 @@ from torch import Tensor
 
 from ..checkpoints.tensor_files import open_tensor_file
 from ..errors import CheckpointError, first_names
+from ..families.family import EncoderKind
 from ..files import cache_key, read_json
 from ..model.conditioning import PromptEmbeds
-from .components import Components
+from .components import LOADING, Components
 from .embedding_cache import EmbeddingCache
 from .layerwise import load_llama_layerwise
-from .loading import LOADING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _logger = logging.getLogger(__name__)
-
-MAX_PROMPT_TOKENS = 256
-# The published system takes hidden state -3, the output of the layer before the last two.
-_UNUSED_LLAMA_LAYERS = 2
-_MODEL_TYPES = {
-    "text_encoder": ("llama",),
-    "text_encoder_2": ("clip_text_model", "clip"),
-    "image_encoder": ("siglip_vision_model", "siglip"),
-}
 
 
 class Encoders:
@@ -62,6 +53,7 @@ class Encoders:
             local_files_only: never ask the Hub.
         """
         self._components = components
+        self._family = components.family
         self._device = torch.device(device)
         self._dtype = dtype
         self._compute_dtype = torch.float32 if self._device.type == "cpu" else torch.float16
@@ -125,7 +117,9 @@ class Encoders:
         num_dropped = int(tensors["num_dropped"])
         if num_dropped:
             _logger.warning(
-                "the prompt is longer than %d tokens: the last %d are dropped", MAX_PROMPT_TOKENS, num_dropped
+                "the prompt is longer than %d tokens: the last %d are dropped",
+                self._family.max_prompt_tokens,
+                num_dropped,
             )
         text_embeds = tensors["text_embeds"].to(self._device, self._dtype)
         return PromptEmbeds(
@@ -156,7 +150,9 @@ class Encoders:
     def _tokenize(self, prompts: dict[str, str]) -> dict[str, tuple[Tensor, int, int]]:
         """Token ids [L], tokens of the template before the prompt, and tokens dropped, by key."""
         tokenizer = self._load_tokenizer("tokenizer")
-        before, after = (self._components.profile.prompt_template or published_template()).split("{}")
+        before, after = (self._components.profile.prompt_template or self._family.prompt_template()).split(
+            "{}"
+        )
         crop_start = self._components.profile.crop_start
         if crop_start is None:
             crop_start = count_template_tokens(tokenizer, before)
@@ -164,7 +160,9 @@ class Encoders:
         for key, prompt in prompts.items():
             ids = tokenizer(before + prompt + after)["input_ids"]
             kept = tokenizer(
-                before + prompt + after, truncation=True, max_length=MAX_PROMPT_TOKENS + crop_start
+                before + prompt + after,
+                truncation=True,
+                max_length=self._family.max_prompt_tokens + crop_start,
             )["input_ids"]
             if len(kept) <= crop_start:
                 raise CheckpointError(
@@ -204,7 +202,9 @@ class Encoders:
     def _loaded(self, name: str) -> Iterator[Any]:
         """One encoder in memory; its tensors are freed on the way out."""
         with LOADING:
-            model: Any = load_encoder(name, self._folder(name), self._compute_dtype, self._device)
+            model: Any = load_encoder(
+                self._family.encoders[name], self._folder(name), self._compute_dtype, self._device
+            )
         try:
             with torch.no_grad():
                 yield model
@@ -229,20 +229,13 @@ class Encoders:
         return self._hashes[name]
 
 
-def published_template() -> str:
-    """The FramePack prompt template of diffusers."""
-    from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video_framepack
-
-    template: str = pipeline_hunyuan_video_framepack.DEFAULT_PROMPT_TEMPLATE["template"]
-    return template
-
-
-def load_encoder(name: str, folder: Path, dtype: torch.dtype, device: torch.device) -> "PreTrainedModel":
-    """Load one encoder without the parts whose output is not used; LLaMA's layers only while they compute.
+def load_encoder(
+    kind: EncoderKind, folder: Path, dtype: torch.dtype, device: torch.device
+) -> "PreTrainedModel":
+    """Load one encoder without the parts whose output is not used.
 
     Args:
-        name: "text_encoder" (LLaMA less its last two layers and final norm, so that its output is hidden state -3
-            of the whole model), "text_encoder_2" (CLIP) or "image_encoder" (SigLIP less its pooling head).
+        kind: what it is; the layers of one with unused layers are in memory only while they compute.
         folder: local folder with config and weights.
         dtype: of the parameters.
         device: where it computes.
@@ -250,17 +243,21 @@ def load_encoder(name: str, folder: Path, dtype: torch.dtype, device: torch.devi
     import transformers
 
     model_type = read_json(folder / "config.json").get("model_type")
-    if model_type not in _MODEL_TYPES[name]:
+    if model_type not in kind.model_types:
         raise CheckpointError(
-            f"{folder}: model_type must be {' or '.join(_MODEL_TYPES[name])}, got {model_type!r}"
+            f"{folder}: model_type must be {' or '.join(kind.model_types)}, got {model_type!r}"
         )
-    if name == "text_encoder":
-        return _load_llama(folder, dtype, device)
-    if name == "text_encoder_2":
-        return _from_pretrained(transformers.CLIPTextModel, folder, dtype).to(device)
-    config = transformers.SiglipVisionConfig.from_pretrained(folder)
-    config.vision_use_head = False
-    return _from_pretrained(transformers.SiglipVisionModel, folder, dtype, config).to(device)
+    model_class: Any = getattr(transformers, kind.model_class)
+    config = model_class.config_class.from_pretrained(folder)
+    config.update(kind.changes)
+    if kind.num_unused_layers is None:
+        return _from_pretrained(model_class, folder, dtype, config).to(device)
+    if config.num_hidden_layers <= kind.num_unused_layers:
+        raise CheckpointError(
+            f"{folder}: num_hidden_layers must be more than {kind.num_unused_layers}, got {config.num_hidden_layers}"
+        )
+    config.num_hidden_layers -= kind.num_unused_layers
+    return load_llama_layerwise(config, folder, dtype, device)
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -317,22 +314,7 @@ def hash_folder(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _load_llama(folder: Path, dtype: torch.dtype, device: torch.device) -> "PreTrainedModel":
-    import transformers
-
-    config = transformers.LlamaConfig.from_pretrained(folder)
-    if config.num_hidden_layers <= _UNUSED_LLAMA_LAYERS:
-        raise CheckpointError(
-            f"{folder}: num_hidden_layers must be more than {_UNUSED_LLAMA_LAYERS}, got {config.num_hidden_layers}"
-        )
-    config.num_hidden_layers -= _UNUSED_LLAMA_LAYERS
-    return load_llama_layerwise(config, folder, dtype, device)
-
-
-def _from_pretrained(
-    model_class: Any, folder: Path, dtype: torch.dtype, config: object | None = None
-) -> "PreTrainedModel":
-    options = {} if config is None else {"config": config}
+def _from_pretrained(model_class: Any, folder: Path, dtype: torch.dtype, config: object) -> "PreTrainedModel":
     with _quiet_transformers():
         try:
             model, report = model_class.from_pretrained(
@@ -341,7 +323,7 @@ def _from_pretrained(
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
-                **options,
+                config=config,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{folder} cannot be loaded as {model_class.__name__}: {error}") from error

@@ -6,23 +6,19 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, InputError
-from ..planning.companion_bytes import tile_stride
+from ..errors import CheckpointError, InputError, first_names
+from ..families.family import tile_stride
 from ..request.config import ORDERS, POSTERIORS, check_choice
-from .components import ComponentRef
-from .loading import LOADING
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLHunyuanVideo
+from .components import LOADING, ComponentRef
 
 
 class VideoVAE:
-    """HunyuanVideo's causal VAE: T latent frames of 1/8 the size stand for 4T - 3 pixel frames.
+    """A causal VAE in diffusers: T latent frames of 1/8 the size stand for 4T - 3 pixel frames.
 
     More than 4 latent frames are decoded in the published temporal chunks: 5 latents every 3, the first pixel
     frame of all but the first chunk dropped, 4 frames cross-faded. They are part of the result, not an option.
@@ -32,7 +28,7 @@ class VideoVAE:
         num_channels: latent channels.
     """
 
-    def __init__(self, model: "AutoencoderKLHunyuanVideo") -> None:
+    def __init__(self, model: Any) -> None:
         self.model: Any = model.eval().requires_grad_(False)
         self._device: torch.device = model.device
         self.scaling_factor = float(model.config.scaling_factor)
@@ -45,15 +41,16 @@ class VideoVAE:
     def load(
         cls,
         ref: ComponentRef,
+        vae_class: str,
         *,
         device: torch.device | str,
         dtype: torch.dtype,
         local_files_only: bool = False,
     ) -> Self:
-        """Load diffusers' AutoencoderKLHunyuanVideo from a Hub id or a folder."""
+        """Load the class ``vae_class`` of diffusers from a Hub id or a folder."""
         folder = ref.fetch(local_files_only=local_files_only)
         with LOADING:
-            return cls(_from_pretrained(folder, dtype).to(device))
+            return cls(_from_pretrained(vae_class, folder, dtype).to(device))
 
     def use_tiles(self, tile: int | None) -> None:
         """Work in square tiles of ``tile`` px that overlap by a quarter; None in whole pictures.
@@ -308,15 +305,15 @@ def to_uint8(frames: Tensor) -> Tensor:
     return pixels
 
 
-def _from_pretrained(folder: Path, dtype: torch.dtype) -> Any:
-    from diffusers import AutoencoderKLHunyuanVideo
+def _from_pretrained(vae_class: str, folder: Path, dtype: torch.dtype) -> Any:
+    import diffusers
     from diffusers.utils import logging as diffusers_logging
 
     verbosity = diffusers_logging.get_verbosity()
     # What it would warn of is an error below.
     diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)
     try:
-        model, report = AutoencoderKLHunyuanVideo.from_pretrained(
+        model, report = getattr(diffusers, vae_class).from_pretrained(
             folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, TypeError) as error:
@@ -326,13 +323,13 @@ def _from_pretrained(folder: Path, dtype: torch.dtype) -> Any:
     for kind, names in (("lacks", report["missing_keys"]), ("has unknown", report["unexpected_keys"])):
         if names:
             raise CheckpointError(
-                f"the VAE in {folder} {kind} {len(names)} tensors: {', '.join(sorted(names)[:10])}; "
+                f"the VAE in {folder} {kind} {len(names)} tensors: {first_names(sorted(names))}; "
                 "download it again, or correct its config.json"
             )
     return model
 
 
-def _check_chunks(model: "AutoencoderKLHunyuanVideo") -> None:
+def _check_chunks(model: Any) -> None:
     """Refuse a VAE that would decode in other temporal chunks than the published ones."""
     chunks = (
         model.use_framewise_decoding,

@@ -7,7 +7,7 @@ from typing import Self
 
 from torch import Tensor
 
-from ..companions.components import Components, default_order
+from ..companions.components import Components
 from ..events import JobEvent, PromptSlot
 from ..media.given import RequestImages, request_order
 from ..request.config import ORDERS, UNTRAINED_ORDERS, Request, SamplingConfig
@@ -54,7 +54,7 @@ class JobInputs:
             ),
         )
         # Only "auto" asks what the checkpoint is; the answer may be logged.
-        sampling = request.sampling(request_order(request, lambda: default_order(components.name, profile)))
+        sampling = request.sampling(request_order(request, lambda: components.default_order))
         denoiser.check(sampling)
         return cls(
             request=request,

@@ -7,23 +7,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from ...kernels import use_settings
 from ...quant import DENSE_DTYPES, Fp8Format, WeightFormat, make_format, multiplies_fp8
-from ..checkpoints.checkpoint import Checkpoint, open_transformer
-from ..companions.components import ComponentRef, Components, find_components
+from ..checkpoints.checkpoint import Checkpoint
+from ..companions.components import Components, find_components
 from ..companions.encoders import Encoders
 from ..companions.previews import cached_latent_rgb
 from ..companions.vae import VideoVAE
 from ..device import check_triton, memory_errors, resolve_device
 from ..errors import ConfigError
-from ..families.framepack.known_shapes import shapes_of
 from ..families.framepack.transformer import PackedTransformer
-from ..families.framepack.transformer_config import TransformerConfig
+from ..families.opening import open_transformer
+from ..families.registry import family_of
 from ..model.attention_backends import AttentionShape, device_capability
 from ..model.attention_choice import check_self_attention, make_self_attention
 from ..planning.budget import check_fits
@@ -117,7 +117,7 @@ class LoadedModel:
         with memory_errors("load"):
             memory = ModelMemory(
                 checkpoint,
-                shapes_of(components, checkpoint.config),
+                family_of(checkpoint.config).sizes(components.name, components.read_configs()),
                 config,
                 place.weight_format,
                 place.device,
@@ -165,10 +165,16 @@ class LoadedModel:
     @cached_property
     def vae(self) -> VideoVAE:
         """The VAE, on the device; first asked for when the text encoders have left it."""
-        folder = self.components.ref("vae").fetch(local_files_only=self.config.local_files_only)
+        components = self.components
         # As published on CUDA; half precision is slow or missing on CPUs.
         dtype = torch.float32 if self.device.type == "cpu" else torch.float16
-        return VideoVAE.load(ComponentRef(str(folder)), device=self.device, dtype=dtype)
+        return VideoVAE.load(
+            components.ref("vae"),
+            components.family.vae_class,
+            device=self.device,
+            dtype=dtype,
+            local_files_only=self.config.local_files_only,
+        )
 
     def latent_rgb(self) -> Tensor:
         """The model's own latent-to-RGB map, or one fitted to its VAE."""
@@ -280,7 +286,7 @@ def _stored_format(store: Store, config: EngineConfig) -> WeightFormat:
 def _open_admitted(
     found: Components, config: EngineConfig, place: Place, size: tuple[int, int] | None
 ) -> Checkpoint:
-    def admit(_: str, shape: TransformerConfig) -> None:
+    def admit(_: str, shape: Any) -> None:
         _admit(found, shape, config, place, size, has_store=None)
 
     return open_transformer(
@@ -292,7 +298,7 @@ def _open_admitted(
 
 def _admit(
     found: Components,
-    shape: TransformerConfig,
+    shape: Any,
     config: EngineConfig,
     place: Place,
     size: tuple[int, int] | None,
@@ -306,7 +312,13 @@ def _admit(
     wanted = size or min(found.profile.buckets, key=math.prod)
     # More steps take a little more.
     sampling = SamplingConfig(num_sections=1, num_steps=1)
-    job = planned_job(shapes_of(found, shape), config, place.weight_format, sampling, wanted)
+    job = planned_job(
+        family_of(shape).sizes(found.name, found.read_configs()),
+        config,
+        place.weight_format,
+        sampling,
+        wanted,
+    )
     if has_store is None:
         has_store = job.needs_store(place.machine)
     check_fits(replace(job, is_latents_only=True, has_store=has_store), place.machine)

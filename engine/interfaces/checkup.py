@@ -13,9 +13,8 @@ import torch
 from ...kernels import HAS_TRITON
 from ...kernels.launching.probe import find_triton_failure
 from ..errors import BudgetError, DeviceError
-from ..families.framepack.denoise_bytes import packed_sequence
-from ..families.framepack.known_shapes import find_shapes
-from ..families.framepack.shapes import MAX_PROMPT_TOKENS, PUBLISHED_NAME
+from ..families.framepack.model_sizes import PUBLISHED_NAME
+from ..generation.model_lookup import find_model
 from ..model.attention_backends import AttentionShape
 from ..model.attention_choice import CANDIDATES, make_self_attention
 from ..planning.machine import Machine, this_machine
@@ -320,7 +319,7 @@ def check_speed(machine: Machine) -> Iterator[Check]:
     from ..planning.planned_job import PlannedJob
     from ..request.config import Request
 
-    found = find_shapes(PUBLISHED_NAME)
+    found = find_model(PUBLISHED_NAME)
     sampling = Request(image="", prompt="").sampling(found.order)
     for precision in ("bf16", "int8"):
         job = PlannedJob(shapes=found.shapes, sampling=sampling, size=found.buckets[0], precision=precision)
@@ -345,7 +344,7 @@ def check_demo_speed(machine: Machine) -> Check:
     from ..planning.planned_job import PlannedJob
     from ..request.config import Request
 
-    name, found = "expected of the demo", find_shapes("demo")
+    name, found = "expected of the demo", find_model("demo")
     sampling = Request(image="", prompt="").sampling(found.order)
     job = PlannedJob(shapes=found.shapes, sampling=sampling, size=found.buckets[0], precision="fp32")
     try:
@@ -369,13 +368,12 @@ def hub_folder() -> Path:
 
 def _published_attention(device: torch.device) -> AttentionShape:
     """The joint attention of the published model at its largest usual size."""
-    found = find_shapes(PUBLISHED_NAME)
+    from ..request.config import SamplingConfig
+
+    found = find_model(PUBLISHED_NAME)
     config = found.shapes.transformer
-    sequence = packed_sequence(
-        config, found.buckets[0], 9, found.shapes.image_encoder.num_tokens, MAX_PROMPT_TOKENS
-    )
     return AttentionShape(
-        num_tokens=sequence.total,
+        num_tokens=found.shapes.sequence(SamplingConfig(num_sections=1), found.buckets[0]).total,
         num_heads=config.num_attention_heads,
         head_dim=config.attention_head_dim,
         dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..families.framepack.transformer_config import TransformerConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -24,6 +23,19 @@ class PromptEmbeds:
     text_embeds: Tensor
     text_mask: Tensor
     pooled_embeds: Tensor
+
+
+class ConditioningWidths(Protocol):
+    """Channels that a transformer expects of its inputs; see :class:`Conditioning`."""
+
+    @property
+    def in_channels(self) -> int: ...
+    @property
+    def text_embed_dim(self) -> int: ...
+    @property
+    def pooled_projection_dim(self) -> int: ...
+    @property
+    def image_proj_dim(self) -> int: ...
 
 
 def blend_prompts(shares: Sequence[tuple[PromptEmbeds, float]]) -> PromptEmbeds:
@@ -142,7 +154,7 @@ class Conditioning:
             )
         return self.section_prompts or (self.prompt,) * num_sections
 
-    def check(self, config: TransformerConfig, cfg_scale: float) -> None:
+    def check(self, config: ConditioningWidths, cfg_scale: float) -> None:
         """Raise :class:`InputError` unless every tensor fits ``config`` and the guidance."""
         _check_shape("image_embeds", self.image_embeds, (1, None, config.image_proj_dim))
         _check_shape("start_latent", self.start_latent, (1, config.in_channels, 1, None, None))
@@ -184,7 +196,7 @@ class Conditioning:
             _check_text(config, "negative_", self.negative)
 
 
-def _check_text(config: TransformerConfig, prefix: str, prompt: PromptEmbeds) -> None:
+def _check_text(config: ConditioningWidths, prefix: str, prompt: PromptEmbeds) -> None:
     embeds, mask, pooled = prompt.text_embeds, prompt.text_mask, prompt.pooled_embeds
     _check_shape(f"{prefix}text_embeds", embeds, (1, None, config.text_embed_dim))
     _check_shape(f"{prefix}text_mask", mask, (1, embeds.shape[1]))

@@ -15,7 +15,8 @@ from ...kernels import gated_residual
 from ...quant import Activation, Projection, StoredLayer
 from ..checkpoints.lora import ActiveLoras, merge
 from .parameters import JobBook, JobLinear, stacked_layers
-from .units import LayerSpec, Unit, UnitSource, UnitSpec
+from .precision import LayerSpec, UnitSpec
+from .units import Unit, UnitSource
 
 # Rows whose side branch exists at a time: 8-bit activations are expanded for it.
 _ROWS = 2048

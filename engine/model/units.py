@@ -1,7 +1,4 @@
-"""The blocks' weights as units: one contiguous blob each, all of about the same size, in execution order.
-
-A dual-stream block is two units (latent stream, condition stream), a single-stream block is one.
-"""
+"""Units of weights in memory: one contiguous blob each, read from a checkpoint and used as layers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,88 +11,11 @@ from torch import Tensor
 
 from ...quant import Projection, StoredLayer, StoredTensor, WeightFormat
 from ..checkpoints.destinations import DenseTensor, Destination, EncodedWeight
-from ..families.framepack.transformer_config import TransformerConfig
-
-# Every tensor of a blob starts at a multiple of this, which suits vector loads on any device.
-_TENSOR_ALIGNMENT = 256
-# Blobs are whole pages, so that they can be read around the page cache.
-_BLOB_ALIGNMENT = 4096
+from .precision import BLOB_ALIGNMENT, TENSOR_ALIGNMENT, LayerSpec, UnitSpec, align
 
 
 @dataclass(frozen=True, slots=True)
-class LayerSpec:
-    """One linear layer of a unit.
-
-    Attributes:
-        name: in the unit.
-        sources: names of the checkpoint's layers that are stacked along the output.
-        rows: output rows of each of them.
-        in_features: inputs.
-        split: inputs of the first of two ranges that 8-bit formats scale apart; 0 for one range.
-    """
-
-    name: str
-    sources: tuple[str, ...]
-    rows: tuple[int, ...]
-    in_features: int
-    split: int = 0
-
-    @property
-    def out_features(self) -> int:
-        return sum(self.rows)
-
-
-@dataclass(frozen=True, slots=True)
-class UnitSpec:
-    """Weights that are used together: ``name`` is their prefix in the checkpoint and, of a stream, its name."""
-
-    name: str
-    layers: tuple[LayerSpec, ...]
-
-
-def unit_specs(config: TransformerConfig) -> tuple[UnitSpec, ...]:
-    """All units of a transformer in execution order."""
-    dual = [
-        _stream(config, block, stream)
-        for block in range(config.num_layers)
-        for stream in ("latent", "condition")
-    ]
-    return (*dual, *(_single(config, block) for block in range(config.num_single_layers)))
-
-
-def _stream(config: TransformerConfig, block: int, stream: str) -> UnitSpec:
-    prefix = f"transformer_blocks.{block}"
-    qkv, out, mlp = {
-        "latent": (("to_q", "to_k", "to_v"), "to_out.0", "ff"),
-        "condition": (("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", "ff_context"),
-    }[stream]
-    dim, mlp_dim = config.inner_dim, int(config.inner_dim * config.mlp_ratio)
-    return UnitSpec(
-        f"{prefix}.{stream}",
-        (
-            LayerSpec("qkv", tuple(f"{prefix}.attn.{part}" for part in qkv), (dim,) * 3, dim),
-            LayerSpec("out", (f"{prefix}.attn.{out}",), (dim,), dim),
-            LayerSpec("mlp_in", (f"{prefix}.{mlp}.net.0.proj",), (mlp_dim,), dim),
-            LayerSpec("mlp_out", (f"{prefix}.{mlp}.net.2",), (dim,), mlp_dim),
-        ),
-    )
-
-
-def _single(config: TransformerConfig, block: int) -> UnitSpec:
-    prefix = f"single_transformer_blocks.{block}"
-    dim, mlp_dim = config.inner_dim, int(config.inner_dim * config.mlp_ratio)
-    inputs = (*(f"{prefix}.attn.to_{part}" for part in "qkv"), f"{prefix}.proj_mlp")
-    return UnitSpec(
-        prefix,
-        (
-            LayerSpec("qkv_mlp", inputs, (dim, dim, dim, mlp_dim), dim),
-            LayerSpec("out", (f"{prefix}.proj_out",), (dim,), dim + mlp_dim, split=dim),
-        ),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _StoredAt:
     """Where one tensor lies in the blob."""
 
     offset: int
@@ -118,34 +38,34 @@ class UnitLayout:
     def __init__(self, spec: UnitSpec, weight_format: WeightFormat) -> None:
         self.spec = spec
         self.format = weight_format
-        self._places: dict[str, dict[str, _Place]] = {}
+        self._stored: dict[str, dict[str, _StoredAt]] = {}
         offset = 0
         for layer in spec.layers:
             stored = weight_format.storage(layer.out_features, layer.in_features, layer.split)
             stored["bias"] = StoredTensor((layer.out_features,), weight_format.dtype)
-            self._places[layer.name] = {}
+            self._stored[layer.name] = {}
             for name, tensor in stored.items():
-                self._places[layer.name][name] = _Place(offset, tensor)
-                offset = _align(offset + math.prod(tensor.shape) * tensor.dtype.itemsize, _TENSOR_ALIGNMENT)
-        self.num_bytes = _align(offset, _BLOB_ALIGNMENT)
+                self._stored[layer.name][name] = _StoredAt(offset, tensor)
+                offset = align(offset + math.prod(tensor.shape) * tensor.dtype.itemsize, TENSOR_ALIGNMENT)
+        self.num_bytes = align(offset, BLOB_ALIGNMENT)
 
     def tensors(self, blob: Tensor) -> dict[str, dict[str, Tensor]]:
         """Views of ``blob`` (uint8, at least num_bytes): layer name -> tensor name -> tensor, bias included."""
         return {
-            layer: {name: place.view(blob) for name, place in places.items()}
-            for layer, places in self._places.items()
+            layer: {name: at.view(blob) for name, at in stored_at.items()}
+            for layer, stored_at in self._stored.items()
         }
 
     def describe(self) -> dict[str, dict[str, object]]:
         """Offset, shape and dtype of every tensor, named ``layer.tensor``, as JSON has them."""
         return {
             f"{layer}.{name}": {
-                "offset": place.offset,
-                "shape": list(place.tensor.shape),
-                "dtype": str(place.tensor.dtype).removeprefix("torch."),
+                "offset": at.offset,
+                "shape": list(at.tensor.shape),
+                "dtype": str(at.tensor.dtype).removeprefix("torch."),
             }
-            for layer, places in self._places.items()
-            for name, place in places.items()
+            for layer, stored_at in self._stored.items()
+            for name, at in stored_at.items()
         }
 
     def bind(self, blob: Tensor) -> "Unit":
@@ -173,14 +93,14 @@ class UnitLayout:
         start = 0
         for source, count in zip(layer.sources, layer.rows, strict=True):
             views = {
-                name: tensors[name].narrow(place.tensor.row_axis, start, count)
-                for name, place in self._places[layer.name].items()
+                name: tensors[name].narrow(at.tensor.row_axis, start, count)
+                for name, at in self._stored[layer.name].items()
             }
             bias = views.pop("bias")
             weight = EncodedWeight(
                 shape=(count, layer.in_features),
                 views=views,
-                row_axes={name: self._places[layer.name][name].tensor.row_axis for name in views},
+                row_axes={name: self._stored[layer.name][name].tensor.row_axis for name in views},
                 encode=partial(self.format.encode, split=layer.split),
                 decode=partial(self.format.decode, split=layer.split),
             )
@@ -238,7 +158,3 @@ class ResidentUnits:
 
     def release(self, index: int) -> None:
         """Resident memory is never overwritten."""
-
-
-def _align(offset: int, alignment: int) -> int:
-    return -(-offset // alignment) * alignment

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..errors import BudgetError
-from ..families.framepack.denoise_bytes import PRECISIONS
+from ..model.precision import PRECISIONS
 from ..request.sections import plan_sections
 from ..request.sizes import format_size
 from .host_bytes import choose_host, host_on_disk
@@ -190,14 +190,14 @@ class _Planner:
     def _step_time(self, num_residents: int, ring: int) -> StepTime:
         shape, num_units = self._phases.shape, self._phases.num_units
         kept = set(spread_evenly(num_units, num_residents))
-        pairs = ({2 * block, 2 * block + 1} for block in range(shape.config.num_layers))
+        pairs = (block.units for block in shape.blocks if len(block.units) > 1)
         return step_time(
             shape,
             self._machine.card,
             copied_bytes=(num_units - num_residents) * self._phases.slot,
             tier=self._tier,
             ring=ring,
-            num_pairs=sum(pair.isdisjoint(kept) for pair in pairs),
+            num_pairs=sum(kept.isdisjoint(pair) for pair in pairs),
         )
 
 

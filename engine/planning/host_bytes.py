@@ -1,16 +1,12 @@
-"""Bytes that a job adds to the process in RAM.
-
-Latent frames that a job holds in RAM for its sections to come, where they are no published straight line. Integers only.
-"""
+"""Bytes that a job adds to the process in RAM: weights on their way, frames, and latents that later sections see."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-from ..families.framepack.denoise_bytes import PRECISIONS, once_weight_bytes, unit_bytes
+from ..model.precision import PRECISIONS
 from ..request.config import UNTRAINED_ORDERS, SamplingConfig
 from ..request.sections import SectionPlan, plan_sections
-from .companion_bytes import largest_once_layer_bytes
 from .machine import Machine
 from .plan import HostBytes, Tier
 from .planned_job import PlannedJob
@@ -88,7 +84,7 @@ def choose_host(job: PlannedJob, machine: Machine) -> tuple[HostBytes, Tier]:
     on_disk = host_on_disk(job, machine)
     if machine.is_cpu:
         return on_disk, "disk"
-    store = sum(unit_bytes(job.shapes.transformer, job.denoise_shape(machine).precision))
+    store = sum(job.denoise_shape(machine).weights.units)
     pinned = replace(on_disk, store=store, staging=0)
     if pinned.total <= machine.ram and store <= _PINNED_SHARE * machine.ram:
         return pinned, "pinned"
@@ -98,7 +94,7 @@ def choose_host(job: PlannedJob, machine: Machine) -> tuple[HostBytes, Tier]:
 
 def host_on_disk(job: PlannedJob, machine: Machine) -> HostBytes:
     """What is held in RAM with the units on disk."""
-    slot = max(unit_bytes(job.shapes.transformer, job.denoise_shape(machine).precision))
+    slot = max(job.denoise_shape(machine).weights.units)
     has_companions = not job.is_latents_only
     is_device = has_companions and not machine.is_cpu
     shapes, value = job.shapes, machine.companion_bytes
@@ -106,8 +102,10 @@ def host_on_disk(job: PlannedJob, machine: Machine) -> HostBytes:
         store=0,
         staging=0 if machine.is_cpu else _NUM_STAGED * slot,
         once=_once_bytes(job, machine),
-        vae=is_device * value * shapes.vae.num_params,
-        encoder=is_device * value * max(shapes.text_encoder_2.num_params, shapes.image_encoder.num_params),
+        vae=is_device * value * shapes.vae_params,
+        encoder=is_device
+        * value
+        * max(encoder.num_params for encoder in shapes.encoders if not encoder.is_layerwise),
         frames=has_companions * _frame_bytes(job, machine),
         history=_history_bytes(job),
         runtime=_RUNTIME_BYTES,
@@ -116,10 +114,10 @@ def host_on_disk(job: PlannedJob, machine: Machine) -> HostBytes:
 
 def _once_bytes(job: PlannedJob, machine: Machine) -> int:
     """Of a stored model one layer is read at a time, in whatever dtype the checkpoint has."""
-    config = job.shapes.transformer
+    shape = job.denoise_shape(machine)
     if job.is_stored(machine):
-        return largest_once_layer_bytes(config, PRECISIONS["fp32"])
-    return once_weight_bytes(config, job.denoise_shape(machine).precision)
+        return replace(shape, precision=PRECISIONS["fp32"]).weights.largest_once_layer
+    return shape.weights.once
 
 
 def _history_bytes(job: PlannedJob) -> int:
@@ -127,7 +125,7 @@ def _history_bytes(job: PlannedJob) -> int:
     num_frames = most_held_frames(
         job.sampling, num_given=-(-job.num_encoded_frames // 4), is_decoded=not job.is_latents_only
     )
-    return 4 * job.shapes.transformer.in_channels * (job.size[0] // 8) * (job.size[1] // 8) * num_frames
+    return 4 * job.shapes.latent_channels * (job.size[0] // 8) * (job.size[1] // 8) * num_frames
 
 
 def _frame_bytes(job: PlannedJob, machine: Machine) -> int:

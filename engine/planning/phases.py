@@ -1,13 +1,6 @@
 """The phases of a job as bytes on the device."""
 
-from ..families.framepack.denoise_bytes import num_units, step_weight_bytes, unit_bytes
-from ..families.framepack.shapes import EncoderShape
-from .companion_bytes import (
-    VaeWork,
-    encoder_activation_bytes,
-    largest_once_layer_bytes,
-    prepare_activation_bytes,
-)
+from ..families.family import CodecWork, EncoderShape
 from .machine import Machine
 from .plan import PhaseBytes
 from .planned_job import PlannedJob
@@ -31,10 +24,10 @@ class Phases:
         self.job = job
         self.machine = machine
         self.shape = job.denoise_shape(machine)
-        self.slot = max(unit_bytes(self.shape.config, self.shape.precision))
-        self.num_units = num_units(self.shape.config)
-        self._kept = step_weight_bytes(self.shape.config, self.shape.precision) + self.shape.embeds_bytes()
-        self._vae = machine.companion_bytes * job.shapes.vae.num_params
+        self.slot = max(self.shape.weights.units)
+        self.num_units = len(self.shape.weights.units)
+        self._kept = self.shape.weights.per_step + self.shape.embeds_bytes()
+        self._vae = machine.companion_bytes * job.shapes.vae_params
         if machine.is_cpu and not job.is_latents_only:
             # It has no other place to go between two sections.
             self._kept, self._vae = self._kept + self._vae, 0
@@ -48,39 +41,31 @@ class Phases:
             return (self._prepare(), denoise)
         arena = self.slot * (ring + num_residents) if is_arena_kept else 0
         return (
-            self.text(),
-            self._encoder("image encode", self.job.shapes.image_encoder),
+            self._encode_with("text"),
+            self._encode_with("image"),
             self._encode(tile),
             self._prepare(),
             denoise,
             self.decode(tile, arena=arena),
         )
 
-    def work(self, tile: int | None) -> VaeWork:
+    def work(self, tile: int | None) -> CodecWork:
         """Of the VAE in tiles of ``tile`` px."""
-        return VaeWork(
-            vae=self.job.shapes.vae,
-            size=self.job.size,
-            tile=tile,
-            value_bytes=self.machine.companion_bytes,
-        )
+        return self.job.shapes.codec_work(self.job.size, tile, self.machine.companion_bytes)
 
-    def text(self) -> PhaseBytes:
-        """LLaMA, whose layers come one at a time and whose table of embeddings stays on the host; or CLIP after it."""
-        encoder, value = self.job.shapes.text_encoder, self.machine.companion_bytes
-        llama = self._phase(
-            "text encode",
-            slots=value * encoder.layer_params,
-            activations=encoder_activation_bytes(encoder, value),
-            note=f"{encoder.num_layers} layers, one at a time",
-        )
-        clip = self._encoder("text encode", self.job.shapes.text_encoder_2)
-        return max(llama, clip, key=lambda phase: phase.total)
+    def _encode_with(self, reads: str) -> PhaseBytes:
+        """The encoders of "text" or "image", one after the other: the one that holds most."""
+        phases = (self._encoder(encoder) for encoder in self.job.shapes.encoders if encoder.reads == reads)
+        return max(phases, key=lambda phase: phase.total)
 
-    def _encoder(self, name: str, encoder: EncoderShape) -> PhaseBytes:
+    def _encoder(self, encoder: EncoderShape) -> PhaseBytes:
         value = self.machine.companion_bytes
         return self._phase(
-            name, weights=value * encoder.num_params, activations=encoder_activation_bytes(encoder, value)
+            f"{encoder.reads} encode",
+            weights=0 if encoder.is_layerwise else value * encoder.num_params,
+            slots=value * encoder.layer_params if encoder.is_layerwise else 0,
+            activations=encoder.activation_bytes(value),
+            note=f"{encoder.num_layers} layers, one at a time" if encoder.is_layerwise else "",
         )
 
     def _encode(self, tile: int | None) -> PhaseBytes:
@@ -98,8 +83,8 @@ class Phases:
         return self._phase(
             "prepare",
             weights=self.job.lora_bytes,
-            slots=2 * largest_once_layer_bytes(shape.config, shape.precision),
-            activations=prepare_activation_bytes(shape),
+            slots=2 * shape.weights.largest_once_layer,
+            activations=shape.prepare_bytes(),
             note="modulation table, refined text",
         )
 

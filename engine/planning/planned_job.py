@@ -2,16 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from ..families.framepack.denoise_bytes import (
-    DenoiseShape,
-    Precision,
-    find_precision,
-    packed_sequence,
-    unit_bytes,
-)
-from ..families.framepack.shapes import MAX_PROMPT_TOKENS, ModelShapes
-from ..request.config import UNTRAINED_ORDERS, SamplingConfig
-from ..request.sections import most_tail_frames
+from ..families.family import ModelSizes, StepSizes
+from ..model.precision import Precision, find_precision
+from ..request.config import SamplingConfig
 from .machine import Machine
 
 # A smaller model is read from its checkpoint in a moment; others are worth a store on the disk.
@@ -31,7 +24,7 @@ class PlannedJob:
         attention: as in a configuration.
         vae_tiles: True allows tiles only, False whole pictures only, None what fits.
         tile_choices: tiles that the VAE may have, in pixels, whatever ``vae_tiles`` says; None leaves it to that.
-        num_text_tokens: tokens of the prompt; the most that a prompt may have if not known.
+        num_text_tokens: tokens of the prompt; None for the most that a prompt may have.
         num_encoded_frames: of the longest clip that the VAE encodes: 1 for images alone.
         num_more_frames: of the video, besides four for each latent of its sections: the start image is 1, without it
             the first latent stands for one frame alone, a given video has its own.
@@ -40,7 +33,7 @@ class PlannedJob:
         is_latents_only: conditioning comes as tensors, latents go out: neither encoders nor VAE run.
     """
 
-    shapes: ModelShapes
+    shapes: ModelSizes
     sampling: SamplingConfig
     size: tuple[int, int]
     precision: str
@@ -48,41 +41,26 @@ class PlannedJob:
     attention: str = "auto"
     vae_tiles: bool | None = None
     tile_choices: tuple[int | None, ...] | None = None
-    num_text_tokens: int = MAX_PROMPT_TOKENS
+    num_text_tokens: int | None = None
     num_encoded_frames: int = 1
     num_more_frames: int = 1
     lora_bytes: int = 0
     has_store: bool | None = None
     is_latents_only: bool = False
 
-    def denoise_shape(self, machine: Machine) -> DenoiseShape:
+    def denoise_shape(self, machine: Machine) -> StepSizes:
         """Of the step loop."""
-        config = self.shapes.transformer
         auto = "fp32" if machine.is_cpu else "bf16"
         dtype = auto if self.compute_dtype == "auto" else self.compute_dtype
-        sequence = packed_sequence(
-            config,
+        # The planner counts one phase a section, which is all that the families have.
+        (phase,) = self.shapes.phases(
+            self.sampling,
             self.size,
-            self.sampling.latent_window_size,
-            self.shapes.image_encoder.num_tokens,
-            self.num_text_tokens,
-            # A section between two known ones also sees what is ahead.
-            num_clean=3 if self.sampling.order in UNTRAINED_ORDERS else 2,
-        )
-        schedule = self.sampling.untrained_schedule
-        if schedule is not None:
-            latents = self.size[0] // 8, self.size[1] // 8
-            num_tail_frames = most_tail_frames(self.sampling, schedule)
-            sequence = replace(sequence, clean=schedule.num_context_tokens(latents, num_tail_frames))
-        return DenoiseShape(
-            config=config,
-            precision=self._precision(machine, dtype),
-            sequence=sequence,
-            num_steps=self.sampling.num_steps,
-            num_branches=1 if self.sampling.cfg_scale == 1.0 else 2,
-            step_cache=self.sampling.step_cache,
+            self._precision(machine, dtype),
             attention=self._attention(),
+            num_text_tokens=self.num_text_tokens,
         )
+        return phase
 
     def is_stored(self, machine: Machine) -> bool:
         """Whether the units come from a store."""
@@ -95,7 +73,7 @@ class PlannedJob:
         return self._unit_bytes(machine) >= min(_STORED_BYTES, machine.vram - machine.context)
 
     def _unit_bytes(self, machine: Machine) -> int:
-        return sum(unit_bytes(self.shapes.transformer, self.denoise_shape(machine).precision))
+        return sum(self.denoise_shape(machine).weights.units)
 
     def _precision(self, machine: Machine, dtype: str) -> Precision:
         """Of the units; fp8 weights are expanded where the card has no products in fp8."""
@@ -109,11 +87,6 @@ class PlannedJob:
         if self.attention == "auto" and self.precision == "int8":
             return "either"
         return "int8" if self.attention.startswith("int8") else "float"
-
-    @property
-    def num_condition_tokens(self) -> int:
-        """Tokens of image and prompt, at most."""
-        return self.shapes.image_encoder.num_tokens + self.num_text_tokens
 
     @property
     def num_decoded_latents(self) -> int:

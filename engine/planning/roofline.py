@@ -1,9 +1,10 @@
 """Predicted seconds of a step and of a section: arithmetic, memory traffic and copies against what the card can do."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
-from ..families.framepack.denoise_bytes import DenoiseShape, Precision, num_units, unit_bytes
-from ..families.framepack.transformer_config import TransformerConfig
+from ..families.family import StepSizes
+from ..model.precision import Precision
 from .machine import Card
 
 # Shares of a card's best rate that good kernels reach: matrix products of cuBLAS in 16 bit and of Triton in 8 bit,
@@ -46,7 +47,7 @@ class StepTime:
 
 
 def step_time(
-    shape: DenoiseShape, card: Card, *, copied_bytes: int, tier: str, ring: int = 0, num_pairs: int = 0
+    shape: StepSizes, card: Card, *, copied_bytes: int, tier: str, ring: int = 0, num_pairs: int = 0
 ) -> StepTime:
     """Time of a step that copies ``copied_bytes`` of weights from host tier ``tier``.
 
@@ -56,46 +57,48 @@ def step_time(
         copied_bytes: of all units that are copied.
         tier: where they come from.
         ring: slots that they pass through.
-        num_pairs: dual-stream blocks of which both units are copied.
+        num_pairs: blocks of two units, both of which are copied.
     """
     branches = shape.num_branches
     step = StepTime(
-        products=branches * product_flops(shape) / _product_rate(card, shape.precision),
-        attention=branches * attention_flops(shape) / _attention_rate(card, shape),
-        traffic=branches * traffic_bytes(shape) / (card.bandwidth * 1e9 * _BANDWIDTH),
+        products=branches
+        * sum(block.products for block in shape.blocks)
+        / _product_rate(card, shape.precision),
+        attention=branches * sum(block.attention for block in shape.blocks) / _attention_rate(card, shape),
+        traffic=branches * _PASSES * shape.stream_bytes() / (card.bandwidth * 1e9 * _BANDWIDTH),
         copies=branches * copied_bytes / copy_rate(card, tier),
     )
-    unit_seconds = max(unit_bytes(shape.config, shape.precision)) / copy_rate(card, tier)
+    unit_seconds = max(shape.weights.units) / copy_rate(card, tier)
     at_pairs = branches * num_pairs * exposed_seconds(shape, card, unit_seconds, ring)
-    return replace(step, exposed=_waits(shape.config, step, at_pairs))
+    return replace(step, exposed=_waits(shape, step, at_pairs))
 
 
-def _waits(config: TransformerConfig, step: StepTime, at_pairs: float) -> float:
-    """Dual-stream blocks compute as long as the others and need twice the copies: each kind can be bound by them.
+def _waits(shape: StepSizes, step: StepTime, at_pairs: float) -> float:
+    """Blocks compute about as long as each other, and those of two units need twice the copies: each kind can be bound by them.
 
     Args:
-        config: of the model.
+        shape: of the step.
         step: without waits; residents are spread evenly.
-        at_pairs: waits in the dual-stream blocks that come of the order alone.
+        at_pairs: waits in the blocks of two units that come of the order alone.
     """
-    num_dual, num_single = config.num_layers, config.num_single_layers
-    in_dual, copied_in_dual = num_dual / (num_dual + num_single), 2 * num_dual / num_units(config)
-    dual = max(at_pairs, copied_in_dual * step.copies - in_dual * step.compute)
-    single = (1 - copied_in_dual) * step.copies - (1 - in_dual) * step.compute
-    return dual + max(single, 0.0)
+    counts = Counter(len(block.units) for block in shape.blocks)
+    waits = 0.0
+    for num_held, count in counts.items():
+        copies = num_held * count / len(shape.weights.units) * step.copies
+        wait = copies - count / len(shape.blocks) * step.compute
+        waits += max(wait, at_pairs if num_held > 1 else 0.0)
+    return waits
 
 
-def exposed_seconds(shape: DenoiseShape, card: Card, unit_seconds: float, ring: int) -> float:
-    """What compute waits at a dual-stream block whose two units take ``unit_seconds`` each to copy, fewer than it computes.
+def exposed_seconds(shape: StepSizes, card: Card, unit_seconds: float, ring: int) -> float:
+    """What compute waits at a block of two units that take ``unit_seconds`` each to copy, fewer than the block computes.
 
-    The block takes its second unit after the latent tokens' projection, and gives its first one back before the condition
-    tokens' MLP. Between the two it holds both, so that a ring of 3 has a slot for one unit of the next block, a ring of 4 for
-    both, and a ring of 2 for none.
+    The block takes its second unit after the projection of the first, and gives its first one back before the MLP of the
+    second. Between the two it holds both, so that a ring of 3 has a slot for one unit of the next block, a ring of 4 for
+    both, and a ring of 2 for none. A block of one unit has no such wait.
     """
-    dim, mlp = float(shape.dim), shape.dim * shape.config.mlp_ratio
-    rate, sequence = _product_rate(card, shape.precision), shape.sequence
-    projection = 2 * 3 * dim**2 * sequence.latent / rate
-    last_mlp = 2 * (dim**2 + 2 * dim * mlp) * sequence.condition / rate
+    block, rate = max(shape.blocks, key=lambda block: len(block.units)), _product_rate(card, shape.precision)
+    projection, last_mlp = block.projections[0] / rate, block.rests[-1] / rate
     if ring == 3:
         return max(unit_seconds - projection - last_mlp, 0.0)
     if ring == 2:
@@ -114,27 +117,6 @@ def decode_seconds(flops: float, card: Card) -> float:
     return flops / (card.bf16 * 1e12 * _CONVOLUTION)
 
 
-def product_flops(shape: DenoiseShape) -> float:
-    """Of the blocks' linear layers: every token meets one unit's worth of weights per block."""
-    config, dim = shape.config, float(shape.dim)
-    weights = 4 * dim**2 + 2 * dim * (dim * config.mlp_ratio)
-    return 2 * weights * shape.sequence.total * (config.num_layers + config.num_single_layers)
-
-
-def attention_flops(shape: DenoiseShape) -> float:
-    """Of scores and weighted sums."""
-    config = shape.config
-    blocks = config.num_layers + config.num_single_layers
-    return 4.0 * shape.sequence.total**2 * shape.dim * blocks
-
-
-def traffic_bytes(shape: DenoiseShape) -> float:
-    """Of the residual stream through fused kernels."""
-    config = shape.config
-    blocks = config.num_layers + config.num_single_layers
-    return float(_PASSES * blocks * shape.sequence.total * shape.dim * shape.precision.residual)
-
-
 def _product_rate(card: Card, precision: Precision) -> float:
     if precision.is_quantized and not precision.is_fused:
         return 1e12 * (card.fp8 or card.bf16) * _GEMM_8
@@ -145,7 +127,7 @@ def _product_rate(card: Card, precision: Precision) -> float:
     return 1e12 * card.bf16 * _GEMM_16 * share
 
 
-def _attention_rate(card: Card, shape: DenoiseShape) -> float:
+def _attention_rate(card: Card, shape: StepSizes) -> float:
     dense, quantized = _ATTENTION.get(card.capability, _GEFORCE_ATTENTION)
     if shape.attention != "float":
         # Half of it in int8, half in fp16 with fp16 accumulation.

@@ -16,11 +16,11 @@ from ..families.framepack.context_packing import pack_context
 from ..families.framepack.invariants import JobInvariants
 from ..families.framepack.packing import CleanLatents, PackedSection
 from ..families.framepack.transformer import FrameIndices, PackedTransformer
+from ..families.framepack.units import unit_specs
 from ..model.attention import SDPA_ATTENTION, SelfAttention
 from ..model.attention_backends import AttentionShape
 from ..model.conditioning import Anchor, Conditioning, PromptEmbeds
 from ..model.lora_layers import branch_bytes
-from ..model.units import unit_specs
 from ..request.config import SamplingConfig
 from ..request.sections import SectionPlan, plan_sections
 from ..weights.memory import JobMemory

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..families.framepack.transformer_config import TransformerConfig
 from ..files import write_durably
 from ..request.config import SamplingConfig
 
@@ -66,7 +65,7 @@ def nearest_ratios(ratios: Sequence[float], num_steps: int) -> list[float]:
 
 
 def find_ratios(
-    config: TransformerConfig, order: str, *, model: str, model_hash: str, cache_dir: Path
+    config: object, order: str, *, model: str, model_hash: str, cache_dir: Path
 ) -> tuple[float, ...]:
     """The ratios measured on this machine for a checkpoint, else those shipped for its architecture and order.
 

@@ -23,9 +23,9 @@ from ..checkpoints.checkpoint import Checkpoint, check_finite, check_shapes
 from ..checkpoints.destinations import Destination, EncodedWeight
 from ..checkpoints.tensor_files import FLOAT_DTYPES, open_tensor_file
 from ..errors import CheckpointError, InputError
-from ..families.framepack.transformer import PackedTransformer
+from ..families.registry import family_of
 from ..files import TEMPORARY_SUFFIX, exclusive_lock, replace_when_whole, write_durably
-from ..model.units import UnitLayout, unit_specs
+from ..model.units import UnitLayout
 from .host import HostBuffer
 from .store import (
     FORMAT_VERSION,
@@ -156,7 +156,9 @@ class _Conversion:
         self._folder = folder
         self._on_progress = on_progress
         self._partial = partial_folder(folder)
-        self._layouts = {spec.name: UnitLayout(spec, weight_format) for spec in unit_specs(checkpoint.config)}
+        self._layouts = {
+            spec.name: UnitLayout(spec, weight_format) for spec in family_of(checkpoint.config).unit_specs()
+        }
 
     def run(self) -> Store:
         _check_fits_config(self._checkpoint)
@@ -361,7 +363,9 @@ def _digest(tensor: Tensor) -> str:
 
 
 def _check_fits_config(checkpoint: Checkpoint) -> None:
-    model = PackedTransformer(checkpoint.config, torch.float32, torch.device("meta"))
+    model = family_of(checkpoint.config).transformer_class()(
+        checkpoint.config, torch.float32, torch.device("meta")
+    )
     check_shapes(checkpoint, {name: destination.shape for name, destination in model.destinations.items()})
 
 

@@ -16,9 +16,10 @@ from ...quant import DENSE_DTYPES, WeightFormat
 from ..checkpoints.checkpoint import Checkpoint, load_into
 from ..device import is_out_of_memory
 from ..errors import BudgetError
-from ..families.framepack.shapes import ModelShapes
+from ..families.family import ModelSizes
 from ..families.framepack.transformer import PackedTransformer
-from ..model.units import ResidentUnits, Unit, UnitLayout, unit_specs
+from ..families.registry import family_of
+from ..model.units import ResidentUnits, Unit, UnitLayout
 from ..planning.budget import make_plan
 from ..planning.machine import Machine
 from ..planning.plan import Plan
@@ -120,7 +121,7 @@ class ModelMemory:
     def __init__(
         self,
         checkpoint: Checkpoint | Store,
-        shapes: ModelShapes,
+        shapes: ModelSizes,
         config: EngineConfig,
         weight_format: WeightFormat,
         device: torch.device,
@@ -150,7 +151,9 @@ class ModelMemory:
         self._device = device
         self._on_progress = on_progress
         self._has_fp32_head = has_fp32_head and weight_format.dtype == torch.bfloat16
-        self._layouts = [UnitLayout(spec, weight_format) for spec in unit_specs(checkpoint.config)]
+        self._layouts = [
+            UnitLayout(spec, weight_format) for spec in family_of(checkpoint.config).unit_specs()
+        ]
         job = planned_job(shapes, config, weight_format, SamplingConfig(num_sections=1), (16, 16))
         self._is_stored = isinstance(checkpoint, Store) or job.needs_store(machine)
         self._placement: tuple[object, ...] = ()
@@ -312,7 +315,7 @@ class JobMemory:
     @property
     def num_condition_tokens(self) -> int:
         """Tokens of image and prompt, at most."""
-        return self._job.num_condition_tokens
+        return self._job.denoise_shape(self._model.machine).sequence.condition
 
     def keep_tile(self, tile: int | None) -> None:
         """Keep VAE tiles of ``tile`` px, None for whole pictures: a job must end as it began.
@@ -380,7 +383,7 @@ class JobMemory:
 
 
 def planned_job(
-    shapes: ModelShapes,
+    shapes: ModelSizes,
     config: EngineConfig,
     weight_format: WeightFormat,
     sampling: SamplingConfig,

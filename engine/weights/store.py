@@ -21,9 +21,10 @@ from torch import Tensor
 from ...quant import PRECISIONS, WeightFormat, make_format
 from ..checkpoints.tensor_files import TensorEntry, open_tensor_file, read_tensor
 from ..errors import CheckpointError
-from ..families.framepack.transformer_config import TransformerConfig
+from ..families.opening import read_config
+from ..families.registry import family_of
 from ..files import read_json
-from ..model.units import UnitLayout, unit_specs
+from ..model.units import UnitLayout
 
 # Threads that hash: one takes a gigabyte or two a second, less than a good disk gives.
 NUM_CHECKERS = 4
@@ -126,7 +127,7 @@ class Store:
     folder: Path
     name: str
     source_hash: str
-    config: TransformerConfig
+    config: Any
     weight_format: WeightFormat
     layouts: tuple[UnitLayout, ...]
     units: tuple[StoredBlob, ...]
@@ -225,10 +226,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _build(folder: Path, manifest: dict[str, Any]) -> Store:
-    config = TransformerConfig.from_dict(manifest["config"], source=str(folder / MANIFEST_NAME))
+    config = read_config(manifest["config"], source=str(folder / MANIFEST_NAME))
     weight_format = _weight_format(folder, manifest)
     entries = {name: open_tensor_file(folder / name).entries for name in manifest["files"]}
-    layouts = tuple(UnitLayout(spec, weight_format) for spec in unit_specs(config))
+    layouts = tuple(UnitLayout(spec, weight_format) for spec in family_of(config).unit_specs())
     blobs = [_blob(folder, row, entries) for row in (*manifest["units"], *manifest["parameters"])]
     units = tuple(blobs[: len(manifest["units"])])
     described = [{"name": layout.spec.name, "tensors": layout.describe()} for layout in layouts]

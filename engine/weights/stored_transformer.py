@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..families.framepack.transformer import PackedTransformer
+from ..families.registry import family_of
 from ..model.units import ResidentUnits, UnitSource
 from .copies import make_copies
 from .host import PinnedWeights, Tier, open_weights
@@ -24,7 +25,7 @@ def stored_transformer(
     """
     dtype = store.weight_format.dtype
     residual_dtype = torch.float32 if dtype == torch.float16 else dtype
-    transformer = PackedTransformer(
+    transformer: PackedTransformer = family_of(store.config).transformer_class()(
         store.config,
         dtype,
         device,

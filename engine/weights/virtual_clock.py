@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..families.framepack.denoise_bytes import DenoiseShape, unit_bytes
+from ..families.family import BlockWork, StepSizes
 from ..planning.plan import Plan
 from ..planning.ring import RingSchedule
-from ..planning.roofline import StepTime, copy_rate, product_flops
+from ..planning.roofline import StepTime, copy_rate
 from .copies import StreamCopies
 from .streaming import SlotPipeline
 from .timeline import EventLog, UnitTiming
@@ -61,50 +61,9 @@ class _TimedWeights:
         """Nothing is held."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockPace:
-    """Seconds of one block, in the order in which :mod:`~isoframe.engine.families.framepack.layers` takes its units and gives them back.
-
-    Attributes:
-        units: taken one after the other, each when its projection begins.
-        projections: of each unit; the attention's q, k and v.
-        attention: while all units are held.
-        rests: of each unit, which is given back at its end: the attention's output and the MLP.
-    """
-
-    units: tuple[int, ...]
-    projections: tuple[float, ...]
-    attention: float
-    rests: tuple[float, ...]
-
-
-def block_groups(num_dual_blocks: int, num_single_blocks: int) -> list[tuple[int, ...]]:
-    """Units of each block in execution order: two of a dual-stream block, one of the others."""
-    dual = [(2 * block, 2 * block + 1) for block in range(num_dual_blocks)]
-    return [*dual, *((2 * num_dual_blocks + block,) for block in range(num_single_blocks))]
-
-
-def block_paces(
-    num_dual_blocks: int,
-    num_single_blocks: int,
-    *,
-    projections: tuple[float, float],
-    attention: float,
-    rests: tuple[float, float],
-    single: float,
-) -> list[BlockPace]:
-    """Paces of a model's blocks: those of the dual-stream ones, and the seconds of a single-stream one."""
-    return [
-        BlockPace(units=units, projections=projections, attention=attention, rests=rests)
-        if len(units) == 2
-        else BlockPace(units=units, projections=(0.0,), attention=single, rests=(0.0,))
-        for units in block_groups(num_dual_blocks, num_single_blocks)
-    ]
-
-
 def simulate(
     schedule: RingSchedule,
-    blocks: Iterable[BlockPace],
+    blocks: Iterable[BlockWork],
     *,
     copy_seconds: Sequence[float],
     num_passes: int = 1,
@@ -113,7 +72,7 @@ def simulate(
 
     Args:
         schedule: a fresh one.
-        blocks: in execution order.
+        blocks: their seconds, in execution order.
         copy_seconds: of each unit.
         num_passes: steps.
     """
@@ -133,35 +92,19 @@ def simulate(
     return log.timings()
 
 
-def predict_timeline(plan: Plan, shape: DenoiseShape, num_passes: int = 3) -> list[UnitTiming]:
+def predict_timeline(plan: Plan, shape: StepSizes, num_passes: int = 3) -> list[UnitTiming]:
     """Timeline of the first steps of ``plan``, whose loop has ``shape``, from the roofline of its card."""
     num_units = plan.num_units
     schedule = RingSchedule(num_units, ring=plan.ring, residents=plan.residents)
-    copy = max(unit_bytes(shape.config, shape.precision)) / copy_rate(plan.card, plan.tier)
+    copy = max(shape.weights.units) / copy_rate(plan.card, plan.tier)
     return simulate(
         schedule, roofline_paces(shape, plan.step), copy_seconds=[copy] * num_units, num_passes=num_passes
     )
 
 
-def roofline_paces(shape: DenoiseShape, step: StepTime) -> list[BlockPace]:
-    """Paces of the blocks of one branch; what memory traffic takes is spread over all of them alike."""
-    config, tokens = shape.config, shape.sequence
-    dim, mlp = float(shape.dim), shape.dim * config.mlp_ratio
-    num_blocks = config.num_layers + config.num_single_layers
-    arithmetic = step.products + step.attention
-    stretch = step.compute / arithmetic / shape.num_branches
-    operation = stretch * step.products / product_flops(shape)
-    attention = stretch * step.attention / num_blocks
-
-    def products(weights: float, num_tokens: int) -> float:
-        return operation * 2 * weights * num_tokens
-
-    projected, rest = 3 * dim**2, dim**2 + 2 * dim * mlp
-    return block_paces(
-        config.num_layers,
-        config.num_single_layers,
-        projections=(products(projected, tokens.latent), products(projected, tokens.condition)),
-        attention=attention,
-        rests=(products(rest, tokens.latent), products(rest, tokens.condition)),
-        single=attention + products(projected + rest, tokens.total),
-    )
+def roofline_paces(shape: StepSizes, step: StepTime) -> list[BlockWork]:
+    """Seconds of the blocks of one branch; what memory traffic takes is spread over all of them alike."""
+    stretch = step.compute / (step.products + step.attention) / shape.num_branches
+    products = stretch * step.products / sum(block.products for block in shape.blocks)
+    attention = stretch * step.attention / sum(block.attention for block in shape.blocks)
+    return [block.scaled(products, attention) for block in shape.blocks]

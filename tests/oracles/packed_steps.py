@@ -8,7 +8,8 @@ from torch import Tensor
 from isoframe.engine.families.framepack.packing import CleanLatents
 from isoframe.engine.families.framepack.transformer import FrameIndices, PackedTransformer
 from isoframe.engine.families.framepack.transformer_config import TransformerConfig
-from isoframe.engine.model.units import UnitLayout, unit_specs
+from isoframe.engine.families.framepack.units import unit_specs
+from isoframe.engine.model.units import UnitLayout
 from isoframe.quant import WeightFormat
 
 

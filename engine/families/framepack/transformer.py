@@ -18,10 +18,11 @@ from ...checkpoints.checkpoint import Checkpoint, load_into
 from ...checkpoints.destinations import Destination
 from ...checkpoints.lora import ActiveLoras
 from ...errors import CheckpointError
+from ...families.framepack.units import unit_specs
 from ...model.attention import SDPA_ATTENTION, SelfAttention
 from ...model.lora_layers import LoraBook, LoraUnits
 from ...model.parameters import JobBook, JobLinear, KeptBook, ParameterBook
-from ...model.units import ResidentUnits, UnitLayout, UnitSource, unit_specs
+from ...model.units import ResidentUnits, UnitLayout, UnitSource
 from .invariants import (
     ImageProjection,
     JobInvariants,

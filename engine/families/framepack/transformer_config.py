@@ -64,6 +64,11 @@ class TransformerConfig:
         """Channels of a token."""
         return self.num_attention_heads * self.attention_head_dim
 
+    @property
+    def mlp_dim(self) -> int:
+        """Hidden width of the blocks' MLPs."""
+        return int(self.inner_dim * self.mlp_ratio)
+
     @classmethod
     def from_dict(cls, raw: Mapping[str, object], *, source: str) -> "TransformerConfig":
         """The config in ``raw``; ``source`` names it in errors.

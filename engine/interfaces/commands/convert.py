@@ -132,9 +132,9 @@ def _convert(
     import torch
 
     from ....quant import DENSE_DTYPES, make_format
-    from ...checkpoints.checkpoint import open_transformer
     from ...checkpoints.lora import read_lora
     from ...companions.components import find_components
+    from ...families.opening import open_transformer
     from ...weights.conversion import cached_store
     from ...weights.conversion import convert as convert_model
     from ...weights.merged_checkpoint import checkpoint_layers, merged_checkpoint

@@ -48,8 +48,8 @@ def describe_video(path: str) -> dict[str, object]:
 
 def describe_model(source: str, local_files_only: bool) -> dict[str, object]:
     """Name, hash, size and configuration of a transformer; its weights are not read."""
-    from ...checkpoints.checkpoint import open_transformer
     from ...companions.components import find_components
+    from ...families.opening import open_transformer
     from ...weights.store import is_store, open_store
 
     components = find_components(source, local_files_only=local_files_only)

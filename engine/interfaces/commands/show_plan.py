@@ -7,15 +7,16 @@ from typing import Annotated
 import typer
 
 from ...errors import ConfigError
-from ...families.framepack.denoise_bytes import PRECISIONS, packed_sequence
-from ...families.framepack.known_shapes import KnownModel, find_shapes
-from ...families.framepack.shapes import PUBLISHED_NAME
+from ...families.family import PlannedModel
+from ...families.framepack.model_sizes import PUBLISHED_NAME
+from ...generation.model_lookup import find_model
 from ...media.buckets import scale_buckets
+from ...model.precision import PRECISIONS
 from ...planning.budget import make_plan
 from ...planning.machine import Machine, described_machine
 from ...planning.plan import Plan
 from ...planning.planned_job import PlannedJob
-from ...request.config import COMPUTE_DTYPES, Request, check_choice
+from ...request.config import COMPUTE_DTYPES, Request, SamplingConfig, check_choice
 from ...request.schedule import MAX_TAIL_FRAMES, Schedule, published_schedule
 from .terminal import options
 from .terminal.failures import readable_errors
@@ -114,7 +115,7 @@ def plan(
     with readable_errors(debug=debug):
         _check_dtype(compute_dtype, precision)
         machine = described_machine(card=card, vram=vram, ram=ram)
-        found = find_shapes(model, local_files_only=local_files_only)
+        found = find_model(model, local_files_only=local_files_only)
         request = Request(
             image="", prompt="", seconds=seconds, **options.parse_order(order), allow_untrained=allow_untrained,
             size=options.parse_size(size), base_resolution=base_resolution, num_steps=steps,
@@ -172,7 +173,7 @@ def _describe_tokens(schedule: Schedule, latents: tuple[int, int]) -> str:
     )
 
 
-def _lora_bytes(found: KnownModel, request: Request, precision: str, compute_dtype: str) -> int:
+def _lora_bytes(found: PlannedModel, request: Request, precision: str, compute_dtype: str) -> int:
     """Most that the LoRAs of a section take beside the weights; reads them."""
     if not request.loras:
         return 0
@@ -180,18 +181,18 @@ def _lora_bytes(found: KnownModel, request: Request, precision: str, compute_dty
 
     from ....quant import DENSE_DTYPES
     from ...checkpoints.lora import read_lora
-    from ...families.framepack.transformer import PackedTransformer
+    from ...families.registry import family_of
     from ...model.lora_layers import branch_bytes
-    from ...model.units import unit_specs
 
     config = found.shapes.transformer
-    layers = PackedTransformer(config, torch.float32, torch.device("meta")).layer_shapes
+    family = family_of(config)
+    layers = family.transformer_class()(config, torch.float32, torch.device("meta")).layer_shapes
     auto = precision if precision in DENSE_DTYPES else "bf16"
     dtype = DENSE_DTYPES[auto if compute_dtype == "auto" else compute_dtype]
     read = {lora.source: read_lora(lora.source, layers) for lora in request.loras}
     return max(
         branch_bytes(
-            unit_specs(config),
+            family.unit_specs(),
             [(read[use.source], use.strength) for use in request.loras if use.is_active(section)],
             dtype,
         )
@@ -208,11 +209,12 @@ def _write_traces(paths: list[Path], made: Plan, job: PlannedJob, machine: Machi
         write_timeline(timings, path)
 
 
-def _most_demanding(found: KnownModel, base_resolution: int | None, window: int) -> tuple[int, int]:
+def _most_demanding(found: PlannedModel, base_resolution: int | None, window: int) -> tuple[int, int]:
     """The bucket with most tokens."""
 
     def num_tokens(size: tuple[int, int]) -> int:
-        return packed_sequence(found.shapes.transformer, size, window, vision=0, text=0).total
+        sampling = SamplingConfig(num_sections=1, latent_window_size=window)
+        return found.shapes.sequence(sampling, size).total
 
     return max(scale_buckets(found.buckets, base_resolution), key=num_tokens)
 

@@ -13,10 +13,10 @@ from ...errors import ConfigError, NumericalError
 from ...families.framepack.invariants import JobInvariants
 from ...families.framepack.packing import PackedSection
 from ...families.framepack.transformer import PackedTransformer
+from ...families.framepack.units import unit_specs
 from ...generation.loaded_model import LoadedModel
 from ...model.attention_backends import AttentionShape
 from ...model.lora_layers import branch_bytes
-from ...model.units import unit_specs
 from ...request.config import SamplingConfig
 from ...sampling.step_cache import StepCache
 from ...weights.memory import JobMemory

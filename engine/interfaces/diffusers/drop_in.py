@@ -8,13 +8,14 @@ from typing import Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
-from ...checkpoints.checkpoint import Checkpoint, open_transformer
+from ...checkpoints.checkpoint import Checkpoint
 from ...checkpoints.destinations import DenseTensor, EncodedWeight
 from ...companions.components import find_components
 from ...families.framepack.invariants import JobInvariants
 from ...families.framepack.packing import PackedSection
 from ...families.framepack.transformer import PackedTransformer
 from ...families.framepack.transformer_config import TransformerConfig
+from ...families.opening import open_transformer
 from .forward_call import DiffusersForward, ForwardCall
 
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from isoframe.bench.gpu.job_stages import time_budgets
 from isoframe.bench.meters.fresh_process import ProcessError
 from isoframe.bench.meters.gpu_timer import Budget
 from isoframe.engine.errors import BudgetError
-from isoframe.engine.families.framepack.known_shapes import find_shapes
+from isoframe.engine.generation.model_lookup import find_model
 from isoframe.engine.planning.budget import make_plan
 from isoframe.engine.planning.machine import Machine, neutral_card
 from isoframe.engine.planning.planned_job import PlannedJob
@@ -68,7 +68,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def least(model: str) -> int:
     """The smallest budget in which the model's shape can run."""
     job = PlannedJob(
-        shapes=find_shapes(model).shapes, sampling=SamplingConfig(num_sections=1, num_steps=3), size=(64, 64),
+        shapes=find_model(model).shapes, sampling=SamplingConfig(num_sections=1, num_steps=3), size=(64, 64),
         precision="int8", compute_dtype="fp32", has_store=True, is_latents_only=True,
     )  # fmt: skip
     with pytest.raises(BudgetError) as refusal:

@@ -22,7 +22,7 @@ from isoframe.bench.meters.live_tensors import Owner, PhasePeak
 from isoframe.bench.meters.memory_timeline import TimelineSample
 from isoframe.bench.records.rows import Basis, Gate, read_rows
 from isoframe.engine import BudgetError, CheckpointError, DeviceError, Engine
-from isoframe.engine.families.framepack.known_shapes import find_shapes
+from isoframe.engine.generation.model_lookup import find_model
 from isoframe.engine.planning.budget import make_plan
 from isoframe.engine.planning.machine import find_card
 from isoframe.engine.planning.plan import Plan
@@ -138,7 +138,7 @@ def test_rows_carry_the_basis_and_the_page_shows_curve_owners_and_time_line(tmp_
 
 @pytest.fixture(scope="module")
 def planner() -> PlanRunner:
-    return PlanRunner(find_shapes("framepack-13b"), find_card("RTX 3060"), 32 * GIB)
+    return PlanRunner(find_model("framepack-13b"), find_card("RTX 3060"), 32 * GIB)
 
 
 def test_the_planners_ceilings_are_those_that_it_refuses_below(planner: PlanRunner) -> None:

@@ -20,9 +20,10 @@ from isoframe.bench.records.rows import Gate, read_rows
 from isoframe.bench.subjects.random_model import RandomModel, draw_conditioning, draw_weight
 from isoframe.engine import ConfigError, EngineConfig, LatentSection, SamplingConfig
 from isoframe.engine.events import PhaseEvent, StepEvent
-from isoframe.engine.families.framepack.denoise_bytes import DenoiseShape, find_precision, packed_sequence
-from isoframe.engine.families.framepack.known_shapes import find_shapes
+from isoframe.engine.families.framepack.step_sizes import DenoiseShape, packed_sequence
+from isoframe.engine.generation.model_lookup import find_model
 from isoframe.engine.model.conditioning import Conditioning
+from isoframe.engine.model.precision import find_precision
 from isoframe.engine.planning.machine import find_card
 from isoframe.engine.planning.nvml import CardState
 from isoframe.engine.sampling.denoiser import EventHandler
@@ -30,8 +31,8 @@ from isoframe.kernels import modulated_layer_norm
 from isoframe.quant import dense
 
 CPU = torch.device("cpu")
-DEMO = find_shapes("demo").shapes
-MODEL_13B = find_shapes("framepack-13b").shapes
+DEMO = find_model("demo").shapes
+MODEL_13B = find_model("framepack-13b").shapes
 SAMPLING = SamplingConfig(num_sections=3, num_steps=4, order="forward")
 BUSY = CardState(
     driver="580", cuda=13000, used_bytes=1, pcie_generation=4, max_pcie_generation=4, pcie_width=16, max_pcie_width=16,

@@ -14,11 +14,12 @@ from published_config import PUBLISHED
 from safetensors.torch import load_file, save_file
 
 from isoframe.engine.checkpoints import checkpoint as checkpoints
-from isoframe.engine.checkpoints.checkpoint import load_into, open_transformer
+from isoframe.engine.checkpoints.checkpoint import load_into
 from isoframe.engine.checkpoints.destinations import DenseTensor
 from isoframe.engine.checkpoints.tensor_files import open_tensor_file
 from isoframe.engine.errors import CheckpointError
 from isoframe.engine.families.framepack.transformer_config import TRANSFORMER_CLASSES, TransformerConfig
+from isoframe.engine.families.opening import open_transformer
 
 SIZES = {
     "num_attention_heads": 2,

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from tiny_models import saved_model, tiny_model
 
 from isoframe.engine import CheckpointError, Engine, EngineConfig
-from isoframe.engine.checkpoints.checkpoint import open_transformer
 from isoframe.engine.checkpoints.lora import read_lora
 from isoframe.engine.checkpoints.tensor_files import open_tensor_file
 from isoframe.engine.companions.encoders import Encoders
+from isoframe.engine.families.opening import open_transformer
 
 SHAPES = layer_shapes(tiny_model())
 OUT = SHAPES["single_transformer_blocks.1.proj_out"][0]

@@ -24,13 +24,13 @@ from published_config import PUBLISHED
 from tiny_models import forward_inputs, relative_error, saved_model, tiny_model
 from torch import Tensor
 
-from isoframe.engine.checkpoints.checkpoint import open_transformer
 from isoframe.engine.checkpoints.lora import ActiveLoras, Lora, merge, read_lora
 from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.families.framepack.transformer_config import TransformerConfig
+from isoframe.engine.families.framepack.units import unit_specs
+from isoframe.engine.families.opening import open_transformer
 from isoframe.engine.interfaces.diffusers import FramepackTransformer, load_transformer
 from isoframe.engine.model import lora_layers as low_rank
-from isoframe.engine.model.units import unit_specs
 from isoframe.engine.weights.conversion import convert
 from isoframe.engine.weights.stored_transformer import open_units, stored_transformer
 from isoframe.engine.weights.streaming import Streamer

@@ -13,17 +13,19 @@ import torch
 from published_config import PUBLISHED
 from safetensors.torch import save_file
 
+import isoframe.engine
 from isoframe.engine import Engine
 from isoframe.engine.checkpoints import hub
 from isoframe.engine.companions import components as components_module
 from isoframe.engine.companions.components import (
     COMPANIONS,
     ComponentRef,
+    Components,
     ModelProfile,
-    default_order,
     find_components,
 )
 from isoframe.engine.errors import CheckpointError, ConfigError
+from isoframe.engine.families.framepack.family import FramePack
 
 HUNYUAN = "hunyuanvideo-community/HunyuanVideo"
 REDUX = "lllyasviel/flux_redux_bfl"
@@ -84,7 +86,7 @@ def test_published_repositories_have_companions_and_order_without_asking_the_hub
         assert (found.ref(name).source, found.ref(name).subfolder) == (HUNYUAN, name)
     for name in COMPANIONS[5:]:
         assert (found.ref(name).source, found.ref(name).subfolder) == (REDUX, name)
-    assert default_order(found.name, found.profile) == order
+    assert found.default_order == order
     assert found.profile.crop_start == 95
     assert found.profile.prompt_template is None
     assert len(found.profile.buckets) == 14
@@ -93,11 +95,9 @@ def test_published_repositories_have_companions_and_order_without_asking_the_hub
 
 
 def test_every_repository_of_the_table_has_a_licence_note() -> None:
-    data = Path(components_module.__file__).parent / "data"
-    table = json.loads((data / "companions.json").read_text())
-    licenses = json.loads((data / "licenses.json").read_text())
-    places = [place for group in table["companions"].values() for place in group["components"].values()]
-    assert {*table["models"], *(source for source, _ in places)} == licenses.keys()
+    licenses = json.loads((Path(isoframe.engine.__file__).parent / "data" / "licenses.json").read_text())
+    shared = {source for source, _ in FramePack.companions().values()}
+    assert {*FramePack.hub_models(), *shared} == licenses.keys()
 
 
 def test_pipeline_folder_brings_its_own_companions(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_single_file_takes_the_published_companions(tmp_path: Path) -> None:
         str(path),
         HUNYUAN,
     )
-    assert default_order(found.name, found.profile) == "forward"
+    assert found.default_order == "forward"
 
 
 def test_unknown_hub_transformer_takes_the_published_companions(hub_cache: Path) -> None:
@@ -218,18 +218,23 @@ def test_unknown_source_names_both_readings() -> None:
 
 
 def test_demo_is_the_built_in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Path(components_module.__file__).parent / "demo" / "weights" == components_module.DEMO_FOLDER
+    assert Path(isoframe.engine.__file__).parent / "demo" / "weights" == components_module.DEMO_FOLDER
     folder = make_pipeline(tmp_path / "weights", order="both")
     monkeypatch.setattr(components_module, "DEMO_FOLDER", folder)
     found = find_components("demo")
     assert (found.name, found.transformer, found.ref("vae").source) == ("demo", str(folder), str(folder))
-    assert default_order(found.name, found.profile) == "inverted"
+    assert found.default_order == "inverted"
 
 
 def test_missing_demo_weights_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(components_module, "DEMO_FOLDER", tmp_path / "gone")
     with pytest.raises(CheckpointError, match=r"demo model is missing from .*install isoframe again"):
         find_components("demo")
+
+
+def with_order(name: str, order: str | None) -> Components:
+    profile = ModelProfile(buckets=((64, 64),), order=order)
+    return Components(name=name, transformer="", profile=profile, refs={})
 
 
 @pytest.mark.parametrize(
@@ -247,13 +252,13 @@ def test_order_of_an_unknown_model_comes_from_its_name(
     caplog: pytest.LogCaptureFixture, name: str, order: str
 ) -> None:
     caplog.set_level(logging.INFO)
-    assert default_order(name, ModelProfile(buckets=((64, 64),))) == order
+    assert with_order(name, None).default_order == order
     assert len(caplog.records) == (order == "inverted")
 
 
 def test_order_of_the_profile_wins_over_the_name(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    assert default_order("FramePack_F1", ModelProfile(buckets=((64, 64),), order="inverted")) == "inverted"
+    assert with_order("FramePack_F1", "inverted").default_order == "inverted"
     assert not caplog.records
 
 

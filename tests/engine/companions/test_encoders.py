@@ -24,9 +24,10 @@ from isoframe.engine.companions.encoders import (
     load_encoder,
     load_tokenizer,
     prepare_image,
-    published_template,
 )
 from isoframe.engine.errors import CheckpointError
+from isoframe.engine.families.family import EncoderKind
+from isoframe.engine.families.framepack.family import FramePack
 
 CPU = torch.device("cpu")
 WORDS = [
@@ -168,7 +169,7 @@ def diffusers_prompt(
 
 
 def test_published_template_is_the_one_of_the_published_program() -> None:
-    digest = hashlib.sha256(published_template().encode()).hexdigest()
+    digest = hashlib.sha256(FramePack.prompt_template().encode()).hexdigest()
     assert digest == "a52f68dde3637b127592fffe9e2483a5d0563987a49db6ddb9b06146f2ba7cb5"
 
 
@@ -177,13 +178,13 @@ def test_llama_without_its_last_two_layers_gives_hidden_state_minus_three(
 ) -> None:
     ids = torch.randint(len(WORDS), (1, 11))
     whole = models["text_encoder"](input_ids=ids, output_hidden_states=True).hidden_states
-    shortened = load_encoder("text_encoder", folder / "text_encoder", torch.float32, CPU)
+    shortened = load_encoder(FramePack.encoders["text_encoder"], folder / "text_encoder", torch.float32, CPU)
     assert len(shortened.layers) == 3
     assert torch.equal(shortened(input_ids=ids).last_hidden_state, whole[-3])
 
 
 def test_weights_of_one_llama_layer_are_in_memory_at_a_time(folder: Path) -> None:
-    llama = load_encoder("text_encoder", folder / "text_encoder", torch.float32, CPU)
+    llama = load_encoder(FramePack.encoders["text_encoder"], folder / "text_encoder", torch.float32, CPU)
     loaded = []
     for layer in llama.layers:
         layer.register_forward_pre_hook(
@@ -198,7 +199,7 @@ def test_weights_of_one_llama_layer_are_in_memory_at_a_time(folder: Path) -> Non
 def test_llama_stored_for_causal_lm_is_the_same_model(tmp_path: Path, shards: dict[str, str]) -> None:
     whole = make_llama(tmp_path / "lm", is_causal_lm=True, **shards)
     ids = torch.randint(len(WORDS), (1, 5))
-    shortened = load_encoder("text_encoder", tmp_path / "lm", torch.float32, CPU)
+    shortened = load_encoder(FramePack.encoders["text_encoder"], tmp_path / "lm", torch.float32, CPU)
     expected = whole(input_ids=ids, output_hidden_states=True).hidden_states[-3]
     assert torch.equal(shortened(input_ids=ids).last_hidden_state, expected)
 
@@ -330,13 +331,13 @@ def test_tokenizer_of_vocabulary_and_merges_is_loaded(tmp_path: Path) -> None:
 
 
 def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the encoders loaded from now on."""
+    """Classes of the encoders loaded from now on."""
     loads: list[str] = []
     load: Callable[..., Any] = encoders_module.load_encoder
 
-    def count(name: str, *args: Any) -> Any:
-        loads.append(name)
-        return load(name, *args)
+    def count(kind: EncoderKind, *args: Any) -> Any:
+        loads.append(kind.model_class)
+        return load(kind, *args)
 
     monkeypatch.setattr(encoders_module, "load_encoder", count)
     return loads
@@ -347,7 +348,7 @@ def test_second_encoding_loads_nothing(folder: Path, tmp_path: Path, monkeypatch
     image = Image.new("RGB", (40, 30), (10, 200, 30))
     first = make_encoders(folder, tmp_path / "cache")
     prompt, embeds = first.encode_prompt("red"), first.encode_image(image)
-    assert loads == ["text_encoder", "text_encoder_2", "image_encoder"]
+    assert loads == ["LlamaModel", "CLIPTextModel", "SiglipVisionModel"]
     second = make_encoders(folder, tmp_path / "cache")
     assert torch.equal(second.encode_prompt("red").text_embeds, prompt.text_embeds)
     assert torch.equal(second.encode_prompt("red").pooled_embeds, prompt.pooled_embeds)
@@ -361,7 +362,7 @@ def test_several_prompts_load_each_encoder_once(
     loads = count_loads(monkeypatch)
     encoders = make_encoders(folder, tmp_path / "cache")
     both = encoders.encode_prompts(["red", "a circle"])
-    assert loads == ["text_encoder", "text_encoder_2"]
+    assert loads == ["LlamaModel", "CLIPTextModel"]
     alone = make_encoders(folder, tmp_path / "other").encode_prompt("a circle")
     assert torch.equal(both[1].text_embeds, alone.text_embeds)
     assert torch.equal(both[1].pooled_embeds, alone.pooled_embeds)
@@ -373,7 +374,7 @@ def test_several_images_load_the_encoder_once(
     loads = count_loads(monkeypatch)
     images = [Image.new("RGB", (40, 30), color) for color in ((10, 200, 30), (200, 10, 30))]
     both = make_encoders(folder, tmp_path / "cache").encode_images([*images, images[0]])
-    assert loads == ["image_encoder"]
+    assert loads == ["SiglipVisionModel"]
     alone = [make_encoders(folder, tmp_path / "other").encode_image(image) for image in images]
     assert all(torch.equal(one, other) for one, other in zip(both, (*alone, alone[0]), strict=True))
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from isoframe.engine.companions.components import ComponentRef
 from isoframe.engine.companions.vae import SectionDecoder, VideoVAE
 from isoframe.engine.errors import CheckpointError, ConfigError, InputError
+from isoframe.engine.families.framepack.family import FramePack
 
 SIDE = 2
 
@@ -252,7 +253,7 @@ def test_spatial_tiles_are_off_until_asked_for():
 
 def load(folder, **where):
     ref = ComponentRef(source=str(folder), **where)
-    return VideoVAE.load(ref, device="cpu", dtype=torch.float32, local_files_only=True)
+    return VideoVAE.load(ref, FramePack.vae_class, device="cpu", dtype=torch.float32, local_files_only=True)
 
 
 def test_load_reads_a_folder(tmp_path):

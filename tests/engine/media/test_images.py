@@ -285,9 +285,9 @@ def test_tensor_values_and_layout():
 
 
 def test_scaled_buckets_keep_their_shapes_in_multiples_of_16() -> None:
-    from isoframe.engine.families.framepack.known_shapes import find_shapes
+    from isoframe.engine.generation.model_lookup import find_model
 
-    published = find_shapes("framepack-13b").buckets
+    published = find_model("framepack-13b").buckets
     assert scale_buckets(published, None) == scale_buckets(published, 640) == published
     for base in (256, 480, 960, 1280):
         scaled = scale_buckets(published, base)

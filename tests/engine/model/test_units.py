@@ -6,7 +6,8 @@ from published_config import PUBLISHED
 from tiny_models import TINY, tiny_model
 
 from isoframe.engine.families.framepack.transformer_config import TransformerConfig
-from isoframe.engine.model.units import UnitLayout, unit_specs
+from isoframe.engine.families.framepack.units import unit_specs
+from isoframe.engine.model.units import UnitLayout
 from isoframe.quant import DenseFormat
 
 

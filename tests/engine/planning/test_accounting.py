@@ -1,9 +1,7 @@
 """The planner's bytes are those of the code: whole steps of the 13B model on the meta device, storage by storage."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,15 +9,17 @@ import torch
 from storage_tracker import StorageTracker
 from torch import Tensor
 
-import isoframe.engine
-from isoframe.engine.families.framepack.denoise_bytes import find_precision, unit_bytes
+from isoframe.engine.families.framepack.family import FramePack
 from isoframe.engine.families.framepack.invariants import JobInvariants
+from isoframe.engine.families.framepack.model_sizes import ModelShapes, published_shapes
 from isoframe.engine.families.framepack.packing import CleanLatents
-from isoframe.engine.families.framepack.shapes import ModelShapes, published_shapes
+from isoframe.engine.families.framepack.step_sizes import weight_sizes
 from isoframe.engine.families.framepack.transformer import FrameIndices, PackedTransformer
+from isoframe.engine.families.framepack.units import unit_specs
 from isoframe.engine.model.attention import FloatAttention, Int8Attention, SelfAttention
 from isoframe.engine.model.attention_backends import AttentionBackend
-from isoframe.engine.model.units import Unit, UnitLayout, unit_specs
+from isoframe.engine.model.precision import find_precision
+from isoframe.engine.model.units import Unit, UnitLayout
 from isoframe.engine.planning.budget import make_plan
 from isoframe.engine.planning.machine import Machine, find_card
 from isoframe.engine.planning.plan import Plan
@@ -33,8 +33,7 @@ META = torch.device("meta")
 PUBLISHED = published_shapes()
 # Blocks follow each other: two of each hold as much at once as twenty and forty.
 SHORT = replace(PUBLISHED, transformer=replace(PUBLISHED.transformer, num_layers=2, num_single_layers=2))
-PROFILE = Path(isoframe.engine.__file__).parent / "data" / "profile.json"
-BUCKETS = [tuple(size) for size in json.loads(PROFILE.read_text(encoding="utf-8"))["buckets"]]
+BUCKETS = [tuple(size) for size in FramePack.profile()["buckets"]]
 GIB = 2**30
 
 
@@ -157,7 +156,7 @@ def measured_peak(
 def assert_exact(plan: Plan, peak: int, shapes: ModelShapes = PUBLISHED) -> None:
     """The plan is not below ``peak``, and at most 10 % above it even without the weights, which are exact."""
     phase = plan.phase("denoise")
-    slot = max(unit_bytes(shapes.transformer, find_precision(plan.precision)))
+    slot = max(weight_sizes(shapes.transformer, find_precision(plan.precision)).units)
     arena = slot * (plan.ring + len(plan.residents))
     assert phase.weights + phase.slots > arena
     assert peak - arena <= phase.activations <= 1.10 * (peak - arena)

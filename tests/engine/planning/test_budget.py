@@ -3,25 +3,23 @@
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import isoframe.engine
 from isoframe.engine import SamplingConfig
 from isoframe.engine.errors import BudgetError
-from isoframe.engine.families.framepack.denoise_bytes import PRECISIONS
-from isoframe.engine.families.framepack.shapes import published_shapes
+from isoframe.engine.families.framepack.family import FramePack
+from isoframe.engine.families.framepack.model_sizes import published_shapes
+from isoframe.engine.model.precision import PRECISIONS
 from isoframe.engine.planning.budget import TOKEN_CHUNKS, VAE_TILES, make_plan
 from isoframe.engine.planning.machine import CONTEXT_BYTES, Machine, cards, find_card
 from isoframe.engine.planning.plan import Plan
 from isoframe.engine.planning.planned_job import PlannedJob
 
 GIB = 2**30
-PROFILE = Path(isoframe.engine.__file__).parent / "data" / "profile.json"
-BUCKETS = [tuple(size) for size in json.loads(PROFILE.read_text(encoding="utf-8"))["buckets"]]
+BUCKETS = [tuple(size) for size in FramePack.profile()["buckets"]]
 
 
 def job(

@@ -9,20 +9,11 @@ from typing import Any
 import pytest
 
 from isoframe.engine import SamplingConfig
-from isoframe.engine.families.framepack.denoise_bytes import (
-    DenoiseShape,
-    find_precision,
-    packed_sequence,
-    step_weight_bytes,
-    unit_bytes,
-)
-from isoframe.engine.families.framepack.shapes import published_shapes
+from isoframe.engine.families.framepack.model_sizes import published_shapes
+from isoframe.engine.families.framepack.step_sizes import DenoiseShape, packed_sequence, weight_sizes
+from isoframe.engine.families.framepack.vae_sizes import VaeWork
+from isoframe.engine.model.precision import find_precision
 from isoframe.engine.planning.budget import make_plan
-from isoframe.engine.planning.companion_bytes import (
-    VaeWork,
-    encoder_activation_bytes,
-    prepare_activation_bytes,
-)
 from isoframe.engine.planning.host_bytes import most_held_frames
 from isoframe.engine.planning.machine import Machine, find_card
 from isoframe.engine.planning.planned_job import PlannedJob
@@ -71,7 +62,7 @@ def test_the_step_loop_takes_what_the_formulas_say(
     assert names["tables"] == shape.table_bytes()
     assert names["job_tables"] == shape.job_table_bytes()
     assert names["embeds"] == shape.embeds_bytes()
-    assert names["outside"] == step_weight_bytes(CONFIG, shape.precision)
+    assert names["outside"] == shape.weights.per_step
     assert names["activations"] == shape.table_bytes() + shape.activation_bytes(chunk)
 
 
@@ -79,10 +70,10 @@ def test_the_step_loop_takes_what_the_formulas_say(
 def test_units_and_preparation_take_what_the_formulas_say(precision: str) -> None:
     names = documented(precision, (640, 608), 9, 512)
     assert (
-        unit_bytes(CONFIG, find_precision(precision))
-        == [names["stream_unit"]] * 40 + [names["single_unit"]] * 40
+        weight_sizes(CONFIG, find_precision(precision)).units
+        == (names["stream_unit"],) * 40 + (names["single_unit"],) * 40
     )
-    assert names["prepare"] == prepare_activation_bytes(shape_of(precision, (640, 608), 9))
+    assert names["prepare"] == shape_of(precision, (640, 608), 9).prepare_bytes()
 
 
 def test_exceptions_take_what_the_notes_say() -> None:
@@ -106,7 +97,7 @@ def test_exceptions_take_what_the_notes_say() -> None:
 
 def test_encoders_and_tiles_take_what_the_formulas_say() -> None:
     names = documented("bf16", (640, 608), 9, 512)
-    assert names["encoder"] == encoder_activation_bytes(SHAPES.text_encoder, 2)
+    assert names["encoder"] == SHAPES.text_encoder.activation_bytes(2)
     work = VaeWork(vae=SHAPES.vae, size=(256, 192), tile=None)
     assert names["tile"] == work.decode_bytes(5)
     ends = 2 * (3 * 17 + 16) * 256 * 192
@@ -121,8 +112,8 @@ def test_weights_outside_the_units_are_in_every_phase_and_job_tables_in_decoding
     job = PlannedJob(shapes=SHAPES, sampling=sampling, size=(640, 608), precision="int8")
     phases = make_plan(job, SMALL).phases
     shape = job.denoise_shape(SMALL)
-    kept = step_weight_bytes(CONFIG, shape.precision) + shape.embeds_bytes()
-    assert step_weight_bytes(CONFIG, shape.precision) / 2**20 == pytest.approx(28.9, abs=0.05)
+    kept = shape.weights.per_step + shape.embeds_bytes()
+    assert shape.weights.per_step / 2**20 == pytest.approx(28.9, abs=0.05)
     assert all(phase.weights >= kept for phase in phases)
     decode = phases[-1].activations - VaeWork(vae=SHAPES.vae, size=(640, 608), tile=256).decode_bytes(19)
     assert decode == shape.job_table_bytes()
@@ -135,9 +126,9 @@ def test_ram_holds_what_the_table_says(ram: float, store: int, staging: int) -> 
         shapes=SHAPES, sampling=SamplingConfig(num_sections=4), size=(640, 608), precision="int8"
     )
     host = make_plan(job, replace(SMALL, ram=int(ram * 2**30))).host
-    slot = max(unit_bytes(CONFIG, find_precision("int8")))
+    slot = max(weight_sizes(CONFIG, find_precision("int8")).units)
     assert host.staging == staging * slot
-    assert host.store == (sum(unit_bytes(CONFIG, find_precision("int8"))) if store else 0)
+    assert host.store == (sum(weight_sizes(CONFIG, find_precision("int8")).units) if store else 0)
     row = {cells[1].strip(): cells[2] for line in DOC.splitlines() if len(cells := line.split("|")) == 5}
     for name, size in (
         ("VAE", host.vae),

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isoframe.engine import ConfigError, Engine, EngineConfig, JobEvent, Request, SamplingConfig
-from isoframe.engine.families.framepack.denoise_bytes import packed_sequence
 from isoframe.engine.families.framepack.packing import CleanLatents
+from isoframe.engine.families.framepack.step_sizes import packed_sequence
 from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.jobs.folder import JobFolder
 from isoframe.engine.planning.host_bytes import kept_frames
@@ -147,7 +147,7 @@ def test_endpoints_are_the_schedule_of_the_paper_with_an_endpoint() -> None:
 
 
 def test_the_planner_counts_the_frame_ahead() -> None:
-    from isoframe.engine.families.framepack.shapes import published_shapes
+    from isoframe.engine.families.framepack.model_sizes import published_shapes
 
     config = published_shapes().transformer
     two, three = (packed_sequence(config, (640, 608), 9, 0, 0, num_clean=count) for count in (2, 3))

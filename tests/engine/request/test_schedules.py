@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from isoframe.engine import ConfigError, SamplingConfig
-from isoframe.engine.families.framepack.denoise_bytes import packed_sequence
-from isoframe.engine.families.framepack.shapes import published_shapes
+from isoframe.engine.families.framepack.model_sizes import published_shapes
+from isoframe.engine.families.framepack.step_sizes import packed_sequence
 from isoframe.engine.interfaces.commands.command_line import build_app
 from isoframe.engine.request.schedule import KERNELS, Generated, Level, Schedule, published_schedule
 from isoframe.engine.request.sections import plan_sections

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from isoframe.engine import Conditioning, ConfigError, Engine, EngineConfig, JobEvent, Request, SamplingConfig
 from isoframe.engine.families.framepack.context_packing import pack_context
-from isoframe.engine.families.framepack.known_shapes import find_shapes
+from isoframe.engine.generation.model_lookup import find_model
 from isoframe.engine.interfaces.commands.command_line import build_app
 from isoframe.engine.jobs.folder import JobFolder
 from isoframe.engine.media.video import read_video_info
@@ -357,9 +357,7 @@ def test_a_schedule_makes_the_whole_video_with_the_tokens_that_are_planned(
         num_tail = 0 if plan.seen.tail is None else len(plan.seen.tail.frames)
         expected.append(schedule.num_context_tokens((8, 8), num_tail))
     assert counts == expected
-    planned = PlannedJob(
-        shapes=find_shapes("demo").shapes, sampling=sampling, size=(64, 64), precision="fp32"
-    )
+    planned = PlannedJob(shapes=find_model("demo").shapes, sampling=sampling, size=(64, 64), precision="fp32")
     sequence = planned.denoise_shape(described_machine(card="RTX 3060", vram=None, ram=None)).sequence
     assert sequence.clean == max(counts)
     assert sequence.latent <= schedule.bound((8, 8))

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from isoframe.engine import ConfigError, Engine, EngineConfig, Event, Request, SamplingConfig, StepEvent
-from isoframe.engine.checkpoints.checkpoint import open_transformer
 from isoframe.engine.companions.components import find_components
 from isoframe.engine.demo import find_example
 from isoframe.engine.families.framepack.transformer_config import TransformerConfig
+from isoframe.engine.families.opening import open_transformer
 from isoframe.engine.request.config import ORDERS
 from isoframe.engine.sampling.magnitude import (
     find_ratios,

@@ -22,12 +22,12 @@ from isoframe.engine import (
     Request,
     SamplingConfig,
 )
-from isoframe.engine.checkpoints.checkpoint import open_transformer
 from isoframe.engine.companions.components import find_components
 from isoframe.engine.companions.encoders import Encoders
 from isoframe.engine.companions.vae import VideoVAE
-from isoframe.engine.families.framepack.known_shapes import find_shapes
 from isoframe.engine.families.framepack.transformer import PackedTransformer, StepPass
+from isoframe.engine.families.opening import open_transformer
+from isoframe.engine.generation.model_lookup import find_model
 from isoframe.engine.model.units import ResidentUnits
 from isoframe.engine.planning.machine import CONTEXT_BYTES
 from isoframe.engine.weights.conversion import convert
@@ -257,7 +257,7 @@ def test_a_store_is_a_model_with_the_companions_of_its_source(tmp_path: Path) ->
             assert engine.components.name == "demo"
     expected, actual = made.values()
     assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True))
-    assert find_shapes(str(store.folder)).shapes.transformer == checkpoint.config
+    assert find_model(str(store.folder)).shapes.transformer == checkpoint.config
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from tiny_models import saved_model
 from torch import Tensor
 
-from isoframe.engine.checkpoints.checkpoint import Checkpoint, open_transformer
+from isoframe.engine.checkpoints.checkpoint import Checkpoint
 from isoframe.engine.errors import CheckpointError, InputError
 from isoframe.engine.families.framepack.transformer import PackedTransformer
+from isoframe.engine.families.opening import open_transformer
 from isoframe.engine.files import exclusive_lock
 from isoframe.engine.weights import conversion, store
 from isoframe.engine.weights.conversion import ConversionProgress, cached_store, convert
@@ -240,7 +241,7 @@ def test_a_stopped_conversion_goes_on_where_it_stopped(
 
 KILLED = """
 import os, sys, torch
-from isoframe.engine.checkpoints.checkpoint import open_transformer
+from isoframe.engine.families.opening import open_transformer
 from isoframe.engine.weights.conversion import convert
 from isoframe.quant import make_format
 seen = []

@@ -30,18 +30,18 @@ from packed_steps import blobs_of, layouts_of, one_step, prepared_steps
 from tiny_models import tiny_model
 from torch import Tensor
 
-from isoframe.engine.checkpoints.checkpoint import open_transformer
 from isoframe.engine.checkpoints.destinations import DenseTensor
 from isoframe.engine.companions.components import find_components
 from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.families.framepack.transformer_config import TransformerConfig
+from isoframe.engine.families.framepack.units import block_units
+from isoframe.engine.families.opening import open_transformer
 from isoframe.engine.planning.ring import RingSchedule
 from isoframe.engine.weights.copies import CopyEngine, StagedCopies, StreamCopies
 from isoframe.engine.weights.host import HostBuffer
 from isoframe.engine.weights.streaming import SlotPipeline, Streamer
 from isoframe.engine.weights.streams import CallerStream, ThreadStream
 from isoframe.engine.weights.timeline import EventLog, chrome_trace, exposed_wait
-from isoframe.engine.weights.virtual_clock import block_groups
 from isoframe.quant import make_format
 
 CPU = torch.device("cpu")
@@ -189,7 +189,7 @@ def is_right(seen: list[tuple[int, int]]) -> bool:
 def test_every_use_sees_its_own_unit_while_both_streams_run_late(
     seed: int, ring: int, num_dual: int, num_single: int, resident_part: float, is_staged: bool
 ) -> None:
-    chance, groups = random.Random(seed), block_groups(num_dual, num_single)
+    chance, groups = random.Random(seed), block_units(num_dual, num_single)
     num_units = 2 * num_dual + num_single
     residents = [unit for unit in range(num_units) if chance.random() < resident_part]
     weights = BlobWeights(numbered_blobs(num_units))
@@ -394,7 +394,7 @@ def test_a_stream_nobody_closed_ends_with_its_last_user() -> None:
 
 
 def test_the_log_orders_copy_before_use_and_frees_before_the_next_copy() -> None:
-    log, groups = EventLog(), block_groups(2, 3)
+    log, groups = EventLog(), block_units(2, 3)
     chance = random.Random(1)
     streams = LateStream("test-compute", chance), LateStream("test-copies", chance)
     copies = StreamCopies(*streams, BlobWeights(numbered_blobs(7)), CPU)

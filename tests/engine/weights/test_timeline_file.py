@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from block_paces import block_paces
 from typer.testing import CliRunner
 
 from isoframe.engine.errors import ConfigError, InputError
@@ -12,7 +13,7 @@ from isoframe.engine.interfaces.commands.command_line import build_app
 from isoframe.engine.planning.ring import RingSchedule
 from isoframe.engine.weights.timeline import UnitTiming, last_passes
 from isoframe.engine.weights.timeline_file import check_timeline_path, write_timeline
-from isoframe.engine.weights.virtual_clock import block_paces, simulate
+from isoframe.engine.weights.virtual_clock import simulate
 
 
 @pytest.fixture

@@ -3,27 +3,29 @@
 from dataclasses import replace
 
 import pytest
+from block_paces import block_paces
 
-from isoframe.engine.families.framepack.denoise_bytes import DenoiseShape, unit_bytes
-from isoframe.engine.families.framepack.shapes import published_shapes
+from isoframe.engine.families.family import BlockWork
+from isoframe.engine.families.framepack.model_sizes import published_shapes
+from isoframe.engine.families.framepack.step_sizes import DenoiseShape
 from isoframe.engine.planning.machine import Machine, find_card
 from isoframe.engine.planning.planned_job import PlannedJob
 from isoframe.engine.planning.ring import RingSchedule, spread_evenly
 from isoframe.engine.planning.roofline import copy_rate, exposed_seconds, step_time
 from isoframe.engine.request.config import SamplingConfig
 from isoframe.engine.weights.timeline import UnitTiming, exposed_wait
-from isoframe.engine.weights.virtual_clock import BlockPace, block_paces, roofline_paces, simulate
+from isoframe.engine.weights.virtual_clock import roofline_paces, simulate
 
 
 def run(
-    blocks: list[BlockPace], *, ring: int, copy: float, num_residents: int = 0, num_passes: int = 2
+    blocks: list[BlockWork], *, ring: int, copy: float, num_residents: int = 0, num_passes: int = 2
 ) -> list[UnitTiming]:
     num_units = sum(len(block.units) for block in blocks)
     schedule = RingSchedule(num_units, ring=ring, residents=spread_evenly(num_units, num_residents))
     return simulate(schedule, blocks, copy_seconds=[copy] * num_units, num_passes=num_passes)
 
 
-def blocks(num_dual: int, num_single: int, compute: float) -> list[BlockPace]:
+def blocks(num_dual: int, num_single: int, compute: float) -> list[BlockWork]:
     """Blocks of ``compute`` seconds a unit, of which a fifth is before and after a dual-stream block holds both units."""
     return block_paces(
         num_dual,
@@ -85,7 +87,7 @@ def test_the_planner_predicts_the_step_of_the_virtual_clock(
     precision: str, h2d: float, num_residents: int, ring: int
 ) -> None:
     of, card = shape(precision), replace(find_card("RTX 4090"), h2d=h2d, bandwidth=1e9)
-    unit = max(unit_bytes(of.config, of.precision))
+    unit = max(of.weights.units)
     kept = set(spread_evenly(80, num_residents))
     num_pairs = sum({2 * block, 2 * block + 1}.isdisjoint(kept) for block in range(20))
     predicted = step_time(

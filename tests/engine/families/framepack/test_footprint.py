@@ -11,24 +11,14 @@ from published_config import PUBLISHED
 from storage_tracker import StorageTracker
 from torch import Tensor, nn
 
-from isoframe.engine.families.framepack.denoise_bytes import (
-    PRECISIONS,
-    DenoiseShape,
-    find_precision,
-    once_weight_bytes,
-    packed_sequence,
-    step_weight_bytes,
-    unit_bytes,
-)
-from isoframe.engine.families.framepack.shapes import ModelShapes, published_shapes
+from isoframe.engine.families.framepack.model_sizes import ModelShapes, published_shapes
+from isoframe.engine.families.framepack.step_sizes import DenoiseShape, packed_sequence, weight_sizes
 from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.families.framepack.transformer_config import TransformerConfig
-from isoframe.engine.model.units import UnitLayout, unit_specs
-from isoframe.engine.planning.companion_bytes import (
-    VaeWork,
-    encoder_activation_bytes,
-    prepare_activation_bytes,
-)
+from isoframe.engine.families.framepack.units import unit_specs
+from isoframe.engine.families.framepack.vae_sizes import VaeWork
+from isoframe.engine.model.precision import PRECISIONS, find_precision
+from isoframe.engine.model.units import UnitLayout
 from isoframe.quant import make_format
 
 META = torch.device("meta")
@@ -63,7 +53,7 @@ def test_the_built_in_shapes_are_the_published_ones() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8", "int8-weight", "fp8", "nf4"])
 def test_units_have_the_size_of_their_layout(precision: str) -> None:
     layouts = [UnitLayout(spec, make_format(precision, torch.bfloat16)) for spec in unit_specs(CONFIG)]
-    assert unit_bytes(CONFIG, PRECISIONS[precision]) == [layout.num_bytes for layout in layouts]
+    assert weight_sizes(CONFIG, PRECISIONS[precision]).units == tuple(layout.num_bytes for layout in layouts)
 
 
 def test_weights_outside_the_units_are_all_counted_once(transformer: PackedTransformer) -> None:
@@ -75,9 +65,9 @@ def test_weights_outside_the_units_are_all_counted_once(transformer: PackedTrans
             step_bytes += destination.num_bytes
         elif not name.startswith(("transformer_blocks", "single_transformer")) or ".norm" in name:
             once_bytes += destination.num_bytes
-    assert once_weight_bytes(CONFIG, PRECISIONS["bf16"]) == once_bytes
+    assert weight_sizes(CONFIG, PRECISIONS["bf16"]).once == once_bytes
     fp32_head = 4 * 64 * 3073
-    assert step_weight_bytes(CONFIG, PRECISIONS["bf16"]) == step_bytes + fp32_head
+    assert weight_sizes(CONFIG, PRECISIONS["bf16"]).per_step == step_bytes + fp32_head
 
 
 def test_preparing_a_job_peaks_below_its_formula(transformer: PackedTransformer) -> None:
@@ -99,7 +89,7 @@ def test_preparing_a_job_peaks_below_its_formula(transformer: PackedTransformer)
 
     weights = [d.tensor for d in transformer.destinations.values() if hasattr(d, "tensor")]
     measured = peak(weights, prepare)
-    assert measured <= prepare_activation_bytes(shape) <= 1.25 * measured
+    assert measured <= shape.prepare_bytes() <= 1.25 * measured
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +208,7 @@ def test_encoders_have_the_parameters_and_peak_of_their_formulas(
     # Outside of inference mode this model's attention holds its scores, which is the most that it can hold.
     with torch.no_grad():
         measured = peak([*tensors(model), *inputs.values()], lambda: model(**inputs))
-    assert measured <= encoder_activation_bytes(shape, 2) <= 1.2 * measured
+    assert measured <= shape.activation_bytes(2) <= 1.2 * measured
 
 
 def test_a_model_with_other_companions_has_their_shapes() -> None:

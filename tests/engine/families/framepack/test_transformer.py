@@ -8,8 +8,8 @@ import torch
 from tiny_models import saved_model
 
 from isoframe.engine import CheckpointError
-from isoframe.engine.checkpoints.checkpoint import open_transformer
 from isoframe.engine.families.framepack.transformer import PackedTransformer
+from isoframe.engine.families.opening import open_transformer
 
 
 @pytest.mark.parametrize(

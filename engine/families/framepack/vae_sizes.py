@@ -1,70 +1,115 @@
-"""Bytes and arithmetic of the phases around the denoising loop: encoders, preparation of a job, VAE."""
+"""HunyuanVideo's VAE: its parameters, and the bytes and arithmetic of decoding and encoding."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..families.framepack.denoise_bytes import DenoiseShape, Precision
-from ..families.framepack.shapes import Convolution, EncoderShape, VaeShape
-from ..families.framepack.transformer_config import TransformerConfig
+from ..family import CodecWork, tile_stride
 
 # The published temporal chunks: 5 latent frames every 3.
 _CHUNK_LATENTS, _CHUNK_STRIDE = 5, 3
 # And of a clip that is encoded, 16 frames after the first one.
 _ENCODED_FRAMES = 17
-# Tiles overlap by a quarter, as the published 256 px tiles every 192 px do.
-_STRIDE_SHARE = 0.75
 
 
-def encoder_activation_bytes(shape: EncoderShape, value_bytes: int) -> int:
-    """Most that one layer holds, the scores of an unfused attention included."""
-    tokens = shape.num_tokens
-    return value_bytes * (18 * tokens * shape.width + 4 * shape.num_heads * tokens**2)
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """A causal convolution of the VAE; ``level`` counts the upsamplings between the latents and its output."""
 
+    in_channels: int
+    out_channels: int
+    kernel: int
+    level: int
 
-def prepare_activation_bytes(shape: DenoiseShape) -> int:
-    """Most that the refiner holds, which refines the text for every step at once; and two modulation tables."""
-    config, precision = shape.config, shape.precision
-    dim, mlp = config.inner_dim, int(config.inner_dim * config.mlp_ratio)
-    tokens = shape.num_steps * shape.sequence.text
-    vectors = 12 * config.num_layers + 3 * config.num_single_layers + 2
-    refiner = tokens * (5 * dim + 2 * mlp)
-    vision = shape.sequence.vision * 7 * dim
-    return precision.residual * (refiner + vision + 2 * shape.num_branches * shape.num_steps * vectors * dim)
-
-
-def largest_once_layer_bytes(config: TransformerConfig, precision: Precision) -> int:
-    """The largest layer that a job needs once: a dual-stream block's modulation, or the refiner's MLP."""
-    dim, mlp = config.inner_dim, int(config.inner_dim * config.mlp_ratio)
-    return precision.residual * max(6 * dim**2 + 6 * dim, mlp * dim + mlp)
-
-
-def tile_stride(tile: int) -> int:
-    """Pixels from one tile to the next."""
-    return int(tile * _STRIDE_SHARE)
+    @property
+    def num_params(self) -> int:
+        return self.kernel**3 * self.in_channels * self.out_channels + self.out_channels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VaeWork:
-    """Decoding or encoding at one size.
+class VaeShape:
+    """HunyuanVideo's VAE.
+
+    Attributes:
+        latent_channels: channels of the latents.
+        channels: of the four levels, pixels first.
+        layers_per_block: residual blocks of an encoder level; the decoder has one more.
+    """
+
+    latent_channels: int
+    channels: tuple[int, int, int, int]
+    layers_per_block: int
+
+    @property
+    def num_params(self) -> int:
+        """Both halves, norms and attention included."""
+        deepest = self.channels[3]
+        # Norm, q, k, v and output of the middle's attention.
+        attention = 2 * deepest + 4 * (deepest**2 + deepest)
+        norms = sum(2 * channels for channels in self._normed("encoder") + self._normed("decoder"))
+        convolutions = sum(conv.num_params for conv in (*self.encoder(), *self.decoder()))
+        points = sum(n**2 + n for n in (2 * self.latent_channels, self.latent_channels))
+        return convolutions + norms + 2 * attention + points
+
+    def decoder(self) -> Iterator[Convolution]:
+        """Convolutions from latents to pixels, in order."""
+        deepest = self.channels[3]
+        yield Convolution(self.latent_channels, deepest, 3, 0)
+        for _ in range(4):
+            yield Convolution(deepest, deepest, 3, 0)
+        width = deepest
+        for level, channels in enumerate(reversed(self.channels)):
+            for _ in range(self.layers_per_block + 1):
+                yield from _residual_block(width, channels, level)
+                width = channels
+            if level < 3:
+                yield Convolution(channels, channels, 3, level + 1)
+        yield Convolution(width, 3, 3, 3)
+
+    def encoder(self) -> Iterator[Convolution]:
+        """Convolutions from pixels to latents, in order."""
+        width = self.channels[0]
+        yield Convolution(3, width, 3, 3)
+        for depth, channels in enumerate(self.channels):
+            for _ in range(self.layers_per_block):
+                yield from _residual_block(width, channels, 3 - depth)
+                width = channels
+            if depth < 3:
+                yield Convolution(channels, channels, 3, 2 - depth)
+        for _ in range(4):
+            yield Convolution(width, width, 3, 0)
+        yield Convolution(width, 2 * self.latent_channels, 3, 0)
+
+    def _normed(self, half: str) -> list[int]:
+        """Channels of every group norm of one half, the attention's left out."""
+        blocks = self.layers_per_block + (half == "decoder")
+        order = self.channels if half == "encoder" else self.channels[::-1]
+        normed, width = [self.channels[3]] * 4, self.channels[0] if half == "encoder" else self.channels[3]
+        for channels in order:
+            for _ in range(blocks):
+                normed += [width, channels]
+                width = channels
+        return [*normed, width]
+
+
+def _residual_block(width: int, channels: int, level: int) -> Iterator[Convolution]:
+    yield Convolution(width, channels, 3, level)
+    yield Convolution(channels, channels, 3, level)
+    if width != channels:
+        yield Convolution(width, channels, 1, level)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaeWork(CodecWork):
+    """Decoding or encoding with HunyuanVideo's VAE.
 
     Attributes:
         vae: the VAE.
-        size: height and width in pixels.
-        tile: edge of the spatial tiles in pixels; None works on the whole picture.
-        value_bytes: of a weight or activation.
     """
 
     vae: VaeShape
-    size: tuple[int, int]
-    tile: int | None
-    value_bytes: int = 2
-
-    @property
-    def weight_bytes(self) -> int:
-        return self.value_bytes * self.vae.num_params
 
     def decode_bytes(self, num_latents: int) -> int:
-        """Most that decoding ``num_latents`` latent frames holds: one tile at its last upsampling, and the frames so far."""
+        """One tile at its last upsampling, and the frames so far."""
         latents = min(num_latents, _CHUNK_LATENTS)
         frames = 4 * latents - 3
         height, width = self._tile_size()
@@ -87,18 +132,10 @@ class VaeWork:
         return 3 * frames * (chunks - 1) * picture + 3 * frames * tiles
 
     def decode_workspace_bytes(self, num_latents: int) -> int:
-        """What cuDNN may ask for at the largest convolution: its input and result in another layout."""
-        frames = 4 * min(num_latents, _CHUNK_LATENTS) - 3
-        height, width = self._tile_size()
-        channels = self.vae.channels[1]
-        return (
-            self.value_bytes
-            * channels
-            * ((frames + 2) * (height + 2) * (width + 2) + frames * height * width)
-        )
+        return self._workspace_bytes(self.vae.channels[1], 4 * min(num_latents, _CHUNK_LATENTS) - 3)
 
     def encode_bytes(self, num_frames: int = 1) -> int:
-        """Most that encoding an image or a clip holds: a residual block of the first level, or the middle's attention."""
+        """A residual block of the first level, or the middle's attention."""
         height, width = self._tile_size()
         channels, frames = self.vae.channels[0], min(num_frames, _ENCODED_FRAMES)
         block = 4 * channels * frames * height * width + channels * (frames + 2) * (height + 2) * (width + 2)
@@ -109,14 +146,16 @@ class VaeWork:
         return self.value_bytes * (max(block, attention) + ends)
 
     def encode_workspace_bytes(self, num_frames: int = 1) -> int:
-        """As :meth:`decode_workspace_bytes`."""
+        return self._workspace_bytes(self.vae.channels[0], min(num_frames, _ENCODED_FRAMES))
+
+    def _workspace_bytes(self, channels: int, frames: int) -> int:
+        """A convolution's padded input and its result."""
         height, width = self._tile_size()
-        channels, frames = self.vae.channels[0], min(num_frames, _ENCODED_FRAMES)
         values = (frames + 2) * (height + 2) * (width + 2) + frames * height * width
         return self.value_bytes * channels * values
 
     def decode_flops(self, num_latents: int) -> float:
-        """Multiplications and additions of decoding ``num_latents`` frames in chunks and tiles."""
+        """In chunks and tiles."""
         return sum(
             self._tile_flops(latents, height, width)
             for latents in _chunks(num_latents)
