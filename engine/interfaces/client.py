@@ -1,7 +1,4 @@
-"""A program's side of ``isoframe serve``; the standard library is enough for it.
-
-A request as the JSON that a server takes.
-"""
+"""A program's side of ``isoframe serve``: requests as the JSON that a server takes; the standard library is enough."""
 
 import base64
 import dataclasses
@@ -20,33 +17,11 @@ from typing import Any
 
 from ..errors import ConfigError, IsoframeError
 from ..files import replace_when_whole
+from ..request.codec import to_dict
 from ..request.config import Request
+from ..request.fields import offered
 
-# Fields that a server takes as they are.
-_SAME = (
-    "prompt",
-    "negative_prompt",
-    "seconds",
-    "order",
-    "fps",
-    "crf",
-    "num_steps",
-    "guidance_scale",
-    "cfg_scale",
-    "cfg_rescale",
-    "seed",
-    "latent_window_size",
-    "sampler",
-    "step_cache",
-    "step_cache_threshold",
-    "step_cache_max_skips",
-    "step_cache_retention",
-    "posterior",
-    "prompt_blend",
-)
-# Those that it takes in another form; all others it does not take.
-_OTHERWISE = ("image", "size", "loras")
-_DEFAULTS = Request(image="", prompt="")
+_TAKEN = offered(Request, "server")
 
 
 def request_fields(request: Request) -> dict[str, Any]:
@@ -58,24 +33,23 @@ def request_fields(request: Request) -> dict[str, Any]:
     """
     if request.image is None:
         raise ConfigError("image must be given, a server makes no video without one; got None")
-    for field in dataclasses.fields(request):
-        if field.name not in (*_SAME, *_OTHERWISE) and _is_set(request, field.name):
-            raise ConfigError(f"{field.name} must be left as it is, a server does not take it")
-    fields = {name: getattr(request, name) for name in _SAME if _is_set(request, name)}
-    if request.size is not None:
-        fields |= {"height": request.size[0], "width": request.size[1]}
-    if request.loras:
-        fields["loras"] = [
-            {"name": os.fspath(lora.source), "strength": lora.strength, "sections": lora.sections}
-            for lora in request.loras
-        ]
-    return {**fields, "prompt": request.prompt, "image": base64.b64encode(_file(request.image)).decode()}
+    changed = [field.name for field in dataclasses.fields(request) if _is_set(request, field)]
+    for name in changed:
+        if name not in _TAKEN:
+            raise ConfigError(f"{name} must be left as it is, a server does not take it")
+    values = to_dict(request)
+    fields = {name: values[name] for name in changed}
+    if "size" in fields:
+        fields |= dict(zip(("height", "width"), fields.pop("size"), strict=True))
+    for lora in fields.get("loras", ()):
+        lora["name"] = lora.pop("source")
+    return fields | {"image": base64.b64encode(_file(request.image)).decode()}
 
 
-def _is_set(request: Request, name: str) -> bool:
-    value, default = getattr(request, name), getattr(_DEFAULTS, name)
+def _is_set(request: Request, field: "dataclasses.Field[Any]") -> bool:
+    value = getattr(request, field.name)
     # Arrays are not compared with None: they answer for every element.
-    return value is not None if default is None else bool(value != default)
+    return value is not None if field.default in (None, dataclasses.MISSING) else bool(value != field.default)
 
 
 def _file(image: object) -> bytes:

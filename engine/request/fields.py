@@ -86,8 +86,12 @@ def described(about: Setting) -> dict[str, Setting]:
 
 
 def offered(configuration: type, door: str) -> dict[str, Offered]:
-    """The fields of a dataclass that ``door`` offers, by their names in the engine."""
-    known = {entry.name: entry for entry in fields(configuration) if _KEY in entry.metadata}
+    """The fields of a dataclass that ``door`` offers, by their names in the engine; its own before those of its bases."""
+    own = [vars(base).get("__annotations__", {}) for base in configuration.__mro__]
+    ordered = sorted(
+        fields(configuration), key=lambda entry: [entry.name in names for names in own].index(True)
+    )
+    known = {entry.name: entry for entry in ordered if _KEY in entry.metadata}
     names = {name: _name(name, entry.metadata[_KEY], door) for name, entry in known.items()}
     shown = {name: text.split()[0] for name, text in names.items()}
     return {

@@ -178,7 +178,7 @@ class SharedFields(Experimental):
             help="Latent frames per section (4 frames each).",
             names={"command": "--window"},
             least=1,
-            limit=36,
+            limit=64,
         ),
     )
     sampler: str = setting("unipc", Setting(help=", ".join(SAMPLERS), choices=SAMPLERS))
@@ -200,7 +200,8 @@ class SharedFields(Experimental):
     loras: tuple[LoraStrength, ...] = setting(
         (),
         Setting(
-            help="LoRAs that are at work together.",
+            help="A LoRA as .safetensors, such as style.safetensors:0.8; @1,3-5 limits it to these sections in the order they "
+            "are made; repeatable.",
             names={"command": "--lora"},
             metavar="FILE[:STRENGTH[@SECTIONS]]",
             limit=16,

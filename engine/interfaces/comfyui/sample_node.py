@@ -5,12 +5,21 @@ from typing import Any
 from ...engine import Engine
 from ...events import Event, StepEvent
 from ...model.conditioning import Conditioning
-from ...request.config import ORDERS, SAMPLERS, STEP_CACHES, LoraStrength, SamplingConfig
+from ...request.config import LoraStrength, SamplingConfig
+from ...request.fields import Offered, offered
 from ...sampling.denoiser import EventHandler
 from . import host
 from .load_node import EngineHandle
 from .node import ENGINE, LORAS, Input, Node, Output
 from .tensors import from_conditioning, from_latent, latent_scale, to_latent
+
+# Saved workflows keep the values of widgets by their places: these stay where they are, newer ones come after them.
+_FIRST = (
+    "num_steps", "seed", "order", "guidance_scale", "cfg_scale", "cfg_rescale", "sampler", "step_cache",
+    "step_cache_threshold", "latent_window_size",
+)  # fmt: skip
+_OFFERED = offered(SamplingConfig, "comfyui")
+_WIDGETS = [_OFFERED[name] for name in dict.fromkeys((*_FIRST, *_OFFERED)) if name != "loras"]
 
 
 def sample(
@@ -19,27 +28,16 @@ def sample(
     image_embeds: Any,
     start_latent: dict[str, Any],
     num_sections: int,
-    steps: int,
-    seed: int,
-    order: str,
-    guidance_scale: float,
-    cfg: float,
-    cfg_rescale: float,
-    sampler: str,
-    step_cache: str,
-    step_cache_threshold: float,
-    latent_window_size: int,
     negative: Any = None,
     loras: tuple[LoraStrength, ...] = (),
+    **widgets: Any,
 ) -> tuple[dict[str, Any]]:
-    """The latents of the whole video, the start latent first."""
-    sampling = SamplingConfig(
-        num_sections=num_sections, num_steps=steps, seed=seed, order=order, guidance_scale=guidance_scale,
-        cfg_scale=cfg, cfg_rescale=cfg_rescale, sampler=sampler, step_cache=step_cache,
-        step_cache_threshold=step_cache_threshold, latent_window_size=latent_window_size, loras=loras,
-    )  # fmt: skip
+    """The latents of the whole video, the start latent first; ``widgets`` are fields of its sampling."""
+    asked = {known.field: widgets[known.name] for known in _WIDGETS}
+    sampling = SamplingConfig(num_sections=num_sections, loras=loras, **asked)
     model, scale = engine.engine, latent_scale(engine.engine)
-    conditioning = _condition(positive, negative, image_embeds, from_latent(start_latent, scale), cfg)
+    start = from_latent(start_latent, scale)
+    conditioning = _condition(positive, negative, image_embeds, start, sampling.cfg_scale)
     host.take_memory(model.device)
     try:
         latents = model.sample_video(conditioning, sampling, on_event=_watch(model, sampling))
@@ -47,7 +45,7 @@ def sample(
         # After an interrupt too: ComfyUI goes on with other models.
         model.release()
         host.give_memory_back(model.device)
-    return (to_latent(latents, scale, order=order, window=latent_window_size),)
+    return (to_latent(latents, scale, order=sampling.order, window=sampling.latent_window_size),)
 
 
 def _condition(
@@ -80,16 +78,18 @@ def _watch(engine: Engine, sampling: SamplingConfig) -> EventHandler:
     return on_event
 
 
-def _number(name: str, default: float, minimum: float, maximum: float, tooltip: str = "") -> Input:
-    is_integer = isinstance(default, int)
+def _widget(known: Offered) -> Input:
+    about, kind = known.setting, {int: "INT", float: "FLOAT"}.get(known.type, "COMBO")
     return Input(
-        name=name, kind="INT" if is_integer else "FLOAT", default=default, minimum=minimum, maximum=maximum,
-        step=1 if is_integer else 0.01, tooltip=tooltip,
-    )  # fmt: skip
-
-
-def _choice(name: str, options: tuple[str, ...], tooltip: str = "") -> Input:
-    return Input(name=name, kind="COMBO", options=lambda: list(options), default=options[0], tooltip=tooltip)
+        name=known.name,
+        kind=kind,
+        default=known.default,
+        options=(lambda: list(about.choices)) if about.choices else None,
+        minimum=about.least,
+        maximum=about.most if about.limit is None else about.limit,
+        step={"INT": 1, "FLOAT": 0.01}.get(kind),
+        tooltip=known.help,
+    )
 
 
 SAMPLE = Node(
@@ -101,25 +101,16 @@ SAMPLE = Node(
         Input(name="positive", kind="CONDITIONING"),
         Input(name="image_embeds", kind="CLIP_VISION_OUTPUT", tooltip="SigLIP's tokens of the start image."),
         Input(name="start_latent", kind="LATENT", tooltip="The start image, encoded by the model's VAE."),
-        _number(
-            "num_sections", 4, 1, 3000, "Each adds 4 frames for every frame of the window: 36 at window 9."
+        Input(
+            name="num_sections",
+            kind="INT",
+            default=4,
+            minimum=1,
+            maximum=3000,
+            step=1,
+            tooltip="Each adds 4 frames for every frame of the window: 36 at window 9.",
         ),
-        _number("steps", 25, 1, 1000),
-        _number("seed", 31337, 0, 2**63 - 1),
-        _choice("order", ORDERS, "inverted for the I2V checkpoint, forward for F1"),
-        _number("guidance_scale", 10.0, 0.0, 100.0, "Distilled guidance."),
-        _number(
-            "cfg",
-            1.0,
-            0.0,
-            100.0,
-            "True guidance; any but 1 needs a negative prompt and takes twice as long.",
-        ),
-        _number("cfg_rescale", 0.0, 0.0, 1.0),
-        _choice("sampler", SAMPLERS),
-        _choice("step_cache", STEP_CACHES, "none is exact, the others skip steps."),
-        _number("step_cache_threshold", 0.15, 0.0, 10.0),
-        _number("latent_window_size", 9, 1, 64),
+        *map(_widget, _WIDGETS),
         Input(name="negative", kind="CONDITIONING", is_optional=True),
         Input(name="loras", kind=LORAS, is_optional=True),
     ),

@@ -8,7 +8,7 @@ import typer
 from ...errors import ConfigError
 from ...request.config import COMPUTE_DTYPES, PRECISIONS, EngineConfig, LoraStrength, check_choice
 from .terminal import options
-from .terminal.failures import readable_errors
+from .terminal.command import command
 from .terminal.progress import conversion_bar
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ _Report = Annotated[
 ]
 
 
+@command(config=("cache_dir", "local_files_only"))
 def convert(
+    config: EngineConfig,
     source: Annotated[
         str, typer.Argument(metavar="SRC", help="demo, a Hub id, a model folder or a .safetensors file.")
     ],
@@ -59,29 +61,22 @@ def convert(
     verify: _Verify = False,
     report: _Report = False,
     quiet: options.Quiet = False,
-    cache_dir: options.CacheDir = None,
-    local_files_only: options.LocalFilesOnly = False,
-    debug: options.Debug = False,
 ) -> None:
     """Write a model in the order and the precision in which it is used: loads faster, runs in less memory.
 
     The source stays as it is. A conversion that was stopped goes on where it stopped when it is run again.
     """
-    with readable_errors(debug=debug):
-        if verify:
-            _verify(source, destination, quiet)
-            return
-        check_choice("--precision", precision, PRECISIONS)
-        check_choice("--compute-dtype", compute_dtype, COMPUTE_DTYPES)
-        loras = _parse_loras(lora, destination)
-        cache_path = EngineConfig(cache_dir=cache_dir).cache_path()
-        store = _convert(
-            source, destination, precision, compute_dtype, loras, cache_path, local_files_only, quiet
-        )
-        if report:
-            _print_report(store)
-        if not quiet:
-            typer.echo(f"{store.folder}: {store.name} in {precision}, {store.num_bytes / 2**30:.2f} GiB")
+    if verify:
+        _verify(source, destination, quiet)
+        return
+    check_choice("--precision", precision, PRECISIONS)
+    check_choice("--compute-dtype", compute_dtype, COMPUTE_DTYPES)
+    loras = _parse_loras(lora, destination)
+    store = _convert(source, destination, precision, compute_dtype, loras, config, quiet)
+    if report:
+        _print_report(store)
+    if not quiet:
+        typer.echo(f"{store.folder}: {store.name} in {precision}, {store.num_bytes / 2**30:.2f} GiB")
 
 
 def _verify(source: str, destination: Path | None, is_quiet: bool) -> None:
@@ -123,8 +118,7 @@ def _convert(
     precision: str,
     compute_dtype: str,
     loras: tuple[LoraStrength, ...],
-    cache_path: Path,
-    local_files_only: bool,
+    config: EngineConfig,
     is_quiet: bool,
 ) -> "Store":
     import dataclasses
@@ -142,8 +136,8 @@ def _convert(
     is_for_here = destination is None and compute_dtype == "auto" and not torch.cuda.is_available()
     auto = torch.float32 if is_for_here else torch.bfloat16
     weight_format = make_format(precision, DENSE_DTYPES.get(compute_dtype, auto))
-    components = find_components(source, local_files_only=local_files_only)
-    opened = open_transformer(components.transformer, local_files_only=local_files_only)
+    components = find_components(source, local_files_only=config.local_files_only)
+    opened = open_transformer(components.transformer, local_files_only=config.local_files_only)
     checkpoint = dataclasses.replace(opened, name=components.name)
     if loras:
         layers = checkpoint_layers(checkpoint)
@@ -151,7 +145,7 @@ def _convert(
         checkpoint = merged_checkpoint(checkpoint, active)
     with conversion_bar(is_quiet=is_quiet) as on_progress:
         if destination is None:
-            return cached_store(checkpoint, weight_format, cache_path, on_progress)
+            return cached_store(checkpoint, weight_format, config.cache_path(), on_progress)
         return convert_model(checkpoint, weight_format, destination, on_progress)
 
 

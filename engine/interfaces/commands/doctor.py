@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...errors import EXIT_FAILED
-from .terminal import options
-from .terminal.failures import readable_errors
+from ...request.config import EngineConfig
+from .terminal.command import command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,32 +18,27 @@ if TYPE_CHECKING:
 _MARKS = {"good": "[green]good   [/]", "note": "[yellow]note   [/]", "problem": "[red]PROBLEM[/]"}
 
 
+@command(config=("device", "cache_dir"))
 def doctor(
-    device: options.Device = "auto",
-    cache_dir: options.CacheDir = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    debug: options.Debug = False,
+    config: EngineConfig, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> None:
     """Examine card, driver, Triton, attention, memory and disk; exit 1 where something will not work.
 
     Every finding comes with its remedy. Without a graphics card it says what this machine can do.
     """
-    with readable_errors(debug=debug):
-        from ...device import resolve_device
-        from ...request.config import EngineConfig
-        from ..checkup import examine
+    from ...device import resolve_device
+    from ..checkup import examine
 
-        config = EngineConfig(device=device, cache_dir=cache_dir)
-        checks = []
-        console = _console()
-        for check in examine(resolve_device(config.device), config.cache_path()):
-            checks.append(check)
-            if not as_json:
-                _print(console, check)
-        if as_json:
-            typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
-        else:
-            console.print(_sum_up(checks))
+    checks = []
+    console = _console()
+    for check in examine(resolve_device(config.device), config.cache_path()):
+        checks.append(check)
+        if not as_json:
+            _print(console, check)
+    if as_json:
+        typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        console.print(_sum_up(checks))
     if any(check.status == "problem" for check in checks):
         raise typer.Exit(EXIT_FAILED)
 

@@ -1,9 +1,7 @@
-"""``isoframe reproduce``: make a video again from what it says of itself, and compare.
-
-``isoframe export``: another file of a finished video.
-"""
+"""Finished videos: ``isoframe export`` writes one as another file, ``reproduce`` makes one again and compares."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +10,7 @@ from typer import Option
 
 from ...request.config import EngineConfig
 from .terminal import options
-from .terminal.failures import readable_errors
-from .terminal.options import DEFAULTS
+from .terminal.command import Asked, command
 
 Target = Annotated[
     Path,
@@ -31,23 +28,19 @@ Interpolate = Annotated[
 ]
 
 
+@command(asked=("codec", "crf"))
 def export(
+    asked: Asked,
     video: Annotated[Path, typer.Argument(metavar="VIDEO", help="An MP4.")],
     out: Target,
     interpolate: Interpolate = 1,
-    codec: options.Codec = DEFAULTS.codec,
-    crf: options.Crf = DEFAULTS.crf,
     overwrite: options.Overwrite = False,
-    debug: options.Debug = False,
 ) -> None:
     """Write a video as an animated GIF or WebP, in another codec, or with more frames per second."""
     from ...media.exports import export_video
 
-    with readable_errors(debug=debug):
-        made = export_video(
-            video, out, interpolate=interpolate, codec=codec, crf=crf, overwrite=overwrite
-        )  # fmt: skip
-        typer.echo(f"{made.path}: {made.num_frames} frames, {made.fps:g} per second, {made.seconds:.1f} s")
+    made = export_video(video, out, interpolate=interpolate, overwrite=overwrite, **asked)
+    typer.echo(f"{made.path}: {made.num_frames} frames, {made.fps:g} per second, {made.seconds:.1f} s")
 
 
 INCONCLUSIVE = 3
@@ -86,8 +79,10 @@ NewOut = Annotated[
 ]
 
 
+@command(config=("device", "vram", "ram", "cache_dir", "local_files_only"))
 def reproduce(
     file: Source,
+    config: EngineConfig,
     image: StartImage = None,
     model: OtherModel = None,
     files: Files = None,
@@ -95,49 +90,39 @@ def reproduce(
     overwrite: options.Overwrite = False,
     frame_filter: options.FrameFilter = None,
     quiet: options.Quiet = False,
-    device: options.Device = "auto",
-    vram: options.Vram = None,
-    ram: options.Ram = None,
-    cache_dir: options.CacheDir = None,
-    local_files_only: options.LocalFilesOnly = False,
-    debug: options.Debug = False,
 ) -> None:
     """Make a video again from its metadata; checks the hashes of image, model and LoRAs, and compares every frame.
 
     Exits with 0 if all frames are identical, with 3 if they differ and so do device, precision or versions, else with 1.
     """
-    with readable_errors(debug=debug), tempfile.TemporaryDirectory(prefix="isoframe-") as folder:
-        from ...generation.frame_filter import load_filter
-        from ...reproduction import Recipe
-        from ...reproduction import reproduce as make_again
-        from .terminal.progress import make_reporter
+    from ... import Engine
+    from ...generation.frame_filter import load_filter
+    from ...reproduction import Recipe
+    from ...reproduction import reproduce as make_again
+    from .terminal.progress import make_reporter
 
-        recipe = Recipe.read(file)
-        request = recipe.request(image, files or file.parent)
-        config = EngineConfig(
-            device=device, precision=recipe.metadata["precision"], vram=vram, ram=ram, cache_dir=cache_dir,
-            local_files_only=local_files_only,
+    recipe = Recipe.read(file)
+    request = recipe.request(image, files or file.parent)
+    config = replace(config, precision=recipe.metadata["precision"])
+    with (
+        tempfile.TemporaryDirectory(prefix="isoframe-") as folder,
+        Engine.load(
+            model or recipe.metadata["model"],
+            config=config,
+            frame_filter=None if frame_filter is None else load_filter(frame_filter),
+        ) as engine,
+        make_reporter(fps=request.fps, is_json=False, is_quiet=quiet) as reporter,
+    ):
+        made = make_again(
+            engine, recipe, request, out or Path(folder) / "again.mp4", overwrite=overwrite,
+            on_event=reporter.on_event,
         )  # fmt: skip
-        from ... import Engine
-
-        with (
-            Engine.load(
-                model or recipe.metadata["model"],
-                config=config,
-                frame_filter=None if frame_filter is None else load_filter(frame_filter),
-            ) as engine,
-            make_reporter(fps=request.fps, is_json=False, is_quiet=quiet) as reporter,
-        ):
-            made = make_again(
-                engine, recipe, request, out or Path(folder) / "again.mp4", overwrite=overwrite,
-                on_event=reporter.on_event,
-            )  # fmt: skip
-        for difference in made.differences:
-            typer.echo(difference)
-        if made.is_identical:
-            typer.echo(f"{file}: reproduced, {made.num_frames} of {made.num_frames} frames are identical")
-            return
-        typer.echo(
-            f"{file}: not reproduced, {made.num_different} of {made.num_frames} frames differ (PSNR {made.psnr:.1f} dB)"
-        )
-        raise typer.Exit(INCONCLUSIVE if made.differences else 1)
+    for difference in made.differences:
+        typer.echo(difference)
+    if made.is_identical:
+        typer.echo(f"{file}: reproduced, {made.num_frames} of {made.num_frames} frames are identical")
+        return
+    typer.echo(
+        f"{file}: not reproduced, {made.num_different} of {made.num_frames} frames differ (PSNR {made.psnr:.1f} dB)"
+    )
+    raise typer.Exit(INCONCLUSIVE if made.differences else 1)

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .terminal import options
-from .terminal.failures import readable_errors
+from ...request.config import EngineConfig
+from .terminal.command import command
 
 if TYPE_CHECKING:
     from ...checkpoints.checkpoint import Checkpoint
     from ...weights.store import Store
 
 
+@command(config=("local_files_only",))
 def info(
     file: Annotated[
         str,
@@ -24,19 +25,17 @@ def info(
             metavar="FILE", help="An MP4, a model folder, a unit store, a .safetensors file or a Hub id."
         ),
     ],
+    config: EngineConfig,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    local_files_only: options.LocalFilesOnly = False,
-    debug: options.Debug = False,
 ) -> None:
     """Show what is known about a video or a model."""
-    with readable_errors(debug=debug):
-        suffix = Path(file).suffix.lower()
-        is_video = suffix == ".mp4" or (Path(file).is_file() and suffix != ".safetensors")
-        facts = describe_video(file) if is_video else describe_model(file, local_files_only)
-        if as_json:
-            typer.echo(json.dumps(facts, indent=2, default=str))
-        else:
-            _print_table(facts)
+    suffix = Path(file).suffix.lower()
+    is_video = suffix == ".mp4" or (Path(file).is_file() and suffix != ".safetensors")
+    facts = describe_video(file) if is_video else describe_model(file, config.local_files_only)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, default=str))
+    else:
+        _print_table(facts)
 
 
 def describe_video(path: str) -> dict[str, object]:

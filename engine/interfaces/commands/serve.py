@@ -1,12 +1,8 @@
-"""``isoframe serve``: videos over HTTP.
-
-``isoframe mcp``: videos for assistants, as tools of the Model Context Protocol.
-
-``isoframe app``: the page in a browser.
-"""
+"""What makes videos for others: ``isoframe serve`` over HTTP, ``mcp`` for an assistant, ``app`` on a page."""
 
 import os
 import threading
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +11,11 @@ from typer import Option
 
 from ...errors import ConfigError
 from ...request.config import EngineConfig
-from ..server.serving import SERVER, Data, Loras, MaxQueue, Serving, Threads
-from .terminal import options
-from .terminal.failures import readable_errors
+from ..server.serving import Serving
+from .terminal.command import command
+from .terminal.options import CONFIG, ComponentOverrides, Model, parse_components
 
+SERVER = "Server"
 _KEY_VARIABLE = "ISOFRAME_API_KEY"
 _LIMITS = "Limits of one request"
 
@@ -65,46 +62,81 @@ MaxSeconds = Annotated[float, Option("--max-seconds", help="Of a video.", rich_h
 MaxSteps = Annotated[int, Option("--max-steps", help="Of a section.", rich_help_panel=_LIMITS)]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What all of them are told; each an option.
+
+    Attributes:
+        model: "demo", a Hub id, a folder or a file.
+        data: folder of the videos.
+        max_queue: videos that may wait.
+        lora: files that requests may name.
+        threads: that compute on the CPU.
+        component: other sources of companion models.
+    """
+
+    model: Model = "demo"
+    data: Annotated[
+        Path | None,
+        Option(
+            "--data",
+            metavar="DIR",
+            help="Folder of the videos, which another start goes on with (default: one in the cache folder).",
+            rich_help_panel=SERVER,
+        ),
+    ] = None
+    max_queue: Annotated[
+        int, Option("--max-queue", help="Videos that may wait; more are refused.", rich_help_panel=SERVER)
+    ] = 16
+    lora: Annotated[
+        list[str] | None,
+        Option(
+            "--lora",
+            metavar="FILE",
+            help="A LoRA that requests may name, by its file's name without .safetensors; repeatable.",
+            rich_help_panel=SERVER,
+        ),
+    ] = None
+    threads: Annotated[
+        int | None,
+        Option(
+            "--threads",
+            help="Threads that compute on the CPU (default: one less than there are cores, so that the server answers).",
+            rich_help_panel=SERVER,
+        ),
+    ] = None
+    component: ComponentOverrides = None
+
+    def serving(self, config: EngineConfig, folder: str) -> Serving:
+        """What is served; its videos lie in ``folder`` of the cache, if nothing else is said."""
+        return Serving(
+            model=self.model, config=config, components=parse_components(self.component),
+            data=self.data or config.cache_path() / folder, max_queue=self.max_queue,
+            loras=tuple(self.lora or ()), num_threads=self.threads,
+        )  # fmt: skip
+
+
+@command(config=CONFIG)
 def serve(
-    model: options.Model = "demo",
+    config: EngineConfig,
+    served: Served,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     api_key: ApiKey = None,
     cors_origin: CorsOrigins = None,
-    data: Data = None,
-    max_queue: MaxQueue = 16,
     ray: RayAddress = None,
     ray_actors: RayActors = None,
-    lora: Loras = None,
     max_upload: MaxUpload = 20,
     max_seconds: MaxSeconds = 120,
     max_steps: MaxSteps = 100,
-    device: options.Device = "auto",
-    precision: options.Precision = None,
-    attention: options.Attention = "auto",
-    vram: options.Vram = None,
-    ram: options.Ram = None,
-    vae_tiles: options.VaeTiles = None,
-    threads: Threads = None,
-    component: options.ComponentOverrides = None,
-    cache_dir: options.CacheDir = None,
-    local_files_only: options.LocalFilesOnly = False,
-    debug: options.Debug = False,
 ) -> None:
     """Serve videos over HTTP: /v1/videos with progress as Server-Sent Events; /docs describes it."""
-    with readable_errors(debug=debug):
-        config = EngineConfig(
-            device=device, precision=precision, attention=attention, vram=vram, ram=ram,
-            vae_tiles=vae_tiles, cache_dir=cache_dir, local_files_only=local_files_only,
-        )  # fmt: skip
-        serving = Serving(
-            model=model, config=config, components=options.parse_components(component),
-            data=data or config.cache_path() / "server", max_queue=max_queue, loras=tuple(lora or ()),
-            num_threads=threads, upload_bytes=max_upload * 2**20, max_seconds=max_seconds,
-            max_steps=max_steps, ray_address=ray, num_actors=ray_actors,
-        )  # fmt: skip
-        key = os.environ.get(_KEY_VARIABLE) if api_key is None else api_key
-        _run(serving, host, port, key or None, tuple(cors_origin or ()))
+    serving = replace(
+        served.serving(config, "server"), upload_bytes=max_upload * 2**20, max_seconds=max_seconds,
+        max_steps=max_steps, ray_address=ray, num_actors=ray_actors,
+    )  # fmt: skip
+    key = os.environ.get(_KEY_VARIABLE) if api_key is None else api_key
+    _run(serving, host, port, key or None, tuple(cors_origin or ()))
 
 
 def _run(serving: Serving, host: str, port: int, api_key: str | None, origins: tuple[str, ...]) -> None:
@@ -128,8 +160,10 @@ def _run(serving: Serving, host: str, port: int, api_key: str | None, origins: t
         server.run(sockets=[listener])
 
 
+@command(config=CONFIG)
 def mcp(
-    model: options.Model = "demo",
+    config: EngineConfig,
+    served: Served,
     images: Annotated[
         list[Path] | None,
         Option(
@@ -141,39 +175,16 @@ def mcp(
             rich_help_panel=SERVER,
         ),
     ] = None,
-    data: Data = None,
-    max_queue: MaxQueue = 16,
-    lora: Loras = None,
-    device: options.Device = "auto",
-    precision: options.Precision = None,
-    attention: options.Attention = "auto",
-    vram: options.Vram = None,
-    ram: options.Ram = None,
-    vae_tiles: options.VaeTiles = None,
-    threads: Threads = None,
-    component: options.ComponentOverrides = None,
-    cache_dir: options.CacheDir = None,
-    local_files_only: options.LocalFilesOnly = False,
-    debug: options.Debug = False,
 ) -> None:
     """Serve videos to an assistant on this machine, over stdin and stdout."""
-    with readable_errors(debug=debug):
-        config = EngineConfig(
-            device=device, precision=precision, attention=attention, vram=vram, ram=ram,
-            vae_tiles=vae_tiles, cache_dir=cache_dir, local_files_only=local_files_only,
-        )  # fmt: skip
-        serving = Serving(
-            model=model, config=config, components=options.parse_components(component),
-            data=data or config.cache_path() / "mcp", max_queue=max_queue, loras=tuple(lora or ()),
-            num_threads=threads,
-        )  # fmt: skip
-        try:
-            from ..server.mcp_tools import make_mcp_server
-        except ImportError as error:
-            raise ConfigError(f"isoframe mcp needs {error.name}; pip install 'isoframe[mcp]'") from error
-        with serving.open() as service:
-            typer.echo(f"serving {service.card.name} over stdin and stdout", err=True)
-            make_mcp_server(service, images or []).run("stdio")
+    serving = served.serving(config, "mcp")
+    try:
+        from ..server.mcp_tools import make_mcp_server
+    except ImportError as error:
+        raise ConfigError(f"isoframe mcp needs {error.name}; pip install 'isoframe[mcp]'") from error
+    with serving.open() as service:
+        typer.echo(f"serving {service.card.name} over stdin and stdout", err=True)
+        make_mcp_server(service, images or []).run("stdio")
 
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -197,45 +208,24 @@ Auth = Annotated[
 ]
 
 
+@command(config=CONFIG)
 def app(
-    model: options.Model = "demo",
+    config: EngineConfig,
+    served: Served,
     host: PageHost = "127.0.0.1",
     port: Port = 7860,
     is_opened: Open = False,
     is_shared: Share = False,
     auth: Auth = None,
-    data: Data = None,
-    max_queue: MaxQueue = 16,
-    lora: Loras = None,
     max_seconds: MaxSeconds = 120,
-    device: options.Device = "auto",
-    precision: options.Precision = None,
-    attention: options.Attention = "auto",
-    vram: options.Vram = None,
-    ram: options.Ram = None,
-    vae_tiles: options.VaeTiles = None,
-    threads: Threads = None,
-    component: options.ComponentOverrides = None,
-    cache_dir: options.CacheDir = None,
-    local_files_only: options.LocalFilesOnly = False,
-    debug: options.Debug = False,
 ) -> None:
     """Make videos on a page in the browser; they survive a restart."""
-    with readable_errors(debug=debug):
-        config = EngineConfig(
-            device=device, precision=precision, attention=attention, vram=vram, ram=ram,
-            vae_tiles=vae_tiles, cache_dir=cache_dir, local_files_only=local_files_only,
-        )  # fmt: skip
-        serving = Serving(
-            model=model, config=config, components=options.parse_components(component),
-            data=data or config.cache_path() / "app", max_queue=max_queue, loras=tuple(lora or ()),
-            num_threads=threads, max_seconds=max_seconds,
-        )  # fmt: skip
-        if (is_shared or host not in _LOCAL) and auth is None:
-            raise ConfigError(
-                "--auth USER:PASSWORD must be given where others can reach the page (--share, --host)"
-            )
-        _run_page(serving, host, port, is_opened, is_shared, None if auth is None else _user(auth))
+    serving = replace(served.serving(config, "app"), max_seconds=max_seconds)
+    if (is_shared or host not in _LOCAL) and auth is None:
+        raise ConfigError(
+            "--auth USER:PASSWORD must be given where others can reach the page (--share, --host)"
+        )
+    _run_page(serving, host, port, is_opened, is_shared, None if auth is None else _user(auth))
 
 
 def _run_page(

@@ -1,12 +1,12 @@
 """``isoframe plan``: whether a video fits into a card's memory, how, and how long it would take."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ...errors import ConfigError
 from ...families.family import PlannedModel
 from ...families.framepack.model_sizes import PUBLISHED_NAME
 from ...generation.model_lookup import find_model
@@ -16,11 +16,11 @@ from ...planning.budget import make_plan
 from ...planning.machine import Machine, described_machine
 from ...planning.plan import Plan
 from ...planning.planned_job import PlannedJob
-from ...request.config import COMPUTE_DTYPES, Request, SamplingConfig, check_choice
+from ...request.config import COMPUTE_DTYPES, EngineConfig, Request, SamplingConfig
+from ...request.fields import JOB, MACHINE, OUTPUT, SAMPLING
 from ...request.schedule import MAX_TAIL_FRAMES, Schedule, published_schedule
 from .terminal import options
-from .terminal.failures import readable_errors
-from .terminal.options import DEFAULTS
+from .terminal.command import Asked, command
 
 Model = Annotated[
     str,
@@ -29,7 +29,7 @@ Model = Annotated[
         "-m",
         help=f"{PUBLISHED_NAME} (the published model, built in: nothing is downloaded), demo, a Hub id, a folder or a "
         ".safetensors file.",
-        rich_help_panel=options.JOB,
+        rich_help_panel=JOB,
     ),
 ]
 Size = Annotated[
@@ -38,18 +38,16 @@ Size = Annotated[
         "--size",
         metavar="HxW",
         help="Height x width in pixels, multiples of 16 (default: the model's size that needs most memory).",
-        rich_help_panel=options.JOB,
+        rich_help_panel=JOB,
     ),
 ]
-Precision = Annotated[
-    str, typer.Option("--precision", help=", ".join(PRECISIONS), rich_help_panel=options.MACHINE)
-]
+Precision = Annotated[str, typer.Option("--precision", help=", ".join(PRECISIONS), rich_help_panel=MACHINE)]
 Card = Annotated[
     str | None,
     typer.Option(
         "--card",
         help="Card to plan for, such as 'RTX 3060 Laptop' (default: the one in this machine).",
-        rich_help_panel=options.MACHINE,
+        rich_help_panel=MACHINE,
     ),
 ]
 Schedules = Annotated[
@@ -59,7 +57,7 @@ Schedules = Annotated[
         metavar="NOTATION",
         help="Count the tokens of this packing schedule, such as td_f16k4f4k2f1k1_g9_x_f1k1, beside those of the published "
         "one; repeatable. With --allow-untrained the first one is what is planned.",
-        rich_help_panel=options.SAMPLING,
+        rich_help_panel=SAMPLING,
     ),
 ]
 Traces = Annotated[
@@ -69,7 +67,7 @@ Traces = Annotated[
         metavar="FILE",
         help="Predicted copies and uses of the weights: .json for chrome://tracing, .svg or .png for a chart of two steps; "
         "repeatable.",
-        rich_help_panel=options.OUTPUT,
+        rich_help_panel=OUTPUT,
     ),
 ]
 ComputeDtype = Annotated[
@@ -77,81 +75,65 @@ ComputeDtype = Annotated[
     typer.Option(
         "--compute-dtype",
         help=f"Of the activations: {', '.join(COMPUTE_DTYPES)}.",
-        rich_help_panel=options.MACHINE,
+        rich_help_panel=MACHINE,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=options.OUTPUT)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
 
 
+@command(
+    asked=(
+        "seconds", "base_resolution", "order", "allow_untrained", "num_steps", "cfg_scale", "step_cache",
+        "latent_window_size", "loras",
+    ),
+    config=("vram", "ram", "attention", "vae_tiles", "local_files_only"),
+)  # fmt: skip
 def plan(
+    asked: Asked,
+    config: EngineConfig,
     model: Model = PUBLISHED_NAME,
-    seconds: options.Seconds = DEFAULTS.seconds,
     size: Size = None,
-    base_resolution: options.BaseResolution = None,
-    order: options.Order = DEFAULTS.order,
-    allow_untrained: options.AllowUntrained = False,
-    steps: options.Steps = DEFAULTS.num_steps,
-    cfg: options.Cfg = DEFAULTS.cfg_scale,
-    step_cache: options.StepCache = DEFAULTS.step_cache,
-    window: options.Window = DEFAULTS.latent_window_size,
     schedule: Schedules = None,
-    vram: options.Vram = None,
-    ram: options.Ram = None,
     card: Card = None,
     precision: Precision = "bf16",
     compute_dtype: ComputeDtype = "auto",
-    lora: options.Loras = None,
-    attention: options.Attention = "auto",
-    vae_tiles: options.VaeTiles = None,
     trace: Traces = None,
     as_json: Json = False,
-    local_files_only: options.LocalFilesOnly = False,
-    debug: options.Debug = False,
 ) -> None:
     """Show how a video would fit into the memory of a card, and how long it would take; nothing is loaded.
 
     Exits with 2 and the nearest settings that fit where it does not.
     """
-    with readable_errors(debug=debug):
-        _check_dtype(compute_dtype, precision)
-        machine = described_machine(card=card, vram=vram, ram=ram)
-        found = find_model(model, local_files_only=local_files_only)
-        request = Request(
-            image="", prompt="", seconds=seconds, **options.parse_order(order), allow_untrained=allow_untrained,
-            size=options.parse_size(size), base_resolution=base_resolution, num_steps=steps,
-            cfg_scale=cfg, step_cache=step_cache, latent_window_size=window, loras=options.parse_loras(lora),
-            schedule=schedule[0] if schedule and allow_untrained else None,
-        )  # fmt: skip
-        job = PlannedJob(
-            shapes=found.shapes,
-            sampling=request.sampling(found.order),
-            size=request.size or _most_demanding(found, base_resolution, window),
-            precision=precision,
-            compute_dtype=compute_dtype,
-            lora_bytes=_lora_bytes(found, request, precision, compute_dtype),
-            attention=attention,
-            vae_tiles=vae_tiles,
-        )
-        schedules = [published_schedule(job.sampling.order, window), *map(Schedule.parse, schedule or ())]
-        latents = job.size[0] // 8, job.size[1] // 8
-        made = make_plan(job, machine)
-        if trace:
-            _write_traces(trace, made, job, machine)
-        if as_json:
-            counts = [_count_tokens(counted, latents) for counted in schedules]
-            typer.echo(json.dumps({**made.as_dict(), "schedules": counts}, indent=2))
-        else:
-            _print(made)
-            for counted in schedules:
-                typer.echo(_describe_tokens(counted, latents))
-
-
-def _check_dtype(compute_dtype: str, precision: str) -> None:
-    check_choice("--compute-dtype", compute_dtype, COMPUTE_DTYPES)
-    if precision in COMPUTE_DTYPES and compute_dtype not in ("auto", precision):
-        raise ConfigError(
-            f"--compute-dtype must be auto or {precision} with --precision {precision}, got {compute_dtype}"
-        )
+    config = replace(config, precision=precision, compute_dtype=compute_dtype)
+    machine = described_machine(card=card, vram=config.vram, ram=config.ram)
+    found = find_model(model, local_files_only=config.local_files_only)
+    schedules = [Schedule.parse(text) for text in schedule or ()]
+    request = Request(
+        image="", prompt="", **asked, size=options.parse_size(size),
+        schedule=str(schedules[0]) if schedules and asked["allow_untrained"] else None,
+    )  # fmt: skip
+    job = PlannedJob(
+        shapes=found.shapes,
+        sampling=request.sampling(found.order),
+        size=request.size or _most_demanding(found, request),
+        precision=precision,
+        compute_dtype=compute_dtype,
+        lora_bytes=_lora_bytes(found, request, precision, compute_dtype),
+        attention=config.attention,
+        vae_tiles=config.vae_tiles,
+    )
+    shown = [published_schedule(job.sampling.order, request.latent_window_size), *schedules]
+    latents = job.size[0] // 8, job.size[1] // 8
+    made = make_plan(job, machine)
+    if trace:
+        _write_traces(trace, made, job, machine)
+    if as_json:
+        counts = [_count_tokens(counted, latents) for counted in shown]
+        typer.echo(json.dumps({**made.as_dict(), "schedules": counts}, indent=2))
+    else:
+        _print(made)
+        for counted in shown:
+            typer.echo(_describe_tokens(counted, latents))
 
 
 def _count_tokens(schedule: Schedule, latents: tuple[int, int]) -> dict[str, object]:
@@ -209,14 +191,14 @@ def _write_traces(paths: list[Path], made: Plan, job: PlannedJob, machine: Machi
         write_timeline(timings, path)
 
 
-def _most_demanding(found: PlannedModel, base_resolution: int | None, window: int) -> tuple[int, int]:
+def _most_demanding(found: PlannedModel, request: Request) -> tuple[int, int]:
     """The bucket with most tokens."""
 
     def num_tokens(size: tuple[int, int]) -> int:
-        sampling = SamplingConfig(num_sections=1, latent_window_size=window)
+        sampling = SamplingConfig(num_sections=1, latent_window_size=request.latent_window_size)
         return found.shapes.sequence(sampling, size).total
 
-    return max(scale_buckets(found.buckets, base_resolution), key=num_tokens)
+    return max(scale_buckets(found.buckets, request.base_resolution), key=num_tokens)
 
 
 def _print(made: Plan) -> None:

@@ -1,12 +1,10 @@
-"""What ``serve`` and ``mcp`` share: an engine, and the videos that it makes for others."""
+"""What ``serve``, ``mcp`` and ``app`` share: an engine, and the videos that it makes for others."""
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from typer import Option
+from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
 from ...request.config import EngineConfig
@@ -15,38 +13,6 @@ if TYPE_CHECKING:
     from ...engine import Engine
     from .videos.service import VideoService
     from .videos.workers import EngineSource, Workers
-
-SERVER = "Server"
-
-Data = Annotated[
-    Path | None,
-    Option(
-        "--data",
-        metavar="DIR",
-        help="Folder of the videos, which another start goes on with (default: one in the cache folder).",
-        rich_help_panel=SERVER,
-    ),
-]
-MaxQueue = Annotated[
-    int, Option("--max-queue", help="Videos that may wait; more are refused.", rich_help_panel=SERVER)
-]
-Loras = Annotated[
-    list[str] | None,
-    Option(
-        "--lora",
-        metavar="FILE",
-        help="A LoRA that requests may name, by its file's name without .safetensors; repeatable.",
-        rich_help_panel=SERVER,
-    ),
-]
-Threads = Annotated[
-    int | None,
-    Option(
-        "--threads",
-        help="Threads that compute on the CPU (default: one less than there are cores, so that the server answers).",
-        rich_help_panel=SERVER,
-    ),
-]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

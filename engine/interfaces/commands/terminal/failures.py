@@ -1,7 +1,4 @@
-"""What a failed command tells its user.
-
-Ctrl-C and its kin, none of them lost.
-"""
+"""What a command that failed or was stopped tells its user, and signals, of which none is lost."""
 
 import logging
 import os
@@ -101,10 +98,10 @@ _HUB_LOGGER = "huggingface_hub.utils._http"
 
 
 @contextmanager
-def readable_errors(*, debug: bool, is_json: bool = False) -> Iterator[None]:
+def readable_errors(*, debug: bool, is_json: bool = False) -> Iterator[Interrupt]:
     """Turn expected errors and Ctrl-C into one line on stderr and an exit code.
 
-    Notes of the exception follow on lines of their own.
+    Notes of the exception follow on lines of their own. Gives whether the user wants to stop.
 
     Args:
         debug: keep the traceback of an error.
@@ -112,7 +109,7 @@ def readable_errors(*, debug: bool, is_json: bool = False) -> Iterator[None]:
     """
     with lasting_interrupt() as interrupt, _logging(debug):
         try:
-            yield
+            yield interrupt
         except (BrokenPipeError, typer.Exit):
             raise
         except (Exception, KeyboardInterrupt) as error:

@@ -1,23 +1,21 @@
 """What a client says about a video that it wants: names, types and bounds, and the engine's request."""
 
 from collections.abc import Collection
-from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import MISSING
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from ....errors import ConfigError
 from ....request.config import LoraStrength, Request
+from ....request.fields import Offered, offered
 from .errors import FieldError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_DEFAULTS = Request(image="", prompt="")
 # Of the video: beyond it no decoder plays the file.
 _MAX_SIDE = 4096
-# Some hundred times what the text encoders read.
-_MAX_CHARACTERS = 8192
 _Side = Annotated[int, Field(ge=16, le=_MAX_SIDE, multiple_of=16)]
 # How the messages of the engine begin, and the field that is meant.
 _MESSAGE_STARTS = {
@@ -51,43 +49,39 @@ class LoraParameters(BaseModel):
         return LoraStrength(source=self.name, strength=self.strength, sections=sections)
 
 
-class VideoParameters(BaseModel):
+# What a request takes as it is; the image comes in several ways, and a LoRA must be loaded.
+_AS_THEY_ARE = {
+    name: known
+    for name, known in offered(Request, "server").items()
+    if name not in ("image", "size", "loras")
+}
+
+
+def _field(known: Offered) -> tuple[Any, Any]:
+    """Type and bounds of a field, for pydantic."""
+    about, is_text = known.setting, known.type is str and not known.setting.choices
+    most = about.most if about.limit is None else about.limit
+    return Literal[about.choices] if about.choices else known.type, Field(
+        **({} if known.default is MISSING else {"default": known.default}),
+        ge=about.least,
+        gt=0 if about.is_positive else None,
+        le=None if is_text else most,
+        min_length=1 if is_text and known.default is MISSING else None,
+        max_length=most if is_text else None,
+        description=known.help,
+    )
+
+
+_fields: dict[str, Any] = {name: _field(known) for name, known in _AS_THEY_ARE.items()}
+_Fields = create_model("_Fields", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **_fields)
+
+
+class VideoParameters(_Fields):  # type: ignore[misc, valid-type]  # made at import
     """One video to make from an image and a prompt."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    prompt: str = Field(
-        min_length=1,
-        max_length=_MAX_CHARACTERS,
-        description='What happens in the video; or what happens when: "a girl [0s] sits [2.5s: 4s] waves".',
-    )
-    prompt_blend: float = Field(
-        default=_DEFAULTS.prompt_blend, ge=0, le=3600, description="Seconds around a change of prompt."
-    )
-    negative_prompt: str = Field(
-        default=_DEFAULTS.negative_prompt,
-        max_length=_MAX_CHARACTERS,
-        description="Used if cfg_scale is not 1.",
-    )
     model: str | None = Field(default=None, max_length=255, description="As in /v1/models.")
-    seconds: float = Field(default=_DEFAULTS.seconds, gt=0, description="Rounded to whole sections.")
     height: _Side | None = Field(default=None, description="With width; the image's shape decides otherwise.")
     width: _Side | None = Field(default=None, description="With height.")
-    order: Literal["auto", "inverted", "forward"] = "auto"
-    fps: int = Field(default=_DEFAULTS.fps, ge=1, le=120)
-    crf: int = Field(default=_DEFAULTS.crf, ge=0, le=51)
-    num_steps: int = Field(default=_DEFAULTS.num_steps, ge=1, le=10_000)
-    guidance_scale: float = Field(default=_DEFAULTS.guidance_scale, ge=0, le=1000)
-    cfg_scale: float = Field(default=_DEFAULTS.cfg_scale, ge=0, le=1000)
-    cfg_rescale: float = Field(default=_DEFAULTS.cfg_rescale, ge=0, le=1)
-    seed: int = Field(default=_DEFAULTS.seed, ge=0, lt=2**63)
-    latent_window_size: int = Field(default=_DEFAULTS.latent_window_size, ge=1, le=36)
-    sampler: Literal["unipc", "unipc-bh2", "euler"] = "unipc"
-    step_cache: Literal["none", "teacache", "magcache"] = "none"
-    step_cache_threshold: float = Field(default=_DEFAULTS.step_cache_threshold, ge=0, le=1000)
-    step_cache_max_skips: int = Field(default=_DEFAULTS.step_cache_max_skips, ge=1, le=1000)
-    step_cache_retention: float = Field(default=_DEFAULTS.step_cache_retention, ge=0, le=1)
-    posterior: Literal["sample", "mode"] = "sample"
     loras: list[LoraParameters] = Field(default_factory=list, max_length=16)
     priority: int = Field(default=0, ge=-100, le=100, description="Higher ones run first.")
     previews: bool = Field(default=False, description="Draw a picture of the latents at every step.")
@@ -110,13 +104,12 @@ class VideoParameters(BaseModel):
             raise FieldError(
                 "loras", f"loras must be loaded by the server, which has {loaded}; got {unknown[0]!r}"
             )
-        shared = set(VideoParameters.model_fields) & {field.name for field in fields(Request)} - {"loras"}
         try:
             return Request(
                 image=image,
                 size=None if self.height is None or self.width is None else (self.height, self.width),
                 loras=tuple(lora.to_strength() for lora in self.loras),
-                **{name: getattr(self, name) for name in shared},
+                **{name: getattr(self, name) for name in _AS_THEY_ARE},
             )
         except ConfigError as error:
             raise FieldError(field_of(str(error)), str(error)) from error

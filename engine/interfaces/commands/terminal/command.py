@@ -1,0 +1,117 @@
+"""What every command is: a function whose options are made of what it asks for, inside one wrapper for errors."""
+
+import dataclasses
+import inspect
+import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+from ....request.config import EngineConfig, LoraStrength
+from ....request.fields import Offered
+from ....request.guides import GuideImage
+from ....request.sizes import Size
+from . import options
+from .failures import readable_errors
+
+Parameter = inspect.Parameter
+# Fields of a request as the options give them.
+Asked = dict[str, Any]
+# How the command line writes values that are not plain: the type there, and what its text means.
+_FORMS: dict[Any, tuple[Any, Callable[[str, Any], Any] | None]] = {
+    tuple[int, int] | None: (str | None, lambda _, text: options.parse_size(text)),
+    tuple[int, ...] | None: (str | None, lambda name, text: text and options.parse_numbers(name, text)),
+    tuple[LoraStrength, ...]: (list[str] | None, lambda _, texts: options.parse_loras(texts)),
+    tuple[GuideImage, ...]: (list[str] | None, lambda _, texts: options.parse_guides(texts)),
+    Size | None: (str | None, None),
+    str | os.PathLike[str] | None: (Path | None, None),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Part:
+    """Options that stand for one parameter of a command's function, and the value that they come to."""
+
+    parameters: list[Parameter]
+    build: Callable[[Mapping[str, Any]], Any]
+
+
+def command(
+    *, asked: Iterable[str] = (), config: Iterable[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command of a function: its parameters become options, and three of them stand for several.
+
+    ``asked`` gets the fields of a request that the options give; ``config`` an :class:`EngineConfig`; a parameter whose
+    type is a dataclass of options, such as :class:`~.options.Outputs`, one of these. ``interrupt`` gets the
+    :class:`~.failures.Interrupt` of the process. Every command takes --debug, and tells errors and Ctrl-C in one line.
+
+    Args:
+        asked: fields of a request, by their names in the engine.
+        config: fields of the machine.
+    """
+    fields = [options.ASKED[name] for name in asked]
+    machine = [options.CONFIG[name] for name in config]
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(function).parameters
+        parts = {
+            name: _part(parameter, fields, machine) for name, parameter in own.items() if name != "interrupt"
+        }
+        debug = Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=options.Debug)
+        made = [*(option for part in parts.values() for option in part.parameters), debug]
+
+        @wraps(function)
+        def run(**given: Any) -> None:
+            is_json = bool(given.get("json_progress"))
+            with readable_errors(debug=given["debug"], is_json=is_json) as interrupt:
+                values = {name: part.build(given) for name, part in parts.items()}
+                function(**values, **({"interrupt": interrupt} if "interrupt" in own else {}))
+
+        keywords = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in made]
+        run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]  # for inspect alone
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in made}
+        return run
+
+    return decorate
+
+
+def _part(parameter: Parameter, fields: list[Offered], machine: list[Offered]) -> _Part:
+    name = parameter.name
+    group: Any = parameter.annotation
+    if name == "asked":
+        return _Part([_parameter(known) for known in fields], lambda given: _read(fields, given))
+    if name == "config":
+        return _Part(
+            [_parameter(known) for known in machine], lambda given: EngineConfig(**_read(machine, given))
+        )
+    if not (isinstance(group, type) and dataclasses.is_dataclass(group)):
+        return _Part([parameter], lambda given: given[name])
+    entries = dataclasses.fields(group)
+    return _Part(
+        [
+            Parameter(entry.name, parameter.kind, default=entry.default, annotation=entry.type)
+            for entry in entries
+        ],
+        lambda given: group(**{entry.name: given[entry.name] for entry in entries}),
+    )
+
+
+def _parameter(known: Offered) -> Parameter:
+    # An image's type is text, for it names PIL's.
+    kind = str | None if isinstance(known.type, str) else _FORMS.get(known.type, (known.type, None))[0]
+    default = None if known.default == () else known.default
+    if default is dataclasses.MISSING:
+        default = None if known.name.isupper() else Parameter.empty
+    annotation: Any = Annotated[kind, options.option(known)]
+    return Parameter(known.field, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _read(fields: list[Offered], given: Mapping[str, Any]) -> Asked:
+    """Values of the engine from those of the options."""
+    values: Asked = {}
+    for known in fields:
+        _, read = _FORMS.get(known.type, (None, None))
+        value = given[known.field]
+        values[known.field] = read(known.name.split()[0], value) if read else value
+    return values | (options.parse_order(values["order"]) if "order" in values else {})
