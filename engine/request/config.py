@@ -358,7 +358,7 @@ class Request(SharedFields):
             help="h264 (plays everywhere), hevc or av1 (smaller files).",
             panel=OUTPUT,
             choices=CODECS,
-            absent={"comfyui": _FILE},
+            absent={"app": "a browser plays h264 alone for certain", "comfyui": _FILE},
         ),
     )
     end_image: "str | os.PathLike[str] | Image | object | None" = setting(

@@ -1,32 +1,37 @@
 """What somebody filled in."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from ...errors import ConfigError
 from ...request.config import LoraStrength, Request
+from ...request.fields import Offered, offered
 from ...request.guides import GuideImage
 
+# The plain fields of a request that the page offers, each with one value; the others have fields of their own in a form.
+PLAIN = {
+    name: known
+    for name, known in offered(Request, "app").items()
+    if name not in ("image", "prompt", "loras", "end_image", "guide_images")
+}
+_Plain = dataclasses.make_dataclass(
+    "_Plain", [(name, Any, known.default) for name, known in PLAIN.items()], frozen=True, kw_only=True
+)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Form:
-    """What somebody filled in.
+
+@dataclass(frozen=True, kw_only=True)
+class Form(_Plain):  # type: ignore[valid-type, misc]  # made at import
+    """What somebody filled in; the fields that are not here are those of :data:`PLAIN`, None where emptied.
 
     Attributes:
         image: file of the start image; None if none was given.
         prompt: what happens; None where nobody has typed yet.
-        seconds: wanted length.
-        seed: of the noise.
-        num_steps: of a section.
-        step_cache: "none", "teacache" or "magcache".
-        guidance_scale: distilled guidance.
-        order: "auto", "inverted" or "forward".
         loras: names of LoRAs that are loaded.
         lora_strength: of all of them.
         end_image: file of what follows the last frame; None if none was given.
-        end_image_strength: factor of its latent.
         is_text_alone: make the video without a start image, whether one was given or not.
         guide_images: files of images that take the place of the start image later on.
         guide_times: when, such as "2.4, 4.8", in the order of the files.
@@ -34,16 +39,9 @@ class Form:
 
     image: str | None
     prompt: str | None
-    seconds: float | None
-    seed: float | None
-    num_steps: float | None
-    step_cache: str
-    guidance_scale: float | None
-    order: str
     loras: Sequence[str] = ()
     lora_strength: float | None = 1.0
     end_image: str | None = None
-    end_image_strength: float | None = 1.0
     is_text_alone: bool = False
     guide_images: Sequence[str] | None = None
     guide_times: str | None = None
@@ -55,19 +53,13 @@ class Form:
         return cls(
             image=_path(request.image),
             prompt=request.prompt,
-            seconds=request.seconds,
-            seed=request.seed,
-            num_steps=request.num_steps,
-            step_cache=request.step_cache,
-            guidance_scale=request.guidance_scale,
-            order=request.order,
             loras=[str(lora.source) for lora in request.loras],
             lora_strength=strengths[0] if strengths else 1.0,
             end_image=_path(request.end_image),
-            end_image_strength=request.end_image_strength,
             is_text_alone=request.image is None,
             guide_images=[str(guide.image) for guide in request.guide_images],
             guide_times=", ".join(f"{guide.time:g}" for guide in request.guide_images),
+            **{name: getattr(request, name) for name in PLAIN},
         )
 
     def name_files(self, message: str) -> str:
@@ -88,22 +80,14 @@ class Form:
             )
         if not (self.prompt or "").strip():
             raise ConfigError("prompt must say what happens, as in: a red circle bounces")
+        strength = number("lora_strength", self.lora_strength)
         return Request(
             image=None if self.is_text_alone else self.image,
             prompt=self.prompt or "",
-            seconds=number("seconds", self.seconds),
-            seed=whole("seed", self.seed),
-            num_steps=whole("num_steps", self.num_steps),
-            step_cache=self.step_cache,
-            guidance_scale=number("guidance_scale", self.guidance_scale),
-            order=self.order,
-            loras=tuple(
-                LoraStrength(source=name, strength=number("lora_strength", self.lora_strength))
-                for name in self.loras
-            ),
+            loras=tuple(LoraStrength(source=name, strength=strength) for name in self.loras),
             end_image=self.end_image,
-            end_image_strength=number("end_image_strength", self.end_image_strength),
             guide_images=self._guides(),
+            **{name: _filled(known, getattr(self, name)) for name, known in PLAIN.items()},
         )
 
     def _guides(self) -> tuple[GuideImage, ...]:
@@ -131,6 +115,15 @@ def number(name: str, value: float | None) -> float:
     """A field that somebody may have emptied."""
     if value is None:
         raise ConfigError(f"{name} must be a number, the field is empty")
+    return value
+
+
+def _filled(known: Offered, value: Any) -> Any:
+    """The value of a plain field, which the page gives as a float or as nothing."""
+    if known.type is float:
+        return number(known.field, value)
+    if known.type is int or (known.type == int | None and value is not None):
+        return whole(known.field, value)
     return value
 
 

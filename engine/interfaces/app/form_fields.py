@@ -7,7 +7,8 @@ from typing import Any
 import gradio as gr
 
 from ...errors import IsoframeError
-from .form import Form
+from ...request.fields import Offered
+from .form import PLAIN, Form
 from .refusals import leave_unchecked
 from .studio import QUALITIES, Studio, draw_seed
 
@@ -34,28 +35,29 @@ class FormFields:
         """
         self._studio = studio
         image, prompt, is_text_alone = _start_fields(examples)
-        seconds = gr.Slider(0.5, max_seconds, value=5, step=0.1, label="Seconds", elem_id="seconds")
+        made = {"image": image, "prompt": prompt, "is_text_alone": is_text_alone}
+        made["seconds"] = gr.Slider(0.5, max_seconds, value=5, step=0.1, label="Seconds", elem_id="seconds")
         with gr.Row(equal_height=True):
             dice = gr.Button("Draw", size="sm", elem_id="dice", render=False)
             seed = gr.Number(31337, label="Seed", precision=0, min_width=150, buttons=[dice], elem_id="seed")
             self._quality = gr.Radio(
                 list(QUALITIES), value=_QUALITY, label="Quality", min_width=320, scale=4, elem_id="quality"
             )
+        made["seed"] = seed
         dice.click(draw_seed, outputs=seed)
         plan = gr.Markdown(elem_id="plan")
         self.make = gr.Button("Generate", variant="primary", elem_id="generate")
         with gr.Accordion("Advanced", open=False):
-            sampling = _sampling_fields()
-            end_image, end_strength, *guides = _image_fields()
-            loras = _lora_fields(list(studio.service.card.loras))
+            made |= _sampling_fields() | _image_fields() | _lora_fields(list(studio.service.card.loras))
             apply_limits = _budget_fields(studio)
-        self.fields: list[Any] = [image, prompt, seconds, seed, *sampling, *loras, end_image, end_strength]
-        self.fields += [is_text_alone, *guides]
+            with gr.Accordion("More", open=False):
+                made |= {name: _plain_field(known) for name, known in PLAIN.items() if name not in made}
+        self.fields: list[Any] = [made[field.name] for field in dataclasses.fields(Form)]
         for field in self.fields:
             if isinstance(field, (gr.Image, gr.Slider)):
                 leave_unchecked(field)
-        steps, cache, *_ = sampling
-        self._quality.input(lambda name: tuple(QUALITIES[name].values()), self._quality, [steps, cache])
+        chosen = [made["num_steps"], made["step_cache"]]
+        self._quality.input(lambda name: tuple(QUALITIES[name].values()), self._quality, chosen)
         # One event for all of them: what an earlier change asked for never comes after what a later one did.
         changes = [field.change for field in self.fields]
         gr.on(changes, self._describe, self.fields, plan, show_progress="hidden", trigger_mode="always_last")
@@ -89,6 +91,17 @@ def read_form(values: Sequence[Any]) -> Form:
     return Form(**dict(zip(names, values, strict=True)))
 
 
+def _plain_field(known: Offered) -> Any:
+    """What the description of a field comes to on a page."""
+    about, label = known.setting, known.name.replace("_", " ").capitalize()
+    common = dict(value=known.default, label=label, info=known.help, elem_id=known.name.replace("_", "-"))
+    if about.choices:
+        return gr.Radio(list(about.choices), **common)
+    if known.type in (bool, str):
+        return gr.Checkbox(**common) if known.type is bool else gr.Textbox(**common)
+    return gr.Number(**common, precision=None if known.type is float else 0)
+
+
 def _start_fields(examples: Sequence[tuple[str, str]]) -> tuple[Any, ...]:
     image = gr.Image(type="filepath", label="Start image", height=220, elem_id="image")
     prompt = gr.Textbox(
@@ -111,7 +124,7 @@ def _start_fields(examples: Sequence[tuple[str, str]]) -> tuple[Any, ...]:
     return image, prompt, is_text_alone
 
 
-def _sampling_fields() -> tuple[Any, ...]:
+def _sampling_fields() -> dict[str, Any]:
     first = QUALITIES[_QUALITY]
     steps = gr.Slider(1, 100, value=first["num_steps"], step=1, label="Steps", elem_id="steps")
     cache = gr.Radio(
@@ -124,11 +137,10 @@ def _sampling_fields() -> tuple[Any, ...]:
     order = gr.Radio(
         ["auto", "inverted", "forward"], value="auto", label="Order", info="inverted makes the end first"
     )
-    return steps, cache, guidance, order
+    return {"num_steps": steps, "step_cache": cache, "guidance_scale": guidance, "order": order}
 
 
-def _image_fields() -> tuple[Any, ...]:
-    """The end image, its strength, guide images and their times."""
+def _image_fields() -> dict[str, Any]:
     end_image = gr.Image(type="filepath", label="End image (inverted order)", height=160, elem_id="end-image")
     end_strength = gr.Slider(0, 1, value=1, step=0.05, label="Strength of the end image")
     guides = gr.File(
@@ -140,13 +152,18 @@ def _image_fields() -> tuple[Any, ...]:
         placeholder="2.4, 4.8",
         elem_id="guide-times",
     )
-    return end_image, end_strength, guides, guide_times
+    return {
+        "end_image": end_image,
+        "end_image_strength": end_strength,
+        "guide_images": guides,
+        "guide_times": guide_times,
+    }
 
 
-def _lora_fields(names: list[str]) -> tuple[Any, ...]:
+def _lora_fields(names: list[str]) -> dict[str, Any]:
     loras = gr.Dropdown(names, value=[], multiselect=True, label="LoRAs", visible=bool(names))
     strength = gr.Slider(-2, 2, value=1, step=0.05, label="Strength of the LoRAs", visible=bool(names))
-    return loras, strength
+    return {"loras": loras, "lora_strength": strength}
 
 
 def _budget_fields(studio: Studio) -> Any:

@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from .terminal.failures import lasting_interrupt
+from .terminal.interrupt import lasting_interrupt
 
 __all__ = ["main"]
 

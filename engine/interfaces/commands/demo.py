@@ -10,7 +10,7 @@ from ...demo import find_example
 from ...request.config import EngineConfig, Request
 from ...request.fields import JOB, OUTPUT
 from .terminal.command import Asked, command
-from .terminal.failures import Interrupt
+from .terminal.interrupt import Interrupt
 from .terminal.options import Outputs
 from .terminal.video_command import VideoCommand
 

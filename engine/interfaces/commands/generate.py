@@ -12,7 +12,7 @@ from ...request.config import PRESETS, EngineConfig, Request, check_choice
 from ...request.fields import OUTPUT, SAMPLING
 from .terminal import options
 from .terminal.command import Asked, command
-from .terminal.failures import Interrupt
+from .terminal.interrupt import Interrupt
 from .terminal.video_command import VideoCommand
 
 Preset = Annotated[

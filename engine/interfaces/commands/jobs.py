@@ -11,7 +11,7 @@ from typer import Option
 from ...request.config import EngineConfig
 from ...request.fields import JOB, OUTPUT, SAMPLING
 from .terminal.command import command
-from .terminal.failures import Interrupt
+from .terminal.interrupt import Interrupt
 from .terminal.options import Outputs
 from .terminal.video_command import VideoCommand
 

@@ -44,7 +44,7 @@ def command(
 
     ``asked`` gets the fields of a request that the options give; ``config`` an :class:`EngineConfig`; a parameter whose
     type is a dataclass of options, such as :class:`~.options.Outputs`, one of these. ``interrupt`` gets the
-    :class:`~.failures.Interrupt` of the process. Every command takes --debug, and tells errors and Ctrl-C in one line.
+    :class:`~.interrupt.Interrupt` of the process. Every command takes --debug, and tells errors and Ctrl-C in one line.
 
     Args:
         asked: fields of a request, by their names in the engine.

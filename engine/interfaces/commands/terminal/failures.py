@@ -1,97 +1,15 @@
-"""What a command that failed or was stopped tells its user, and signals, of which none is lost."""
+"""What a command that failed or was stopped tells its user."""
 
 import logging
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 import typer
 
 from ....errors import IsoframeError, exit_code
 from ....events import CancelledEvent, FailureEvent
+from .interrupt import Interrupt, lasting_interrupt
 from .progress import json_line
-
-_IMPATIENT = b"\nstopping; what is finished is being kept (press Ctrl-C once more to give it up)\n"
-
-
-class Interrupt:
-    """Whether this process was told to stop: by Ctrl-C, SIGTERM, or the end of its terminal.
-
-    The first signal raises ``KeyboardInterrupt`` where the program is. The second only says what is going on, since
-    the program is keeping what is finished; the third raises again.
-    """
-
-    def __init__(self) -> None:
-        self._signals: list[int] = []
-
-    @property
-    def name(self) -> str:
-        """Of the first signal: "SIGINT", "SIGTERM" or "SIGHUP"."""
-        return signal.Signals(self._first).name
-
-    @property
-    def exit_code(self) -> int:
-        """What shells report for the first signal: 130 for Ctrl-C, 143 for SIGTERM."""
-        return 128 + self._first
-
-    def was_pressed(self) -> bool:
-        """Whether a signal came; it may have had no effect yet."""
-        return bool(self._signals)
-
-    def check(self) -> None:
-        """Raise ``KeyboardInterrupt`` if a signal came.
-
-        Python drops a ``KeyboardInterrupt`` that is raised while a destructor runs, and the job would go on.
-        """
-        if self._signals:
-            raise KeyboardInterrupt
-
-    def press(self, signal_number: int, _frame: FrameType | None) -> None:
-        """The handler."""
-        self._signals.append(signal_number)
-        if len(self._signals) == 2:
-            # Not a print: it could meet the half-finished print of the program.
-            os.write(2, _IMPATIENT)
-            return
-        raise KeyboardInterrupt
-
-    @property
-    def _first(self) -> int:
-        return self._signals[0] if self._signals else signal.SIGINT
-
-
-@contextmanager
-def lasting_interrupt() -> Iterator[Interrupt]:
-    """Have signals remembered; inside another one, the other one's :class:`Interrupt`."""
-    handlers = {number: signal.getsignal(number) for number in _stop_signals()}
-    for handler in handlers.values():
-        installed = getattr(handler, "__self__", None)
-        if isinstance(installed, Interrupt):
-            yield installed
-            return
-    interrupt = Interrupt()
-    # A job in the background of a script, or under nohup, has signals ignored, and they stay so.
-    before = {number: handler for number, handler in handlers.items() if _is_default(handler)}
-    for number in before:
-        signal.signal(number, interrupt.press)
-    try:
-        yield interrupt
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _stop_signals() -> list[int]:
-    """Those of them that this platform has."""
-    names = ("SIGINT", "SIGTERM", "SIGHUP")
-    return [getattr(signal, name) for name in names if hasattr(signal, name)]
-
-
-def _is_default(handler: object) -> bool:
-    return handler in (signal.SIG_DFL, signal.default_int_handler)
-
 
 # Where huggingface_hub tells of its attempts.
 _HUB_LOGGER = "huggingface_hub.utils._http"

@@ -12,7 +12,7 @@ import typer
 from ....errors import ConfigError
 from ....files import check_folder, check_latents_path, check_png_folder, check_video_path
 from ....request.config import EngineConfig, Request
-from .failures import Interrupt
+from .interrupt import Interrupt
 from .options import Outputs
 
 if TYPE_CHECKING:
