@@ -1,6 +1,6 @@
 """A budget for a model of random weights, without a file: two units in RAM stand for all of them."""
 
-from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,7 +10,6 @@ from ...engine.checkpoints.tensor_files import TensorEntry
 from ...engine.families.family import ModelSizes
 from ...engine.families.framepack.transformer import PackedTransformer
 from ...engine.families.framepack.units import unit_specs
-from ...engine.model.parameters import stacked_layers
 from ...engine.model.units import UnitLayout
 from ...engine.planning.machine import Machine
 from ...engine.planning.plan import Plan
@@ -59,7 +58,7 @@ class RandomMemory(ModelMemory):
             weight_format=self._format,
             has_fp32_head=dtype == torch.bfloat16,
             units=UnplacedUnits(),
-            job_book=RandomBook(dtype, self._device),
+            read_job_weight=partial(_draw_job_weight, dtype, self._device),
         )
         for name, destination in transformer.outer_destinations.items():
             destination.write(draw_weight(name, destination.shape, self._device))
@@ -77,38 +76,12 @@ class RandomMemory(ModelMemory):
         )
 
 
-class RandomBook:
-    """Weights that only the start of a job needs, drawn on the device when they compute, and dropped."""
-
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self._dtype = torch.float32 if dtype == torch.float16 else dtype
-        self._device = device
-
-    def linear(
-        self, names: str | Sequence[str], in_features: int, out_features: int | Sequence[int]
-    ) -> "RandomLinear":
-        _, rows = stacked_layers(names, out_features)
-        return RandomLinear((sum(rows), in_features), self._dtype, self._device)
-
-    def tensor(self, name: str, *shape: int) -> Tensor:
-        return draw_weight(name, shape, self._device).to(self._dtype)
-
-
-class RandomLinear:
-    """A linear layer that is drawn for each call."""
-
-    def __init__(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
-        self._shape = shape
-        self._dtype = dtype
-        self._device = device
-
-    def __call__(self, x: Tensor) -> Tensor:
-        # In its own dtype: twice that memory is not in the plan.
-        weight = torch.randn(self._shape, dtype=self._dtype, device=self._device)
-        return torch.nn.functional.linear(x, weight.mul_(self._shape[1] ** -0.5))
-
-    def float(self) -> "RandomLinear":
-        return RandomLinear(self._shape, torch.float32, self._device)
+def _draw_job_weight(dtype: torch.dtype, device: torch.device, name: str, shape: tuple[int, ...]) -> Tensor:
+    """Drawn on the device when it computes, and dropped; a matrix as it is used: twice that memory is not in the plan."""
+    if len(shape) == 1:
+        return draw_weight(name, shape, device)
+    dtype = torch.float32 if dtype == torch.float16 else dtype
+    return torch.randn(shape, dtype=dtype, device=device).mul_(shape[1] ** -0.5)
 
 
 def _draw_units(shapes: ModelSizes, weight_format: WeightFormat, *, is_locked: bool) -> PinnedWeights:

@@ -13,8 +13,7 @@ from torch.nn.functional import linear
 
 from ...kernels import gated_residual
 from ...quant import Activation, Projection, StoredLayer
-from ..checkpoints.lora import ActiveLoras, merge
-from .parameters import JobBook, JobLinear, stacked_layers
+from ..checkpoints.lora import ActiveLoras
 from .precision import LayerSpec, UnitSpec
 from .units import Unit, UnitSource
 
@@ -225,49 +224,3 @@ def _unit_branches(
 ) -> Mapping[str, SideBranch]:
     branches = {layer.name: side_branch(layer.sources, layer.rows, loras, dtype, device) for layer in layers}
     return {name: branch for name, branch in branches.items() if branch is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class LoraLinear:
-    """A linear layer outside the blocks with a side branch."""
-
-    base: JobLinear
-    branch: SideBranch
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The product; factors that live elsewhere are on the device of ``x`` for this call."""
-        out = self.base(x)
-        for outputs, product in self.branch.to(x.device).products(x):
-            out[..., outputs] += product
-        return out
-
-    def float(self) -> "LoraLinear":
-        return LoraLinear(self.base.float(), self.branch.float())
-
-
-class LoraBook:
-    """The weights of another book, with LoRAs: beside its linear layers, merged into its other weights."""
-
-    def __init__(self, base: JobBook, loras: ActiveLoras, dtype: torch.dtype, device: torch.device) -> None:
-        """``base`` keeps its weights: what is merged is a copy, and these are the small patch embeddings.
-
-        Args:
-            base: gives the weights.
-            loras: with their strengths.
-            dtype: of the weights.
-            device: where the factors live.
-        """
-        self._base = base
-        self._loras = loras
-        self._dtype = dtype
-        self._device = device
-
-    def linear(
-        self, names: str | Sequence[str], in_features: int, out_features: int | Sequence[int]
-    ) -> JobLinear:
-        layer = self._base.linear(names, in_features, out_features)
-        branch = side_branch(*stacked_layers(names, out_features), self._loras, self._dtype, self._device)
-        return layer if branch is None else LoraLinear(layer, branch)
-
-    def tensor(self, name: str, *shape: int) -> Tensor:
-        return merge(name, self._base.tensor(name, *shape), self._loras, self._dtype)

@@ -1,17 +1,15 @@
 """A transformer whose weights come from a unit store: units through a streamer, the rest when it is needed."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection
 
 import torch
-from torch import Tensor
 
 from ..families.framepack.transformer import PackedTransformer
 from ..families.registry import family_of
 from ..model.units import ResidentUnits, UnitSource
 from .copies import make_copies
 from .host import PinnedWeights, Tier, open_weights
-from .store import Store, StoredBlob
+from .store import Store
 from .streaming import Streamer
 from .timeline import EventLog
 
@@ -23,16 +21,14 @@ def stored_transformer(
 
     What only the start of a job needs is read from the files each time and dropped after use.
     """
-    dtype = store.weight_format.dtype
-    residual_dtype = torch.float32 if dtype == torch.float16 else dtype
     transformer: PackedTransformer = family_of(store.config).transformer_class()(
         store.config,
-        dtype,
+        store.weight_format.dtype,
         device,
         weight_format=store.weight_format,
         has_fp32_head=has_fp32_head,
         units=units,
-        job_book=StoredBook(store, residual_dtype, device),
+        read_job_weight=lambda name, _: store.parameters[name].read(),
     )
     for name, destination in transformer.outer_destinations.items():
         destination.write(store.parameters[name].read())
@@ -70,46 +66,3 @@ def open_units(
         is_timed=log is not None,
     )
     return Streamer(store.layouts, copies, ring=ring, residents=residents, log=log)
-
-
-class StoredBook:
-    """The weights that only the start of a job needs, on disk until each computes; a :class:`JobBook`."""
-
-    def __init__(self, store: Store, dtype: torch.dtype, device: torch.device) -> None:
-        self._store = store
-        self._dtype = dtype
-        self._device = device
-
-    def linear(
-        self, names: str | Sequence[str], in_features: int, out_features: int | Sequence[int]
-    ) -> "StoredLinear":
-        names = [names] if isinstance(names, str) else names
-        return StoredLinear(
-            tuple(self._store.parameters[f"{name}.weight"] for name in names),
-            tuple(self._store.parameters[f"{name}.bias"] for name in names),
-            self._dtype,
-        )
-
-    def tensor(self, name: str, *shape: int) -> Tensor:
-        """Norms: small enough to stay."""
-        return self._store.parameters[name].read().to(self._device, self._dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredLinear:
-    """A linear layer, several stacked along the output, that is read for each call."""
-
-    weights: tuple[StoredBlob, ...]
-    biases: tuple[StoredBlob, ...]
-    dtype: torch.dtype
-
-    def __call__(self, x: Tensor) -> Tensor:
-        weight, bias = (self._read(blobs, x.device) for blobs in (self.weights, self.biases))
-        return torch.nn.functional.linear(x, weight, bias)
-
-    def float(self) -> "StoredLinear":
-        return replace(self, dtype=torch.float32)
-
-    def _read(self, blobs: tuple[StoredBlob, ...], device: torch.device) -> Tensor:
-        parts = [blob.read().to(device, self.dtype) for blob in blobs]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, silu
 
 from ...model.attention import attention
-from ...model.parameters import JobBook, JobLinear
+from ...model.outer_weights import OuterLinear, OuterWeights
 from .layers import StreamModulation
 
 _SINUSOID_DIM = 256
@@ -77,9 +77,9 @@ def sinusoid(values: Tensor) -> Tensor:
 class EmbeddingMLP:
     """Linear, SiLU, Linear."""
 
-    def __init__(self, book: JobBook, name: str, in_features: int, dim: int) -> None:
-        self.linear_1 = book.linear(f"{name}.linear_1", in_features, dim)
-        self.linear_2 = book.linear(f"{name}.linear_2", dim, dim)
+    def __init__(self, weights: OuterWeights, name: str, in_features: int, dim: int) -> None:
+        self.linear_1 = weights.linear(f"{name}.linear_1", in_features, dim)
+        self.linear_2 = weights.linear(f"{name}.linear_2", dim, dim)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.linear_2(silu(self.linear_1(x)))
@@ -88,12 +88,14 @@ class EmbeddingMLP:
 class TimeTextEmbedding:
     """``temb``: sum of the embedded timestep, distilled guidance (if the model has it) and pooled text."""
 
-    def __init__(self, book: JobBook, name: str, pooled_dim: int, dim: int, *, has_guidance: bool) -> None:
-        self.timestep = EmbeddingMLP(book, f"{name}.timestep_embedder", _SINUSOID_DIM, dim)
+    def __init__(
+        self, weights: OuterWeights, name: str, pooled_dim: int, dim: int, *, has_guidance: bool
+    ) -> None:
+        self.timestep = EmbeddingMLP(weights, f"{name}.timestep_embedder", _SINUSOID_DIM, dim)
         self.guidance = (
-            EmbeddingMLP(book, f"{name}.guidance_embedder", _SINUSOID_DIM, dim) if has_guidance else None
+            EmbeddingMLP(weights, f"{name}.guidance_embedder", _SINUSOID_DIM, dim) if has_guidance else None
         )
-        self.text = EmbeddingMLP(book, f"{name}.text_embedder", pooled_dim, dim)
+        self.text = EmbeddingMLP(weights, f"{name}.text_embedder", pooled_dim, dim)
 
     def __call__(self, timesteps: Tensor, pooled: Tensor, guidance: Tensor | None = None) -> Tensor:
         """[S, D] for timesteps [S], pooled text [1, P] and guidance [1] (already times 1000)."""
@@ -108,9 +110,9 @@ class TimeTextEmbedding:
 class AffineNorm:
     """LayerNorm with learned weight and bias."""
 
-    def __init__(self, book: JobBook, name: str, dim: int) -> None:
-        self.weight = book.tensor(f"{name}.weight", dim)
-        self.bias = book.tensor(f"{name}.bias", dim)
+    def __init__(self, weights: OuterWeights, name: str, dim: int) -> None:
+        self.weight = weights.tensor(f"{name}.weight", dim)
+        self.bias = weights.tensor(f"{name}.bias", dim)
 
     def __call__(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.to(x.device), self.bias.to(x.device)
@@ -120,15 +122,15 @@ class AffineNorm:
 class RefinerBlock:
     """Self-attention and MLP over text tokens, gated by the timestep; norms are affine."""
 
-    def __init__(self, book: JobBook, name: str, dim: int, mlp_dim: int, num_heads: int) -> None:
+    def __init__(self, weights: OuterWeights, name: str, dim: int, mlp_dim: int, num_heads: int) -> None:
         self.num_heads = num_heads
-        self.norm_1 = AffineNorm(book, f"{name}.norm1", dim)
-        self.norm_2 = AffineNorm(book, f"{name}.norm2", dim)
-        self.qkv = book.linear([f"{name}.attn.to_{part}" for part in "qkv"], dim, dim)
-        self.out = book.linear(f"{name}.attn.to_out.0", dim, dim)
-        self.mlp_in = book.linear(f"{name}.ff.net.0.proj", dim, mlp_dim)
-        self.mlp_out = book.linear(f"{name}.ff.net.2", mlp_dim, dim)
-        self.gates = book.linear(f"{name}.norm_out.linear", dim, 2 * dim)
+        self.norm_1 = AffineNorm(weights, f"{name}.norm1", dim)
+        self.norm_2 = AffineNorm(weights, f"{name}.norm2", dim)
+        self.qkv = weights.linear([f"{name}.attn.to_{part}" for part in "qkv"], dim, dim)
+        self.out = weights.linear(f"{name}.attn.to_out.0", dim, dim)
+        self.mlp_in = weights.linear(f"{name}.ff.net.0.proj", dim, mlp_dim)
+        self.mlp_out = weights.linear(f"{name}.ff.net.2", mlp_dim, dim)
+        self.gates = weights.linear(f"{name}.norm_out.linear", dim, 2 * dim)
 
     def __call__(self, x: Tensor, embedding: Tensor) -> Tensor:
         """[S, L, D] for tokens [S, L, D] and timestep embedding [S, D]."""
@@ -143,7 +145,7 @@ class TextRefiner:
 
     def __init__(
         self,
-        book: JobBook,
+        weights: OuterWeights,
         name: str,
         text_dim: int,
         dim: int,
@@ -151,10 +153,12 @@ class TextRefiner:
         num_heads: int,
         depth: int,
     ) -> None:
-        self.embedding = TimeTextEmbedding(book, f"{name}.time_text_embed", text_dim, dim, has_guidance=False)
-        self.proj_in = book.linear(f"{name}.proj_in", text_dim, dim)
+        self.embedding = TimeTextEmbedding(
+            weights, f"{name}.time_text_embed", text_dim, dim, has_guidance=False
+        )
+        self.proj_in = weights.linear(f"{name}.proj_in", text_dim, dim)
         self.blocks = [
-            RefinerBlock(book, f"{name}.token_refiner.refiner_blocks.{i}", dim, mlp_dim, num_heads)
+            RefinerBlock(weights, f"{name}.token_refiner.refiner_blocks.{i}", dim, mlp_dim, num_heads)
             for i in range(depth)
         ]
 
@@ -171,15 +175,15 @@ class TextRefiner:
 class ImageProjection:
     """Linear, SiLU, Linear on every image token."""
 
-    def __init__(self, book: JobBook, name: str, image_dim: int, dim: int) -> None:
-        self.up = book.linear(f"{name}.up", image_dim, 3 * dim)
-        self.down = book.linear(f"{name}.down", 3 * dim, dim)
+    def __init__(self, weights: OuterWeights, name: str, image_dim: int, dim: int) -> None:
+        self.up = weights.linear(f"{name}.up", image_dim, 3 * dim)
+        self.down = weights.linear(f"{name}.down", 3 * dim, dim)
 
     def __call__(self, image_embeds: Tensor) -> Tensor:
         return self.down(silu(self.up(image_embeds)))
 
 
-def modulation_table(linears: Sequence[JobLinear], embedding: Tensor) -> Tensor:
+def modulation_table(linears: Sequence[OuterLinear], embedding: Tensor) -> Tensor:
     """[S, sum of outputs] for the embeddings [S, D] of all timesteps: each weight is read once."""
     activated = silu(embedding)
     return torch.cat([linear(activated) for linear in linears], dim=1)

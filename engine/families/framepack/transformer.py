@@ -20,8 +20,8 @@ from ...checkpoints.lora import ActiveLoras
 from ...errors import CheckpointError
 from ...families.framepack.units import unit_specs
 from ...model.attention import SDPA_ATTENTION, SelfAttention
-from ...model.lora_layers import LoraBook, LoraUnits
-from ...model.parameters import JobBook, JobLinear, KeptBook, ParameterBook
+from ...model.lora_layers import LoraUnits
+from ...model.outer_weights import OuterLinear, OuterWeights, ReadWeight
 from ...model.units import ResidentUnits, UnitLayout, UnitSource
 from .invariants import (
     ImageProjection,
@@ -80,7 +80,7 @@ class PackedTransformer:
         job_device: torch.device | None = None,
         has_fp32_head: bool = False,
         units: UnitSource | None = None,
-        job_book: JobBook | None = None,
+        read_job_weight: ReadWeight | None = None,
     ) -> None:
         """Allocate the weights; :meth:`load` fills them.
 
@@ -93,8 +93,8 @@ class PackedTransformer:
             weight_format: of the blocks' linear layers, for activations in ``dtype``; None stores them in ``dtype``.
             has_fp32_head: run the output projection in fp32, as the published program does in bf16.
             units: where the blocks' weights come from; None allocates them all.
-            job_book: where the weights come from that only the start of a job needs; None allocates them on
-                ``job_device``.
+            read_job_weight: gives the weights that only the start of a job needs, each when it computes; None
+                allocates them on ``job_device``.
 
         Raises:
             CheckpointError: the checkpoint has a feature outside FramePack.
@@ -108,40 +108,44 @@ class PackedTransformer:
         self.has_fp32_head = has_fp32_head
         self.self_attention: SelfAttention = SDPA_ATTENTION
         self.token_chunk: int | None = None
-        book = ParameterBook(self.residual_dtype, device)
-        own_job_book = ParameterBook(self.residual_dtype, job_device or device)
-        self._book, self._job_book = KeptBook(book), KeptBook(job_book or own_job_book)
-        self._build(self._book, self._job_book)
-        self.dual_blocks = [_dual_block(book, i, config) for i in range(config.num_layers)]
-        self.single_blocks = [_single_block(book, i, config) for i in range(config.num_single_layers)]
+        self._weights = OuterWeights(self.residual_dtype, device)
+        self._job_weights = OuterWeights(self.residual_dtype, job_device or device, read_job_weight)
+        self._build(self._weights, self._job_weights)
+        self.dual_blocks = [_dual_block(self._weights, i, config) for i in range(config.num_layers)]
+        self.single_blocks = [
+            _single_block(self._weights, i, config) for i in range(config.num_single_layers)
+        ]
         self.weight_format = weight_format or DenseFormat(dtype)
-        self.outer_destinations: dict[str, Destination] = {**book.destinations, **own_job_book.destinations}
+        self.outer_destinations: dict[str, Destination] = {
+            **self._weights.destinations,
+            **self._job_weights.destinations,
+        }
         if units is None:
             layouts = [UnitLayout(spec, self.weight_format) for spec in unit_specs(config)]
             units = ResidentUnits(layouts, device)
         self.units: UnitSource = units
 
-    def _build(self, book: JobBook, job_book: JobBook) -> None:
-        """The layers outside the blocks; ``job_book`` gives those that only the start of a job needs."""
+    def _build(self, weights: OuterWeights, job_weights: OuterWeights) -> None:
+        """The layers outside the blocks; ``job_weights`` gives those that only the start of a job needs."""
         config = self.config
         dim, mlp_dim = config.inner_dim, int(config.inner_dim * config.mlp_ratio)
         patch = (config.patch_size_t, config.patch_size, config.patch_size)
-        self.x_embedder = _patch_embedding(book, "x_embedder.proj", config, patch)
+        self.x_embedder = _patch_embedding(weights, "x_embedder.proj", config, patch)
         self.clean_embedders = {
-            "clean": _patch_embedding(book, "clean_x_embedder.proj", config, patch),
-            "clean_2x": _patch_embedding(book, "clean_x_embedder.proj_2x", config, PATCH_2X),
-            "clean_4x": _patch_embedding(book, "clean_x_embedder.proj_4x", config, PATCH_4X),
+            "clean": _patch_embedding(weights, "clean_x_embedder.proj", config, patch),
+            "clean_2x": _patch_embedding(weights, "clean_x_embedder.proj_2x", config, PATCH_2X),
+            "clean_4x": _patch_embedding(weights, "clean_x_embedder.proj_4x", config, PATCH_4X),
         }
-        self.image_projection = ImageProjection(job_book, "image_projection", config.image_proj_dim, dim)
+        self.image_projection = ImageProjection(job_weights, "image_projection", config.image_proj_dim, dim)
         self.time_text_embedding = TimeTextEmbedding(
-            job_book,
+            job_weights,
             "time_text_embed",
             config.pooled_projection_dim,
             dim,
             has_guidance=config.guidance_embeds,
         )
         self.refiner = TextRefiner(
-            job_book,
+            job_weights,
             "context_embedder",
             config.text_embed_dim,
             dim,
@@ -149,8 +153,8 @@ class PackedTransformer:
             config.num_attention_heads,
             config.num_refiner_layers,
         )
-        self.modulation_linears = _modulation_linears(job_book, config)
-        self.proj_out = book.linear("proj_out", dim, config.out_channels * config.patch_size**2)
+        self.modulation_linears = _modulation_linears(job_weights, config)
+        self.proj_out = weights.linear("proj_out", dim, config.out_channels * config.patch_size**2)
 
     @classmethod
     def load(
@@ -190,7 +194,7 @@ class PackedTransformer:
             for layer in spec.layers
             for source, rows in zip(layer.sources, layer.rows, strict=True)
         }
-        return blocks | self._book.shapes | self._job_book.shapes
+        return blocks | self._weights.shapes | self._job_weights.shapes
 
     def with_loras(self, loras: ActiveLoras) -> "PackedTransformer":
         """This transformer with LoRAs beside its weights, which it shares; itself without any.
@@ -203,8 +207,8 @@ class PackedTransformer:
         adapted = copy.copy(self)
         adapted.__dict__.pop("_fp32_proj_out", None)
         adapted._build(
-            LoraBook(self._book, loras, self.residual_dtype, self.device),
-            LoraBook(self._job_book, loras, self.residual_dtype, torch.device("cpu")),
+            self._weights.with_loras(loras, self.device),
+            self._job_weights.with_loras(loras, torch.device("cpu")),
         )
         adapted.units = LoraUnits(self.units, unit_specs(self.config), loras, self.dtype, self.device)
         return adapted
@@ -363,7 +367,7 @@ class PackedTransformer:
         return torch.cat([self._fp32_proj_out(part.float()) for part in parts], dim=1)
 
     @cached_property
-    def _fp32_proj_out(self) -> JobLinear:
+    def _fp32_proj_out(self) -> OuterLinear:
         return self.proj_out.float()
 
 
@@ -477,37 +481,37 @@ def _check_supported(config: TransformerConfig) -> None:
 
 
 def _patch_embedding(
-    book: JobBook, name: str, config: TransformerConfig, kernel: tuple[int, int, int]
+    weights: OuterWeights, name: str, config: TransformerConfig, kernel: tuple[int, int, int]
 ) -> PatchEmbedding:
-    weight = book.tensor(f"{name}.weight", config.inner_dim, config.in_channels, *kernel)
-    return PatchEmbedding(weight, book.tensor(f"{name}.bias", config.inner_dim))
+    weight = weights.tensor(f"{name}.weight", config.inner_dim, config.in_channels, *kernel)
+    return PatchEmbedding(weight, weights.tensor(f"{name}.bias", config.inner_dim))
 
 
-def _modulation_linears(book: JobBook, config: TransformerConfig) -> list[JobLinear]:
+def _modulation_linears(weights: OuterWeights, config: TransformerConfig) -> list[OuterLinear]:
     """In execution order, which is the order of :class:`StepModulation`."""
     dim = config.inner_dim
     dual = [
-        book.linear(f"transformer_blocks.{i}.{norm}.linear", dim, 6 * dim)
+        weights.linear(f"transformer_blocks.{i}.{norm}.linear", dim, 6 * dim)
         for i in range(config.num_layers)
         for norm in ("norm1", "norm1_context")
     ]
     single = [
-        book.linear(f"single_transformer_blocks.{i}.norm.linear", dim, 3 * dim)
+        weights.linear(f"single_transformer_blocks.{i}.norm.linear", dim, 3 * dim)
         for i in range(config.num_single_layers)
     ]
-    return [*dual, *single, book.linear("norm_out.linear", dim, 2 * dim)]
+    return [*dual, *single, weights.linear("norm_out.linear", dim, 2 * dim)]
 
 
-def _dual_block(book: ParameterBook, index: int, config: TransformerConfig) -> DualBlock:
+def _dual_block(weights: OuterWeights, index: int, config: TransformerConfig) -> DualBlock:
     attn, head_dim = f"transformer_blocks.{index}.attn", config.attention_head_dim
     q, k = (
-        book.stacked([f"{attn}.norm_{part}.weight", f"{attn}.norm_added_{part}.weight"], head_dim)
+        weights.stacked([f"{attn}.norm_{part}.weight", f"{attn}.norm_added_{part}.weight"], head_dim)
         for part in "qk"
     )
     return DualBlock(HeadNorms(q, k, index))
 
 
-def _single_block(book: ParameterBook, index: int, config: TransformerConfig) -> SingleBlock:
+def _single_block(weights: OuterWeights, index: int, config: TransformerConfig) -> SingleBlock:
     attn = f"single_transformer_blocks.{index}.attn"
-    q, k = (book.stacked([f"{attn}.norm_{part}.weight"] * 2, config.attention_head_dim) for part in "qk")
+    q, k = (weights.stacked([f"{attn}.norm_{part}.weight"] * 2, config.attention_head_dim) for part in "qk")
     return SingleBlock(HeadNorms(q, k, config.num_layers + index))

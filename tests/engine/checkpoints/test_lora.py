@@ -31,6 +31,7 @@ from isoframe.engine.families.framepack.units import unit_specs
 from isoframe.engine.families.opening import open_transformer
 from isoframe.engine.interfaces.diffusers import FramepackTransformer, load_transformer
 from isoframe.engine.model import lora_layers as low_rank
+from isoframe.engine.model.outer_weights import LoraLinear
 from isoframe.engine.weights.conversion import convert
 from isoframe.engine.weights.stored_transformer import open_units, stored_transformer
 from isoframe.engine.weights.streaming import Streamer
@@ -268,7 +269,7 @@ def test_weights_are_shared_with_the_base(ours: FramepackTransformer, tmp_path: 
     base = ours.transformer
     adapted = base.with_loras([(read(tmp_path, all_layers()[0]), 1.0)])
     assert adapted.dual_blocks is base.dual_blocks
-    assert isinstance(adapted.proj_out, low_rank.LoraLinear)
+    assert isinstance(adapted.proj_out, LoraLinear)
     assert adapted.proj_out.base is base.proj_out
     assert isinstance(adapted.units, low_rank.LoraUnits)
     assert adapted.units.base is base.units
