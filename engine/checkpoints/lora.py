@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError, count_problems, first_names
 from .lora_files import FileLayer, LoraFile, open_lora_file
-from .lora_names import LoraNames, LoraTarget
+from .lora_names import LoraAliases, LoraNames, LoraTarget
 from .tensor_files import TensorEntry, map_tensor
 
 _MERGED_ROWS = 1024
@@ -69,19 +69,22 @@ class Lora:
 ActiveLoras = Sequence[tuple[Lora, float]]
 
 
-def read_lora(path: str | os.PathLike[str], shapes: LayerShapes, *, name: str | None = None) -> Lora:
+def read_lora(
+    path: str | os.PathLike[str], shapes: LayerShapes, aliases: LoraAliases, *, name: str | None = None
+) -> Lora:
     """Read a LoRA in the names of diffusers, PEFT, kohya, musubi, Tencent or ComfyUI.
 
     Args:
         path: a .safetensors file, or a folder with one.
         shapes: the model's layers.
+        aliases: other names of them.
         name: of the LoRA; None takes the file's.
 
     Raises:
         CheckpointError: damaged, pickled, not finite, or not of this model; the message names the tensors.
     """
     file = open_lora_file(path)
-    names = LoraNames(shapes)
+    names = LoraNames(shapes, aliases)
     targets = {layer: names.find(layer) for layer in file.layers}
     _check_fits(file, targets, shapes)
     factors: dict[str, LoraFactors] = {}
@@ -192,9 +195,10 @@ def _check_finite(lora: Lora) -> None:
 class LoraLibrary:
     """LoRAs of one model; each file is read once, and again when it has changed."""
 
-    def __init__(self, shapes: LayerShapes) -> None:
-        """An empty library for a model with the layers ``shapes``."""
+    def __init__(self, shapes: LayerShapes, aliases: LoraAliases) -> None:
+        """An empty library for a model with the layers ``shapes``, which have ``aliases`` too."""
         self._shapes = shapes
+        self._aliases = aliases
         self._files: dict[Path, tuple[tuple[int, int], Lora]] = {}
         self._paths: dict[str, Path] = {}
 
@@ -257,7 +261,7 @@ class LoraLibrary:
     def _read(self, path: Path) -> Lora:
         version = _version(path)
         if path not in self._files or self._files[path][0] != version:
-            self._files[path] = version, read_lora(path, self._shapes)
+            self._files[path] = version, read_lora(path, self._shapes, self._aliases)
         return self._files[path][1]
 
     def _missing(self, source: str, path: Path) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from ..checkpoints.lora_names import LoraAliases
 from ..model.precision import PRECISIONS, Precision, UnitSpec
 from ..request.config import SamplingConfig
 
@@ -156,7 +157,7 @@ class EncoderShape:
         width: channels of a token.
         num_heads: heads of the attention.
         num_tokens: most tokens of one input.
-        num_layers: layers that are run.
+        depth: layers that are run.
         layer_params: parameters of one of them.
         other_params: embeddings and outer norms that are used.
         is_layerwise: in memory is one layer at a time, and the table of embeddings stays in its file.
@@ -166,14 +167,14 @@ class EncoderShape:
     width: int
     num_heads: int
     num_tokens: int
-    num_layers: int
+    depth: int
     layer_params: int
     other_params: int
     is_layerwise: bool = False
 
     @property
     def num_params(self) -> int:
-        return self.num_layers * self.layer_params + self.other_params
+        return self.depth * self.layer_params + self.other_params
 
     def activation_bytes(self, value_bytes: int) -> int:
         """Most that one layer holds, the scores of an unfused attention included."""
@@ -376,6 +377,11 @@ class Family(ABC):
     @abstractmethod
     def default_order(cls, name: str) -> str | None:
         """The order that a checkpoint called ``name`` was trained for, where the name tells."""
+
+    @classmethod
+    @abstractmethod
+    def lora_aliases(cls) -> LoraAliases:
+        """Names that trainers give to the transformer's layers, besides those of the checkpoint."""
 
     @classmethod
     @abstractmethod

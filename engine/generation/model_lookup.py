@@ -7,7 +7,7 @@ from ..families.registry import family_of, find_published
 
 
 def find_model(source: str, *, local_files_only: bool = False) -> PlannedModel:
-    """The model ``source``: "framepack-13b" and the published Hub ids are built in; others as ``Engine.load`` takes them.
+    """The model ``source``: the published ones are built in, by their families' names and Hub ids; others as ``Engine.load`` takes them.
 
     Of another Hub repository only the configuration is downloaded.
 

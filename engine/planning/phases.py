@@ -65,7 +65,7 @@ class Phases:
             weights=0 if encoder.is_layerwise else value * encoder.num_params,
             slots=value * encoder.layer_params if encoder.is_layerwise else 0,
             activations=encoder.activation_bytes(value),
-            note=f"{encoder.num_layers} layers, one at a time" if encoder.is_layerwise else "",
+            note=f"{encoder.depth} layers, one at a time" if encoder.is_layerwise else "",
         )
 
     def _encode(self, tile: int | None) -> PhaseBytes:

@@ -17,6 +17,7 @@ from ..families.framepack.invariants import JobInvariants
 from ..families.framepack.packing import CleanLatents, PackedSection
 from ..families.framepack.transformer import FrameIndices, PackedTransformer
 from ..families.framepack.units import unit_specs
+from ..families.registry import family_of
 from ..model.attention import SDPA_ATTENTION, SelfAttention
 from ..model.attention_backends import AttentionShape
 from ..model.conditioning import Anchor, Conditioning, PromptEmbeds
@@ -105,7 +106,7 @@ class Denoiser:
         self._choose_attention = choose_attention
         self._check_attention = check_attention
         self.step_caches = step_caches
-        self.loras = LoraLibrary(transformer.layer_shapes)
+        self.loras = LoraLibrary(transformer.layer_shapes, family_of(transformer.config).lora_aliases())
 
     def sample(
         self,

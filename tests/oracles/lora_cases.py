@@ -13,6 +13,10 @@ from diffusers import HunyuanVideoFramepackTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor
 
+from isoframe.engine.checkpoints import lora
+from isoframe.engine.checkpoints.lora import Lora
+from isoframe.engine.families.framepack.family import FramePack
+
 # (down [r, in], up [out, r], alpha)
 Layer = tuple[Tensor, Tensor, float]
 
@@ -61,6 +65,11 @@ for _block in "01":
     TENCENT[f"{_theirs}.linear1"] = [*(f"{_ours}.attn.to_{part}" for part in "qkv"), f"{_ours}.proj_mlp"]
     TENCENT[f"{_theirs}.linear2"] = [f"{_ours}.proj_out"]
     TENCENT[f"{_theirs}.modulation.linear"] = [f"{_ours}.norm.linear"]
+
+
+def read_lora(path: Path | str, shapes: Mapping[str, tuple[int, ...]]) -> Lora:
+    """As the engine reads it, with all names that trainers give to FramePack's layers."""
+    return lora.read_lora(path, shapes, FramePack.lora_aliases())
 
 
 def layer_shapes(model: HunyuanVideoFramepackTransformer3DModel) -> dict[str, tuple[int, ...]]:

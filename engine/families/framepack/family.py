@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
+from ...checkpoints.lora_names import LoraAliases
 from ...files import read_json
 from ...model.precision import UnitSpec
 from ..family import EncoderKind, Family, PlannedModel
@@ -76,6 +77,10 @@ class FramePack(Family):
     @classmethod
     def default_order(cls, name: str) -> str | None:
         return "forward" if re.search(r"(?<![A-Za-z0-9])F1(?![A-Za-z0-9])", name) else None
+
+    @classmethod
+    def lora_aliases(cls) -> LoraAliases:
+        return LoraAliases(**read_json(DATA / "lora_names.json"))
 
     @classmethod
     def prompt_template(cls) -> str:

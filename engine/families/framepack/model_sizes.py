@@ -129,7 +129,7 @@ def _llama(config: Mapping[str, Any]) -> EncoderShape:
         width=width,
         num_heads=config["num_attention_heads"],
         num_tokens=TEMPLATE_TOKENS + MAX_PROMPT_TOKENS,
-        num_layers=config["num_hidden_layers"] - UNUSED_LLAMA_LAYERS,
+        depth=config["num_hidden_layers"] - UNUSED_LLAMA_LAYERS,
         layer_params=2 * width * queries + 2 * width * keys + 3 * width * mlp + 2 * width,
         other_params=config["vocab_size"] * width,
         is_layerwise=True,
@@ -144,7 +144,7 @@ def _clip(config: Mapping[str, Any]) -> EncoderShape:
         width=width,
         num_heads=config["num_attention_heads"],
         num_tokens=config["max_position_embeddings"],
-        num_layers=config["num_hidden_layers"],
+        depth=config["num_hidden_layers"],
         layer_params=_biased_layer(width, config["intermediate_size"]),
         other_params=table + positions + 2 * width,
     )
@@ -158,7 +158,7 @@ def _siglip(config: Mapping[str, Any]) -> EncoderShape:
         width=width,
         num_heads=config["num_attention_heads"],
         num_tokens=tokens,
-        num_layers=config["num_hidden_layers"],
+        depth=config["num_hidden_layers"],
         layer_params=_biased_layer(width, config["intermediate_size"]),
         other_params=3 * patch**2 * width + width + tokens * width + 2 * width,
     )

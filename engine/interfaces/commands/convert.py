@@ -140,8 +140,8 @@ def _convert(
     opened = open_transformer(components.transformer, local_files_only=config.local_files_only)
     checkpoint = dataclasses.replace(opened, name=components.name)
     if loras:
-        layers = checkpoint_layers(checkpoint)
-        active = [(read_lora(lora.source, layers), lora.strength) for lora in loras]
+        layers, aliases = checkpoint_layers(checkpoint), components.family.lora_aliases()
+        active = [(read_lora(lora.source, layers, aliases), lora.strength) for lora in loras]
         checkpoint = merged_checkpoint(checkpoint, active)
     with conversion_bar(is_quiet=is_quiet) as on_progress:
         if destination is None:

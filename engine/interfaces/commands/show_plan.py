@@ -171,7 +171,7 @@ def _lora_bytes(found: PlannedModel, request: Request, precision: str, compute_d
     layers = family.transformer_class()(config, torch.float32, torch.device("meta")).layer_shapes
     auto = precision if precision in DENSE_DTYPES else "bf16"
     dtype = DENSE_DTYPES[auto if compute_dtype == "auto" else compute_dtype]
-    read = {lora.source: read_lora(lora.source, layers) for lora in request.loras}
+    read = {lora.source: read_lora(lora.source, layers, family.lora_aliases()) for lora in request.loras}
     return max(
         branch_bytes(
             family.unit_specs(),

@@ -14,6 +14,7 @@ from ...families.framepack.invariants import JobInvariants
 from ...families.framepack.packing import PackedSection
 from ...families.framepack.transformer import PackedTransformer
 from ...families.framepack.units import unit_specs
+from ...families.registry import family_of
 from ...generation.loaded_model import LoadedModel
 from ...model.attention_backends import AttentionShape
 from ...model.lora_layers import branch_bytes
@@ -248,5 +249,5 @@ class AcceleratedTransformer(DiffusersForward):
 
 
 def _find_loras(transformer: PackedTransformer, sampling: SamplingConfig) -> ActiveLoras:
-    library = LoraLibrary(transformer.layer_shapes)
+    library = LoraLibrary(transformer.layer_shapes, family_of(transformer.config).lora_aliases())
     return [(library.find(use.source), use.strength) for use in sampling.loras if use.strength != 0]

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from hostile_files import DAMAGED, DOWN, UP, Bomb, entry, safetensors, zipped_pickle
-from lora_cases import layer_shapes
+from lora_cases import layer_shapes, read_lora
 from safetensors.torch import load_file, save_file
 from tiny_models import saved_model, tiny_model
 
 from isoframe.engine import CheckpointError, Engine, EngineConfig
-from isoframe.engine.checkpoints.lora import read_lora
 from isoframe.engine.checkpoints.tensor_files import open_tensor_file
 from isoframe.engine.companions.encoders import Encoders
 from isoframe.engine.families.opening import open_transformer

@@ -16,6 +16,7 @@ from lora_cases import (
     layer_shapes,
     random_lora,
     random_tencent_lora,
+    read_lora,
     saved,
     split_tencent,
 )
@@ -24,7 +25,7 @@ from published_config import PUBLISHED
 from tiny_models import forward_inputs, relative_error, saved_model, tiny_model
 from torch import Tensor
 
-from isoframe.engine.checkpoints.lora import ActiveLoras, Lora, merge, read_lora
+from isoframe.engine.checkpoints.lora import ActiveLoras, Lora, merge
 from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.families.framepack.transformer_config import TransformerConfig
 from isoframe.engine.families.framepack.units import unit_specs

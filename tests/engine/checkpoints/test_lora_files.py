@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora_cases import in_kohya_names, in_peft_names, layer_shapes, random_lora, saved
+from lora_cases import in_kohya_names, in_peft_names, layer_shapes, random_lora, read_lora, saved
 from safetensors.torch import save
 from tiny_models import tiny_model
 from torch import Tensor
 
-from isoframe.engine.checkpoints.lora import read_lora
 from isoframe.engine.checkpoints.lora_names import LoraNames
 from isoframe.engine.errors import CheckpointError
+from isoframe.engine.families.framepack.family import FramePack
 
 SHAPES = layer_shapes(tiny_model())
 LAYER = "single_transformer_blocks.1.proj_out"
@@ -236,14 +236,14 @@ def test_factors_outlive_their_file(tmp_path: Path) -> None:
     ],
 )
 def test_comfyui_names_are_tencents_names(comfy: str, tencent: str) -> None:
-    names = LoraNames(SHAPES)
+    names = LoraNames(SHAPES, FramePack.lora_aliases())
     assert names.find(tencent) is not None
     assert names.find(f"diffusion_model.{comfy}") == names.find(tencent)
 
 
 def test_no_two_layers_share_a_kohya_name() -> None:
     """Underscores for dots could make two names one."""
-    names = LoraNames(SHAPES)
+    names = LoraNames(SHAPES, FramePack.lora_aliases())
     for name, target in names._targets.items():
         assert names._kohya[name.replace(".", "_")] == target, name
     for name in SHAPES:

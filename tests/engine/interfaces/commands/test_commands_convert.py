@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import Result
-from lora_cases import in_kohya_names, layer_shapes, random_lora, saved
+from lora_cases import in_kohya_names, layer_shapes, random_lora, read_lora, saved
 from packed_steps import one_step
 from tiny_models import relative_error, saved_model
 from typer.testing import CliRunner
 
-from isoframe.engine.checkpoints.lora import read_lora
 from isoframe.engine.interfaces.commands.command_line import build_app
 from isoframe.engine.weights.store import open_store
 from isoframe.engine.weights.stored_transformer import open_units, stored_transformer

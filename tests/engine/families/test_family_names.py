@@ -1,0 +1,72 @@
+"""What belongs to one family of models is named in its room alone."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import isoframe.engine
+
+ENGINE = Path(isoframe.engine.__file__).parent
+FAMILIES = ENGINE / "families"
+# Layers, units and token counts of FramePack's transformer, and the classes that diffusers has for its parts.
+NAMES = re.compile(
+    r"\b(?:"
+    r"num_layers|num_single_layers|num_refiner_layers|num_dual_blocks|"
+    r"(?:single_)?transformer_blocks|(?:clean_)?x_embedder|context_embedder|"
+    r"(?:Dual|Single)Block|(?:dual|single)_blocks|double_blocks|"
+    r"NUM_CLEAN_\w+|patch_size(?:_t)?|PATCH_\dX|"
+    r"13B|framepack-13b|"
+    r"(?:AutoencoderKL)?HunyuanVideo\w*(?:Model|Packed|Pipeline)|AutoencoderKLHunyuanVideo"
+    r")\b"
+)
+# What may name them all the same: file in engine/ -> the reason.
+ALLOWED = {
+    "interfaces/diffusers/drop_in.py": "stands in for this very class of diffusers",
+    "interfaces/diffusers/pipelines.py": "drives this very pipeline of diffusers",
+    "request/sections.py": "plans the sections of the published layouts, which the schedules replace",
+    "sampling/history.py": "keeps their history",
+}
+
+
+def named_in(text: str) -> list[str]:
+    """Every line of ``text`` that names something of the family, with its number."""
+    lines = enumerate(text.splitlines(), 1)
+    return [f"{number}: {line.strip()}" for number, line in lines if NAMES.search(line)]
+
+
+def outside() -> Iterator[tuple[str, str]]:
+    """Name and text of every module of the engine outside the families."""
+    for path in sorted(ENGINE.rglob("*.py")):
+        if FAMILIES not in path.parents:
+            yield path.relative_to(ENGINE).as_posix(), path.read_text(encoding="utf-8")
+
+
+def test_no_other_room_names_what_a_family_is_made_of() -> None:
+    found = {name: lines for name, text in outside() if (lines := named_in(text)) and name not in ALLOWED}
+    assert not found
+
+
+def test_every_exception_is_still_needed() -> None:
+    texts = dict(outside())
+    assert [name for name in ALLOWED if not named_in(texts.get(name, ""))] == []
+
+
+def test_a_planted_name_is_found() -> None:
+    planted = (
+        "for block in range(config.num_layers):\n"
+        "name = f'single_transformer_blocks.{block}.attn'\n"
+        "far = latents[:, :, NUM_CLEAN_4X:]\n"
+        "from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModelPacked\n"
+        "the 13B model\n"
+        "num_layers_of_ours = config.depth\n"
+    )
+    assert [line.partition(":")[0] for line in named_in(planted)] == ["1", "2", "3", "4", "5"]
+
+
+def test_the_families_are_chosen_in_one_place() -> None:
+    """Only the registry lists them, and nothing asks which one a model is of."""
+    is_choice = re.compile(
+        r"isinstance\([^)]*\b(?:FramePack|TransformerConfig)\b|\bfamily\.name\b|\bFAMILY\b"
+    )
+    choices = {name for name, text in outside() if is_choice.search(text)}
+    assert not choices
