@@ -1,44 +1,37 @@
 """The engine: one model, any number of jobs."""
 
-import json
 import os
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from .companions.previews import save_png
-from .companions.vae import DecodedFrames, to_uint8
-from .errors import ConfigError
-from .events import Event, StepEvent
-from .files import check_extras, check_png_path, make_folder
-from .generation.decoding import count_sections, decode_sections, decode_within
-from .generation.frame_filter import FrameFilter, apply_filter, filter_name
-from .generation.generation import Generation, Section, ignore
+from .companions.vae import DecodedFrames
+from .files import check_extras
+from .generation.decoding import decode_latents
+from .generation.frame_filter import FrameFilter
+from .generation.generation import Generation, Section, generate_sections, ignore
 from .generation.inputs import JobInputs
 from .generation.loaded_model import LoadedModel
 from .generation.rendering import Outputs, Rendering
+from .generation.single_frame import write_frame
+from .generation.step_cache_error import StepCacheError, measure_step_cache
 from .jobs.folder import JobFolder
 from .jobs.job import Job
-from .jobs.metadata import video_metadata
 from .jobs.paths import new_job_path
 from .jobs.queue import JobQueue
 from .jobs.record import ModelSource
-from .jobs.run import UnkeptRun
 from .media.video import Video
 from .model.conditioning import Conditioning
 from .planning.machine import Machine, with_budget
 from .planning.plan import Plan
 from .request.config import EngineConfig, Request, SamplingConfig
 from .request.sizes import Size
-from .sampling.denoiser import Denoiser, EventHandler, LatentSection, assemble
-from .sampling.step_cache import StepCacheError, StepCacheFactory
+from .sampling.denoiser import EventHandler, LatentSection, assemble
+from .sampling.step_cache import StepCacheFactory
 from .weights.conversion import OnProgress
-from .weights.memory import JobMemory
 from .weights.timeline_file import write_timeline
 
 
@@ -50,27 +43,15 @@ class Engine:
         components: where the model's companions are.
     """
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        source: ModelSource,
-        step_caches: StepCacheFactory | None = None,
-        frame_filter: FrameFilter | None = None,
-    ) -> None:
+    def __init__(self, model: LoadedModel, source: ModelSource) -> None:
         """Use :meth:`load`."""
         self._model = model
         self._source = source
         self._jobs = JobQueue(model.config.max_queued_jobs)
         self._memory = model.memory
+        self._denoiser = model.denoiser
         self.config = model.config
         self.components = model.components
-        self._frame_filter = frame_filter
-        self._denoiser = Denoiser(
-            model.memory.transformer,
-            model.make_attention,
-            step_caches or model.make_step_cache,
-            model.check_attention,
-        )
 
     @classmethod
     def load(
@@ -109,9 +90,10 @@ class Engine:
         """
         config = config or EngineConfig()
         model = LoadedModel.load(
-            source, config=config, components=components, size=size, on_conversion=on_conversion
-        )
-        return cls(model, ModelSource.absolute(source, components, config), step_caches, frame_filter)
+            source, config=config, components=components, size=size, on_conversion=on_conversion,
+            step_caches=step_caches, frame_filter=frame_filter,
+        )  # fmt: skip
+        return cls(model, ModelSource.absolute(source, components, config))
 
     @property
     def device(self) -> torch.device:
@@ -134,7 +116,7 @@ class Engine:
         Raises:
             BudgetError: it does not fit; the message names what would.
         """
-        return self._generation(request).memory.plan
+        return JobInputs.read(request, self._model).plan(self._model).plan
 
     @property
     def machine(self) -> Machine:
@@ -158,8 +140,7 @@ class Engine:
     def lift_memory_limit(self) -> None:
         """Let the rest of the process take more of the device than the budgets of its engines.
 
-        Else torch's allocator fails beyond their sum, also for the host's own models. The engine still plans its jobs
-        inside its budget.
+        Else torch's allocator fails beyond their sum, also for the host's own models. Jobs still keep to the budget.
         """
         self._memory.limit.lift()
 
@@ -213,7 +194,7 @@ class Engine:
         """
         conditioning.check(self._denoiser.transformer.config, sampling.cfg_scale)
         height, width = (8 * edge for edge in conditioning.start_latent.shape[3:])
-        memory = self._sampling_memory(sampling, (height, width))
+        memory = self._model.plan_sampling(sampling, (height, width))
         return self._denoiser.sample(conditioning, sampling, on_event, memory)
 
     def trace(self) -> None:
@@ -230,13 +211,7 @@ class Engine:
             ConfigError: another suffix; a chart without matplotlib; or nothing was copied since :meth:`trace`.
             InputError: the file cannot be written.
         """
-        timings = [] if self._memory.log is None else self._memory.log.timings()
-        if not timings:
-            raise ConfigError(
-                "there is nothing to trace: no weights were copied since trace(), all are in their place; with less memory "
-                "(--vram, --ram) they are streamed"
-            )
-        write_timeline(timings, Path(path))
+        write_timeline([] if self._memory.log is None else self._memory.log.timings(), Path(path))
 
     def plan_sampling(self, sampling: SamplingConfig, size: tuple[int, int]) -> Plan:
         """How :meth:`sample` runs at ``size`` (height, width in pixels) inside the budget.
@@ -244,18 +219,15 @@ class Engine:
         Raises:
             BudgetError: it does not fit.
         """
-        return self._sampling_memory(sampling, size).plan
-
-    def _sampling_memory(self, sampling: SamplingConfig, size: tuple[int, int]) -> JobMemory:
-        lora_bytes = self._denoiser.lora_bytes(sampling)
-        return self._memory.plan(sampling, size, is_latents_only=True, lora_bytes=lora_bytes)
+        return self._model.plan_sampling(sampling, size).plan
 
     def sample_video(
         self, conditioning: Conditioning, sampling: SamplingConfig, *, on_event: EventHandler | None = None
     ) -> Tensor:
         """:meth:`sample` assembled in video order, start latent included: [1, C, 1 + n * window, Y, X] fp32."""
-        sections = list(self.sample(conditioning, sampling, on_event=on_event))
-        return assemble(sections, conditioning.start_latent)
+        return assemble(
+            list(self.sample(conditioning, sampling, on_event=on_event)), conditioning.start_latent
+        )
 
     def condition(self, request: Request) -> Conditioning:
         """Text and image of ``request`` as tensors, for any number of :meth:`sample`.
@@ -266,7 +238,8 @@ class Engine:
             InputError: the image cannot be used.
             BudgetError: the job does not fit into the budget.
         """
-        return self._generation(request).condition()
+        inputs = JobInputs.read(request, self._model)
+        return Generation(inputs, inputs.plan(self._model), self._model).condition()
 
     def decode(
         self, latents: Tensor, *, order: str = "inverted", latent_window_size: int = 9
@@ -284,14 +257,7 @@ class Engine:
             InputError: the shape is another one; raised at once.
             BudgetError: the size does not fit into the budget; raised at once.
         """
-        sampling = SamplingConfig(
-            num_sections=count_sections(latents, latent_window_size),
-            order=order,
-            latent_window_size=latent_window_size,
-        )
-        height, width = (8 * edge for edge in latents.shape[3:])
-        memory = self._memory.plan(sampling, (height, width))
-        return decode_sections(latents, sampling, self._model, memory, self._frame_filter)
+        return decode_latents(latents, self._model, order=order, window=latent_window_size)
 
     def generate(
         self, request: Request, *, on_event: EventHandler | None = None
@@ -300,8 +266,7 @@ class Engine:
 
         The request is checked and its image read at once, before any section is asked for.
         """
-        job = self._generation(request)
-        return job.sections(on_event or ignore, UnkeptRun(job.inputs.request, {}))
+        return generate_sections(request, self._model, on_event or ignore)
 
     def step_cache_error(self, request: Request) -> StepCacheError:
         """What the step cache of ``request`` does to its first section, which is made with and without it.
@@ -309,23 +274,7 @@ class Engine:
         Raises:
             ConfigError: the request has no step cache.
         """
-        if request.step_cache == "none":
-            raise ConfigError("step_cache must be teacache or magcache to have an error, got 'none'")
-        computed: list[bool] = []
-
-        def count(event: Event) -> None:
-            if isinstance(event, StepEvent):
-                computed.append(event.is_computed)
-
-        with closing(self.generate(request, on_event=count)) as sections:
-            cached = next(sections).latents
-        with closing(self.generate(replace(request, step_cache="none"))) as sections:
-            exact = next(sections).latents
-        return StepCacheError(
-            num_computed=sum(computed),
-            num_skipped=len(computed) - sum(computed),
-            relative_error=float((cached - exact).norm() / exact.norm()),
-        )
+        return measure_step_cache(request, self._model)
 
     def render(
         self,
@@ -365,7 +314,7 @@ class Engine:
             path=path, overwrite=overwrite, preview_dir=preview_dir, png_dir=png_dir, job_dir=job_dir,
             latents_path=latents_path,
         )  # fmt: skip
-        return self._rendering(request, outputs).write(on_event)
+        return Rendering.of(request, outputs, self._model, self._source).write(on_event)
 
     def render_frame(
         self,
@@ -388,26 +337,14 @@ class Engine:
         Raises:
             InputError: an image or ``path`` cannot be used.
         """
-        path = Path(path)
-        check_png_path(path, overwrite=overwrite)
-        request = replace(
+        return write_frame(
             request,
-            seconds=4 / request.fps,
-            latent_window_size=1,
-            order="inverted",
-            section_order=None,
+            Path(path),
+            self._model,
             target_index=target_index,
+            overwrite=overwrite,
+            on_event=on_event,
         )
-        job = self._generation(request)
-        run = UnkeptRun(job.inputs.request, self._metadata(job.inputs))
-        with closing(job.sections(on_event or ignore, run)) as sections:
-            latents = next(sections).latents
-        vae = self._model.vae
-        decoded = decode_within(job.memory, vae, lambda: vae.decode(latents))
-        frames = apply_filter(self._frame_filter, to_uint8(decoded[0].cpu()), 0)
-        make_folder("output", path.parent)
-        save_png(frames[0], path, json.dumps(run.metadata))
-        return path
 
     def resume(
         self,
@@ -428,8 +365,8 @@ class Engine:
             overwrite: replace an existing file.
             on_event: called with every event.
             preview_dir: as for :meth:`render`.
-            png_dir: likewise; frames that an earlier run finished are not written.
-            latents_path: likewise, of all sections; a job that is complete has none to write.
+            png_dir: as for :meth:`render`; frames that an earlier run finished are not written.
+            latents_path: as for :meth:`render`, of all sections; a job that is complete has none to write.
 
         Raises:
             InputError: there is no job, it is of another model than this engine's, or an output cannot be used.
@@ -441,7 +378,8 @@ class Engine:
             path=path, overwrite=overwrite, preview_dir=preview_dir, png_dir=png_dir, job_dir=job_dir,
             latents_path=latents_path,
         )  # fmt: skip
-        return self._rendering(folder.record.request, outputs, folder).write(on_event)
+        rendering = Rendering.of(folder.record.request, outputs, self._model, self._source, folder)
+        return rendering.write(on_event)
 
     def submit(
         self,
@@ -465,7 +403,7 @@ class Engine:
             overwrite: replace an existing file.
             has_previews: draw a picture of the latents at every step, in the job's folder.
             png_dir: as for :meth:`resume`; a later process that resumes the job has to be told again.
-            latents_path: likewise.
+            latents_path: as for :meth:`resume`, like ``png_dir``.
 
         Raises:
             InputError: the image, an output or ``job_dir`` cannot be used.
@@ -479,7 +417,7 @@ class Engine:
             png_dir=png_dir, job_dir=job_dir, latents_path=latents_path,
         )  # fmt: skip
         # From now on the folder tells a later process of the job, even if its turn never comes.
-        rendering = self._rendering(request, outputs)
+        rendering = Rendering.of(request, outputs, self._model, self._source)
         job = Job(job_dir, fps=request.fps, priority=priority, render=rendering.write, release=self.release)
         self._jobs.put(job)
         return job
@@ -496,9 +434,7 @@ class Engine:
 
         Args:
             request: the video.
-            path: as for :meth:`submit`.
-            job_dir: likewise.
-            overwrite: likewise.
+            path: as for :meth:`submit`, and so are the others.
 
         Raises:
             InputError: the image, an output or ``job_dir`` cannot be used.
@@ -507,31 +443,10 @@ class Engine:
         outputs = Outputs(
             path=path, overwrite=overwrite, job_dir=job_dir or new_job_path(self.config.cache_path())
         )
-        folder = self._rendering(request, outputs).folder
+        folder = Rendering.of(request, outputs, self._model, self._source).folder
         assert folder is not None, "it was asked for"
         return folder
 
-    def _generation(self, request: Request) -> Generation:
-        inputs = JobInputs.read(request, self.components, self._denoiser)
-        return Generation(inputs, self._model, self._denoiser, self._frame_filter)
-
-    def _rendering(self, request: Request, outputs: Outputs, folder: JobFolder | None = None) -> Rendering:
-        job = self._generation(request)
-        return Rendering.of(
-            job, outputs, self._source, self._metadata(job.inputs), self._model.latent_rgb, folder
-        )
-
     def identity(self) -> dict[str, object]:
         """What decides the bits of a video besides its request, under the names of a video's metadata."""
-        return {**self._model.identity(), "frame_filter": filter_name(self._frame_filter)}
-
-    def _metadata(self, inputs: JobInputs) -> dict[str, object]:
-        return video_metadata(
-            inputs.request,
-            inputs.sampling,
-            inputs.images,
-            loras=[self._denoiser.loras.find(lora.source) for lora in inputs.sampling.loras],
-            model=self.components.name,
-            frame_filter=filter_name(self._frame_filter),
-            **self._model.identity(),
-        )
+        return dict(self._model.identity())

@@ -39,22 +39,6 @@ def filter_decoded(function: FrameFilter | None, decoded: DecodedFrames) -> Deco
     return DecodedFrames(frames=frames, first_frame=decoded.first_frame)
 
 
-def count_sections(latents: Tensor, window: int) -> int:
-    """Sections of ``window`` latent frames in a video of latents [1, C, 1 + n * window, Y, X], the start latent first.
-
-    Raises:
-        InputError: another shape.
-    """
-    if latents.ndim != 5 or latents.shape[0] != 1 or latents.shape[2] < 1 + window:
-        raise InputError(f"latents must be [1, C, 1 + n * {window}, Y, X], got {tuple(latents.shape)}")
-    num_sections, rest = divmod(latents.shape[2] - 1, window)
-    if rest:
-        raise InputError(
-            f"latents must have 1 + n * {window} frames for a window of {window}, got {latents.shape[2]}"
-        )
-    return num_sections
-
-
 def make_decoder(
     vae: VideoVAE,
     sampling: SamplingConfig,
@@ -79,26 +63,34 @@ def make_decoder(
     )
 
 
-def decode_sections(
-    latents: Tensor,
-    sampling: SamplingConfig,
-    model: LoadedModel,
-    memory: JobMemory,
-    frame_filter: FrameFilter | None,
+def decode_latents(
+    latents: Tensor, model: LoadedModel, *, order: str, window: int
 ) -> Iterator[DecodedFrames]:
-    """Frames of a video of latents, in the order in which ``sampling`` made its sections.
+    """Frames of a video of latents, in the order in which its sections were made; see :meth:`Engine.decode`.
 
-    Args:
-        latents: [1, C, 1 + n * window, Y, X], scaled, the start latent first.
-        sampling: order, window and number of the sections.
-        model: its VAE decodes.
-        memory: the budget.
-        frame_filter: every frame passes through it.
+    Raises:
+        InputError: the shape is not that of whole sections, start latent first; raised at once.
+        BudgetError: the size does not fit into the budget; raised at once.
     """
+    if latents.ndim != 5 or latents.shape[0] != 1 or latents.shape[2] < 1 + window:
+        raise InputError(f"latents must be [1, C, 1 + n * {window}, Y, X], got {tuple(latents.shape)}")
+    num_sections, rest = divmod(latents.shape[2] - 1, window)
+    if rest:
+        raise InputError(
+            f"latents must have 1 + n * {window} frames for a window of {window}, got {latents.shape[2]}"
+        )
+    sampling = SamplingConfig(num_sections=num_sections, order=order, latent_window_size=window)
+    height, width = (8 * edge for edge in latents.shape[3:])
+    return _decode_sections(latents, sampling, model, model.memory.plan(sampling, (height, width)))
+
+
+def _decode_sections(
+    latents: Tensor, sampling: SamplingConfig, model: LoadedModel, memory: JobMemory
+) -> Iterator[DecodedFrames]:
     memory.make_room()
     window, vae = sampling.latent_window_size, model.vae
     decoder = make_decoder(vae, sampling, start_latent=latents[:, :, :1])
     for section in plan_sections(sampling):
         first = section.first_latent_frame
         part = latents[:, :, first : first + window]
-        yield filter_decoded(frame_filter, decode_within(memory, vae, partial(decoder.push, part)))
+        yield filter_decoded(model.frame_filter, decode_within(memory, vae, partial(decoder.push, part)))

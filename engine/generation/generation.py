@@ -15,11 +15,11 @@ from ..events import PhaseEvent
 from ..jobs.run import JobRun, UnkeptRun
 from ..model.conditioning import Conditioning, PromptEmbeds, blend_prompts
 from ..request.config import Request
-from ..request.sections import MAX_CLIP_FRAMES
-from ..sampling.denoiser import Denoiser, EventHandler
+from ..sampling.denoiser import EventHandler
+from ..weights.memory import JobMemory
 from .decoding import Decoder, decode_within, filter_decoded, make_decoder
 from .encode_images import encode_images
-from .frame_filter import FrameFilter, apply_filter
+from .frame_filter import apply_filter
 from .inputs import JobInputs
 from .loaded_model import LoadedModel
 
@@ -57,49 +57,26 @@ class Section:
 
 
 class Generation:
-    """One job on its way from a request to frames: inputs that are read, and a plan that they fit.
+    """One run of a job, from its inputs to frames. Nothing of it is left when the run is over.
 
     Attributes:
         inputs: what the job is made from.
         memory: the plan of the job, and its units.
-        frame_filter: every frame passes through it.
         decoder: joins the sections; None until :meth:`sections` has encoded the request.
         start_latent: of the image, [1, C, 1, Y, X] fp32; None until then.
     """
 
-    def __init__(
-        self,
-        inputs: JobInputs,
-        model: LoadedModel,
-        denoiser: Denoiser,
-        frame_filter: FrameFilter | None = None,
-    ) -> None:
-        """Plan the job of ``inputs``.
-
-        Raises:
-            BudgetError: it does not fit.
-            DeviceError: the configured attention does not run at its size.
-        """
+    def __init__(self, inputs: JobInputs, memory: JobMemory, model: LoadedModel) -> None:
         self.inputs = inputs
-        self.frame_filter = frame_filter
-        self._model = model
-        self._denoiser = denoiser
-        sampling, size = inputs.sampling, inputs.images.size
-        self.memory = model.memory.plan(
-            sampling,
-            size,
-            lora_bytes=denoiser.lora_bytes(sampling),
-            num_encoded_frames=min(max(inputs.num_given, 1), MAX_CLIP_FRAMES),
-            num_more_frames=inputs.num_frames - inputs.num_made,
-        )
-        denoiser.check_attention(sampling, size, self.memory.num_condition_tokens)
+        self.memory = memory
         self.decoder: Decoder | None = None
         self.start_latent: Tensor | None = None
+        self._model = model
 
     def given_frames(self) -> Iterator[tuple[Tensor, int]]:
         """Frames of the video that is extended, uint8 [T, H, W, 3] a few at a time, each with its place."""
         for frames, place in self.inputs.given_frames():
-            yield apply_filter(self.frame_filter, frames, place), place
+            yield apply_filter(self._model.frame_filter, frames, place), place
 
     def sections(self, report: EventHandler, run: JobRun | UnkeptRun) -> Generator[Section, None, None]:
         """Yield the sections in generation order; closing the iterator cancels the job.
@@ -117,7 +94,7 @@ class Generation:
         conditioning = self._encode(run.request, report)
         decoder = self._open_decoder(conditioning, run)
         with memory_errors("prepare"):
-            sampled = self._denoiser.sample(
+            sampled = self._model.denoiser.sample(
                 conditioning, self.inputs.sampling, report, self.memory, run.sampled
             )
         for index in range(run.num_encoded, num_sections):
@@ -141,7 +118,7 @@ class Generation:
     def provisional(self) -> DecodedFrames | None:
         """The frames at the open edge, which the next section changes; None before the first section."""
         found = None if self.decoder is None else self.decoder.provisional()
-        return None if found is None else filter_decoded(self.frame_filter, found)
+        return None if found is None else filter_decoded(self._model.frame_filter, found)
 
     def _open_decoder(self, conditioning: Conditioning, run: JobRun | UnkeptRun) -> Decoder:
         """The decoder, which stands where an earlier run's sections left it."""
@@ -192,7 +169,7 @@ class Generation:
         self, decoder: Decoder, index: int, latents: Tensor, start: float, denoised: float
     ) -> Section:
         decoded = decode_within(self.memory, self._model.vae, lambda: decoder.push(latents))
-        final = filter_decoded(self.frame_filter, decoded)
+        final = filter_decoded(self._model.frame_filter, decoded)
         provisional = self.provisional()
         assert provisional is not None, "a section was pushed"
         timings = {"denoise": denoised - start, "decode": time.perf_counter() - denoised}
@@ -214,6 +191,15 @@ class Generation:
             timings=timings,
             memory=_memory(self._model.device),
         )
+
+
+def generate_sections(
+    request: Request, model: LoadedModel, on_event: EventHandler
+) -> Generator[Section, None, None]:
+    """The sections of a job that keeps nothing; its request is checked and its image read at once."""
+    inputs = JobInputs.read(request, model)
+    job = Generation(inputs, inputs.plan(model), model)
+    return job.sections(on_event, UnkeptRun(inputs.request, {}))
 
 
 def _memory(device: torch.device) -> dict[str, int]:

@@ -7,12 +7,13 @@ from typing import Self
 
 from torch import Tensor
 
-from ..companions.components import Components
 from ..events import JobEvent, PromptSlot
+from ..jobs.metadata import video_metadata
 from ..media.given import RequestImages, request_order
 from ..request.config import ORDERS, UNTRAINED_ORDERS, Request, SamplingConfig
-from ..request.sections import SectionPlan, plan_sections
-from ..sampling.denoiser import Denoiser
+from ..request.sections import MAX_CLIP_FRAMES, SectionPlan, plan_sections
+from ..weights.memory import JobMemory
+from .loaded_model import LoadedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,7 +35,7 @@ class JobInputs:
     trained_order: str | None
 
     @classmethod
-    def read(cls, request: Request, components: Components, denoiser: Denoiser) -> Self:
+    def read(cls, request: Request, model: LoadedModel) -> Self:
         """Check ``request`` against the model and read its images and LoRAs.
 
         Raises:
@@ -42,6 +43,7 @@ class JobInputs:
             ConfigError: the step cache cannot work with the model, or a LoRA is missing.
             CheckpointError: a LoRA does not fit the model.
         """
+        components, denoiser = model.components, model.denoiser
         profile = components.profile
         request = replace(
             request,
@@ -62,6 +64,34 @@ class JobInputs:
             images=RequestImages.load(request, profile.buckets),
             sections=tuple(plan_sections(sampling)),
             trained_order=profile.order,
+        )
+
+    def plan(self, model: LoadedModel) -> JobMemory:
+        """How the job runs inside the budget.
+
+        Raises:
+            BudgetError: it does not fit.
+            DeviceError: the configured attention does not run at its size.
+        """
+        memory = model.memory.plan(
+            self.sampling,
+            self.images.size,
+            lora_bytes=model.denoiser.lora_bytes(self.sampling),
+            num_encoded_frames=min(max(self.num_given, 1), MAX_CLIP_FRAMES),
+            num_more_frames=self.num_frames - self.num_made,
+        )
+        model.denoiser.check_attention(self.sampling, self.images.size, memory.num_condition_tokens)
+        return memory
+
+    def metadata(self, model: LoadedModel) -> dict[str, object]:
+        """What the video says of its making."""
+        return video_metadata(
+            self.request,
+            self.sampling,
+            self.images,
+            loras=[model.denoiser.loras.find(lora.source) for lora in self.sampling.loras],
+            model=model.components.name,
+            identity=model.identity(),
         )
 
     @property

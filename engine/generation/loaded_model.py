@@ -29,11 +29,13 @@ from ..model.attention_choice import check_self_attention, make_self_attention
 from ..planning.budget import check_fits
 from ..planning.machine import Machine, this_machine
 from ..request.config import TUNED_SETTINGS, EngineConfig, SamplingConfig
+from ..sampling.denoiser import Denoiser
 from ..sampling.magnitude import find_ratios
-from ..sampling.step_cache import StepCache, make_step_cache
+from ..sampling.step_cache import StepCache, StepCacheFactory, make_step_cache
 from ..weights.conversion import OnProgress
-from ..weights.memory import ModelMemory, planned_job
+from ..weights.memory import JobMemory, ModelMemory, planned_job
 from ..weights.store import Store, is_store, open_store
+from .frame_filter import FrameFilter, filter_name
 
 _logger = logging.getLogger(__name__)
 
@@ -47,7 +49,8 @@ class LoadedModel:
         checkpoint: the transformer's files, or its unit store.
         memory: where the transformer's weights are.
         make_attention: gives the configured attention, or the fastest, for the :class:`AttentionShape` of a job.
-        check_attention: raises :class:`DeviceError` where that cannot run a shape; nothing is measured.
+        denoiser: samples with it.
+        frame_filter: what every frame of its videos passes through.
     """
 
     def __init__(
@@ -57,6 +60,8 @@ class LoadedModel:
         components: Components,
         checkpoint: Checkpoint | Store,
         memory: ModelMemory,
+        step_caches: StepCacheFactory | None = None,
+        frame_filter: FrameFilter | None = None,
     ) -> None:
         """Use :meth:`load`."""
         self.config = config
@@ -70,12 +75,16 @@ class LoadedModel:
             device=self.device,
             cache_dir=config.cache_path(),
         )
-        self.check_attention = partial(
+        check_attention = partial(
             check_self_attention, config.attention, precision=self.precision, device=self.device
         )
+        self.denoiser = Denoiser(
+            memory.transformer, self.make_attention, step_caches or self.make_step_cache, check_attention
+        )
+        self.frame_filter = frame_filter
         if config.attention != "auto":
             # A library that is missing is not found out after the prompt has been encoded.
-            self.check_attention(_smallest_attention(memory.transformer))
+            check_attention(_smallest_attention(memory.transformer))
 
     @classmethod
     def load(
@@ -86,12 +95,17 @@ class LoadedModel:
         components: Mapping[str, str] | None = None,
         size: tuple[int, int] | None = None,
         on_conversion: OnProgress | None = None,
+        step_caches: StepCacheFactory | None = None,
+        frame_filter: FrameFilter | None = None,
     ) -> Self:
         """Load a transformer; arguments and errors are those of :meth:`Engine.load`."""
         place = Place.of(config)
         found = find_components(source, overrides=components, local_files_only=config.local_files_only)
         checkpoint, place = open_source(found, config, place, size)
-        return cls.of_checkpoint(checkpoint, found, config, place, on_conversion=on_conversion)
+        return cls.of_checkpoint(
+            checkpoint, found, config, place, on_conversion=on_conversion, step_caches=step_caches,
+            frame_filter=frame_filter,
+        )  # fmt: skip
 
     @classmethod
     def of_checkpoint(
@@ -103,6 +117,8 @@ class LoadedModel:
         *,
         has_fp32_head: bool = True,
         on_conversion: OnProgress | None = None,
+        step_caches: StepCacheFactory | None = None,
+        frame_filter: FrameFilter | None = None,
     ) -> Self:
         """The model whose weights are in ``checkpoint``.
 
@@ -113,6 +129,8 @@ class LoadedModel:
             place: what that is on this machine.
             has_fp32_head: run the output projection of a bf16 job in fp32, as the published program does.
             on_conversion: told how far a conversion is.
+            step_caches: as for :meth:`Engine.load`.
+            frame_filter: as for :meth:`Engine.load`.
         """
         with memory_errors("load"):
             memory = ModelMemory(
@@ -125,7 +143,10 @@ class LoadedModel:
                 on_conversion,
                 has_fp32_head=has_fp32_head,
             )
-        return cls(config=config, components=components, checkpoint=checkpoint, memory=memory)
+        return cls(
+            config=config, components=components, checkpoint=checkpoint, memory=memory, step_caches=step_caches,
+            frame_filter=frame_filter,
+        )  # fmt: skip
 
     @property
     def device(self) -> torch.device:
@@ -150,6 +171,15 @@ class LoadedModel:
                 cache_dir=self.config.cache_path(),
             )
         return make_step_cache(sampling, ratios)
+
+    def plan_sampling(self, sampling: SamplingConfig, size: tuple[int, int]) -> JobMemory:
+        """How latents of ``size`` (height, width in pixels) are sampled inside the budget, without a companion.
+
+        Raises:
+            BudgetError: it does not fit.
+        """
+        lora_bytes = self.denoiser.lora_bytes(sampling)
+        return self.memory.plan(sampling, size, is_latents_only=True, lora_bytes=lora_bytes)
 
     @cached_property
     def encoders(self) -> Encoders:
@@ -182,13 +212,14 @@ class LoadedModel:
             return torch.tensor(self.components.profile.latent_rgb)
         return cached_latent_rgb(self.vae, self.config.cache_path())
 
-    def identity(self) -> dict[str, str]:
-        """What of the model decides the bits of a video, under the names of a video's metadata."""
+    def identity(self) -> dict[str, str | None]:
+        """What decides the bits of a video besides its request, under the names of a video's metadata."""
         is_cuda = self.device.type == "cuda"
         return {
             "model_hash": self.checkpoint.source_hash,
             "device": torch.cuda.get_device_name(self.device) if is_cuda else "cpu",
             "precision": self.precision,
+            "frame_filter": filter_name(self.frame_filter),
         }
 
     def release(self) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +20,12 @@ from ..jobs.run import JobRun, UnkeptRun
 from ..media.latents_file import LatentsWriter, check_resumable
 from ..media.png_writer import PngWriter
 from ..media.video import Video, VideoWriter
+from ..request.config import Request
 from ..sampling.denoiser import EventHandler
+from ..weights.memory import JobMemory
 from .generation import Generation, Section, ignore
+from .inputs import JobInputs
+from .loaded_model import LoadedModel
 
 AnyPath = str | os.PathLike[str]
 
@@ -52,44 +56,47 @@ class Rendering:
     """A job that is read, planned and kept in its folder; :meth:`write` makes its files when its turn has come.
 
     Attributes:
-        job: what is made.
+        inputs: what the video is made from.
+        memory: the plan of the job.
+        model: what makes it.
         path: the MP4.
         outputs: the other files.
         metadata: of the video.
         folder: what is kept of the job; None keeps nothing.
-        latent_rgb: gives the colours of previews.
     """
 
-    job: Generation
+    inputs: JobInputs
+    memory: JobMemory
+    model: LoadedModel
     path: Path
     outputs: Outputs
     metadata: Mapping[str, object]
     folder: JobFolder | None
-    latent_rgb: Callable[[], Tensor]
 
     @classmethod
     def of(
         cls,
-        job: Generation,
+        request: Request,
         outputs: Outputs,
+        model: LoadedModel,
         source: ModelSource,
-        metadata: Mapping[str, object],
-        latent_rgb: Callable[[], Tensor],
         folder: JobFolder | None = None,
     ) -> Self:
-        """Check where the video goes; with a ``job_dir``, keep the job there, or go on with it.
+        """Read and plan a job; with a ``job_dir``, keep it there, or go on with the one that is there.
 
         Args:
-            job: what is made.
+            request: the video.
             outputs: where its files go.
-            source: the model.
-            metadata: of the video.
-            latent_rgb: gives the colours of previews.
+            model: what makes it.
+            source: of the model, for a later process.
             folder: of the job, where it is open already.
 
         Raises:
             InputError: the output or the folder cannot be used, or the folder holds another job.
+            BudgetError: the job does not fit.
         """
+        inputs = JobInputs.read(request, model)
+        memory, metadata = inputs.plan(model), inputs.metadata(model)
         job_dir = outputs.job_dir
         if job_dir is not None and folder is None and JobFolder.is_job(job_dir):
             folder = JobFolder.open(job_dir)
@@ -101,13 +108,32 @@ class Rendering:
         if job_dir is not None:
             if not (outputs.overwrite or (folder is not None and folder.may_replace(path))):
                 check_video_path(path, overwrite=False)
-            record = _record(job, path, outputs, source, metadata)
+            record = JobRecord(
+                token=secrets.token_hex(4),
+                source=source,
+                request=replace(
+                    inputs.request, size=inputs.images.size, base_resolution=None, order=inputs.sampling.order
+                ),
+                sampling=inputs.sampling,
+                metadata=metadata,
+                output=path.absolute(),
+                num_frames=inputs.num_frames,
+                num_leading=inputs.num_leading,
+                is_overwriting=outputs.overwrite,
+                vae_tile=memory.plan.vae_tile,
+            )
             if folder is None:
-                folder = JobFolder.make(job_dir, record, job.inputs.images.by_field())
+                folder = JobFolder.make(job_dir, record, inputs.images.by_field())
             else:
                 folder.record.check_same(record, folder.path)
         return cls(
-            job=job, path=path, outputs=outputs, metadata=metadata, folder=folder, latent_rgb=latent_rgb
+            inputs=inputs,
+            memory=memory,
+            model=model,
+            path=path,
+            outputs=outputs,
+            metadata=metadata,
+            folder=folder,
         )
 
     def write(self, on_event: EventHandler | None = None) -> Video:
@@ -115,11 +141,11 @@ class Rendering:
 
         If that stops early, what is finished is left in a playable file, and a note of the exception says so.
         """
-        report = self._reporter(on_event or ignore)
+        report, job = self._reporter(on_event or ignore), Generation(self.inputs, self.memory, self.model)
         with (
             self._open_run() as run,
-            self._open_files(run, report) as files,
-            closing(self.job.sections(report, run)) as sections,
+            self._open_files(job, run, report) as files,
+            closing(job.sections(report, run)) as sections,
         ):
             try:
                 files.begin()
@@ -136,15 +162,17 @@ class Rendering:
 
     def _open_run(self) -> AbstractContextManager[JobRun | UnkeptRun]:
         if self.folder is None:
-            return nullcontext(UnkeptRun(self.job.inputs.request, self.metadata))
+            return nullcontext(UnkeptRun(self.inputs.request, self.metadata))
         # The job ends with the tiles that it began with, whatever memory there is now.
-        self.job.memory.keep_tile(self.folder.record.vae_tile)
+        self.memory.keep_tile(self.folder.record.vae_tile)
         return self.folder.running()
 
     @contextmanager
-    def _open_files(self, run: JobRun | UnkeptRun, report: EventHandler) -> Iterator["_Files"]:
+    def _open_files(
+        self, job: Generation, run: JobRun | UnkeptRun, report: EventHandler
+    ) -> Iterator["_Files"]:
         """The writers, which go on where an earlier run stopped; left early, they leave no unfinished file."""
-        inputs, outputs = self.job.inputs, self.outputs
+        inputs, outputs = self.inputs, self.outputs
         request, (height, width) = inputs.request, inputs.images.size
         is_own = self.folder is not None and self.folder.may_replace(self.path)
         with ExitStack() as stack:
@@ -168,13 +196,13 @@ class Rendering:
                     outputs.png_dir, num_frames=inputs.num_frames, metadata=run.metadata,
                     overwrite=outputs.overwrite,
                 )  # fmt: skip
-            yield _Files(job=self.job, run=run, writer=writer, png=png, latents=latents, report=report)
+            yield _Files(job=job, run=run, writer=writer, png=png, latents=latents, report=report)
 
     def _reporter(self, on_event: EventHandler) -> EventHandler:
         """Passes events on; with a ``preview_dir`` it draws each step."""
         if self.outputs.preview_dir is None:
             return on_event
-        previews = LatentPreviews(self.outputs.preview_dir, self.latent_rgb())
+        previews = LatentPreviews(self.outputs.preview_dir, self.model.latent_rgb())
 
         def report(event: Event) -> None:
             on_event(event)
@@ -265,24 +293,3 @@ class _Files:
     def _write_latents(self, section: int, latents: Tensor) -> None:
         if self.latents is not None:
             self.latents.write(latents, self.job.inputs.sections[section].first_latent_frame)
-
-
-def _record(
-    job: Generation, path: Path, outputs: Outputs, source: ModelSource, metadata: Mapping[str, object]
-) -> JobRecord:
-    """What a later process needs to know of a new job."""
-    inputs = job.inputs
-    return JobRecord(
-        token=secrets.token_hex(4),
-        source=source,
-        request=replace(
-            inputs.request, size=inputs.images.size, base_resolution=None, order=inputs.sampling.order
-        ),
-        sampling=inputs.sampling,
-        metadata=metadata,
-        output=path.absolute(),
-        num_frames=inputs.num_frames,
-        num_leading=inputs.num_leading,
-        is_overwriting=outputs.overwrite,
-        vae_tile=job.memory.plan.vae_tile,
-    )

@@ -169,6 +169,8 @@ class Job:
 
     def _end(self, state: str, event: Event, error: Exception | None = None) -> None:
         self._state, self._error = state, error
+        # A job may be kept for long, what it was made from need not be.
+        del self._render
         self._log.close(event)
         self._over.set()
 

@@ -1,7 +1,7 @@
 """What a video file says about its making."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -25,10 +25,7 @@ def video_metadata(
     *,
     loras: Sequence[Lora],
     model: str,
-    model_hash: str,
-    device: str,
-    precision: str,
-    frame_filter: str | None = None,
+    identity: Mapping[str, str | None],
 ) -> dict[str, Any]:
     """JSON-ready description of a job.
 
@@ -38,10 +35,7 @@ def video_metadata(
         images: as the model sees them; their pixels enter as hashes.
         loras: those of ``sampling``, in its order.
         model: name of the model.
-        model_hash: source hash of its transformer.
-        device: "cpu", or the GPU's name.
-        precision: of weights and activations.
-        frame_filter: name of the function that the frames passed through.
+        identity: what else decides the bits, see :meth:`Engine.identity`; what is None is left out.
     """
     uses = [_describe_lora(use, lora) for use, lora in zip(sampling.loras, loras, strict=True)]
     # Names alone: a video is passed on, its maker's folders are not.
@@ -58,10 +52,7 @@ def video_metadata(
         **_codebook(sampling),
         "size": list(images.size),
         "model": model,
-        "model_hash": model_hash,
-        "device": device,
-        "precision": precision,
-        **({} if frame_filter is None else {"frame_filter": frame_filter}),
+        **{name: value for name, value in identity.items() if value is not None},
         "versions": package_versions(),
     }
 

@@ -1,7 +1,6 @@
 """Step caches: decide whether a step runs the transformer's blocks or reuses an earlier result."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -15,27 +14,6 @@ from .magnitude import SkipSchedule, skip_schedule
 # Published polynomial from the relative change of the first modulated input to the expected change of the output,
 # highest power first (TeaCache for HunyuanVideo).
 _CHANGE_POLYNOMIAL = (733.226126, -401.131952, 67.5869174, -3.149878, 0.0961237896)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepCacheError:
-    """What a step cache did to one section.
-
-    Attributes:
-        num_computed: steps that ran the transformer.
-        num_skipped: the others.
-        relative_error: norm of the latents' change over the norm of the latents without a cache.
-    """
-
-    num_computed: int
-    num_skipped: int
-    relative_error: float
-
-    def __str__(self) -> str:
-        return (
-            f"step cache, first section: {self.num_computed} steps computed, {self.num_skipped} skipped, latents differ by "
-            f"{100 * self.relative_error:.2g} % of their norm from those without it"
-        )
 
 
 class StepCache(Protocol):

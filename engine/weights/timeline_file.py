@@ -34,10 +34,15 @@ def write_timeline(timings: Sequence[UnitTiming], path: Path) -> None:
     """Write all of ``timings`` as a trace (.json), or its last two passes as a chart (.svg, .png).
 
     Raises:
-        ConfigError: another suffix, or a chart without matplotlib.
+        ConfigError: another suffix, a chart without matplotlib, or no timings.
         InputError: the file cannot be written.
     """
     check_timeline_path(path)
+    if not timings:
+        raise ConfigError(
+            "there is nothing to trace: no weights were copied since trace(), all are in their place; with less memory "
+            "(--vram, --ram) they are streamed"
+        )
     make_folder("trace", path.parent)
     try:
         if path.suffix == ".json":

@@ -264,9 +264,14 @@ def test_metadata_name_the_loras_without_their_folders(engine: Engine, folder: P
     request = Request(image="photos/me.png", prompt="", loras=(use,))
     images = RequestImages(size=(8, 8), given_size=(8, 8), start=Image.new("RGB", (8, 8)), end=None)
     metadata = video_metadata(
-        request, request.sampling(), images, loras=[lora], model="m", model_hash="h", device="cpu",
-        precision="fp32",
-    )  # fmt: skip
+        request,
+        request.sampling(),
+        images,
+        loras=[lora],
+        model="m",
+        identity={"model_hash": "h", "frame_filter": None},
+    )
+    assert (metadata["model_hash"], "frame_filter" in metadata) == ("h", False)
     expected = [
         {"source": "style.safetensors", "sha256": lora.content_hash, "strength": 0.5, "sections": [0]}
     ]

@@ -1,0 +1,49 @@
+"""One latent frame alone, as it would come later in a video."""
+
+import json
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from ..companions.previews import save_png
+from ..companions.vae import to_uint8
+from ..files import check_png_path, make_folder
+from ..jobs.run import UnkeptRun
+from ..request.config import Request
+from ..sampling.denoiser import EventHandler
+from .decoding import decode_within
+from .frame_filter import apply_filter
+from .generation import Generation, ignore
+from .inputs import JobInputs
+from .loaded_model import LoadedModel
+
+
+def write_frame(
+    request: Request,
+    path: Path,
+    model: LoadedModel,
+    *,
+    target_index: int,
+    overwrite: bool,
+    on_event: EventHandler | None,
+) -> Path:
+    """Write the frame as a PNG; arguments and errors are those of :meth:`Engine.render_frame`."""
+    check_png_path(path, overwrite=overwrite)
+    request = replace(
+        request,
+        seconds=4 / request.fps,
+        latent_window_size=1,
+        order="inverted",
+        section_order=None,
+        target_index=target_index,
+    )
+    inputs = JobInputs.read(request, model)
+    memory, metadata = inputs.plan(model), inputs.metadata(model)
+    job = Generation(inputs, memory, model)
+    with closing(job.sections(on_event or ignore, UnkeptRun(inputs.request, metadata))) as sections:
+        latents = next(sections).latents
+    decoded = decode_within(memory, model.vae, lambda: model.vae.decode(latents))
+    frames = apply_filter(model.frame_filter, to_uint8(decoded[0].cpu()), 0)
+    make_folder("output", path.parent)
+    save_png(frames[0], path, json.dumps(metadata))
+    return path
