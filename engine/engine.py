@@ -12,8 +12,7 @@ from .companions.vae import DecodedFrames
 from .files import check_extras
 from .generation.decoding import decode_latents
 from .generation.frame_filter import FrameFilter
-from .generation.generation import Generation, Section, generate_sections, ignore
-from .generation.inputs import JobInputs
+from .generation.generation import Section, generate_sections, ignore, open_generation
 from .generation.loaded_model import LoadedModel
 from .generation.rendering import Outputs, Rendering
 from .generation.single_frame import write_frame
@@ -116,7 +115,7 @@ class Engine:
         Raises:
             BudgetError: it does not fit; the message names what would.
         """
-        return JobInputs.read(request, self._model).plan(self._model).plan
+        return open_generation(request, self._model).memory.plan
 
     @property
     def machine(self) -> Machine:
@@ -134,7 +133,7 @@ class Engine:
         )
 
     def release(self) -> None:
-        """Give back the memory of the device that nothing needs between jobs; the next job takes it again."""
+        """Give back the memory of the device that nothing needs between jobs; the next one takes it again."""
         self._model.release()
 
     def lift_memory_limit(self) -> None:
@@ -232,14 +231,10 @@ class Engine:
     def condition(self, request: Request) -> Conditioning:
         """Text and image of ``request`` as tensors, for any number of :meth:`sample`.
 
-        Of one prompt they serve videos of any length; of prompts with times those of as many sections.
-
-        Raises:
-            InputError: the image cannot be used.
-            BudgetError: the job does not fit into the budget.
+        Of one prompt they serve videos of any length; of prompts with times those of as many sections. Errors are those
+        of :meth:`generate`.
         """
-        inputs = JobInputs.read(request, self._model)
-        return Generation(inputs, inputs.plan(self._model), self._model).condition()
+        return open_generation(request, self._model).condition()
 
     def decode(
         self, latents: Tensor, *, order: str = "inverted", latent_window_size: int = 9
@@ -265,6 +260,10 @@ class Engine:
         """Yield the sections of a video in generation order; closing the iterator cancels the job.
 
         The request is checked and its image read at once, before any section is asked for.
+
+        Raises:
+            InputError: the image cannot be used.
+            BudgetError: the job does not fit into the budget.
         """
         return generate_sections(request, self._model, on_event or ignore)
 
@@ -434,11 +433,7 @@ class Engine:
 
         Args:
             request: the video.
-            path: as for :meth:`submit`, and so are the others.
-
-        Raises:
-            InputError: the image, an output or ``job_dir`` cannot be used.
-            BudgetError: the job does not fit into the budget.
+            path: as for :meth:`submit`, and so are the others, and the errors.
         """
         outputs = Outputs(
             path=path, overwrite=overwrite, job_dir=job_dir or new_job_path(self.config.cache_path())

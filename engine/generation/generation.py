@@ -193,13 +193,18 @@ class Generation:
         )
 
 
+def open_generation(request: Request, model: LoadedModel) -> Generation:
+    """Check ``request``, read what it names and plan it."""
+    inputs = JobInputs.read(request, model)
+    return Generation(inputs, inputs.plan(model), model)
+
+
 def generate_sections(
     request: Request, model: LoadedModel, on_event: EventHandler
 ) -> Generator[Section, None, None]:
-    """The sections of a job that keeps nothing; its request is checked and its image read at once."""
-    inputs = JobInputs.read(request, model)
-    job = Generation(inputs, inputs.plan(model), model)
-    return job.sections(on_event, UnkeptRun(inputs.request, {}))
+    """The sections of a job that keeps nothing; the request is checked at once."""
+    job = open_generation(request, model)
+    return job.sections(on_event, UnkeptRun(job.inputs.request, {}))
 
 
 def _memory(device: torch.device) -> dict[str, int]:

@@ -32,7 +32,7 @@ from isoframe.engine.companions.components import DEMO_FOLDER
 from isoframe.engine.events import StepEvent
 from isoframe.engine.weights.streaming import Streamer
 
-FOLDER = Path(__file__).resolve().parents[4] / "engine" / "integrations" / "comfyui"
+FOLDER = Path(__file__).resolve().parents[4] / "engine" / "interfaces" / "comfyui"
 IMAGE = DEMO_FOLDER.parent / "examples" / "bounce.png"
 SCALE = 0.476986
 SAMPLING = SamplingConfig(num_sections=2, num_steps=2, latent_window_size=2, seed=3)
