@@ -137,21 +137,12 @@ def find_ceilings(run: GpuRun) -> tuple[list[BenchRow], int]:
 
 def time_pipelines(run: GpuRun) -> tuple[list[BenchRow], int]:
     """A video of the demo model beside diffusers' pipeline, as ``bench peers --what pipeline``."""
-    from ..peers.printed_peers import PeersView
+    from ..peers.peers_bench import PeersBench
 
+    bench = PeersBench(model="demo", device=run.device, size=(64, 64), steps=_DEMO_STEPS, repeats=3)
     precision = "fp32" if run.device.type == "cpu" else "bf16"
-    path = run.folder / "peers.jsonl.part"
-    view = PeersView(
-        model="demo", device=run.device, size=(64, 64), steps=_DEMO_STEPS, repeats=3, json_file=path
-    )
-    print(
-        view.show_pipeline(
-            precision, seconds=_SECTION_SECONDS, order="forward", is_offloaded=False, vram=None
-        ),
-        flush=True,
-    )
-    rows = read_rows(path)
-    path.unlink()
+    line, rows = bench.compare_videos(precision, seconds=_SECTION_SECONDS, order="forward")
+    print(line, flush=True)
     return rows, 0
 
 

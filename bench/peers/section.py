@@ -1,9 +1,6 @@
 """One section denoised by us and by diffusers' class: same weights, same inputs, in turn, in one process."""
 
-import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,6 @@ from torch import Tensor
 
 from ...engine.companions.components import find_components
 from ...engine.engine import Engine
-from ...engine.errors import IsoframeError
 from ...engine.families.framepack.packing import CleanLatents
 from ...engine.generation.model_lookup import find_model
 from ...engine.model.conditioning import Conditioning
@@ -21,44 +17,11 @@ from ...engine.request.sections import SectionPlan, plan_sections
 from ...engine.sampling.history import History
 from ...engine.sampling.sampler import sigma_schedule
 from ...quant import DENSE_DTYPES
-from ..records.comparison import bootstrap_ratio
-from ..subjects.random_model import draw_conditioning
+from ..subjects.random_model import model_conditioning
+from .in_turn import Clock, PeerResult, compare_in_turn
 
 # Largest accepted relative RMS difference of the latents: rounding grows over the steps of a section.
 MAX_ERRORS = {"fp32": 1e-3, "bf16": 0.1}
-_NUM_TEXT_TOKENS = 32
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerResult:
-    """Both, timed in turn.
-
-    Attributes:
-        error: relative RMS difference of their latents or frames.
-        diffusers_times: seconds of every section or video of diffusers.
-        isoframe_times: the same of ours.
-    """
-
-    error: float
-    diffusers_times: tuple[float, ...]
-    isoframe_times: tuple[float, ...]
-
-    @property
-    def ratio(self) -> float:
-        """Ratio of the medians, ours over diffusers'."""
-        return statistics.median(self.isoframe_times) / statistics.median(self.diffusers_times)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % bootstrap interval of :attr:`ratio`."""
-        return bootstrap_ratio(self.isoframe_times, self.diffusers_times)
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        """Smallest and largest ratio of two that ran one after the other."""
-        pairs = zip(self.isoframe_times, self.diffusers_times, strict=True)
-        ratios = [ours / theirs for ours, theirs in pairs]
-        return min(ratios), max(ratios)
 
 
 def compare_sections(
@@ -69,7 +32,7 @@ def compare_sections(
     size: tuple[int, int] | None,
     num_steps: int,
     repeats: int,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = time.perf_counter,
 ) -> PeerResult:
     """Check that both denoise the same section, then time ``repeats`` of each, one of each in turn.
 
@@ -89,12 +52,7 @@ def compare_sections(
         IsoframeError: the latents differ by more than :data:`MAX_ERRORS`; nothing is timed then.
     """
     known = find_model(model)
-    conditioning = draw_conditioning(
-        known.shapes.transformer,
-        size=size or known.buckets[0],
-        num_text_tokens=_NUM_TEXT_TOKENS,
-        num_image_tokens=known.shapes.num_image_tokens,
-    )
+    conditioning = model_conditioning(known, size or known.buckets[0])
     sampling = SamplingConfig(num_sections=1, num_steps=num_steps, order="forward", sampler="euler")
     engine = Engine.load(model, config=EngineConfig(device=str(device), precision=precision))
     peer = DiffusersSection(model, device, DENSE_DTYPES[precision])
@@ -105,27 +63,14 @@ def compare_sections(
     def theirs() -> Tensor:
         return peer.sample(conditioning, sampling)
 
-    expected, actual = theirs(), ours()
-    error = float((actual - expected).square().mean().sqrt() / expected.square().mean().sqrt())
-    if not error <= MAX_ERRORS[precision]:
-        raise IsoframeError(
-            f"{model} in {precision}: the latents differ by {error:.2e}, more than {MAX_ERRORS[precision]:.0e}; "
-            "nothing was timed"
-        )
-    return time_in_turn(theirs, ours, repeats, error, clock)
-
-
-def time_in_turn(
-    theirs: Callable[[], Tensor],
-    ours: Callable[[], Tensor],
-    repeats: int,
-    error: float,
-    clock: Callable[[], float],
-) -> PeerResult:
-    """Time ``repeats`` of each, one of each in turn; both return tensors on the host, so the device has finished."""
-    times = [(_seconds(theirs, clock), _seconds(ours, clock)) for _ in range(repeats)]
-    diffusers_times, isoframe_times = zip(*times, strict=True)
-    return PeerResult(error=error, diffusers_times=diffusers_times, isoframe_times=isoframe_times)
+    return compare_in_turn(
+        theirs,
+        ours,
+        what=f"{model} in {precision}: the latents",
+        limit=MAX_ERRORS[precision],
+        repeats=repeats,
+        clock=clock,
+    )
 
 
 class DiffusersSection:
@@ -188,9 +133,3 @@ class DiffusersSection:
             "indices_latents_history_2x": index(section.clean_2x_indices),
             "indices_latents_history_4x": index(section.clean_4x_indices),
         }
-
-
-def _seconds(function: Callable[[], object], clock: Callable[[], float]) -> float:
-    start = clock()
-    function()
-    return clock() - start

@@ -2,16 +2,15 @@
 
 import dataclasses
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...engine.errors import IsoframeError
 from ...engine.families.framepack.transformer import PackedTransformer
 from ...engine.families.framepack.transformer_config import TransformerConfig
+from ..records.rows import BenchRow
 from ..subjects.single_step import (
     MODEL_13B,
     StepShape,
@@ -20,6 +19,7 @@ from ..subjects.single_step import (
     draw_inputs,
     isoframe_step,
 )
+from .in_turn import PeerResult, compare_in_turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,34 +41,6 @@ class ForwardCase:
     shape: StepShape
     max_ratio: float
     max_error: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForwardResult:
-    """One comparison, done.
-
-    Attributes:
-        case: what ran.
-        num_latent_tokens: latent tokens of a step.
-        error: relative error between both results.
-        diffusers_times: seconds of every step of diffusers' class.
-        isoframe_times: seconds of every step of ours.
-    """
-
-    case: ForwardCase
-    num_latent_tokens: int
-    error: float
-    diffusers_times: tuple[float, ...]
-    isoframe_times: tuple[float, ...]
-
-    @property
-    def ratio(self) -> float:
-        """Ratio of the medians, ours over diffusers'."""
-        return statistics.median(self.isoframe_times) / statistics.median(self.diffusers_times)
-
-    @property
-    def is_reached(self) -> bool:
-        return self.ratio <= self.case.max_ratio
 
 
 _DEMO = dataclasses.replace(
@@ -108,8 +80,8 @@ CASES = {
 }  # fmt: skip
 
 
-def compare_forward(case: ForwardCase, repeats: int) -> ForwardResult:
-    """Time ``repeats`` steps of both, one of each in turn, after checking that they agree.
+def compare_steps(case: ForwardCase, repeats: int) -> PeerResult:
+    """Time ``repeats`` steps of both, after checking that they agree.
 
     Ours runs what a step runs: the job's and the section's invariants are computed before, as in a real job.
     diffusers' class has no such split and computes them in every call.
@@ -117,38 +89,50 @@ def compare_forward(case: ForwardCase, repeats: int) -> ForwardResult:
     Raises:
         IsoframeError: the two results differ by more than ``case.max_error``; nothing is timed then.
     """
-    diffusers_step, isoframe_step, num_latent_tokens = _build(case)
-    with torch.inference_mode():
-        expected, actual = diffusers_step(), isoframe_step()
-        error = float((actual - expected).abs().max() / expected.abs().max())
-        if not error <= case.max_error:
-            raise IsoframeError(
-                f"{case.name}: the results differ by {error:.2e}, more than {case.max_error:.0e}; nothing was timed"
-            )
-        times = [(_seconds(diffusers_step), _seconds(isoframe_step)) for _ in range(repeats)]
-    diffusers_times, isoframe_times = zip(*times, strict=True)
-    return ForwardResult(
-        case=case,
-        num_latent_tokens=num_latent_tokens,
-        error=error,
-        diffusers_times=diffusers_times,
-        isoframe_times=isoframe_times,
-    )
-
-
-def _build(case: ForwardCase) -> tuple[Callable[[], Tensor], Callable[[], Tensor], int]:
-    """One step of diffusers' class, one of ours, and the number of latent tokens."""
     device = torch.device("cpu")
     inputs = draw_inputs(case.config, case.shape, case.dtype, device)
     peer = diffusers_model(case.config, case.dtype, device)
     ours = PackedTransformer(case.config, case.dtype, device)
     for name, tensor in peer.state_dict().items():
         ours.destinations[name].write(tensor)
-    step, num_latent_tokens = isoframe_step(ours, inputs)
-    return diffusers_step(peer, inputs), step, num_latent_tokens
+    with torch.inference_mode():
+        return compare_in_turn(
+            diffusers_step(peer, inputs),
+            isoframe_step(ours, inputs)[0],
+            what=f"{case.name}: the results",
+            limit=case.max_error,
+            repeats=repeats,
+            find_error=_largest_error,
+        )
 
 
-def _seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+def _largest_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+def forward_rows(results: Mapping[str, PeerResult]) -> list[BenchRow]:
+    """Rows of results by the name of their case."""
+    rows: list[BenchRow] = []
+    for name, result in results.items():
+        case = CASES[name]
+        shape = case.shape
+        rows += result.rows(
+            f"forward-{name}",
+            "s",
+            f"relative error {result.error:.2e} <= {case.max_error:.0e}",
+            shape=(shape.num_latent_tokens, shape.num_text_tokens + shape.num_image_tokens),
+            dtype=str(case.dtype).removeprefix("torch."),
+        )
+    return rows
+
+
+def describe(case: ForwardCase, result: PeerResult) -> str:
+    """One line."""
+    theirs, ours = (
+        1e3 * statistics.median(times) for times in (result.diffusers_times, result.isoframe_times)
+    )
+    verdict = "reached" if result.ratio <= case.max_ratio else "MISSED"
+    return (
+        f"{case.name:16} diffusers {theirs:8.1f} ms  isoframe {ours:8.1f} ms  ratio {result.ratio:.3f} "
+        f"(limit {case.max_ratio:.2f}: {verdict}; error {result.error:.1e})"
+    )

@@ -1,7 +1,6 @@
 """A whole video by us and by diffusers' FramePack pipeline: same weights, image, prompt and noise, in turn."""
 
 import time
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from torch import Tensor
 from ...engine.companions.components import find_components
 from ...engine.companions.embedding_cache import EmbeddingCache
 from ...engine.engine import Engine
-from ...engine.errors import ConfigError, IsoframeError
+from ...engine.errors import ConfigError
 from ...engine.media.images import load_image
 from ...engine.request.config import EngineConfig, Request
 from ...quant import DENSE_DTYPES
 from ..meters.accuracy import relative_rms
 from ..meters.method_watch import replace
-from .section import PeerResult, time_in_turn
+from .in_turn import Clock, PeerResult, compare_in_turn
 
 # Largest accepted relative RMS difference of the frames: they are rounded to 256 levels on top of the latents' rounding.
 MAX_FRAME_ERRORS = {"fp32": 0.01, "bf16": 0.1}
@@ -34,7 +33,7 @@ def compare_pipelines(
     repeats: int,
     is_offloaded: bool = False,
     vram: str | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = time.perf_counter,
 ) -> PeerResult:
     """Check that both make the same frames, then time ``repeats`` videos of each, one of each in turn.
 
@@ -70,16 +69,15 @@ def compare_pipelines(
         def theirs() -> Tensor:
             return peer.frames(request)
 
-        expected, actual = theirs(), ours()
-        error = float("inf")
-        if actual.shape == expected.shape:
-            error = relative_rms(actual.float(), expected.float())
-        if not error <= MAX_FRAME_ERRORS[precision]:
-            raise IsoframeError(
-                f"{model} in {precision}: the frames {tuple(actual.shape)} and {tuple(expected.shape)} differ by "
-                f"{error:.2e}, more than {MAX_FRAME_ERRORS[precision]:.0e}; nothing was timed"
-            )
-        return time_in_turn(theirs, ours, repeats, error, clock)
+        return compare_in_turn(
+            theirs,
+            ours,
+            what=f"{model} in {precision}: the frames",
+            limit=MAX_FRAME_ERRORS[precision],
+            repeats=repeats,
+            find_error=lambda actual, expected: relative_rms(actual.float(), expected.float()),
+            clock=clock,
+        )
 
 
 def _dtype_argument() -> str:

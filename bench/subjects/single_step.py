@@ -60,12 +60,16 @@ class StepShape:
     num_image_tokens: int
 
     @property
-    def num_tokens(self) -> int:
-        """Latent and condition tokens; a patch at the far end of an axis may be cut."""
+    def num_latent_tokens(self) -> int:
+        """Of window and history; a patch at the far end of an axis may be cut."""
         height, width = self.size
         per_frame = [-(-height // patch) * -(-width // patch) for patch in (2, 4, 8)]
-        num_latent = (WINDOW + 2) * per_frame[0] + per_frame[1] + 4 * per_frame[2]
-        return num_latent + self.num_text_tokens + self.num_image_tokens
+        return (WINDOW + 2) * per_frame[0] + per_frame[1] + 4 * per_frame[2]
+
+    @property
+    def num_tokens(self) -> int:
+        """Latent and condition tokens."""
+        return self.num_latent_tokens + self.num_text_tokens + self.num_image_tokens
 
 
 # 640 x 608 pixels and a short prompt: 17500 latent and 761 condition tokens.

@@ -8,7 +8,8 @@ from typer.testing import CliRunner, Result
 
 from isoframe.bench.commands import app
 from isoframe.bench.peers import step as forward
-from isoframe.bench.peers.step import ForwardCase, ForwardResult
+from isoframe.bench.peers.in_turn import PeerResult
+from isoframe.bench.peers.step import ForwardCase
 
 
 @pytest.fixture(autouse=True)
@@ -16,17 +17,15 @@ def ratios(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Ratio per case that the fake measurement returns; 0.5 where none is set."""
     ratios: dict[str, float] = {}
 
-    def compare(case: ForwardCase, repeats: int) -> ForwardResult:
+    def compare(case: ForwardCase, repeats: int) -> PeerResult:
         ratio = ratios.get(case.name, 0.5)
-        return ForwardResult(
-            case=case,
-            num_latent_tokens=100,
+        return PeerResult(
             error=1e-7,
             diffusers_times=(0.2,) * repeats,
             isoframe_times=(0.2 * ratio,) * repeats,
         )
 
-    monkeypatch.setattr(forward, "compare_forward", compare)
+    monkeypatch.setattr(forward, "compare_steps", compare)
     return ratios
 
 
@@ -60,6 +59,6 @@ def test_json_rows_carry_gate_and_environment(tmp_path: Path) -> None:
         ("diffusers", "s", 0.2), ("isoframe", "s", 0.1), ("isoframe/diffusers", "ratio", 0.5),
     ]  # fmt: skip
     assert rows[0]["values"] == [0.2] * 20
-    assert rows[0]["shape"] == [100, 25]
+    assert rows[0]["shape"] == [184, 25]
     assert rows[0]["gate"] == {"is_green": True, "text": "relative error 1.00e-07 <= 1e-05"}
     assert rows[0]["environment"]["num_cores"] >= 1
