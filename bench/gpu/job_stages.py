@@ -88,15 +88,13 @@ def time_paces(run: GpuRun, source: str = PUBLISHED_NAME) -> tuple[list[BenchRow
 
 def judge_constant_cost(run: GpuRun, source: str = PUBLISHED_NAME) -> tuple[list[BenchRow], int]:
     """Counters, device peaks and times of short jobs with random weights, as ``bench constant --weights random``."""
-    from ..constant.claim_rows import ConstantRows, ConstantSubject
+    from ..constant.claim_rows import ConstantSubject, constant_rows
     from ..constant.claims import measure_constant
-    from ..subjects.random_job import RandomJob
 
-    config = EngineConfig(device=str(run.device))
-    job = RandomJob(source, config, run.device)
+    subject = ConstantSubject.draw(source, EngineConfig(device=str(run.device)))
     request = Request(image="", prompt="", size=_SIZE, num_steps=_CONSTANT_STEPS)
     result = measure_constant(
-        job.render,
+        subject.render,
         request,
         gate=check_operations(run.device),
         meter=MemoryMeter(run.device),
@@ -105,12 +103,10 @@ def judge_constant_cost(run: GpuRun, source: str = PUBLISHED_NAME) -> tuple[list
     )
     for finding in result.findings:
         print(f"constant: {finding.claim:14} {finding.status}: {finding.text}", flush=True)
-    subject = ConstantSubject(
-        model=source, model_hash="random", device=run.device.type, request=request, config=config
-    )
-    rows = ConstantRows.of(result, subject).rows()
     # Short jobs rarely prove that the time does not grow; only a claim that fails is wrong.
-    return rows, sum(finding.status == "failed" for finding in result.findings)
+    return constant_rows(result, subject, request), sum(
+        finding.status == "failed" for finding in result.findings
+    )
 
 
 def find_ceilings(run: GpuRun) -> tuple[list[BenchRow], int]:

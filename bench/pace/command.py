@@ -1,28 +1,17 @@
 """``isoframe bench step``: the pace of denoising by precision, attention and step cache."""
 
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...engine.interfaces.commands.terminal import options
+from ...engine.request.config import EngineConfig, check_choice
+from ..options import Output, SomeModel, Weights, grouped, options, readable_errors
 
 if TYPE_CHECKING:
     from .step_bench import StepBench
     from .step_pace import Variant
 
-_Weights = Annotated[
-    str, typer.Option("--weights", help="model, or random: the shape of --model without its files.")
-]
-_Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help="demo, framepack-13b, a Hub id or a folder (default: demo; with random weights framepack-13b).",
-    ),
-]
 _Sections = Annotated[
     int, typer.Option("--sections", min=2, help="Of which the first warms up and does not count.")
 ]
@@ -32,17 +21,13 @@ _Precision = Annotated[
 ]
 _Attention = Annotated[list[str] | None, typer.Option("--attention", help="Repeatable.")]
 _StepCache = Annotated[list[str] | None, typer.Option("--step-cache", help="Repeatable.")]
-_JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
-]
-_Report = Annotated[
-    Path | None, typer.Option("--report", metavar="FILE", help="Write a page with a plot (HTML).")
-]
 
 
+@grouped
 def step(
-    weights: _Weights = "model",
-    model: _Model = None,
+    output: Output,
+    weights: Weights = "model",
+    model: SomeModel = None,
     size: options.Size = None,
     steps: options.Steps = 25,
     sections: _Sections = 4,
@@ -52,22 +37,17 @@ def step(
     device: options.Device = "auto",
     vram: options.Vram = None,
     ram: options.Ram = None,
-    json_file: _JsonFile = None,
-    report: _Report = None,
     debug: options.Debug = False,
 ) -> None:
     """Denoise some sections, without VAE and file: s/it, s/frame, s/section. Exit 1 where an operation is wrong."""
     from ...engine.device import resolve_device
-    from ...engine.interfaces.commands.terminal.failures import readable_errors
-    from ...engine.request.config import EngineConfig, check_choice
-    from ..records.html_page import check_report_libraries
+    from .pace_rows import write_step_report
     from .step_bench import StepBench
     from .step_pace import Variant
 
     with readable_errors(debug=debug):
         check_choice("--weights", weights, ("model", "random"))
-        if report is not None:
-            check_report_libraries()
+        output.check()
         found = resolve_device(device)
         bench = StepBench(
             source=model or ("framepack-13b" if weights == "random" else "demo"),
@@ -87,7 +67,9 @@ def step(
             Variant(precision=name, attention=backend, step_cache=cache) for name, backend, cache in chosen
         ]
         is_right = _run(bench, variants)
-        _store(bench, json_file, report)
+        if bench.results:
+            rows = bench.rows()
+            output.store(rows, lambda path: write_step_report(path, bench.describe(), bench.results, rows))
     if not is_right:
         raise typer.Exit(1)
 
@@ -111,16 +93,3 @@ def _run(bench: "StepBench", variants: "list[Variant]") -> bool:
         for reason in result.reasons:
             typer.echo(f"  {reason}")
     return is_right
-
-
-def _store(bench: "StepBench", json_file: Path | None, report: Path | None) -> None:
-    if not bench.results:
-        return
-    from ..records.rows import append_rows
-    from .pace_rows import write_step_report
-
-    rows = bench.rows()
-    if json_file is not None:
-        append_rows(json_file, rows)
-    if report is not None:
-        write_step_report(report, bench.describe(), bench.results, rows)

@@ -1,24 +1,18 @@
-"""Paces of denoising as rows, as lines on the terminal and as a page.
-
-A plot of paces: seconds of a step of each variant, and what of it is waiting for copies.
-"""
+"""Paces of denoising as rows, as lines on the terminal and as a page with a plot."""
 
 import os
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from ..records.html_page import Table, draw, to_svg, write_report
-from ..records.rows import BenchRow, Gate, Setting
+from ..records.rows import BenchRow, Gate, Setting, activation_dtype, make_rows
 from .step_pace import StepResult
 
 
 def plot_steps(results: Sequence[StepResult]) -> str:
     """One bar a variant, the first on top."""
     with draw(1) as (figure, (axes,)):
-        names = [
-            f"{result.variant.precision}, {result.attention}, {result.variant.step_cache}"
-            for result in results
-        ]
+        names = [_title(result) for result in results]
         steps = [result.pace.step for result in results]
         waits = [statistics.median(result.pace.waits) for result in results]
         places = range(len(results))
@@ -36,7 +30,6 @@ HEADER = (
     f"{'precision':12}{'attention':14}{'step cache':11}{'s/it':>9}{'s/frame':>9}{'s/section':>10}{'TFLOP/s':>9}"
     f"{'computed':>9}{'roofline':>9}{'of card':>8}{'H2D GB/it':>10}{'waits s/it':>11}{'error':>9}"
 )
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def line(result: StepResult) -> str:
@@ -50,32 +43,26 @@ def line(result: StepResult) -> str:
     )
 
 
-def make_rows(
+def pace_rows(
     result: StepResult, model: str, operations: Gate, settings: Mapping[str, Setting]
-) -> Iterator[BenchRow]:
+) -> list[BenchRow]:
     """Rows of one result of ``model``; ``operations`` is the check of the kernels."""
-    variant, fallback = result.variant, "fp32" if settings["device"] == "cpu" else "bf16"
-    gate = Gate(
-        is_green=operations.is_green and result.gate.is_green,
-        text=f"{operations.text}; {result.gate.text}; latents' relative RMS to the first variant {result.error:.2e}",
+    variant = result.variant
+    return make_rows(
+        ((f"pace-{name}", model, unit, values) for name, (unit, values) in _quantities(result).items()),
+        dtype=activation_dtype(variant.precision, str(settings["device"])),
+        precision=variant.precision,
+        gate=Gate(
+            is_green=operations.is_green and result.gate.is_green,
+            text=f"{operations.text}; {result.gate.text}; latents' relative RMS to the first variant {result.error:.2e}",
+        ),
+        settings={
+            **settings,
+            "step_cache": variant.step_cache,
+            "attention": variant.attention,
+            "attention_used": result.attention,
+        },
     )
-    for name, (unit, values) in _quantities(result).items():
-        yield BenchRow(
-            case=f"pace-{name}",
-            variant=model,
-            shape=(),
-            dtype=_DTYPES.get(variant.precision, _DTYPES[fallback]),
-            precision=variant.precision,
-            unit=unit,
-            values=values,
-            gate=gate,
-            settings={
-                **settings,
-                "step_cache": variant.step_cache,
-                "attention": variant.attention,
-                "attention_used": result.attention,
-            },
-        )
 
 
 def _quantities(result: StepResult) -> dict[str, tuple[str, tuple[float, ...]]]:

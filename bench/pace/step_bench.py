@@ -14,9 +14,9 @@ from ...engine.request.config import EngineConfig, SamplingConfig
 from ..meters.accuracy import relative_rms
 from ..meters.memory_meter import MemoryMeter
 from ..operations.correctness import check_operations
-from ..records.rows import BenchRow, Gate, Setting
+from ..records.rows import BenchRow, Gate, Setting, in_words
 from ..subjects.random_model import NUM_TEXT_TOKENS, RandomModel, model_conditioning
-from .pace_rows import make_rows
+from .pace_rows import pace_rows
 from .slow_reasons import BusyCard, likely_reasons
 from .step_check import check_step
 from .step_pace import (
@@ -72,7 +72,7 @@ class StepBench:
     def describe(self) -> str:
         """What is measured, in a line."""
         kind = "random weights" if self._is_random else "its own weights"
-        return f"{self._source}, {kind}, {self._size[0]}x{self._size[1]}, {self._num_steps} steps, {self._device}"
+        return f"{self._source}, {kind}, {in_words(self._size)}, {self._num_steps} steps, {self._device}"
 
     def check(self, variant: Variant) -> Gate:
         """Whether a step is right in the precision and with the attention of ``variant``."""
@@ -116,7 +116,7 @@ class StepBench:
         """Of every row; what is a variant's own is missing."""
         return {
             "weights": "random" if self._is_random else "model",
-            "size": "x".join(map(str, self._size)),
+            "size": in_words(self._size),
             "steps": self._num_steps,
             "device": str(self._device),
             "vram": None if self._config.vram is None else str(self._config.vram),
@@ -128,7 +128,7 @@ class StepBench:
         return [
             row
             for result in self.results
-            for row in make_rows(result, self._source, self.gate, self.settings)
+            for row in pace_rows(result, self._source, self.gate, self.settings)
         ]
 
     def _sampler(self, variant: Variant) -> LatentSampler:

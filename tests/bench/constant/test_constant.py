@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from isoframe.bench.commands import app
 from isoframe.bench.constant import command as constant_command
+from isoframe.bench.constant.claim_rows import ConstantSubject
 from isoframe.bench.constant.claims import (
     ConstantResult,
     count_job,
@@ -155,9 +156,7 @@ def test_the_command_exits_with_1_and_names_what_is_wrong(
 
 
 def test_keeping_a_job_is_a_phase_of_every_section_and_its_bytes_are_needed() -> None:
-    subject = constant_command._Subject.open(
-        "demo", EngineConfig(device="cpu"), is_random=False, has_job_folder=True
-    )
+    subject = ConstantSubject.open("demo", EngineConfig(device="cpu"), has_job_folder=True)
     job = run_job(
         subject.render, dataclasses.replace(make_request(), seconds=0.6), MemoryMeter(CPU), time.perf_counter
     )

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from bench_rows import ENVIRONMENT, ROW
 from typer.testing import CliRunner
 
 from isoframe.bench.commands import app
-from isoframe.bench.constant.claim_rows import ConstantRows
+from isoframe.bench.constant.claim_rows import ConstantSubject, constant_rows
 from isoframe.bench.constant.claims import ConstantResult, Finding
 from isoframe.bench.constant.claims_page import write_constant_report
 from isoframe.bench.meters.job_cost import JobCost, PhaseCost
@@ -19,16 +20,9 @@ from isoframe.bench.meters.memory_meter import MemoryReading
 from isoframe.bench.meters.section_counts import SectionCounts
 from isoframe.bench.records.html_page import machine_results
 from isoframe.bench.records.rows import BenchRow, Gate
+from isoframe.engine import EngineConfig, Request
 
 MIB = 2**20
-SETTINGS = {
-    "model": "demo",
-    "size": "auto",
-    "order": "forward",
-    "steps": 25,
-    "window": 9,
-    "attention": "sdpa",
-}
 COUNTS = SectionCounts(
     tokens=1,
     operations=2,
@@ -65,10 +59,12 @@ def make_result(gate: Gate) -> ConstantResult:
 
 
 def make_rows(result: ConstantResult, **environment: Any) -> list[BenchRow]:
-    return ConstantRows(
-        result, environment=dataclasses.replace(ENVIRONMENT, **environment), dtype="float32", precision="fp32",
-        settings=SETTINGS,
-    ).rows()  # fmt: skip
+    subject = ConstantSubject(
+        model="demo", model_hash="", device=torch.device("cpu"), config=EngineConfig(attention="sdpa"), render=print
+    )  # fmt: skip
+    where = dataclasses.replace(ENVIRONMENT, **environment)
+    rows = constant_rows(result, subject, Request(image="", prompt="", order="forward"))
+    return [dataclasses.replace(row, environment=where) for row in rows]
 
 
 GREEN = Gate(is_green=True, text="14 operations agree")
