@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .companions.vae import DecodedFrames
+from .events import OnConversion
 from .files import check_extras
 from .generation.decoding import decode_latents
 from .generation.frame_filter import FrameFilter
@@ -30,7 +31,6 @@ from .request.config import EngineConfig, Request, SamplingConfig
 from .request.sizes import Size
 from .sampling.denoiser import EventHandler, LatentSection, assemble
 from .sampling.step_cache import StepCacheFactory
-from .weights.conversion import OnProgress
 from .weights.timeline_file import write_timeline
 
 
@@ -60,7 +60,7 @@ class Engine:
         config: EngineConfig | None = None,
         components: Mapping[str, str] | None = None,
         size: tuple[int, int] | None = None,
-        on_conversion: OnProgress | None = None,
+        on_conversion: OnConversion | None = None,
         step_caches: StepCacheFactory | None = None,
         frame_filter: FrameFilter | None = None,
     ) -> Self:

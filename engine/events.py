@@ -1,5 +1,6 @@
 """What a running job reports."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,9 @@ class ConversionEvent:
     phase: str
     done_bytes: int
     total_bytes: int
+
+
+OnConversion = Callable[[ConversionEvent], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from ..companions.previews import cached_latent_rgb
 from ..companions.vae import VideoVAE
 from ..device import check_triton, memory_errors, resolve_device
 from ..errors import ConfigError
+from ..events import OnConversion
 from ..families.framepack.transformer import PackedTransformer
 from ..families.opening import open_transformer
 from ..families.registry import family_of
@@ -32,7 +33,6 @@ from ..request.config import TUNED_SETTINGS, EngineConfig, SamplingConfig
 from ..sampling.denoiser import Denoiser
 from ..sampling.magnitude import find_ratios
 from ..sampling.step_cache import StepCache, StepCacheFactory, make_step_cache
-from ..weights.conversion import OnProgress
 from ..weights.memory import JobMemory, ModelMemory, planned_job
 from ..weights.store import Store, is_store, open_store
 from .frame_filter import FrameFilter, filter_name
@@ -94,7 +94,7 @@ class LoadedModel:
         config: EngineConfig,
         components: Mapping[str, str] | None = None,
         size: tuple[int, int] | None = None,
-        on_conversion: OnProgress | None = None,
+        on_conversion: OnConversion | None = None,
         step_caches: StepCacheFactory | None = None,
         frame_filter: FrameFilter | None = None,
     ) -> Self:
@@ -116,7 +116,7 @@ class LoadedModel:
         place: "Place",
         *,
         has_fp32_head: bool = True,
-        on_conversion: OnProgress | None = None,
+        on_conversion: OnConversion | None = None,
         step_caches: StepCacheFactory | None = None,
         frame_filter: FrameFilter | None = None,
     ) -> Self:

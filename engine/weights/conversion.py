@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -23,6 +23,7 @@ from ..checkpoints.checkpoint import Checkpoint, check_finite, check_shapes
 from ..checkpoints.destinations import Destination, EncodedWeight
 from ..checkpoints.tensor_files import FLOAT_DTYPES, open_tensor_file
 from ..errors import CheckpointError, InputError
+from ..events import ConversionEvent, OnConversion
 from ..families.registry import family_of
 from ..files import TEMPORARY_SUFFIX, exclusive_lock, replace_when_whole, write_durably
 from ..model.units import UnitLayout
@@ -47,29 +48,11 @@ _OWN_FILES = ("units-*", "parameters-*", f".*{TEMPORARY_SUFFIX}", "progress.json
 _PAGE = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConversionProgress:
-    """How far a conversion is.
-
-    Attributes:
-        phase: "convert", then "verify".
-        done_bytes: bytes of the store that are written, or read back.
-        total_bytes: bytes of the store.
-    """
-
-    phase: str
-    done_bytes: int
-    total_bytes: int
-
-
-OnProgress = Callable[[ConversionProgress], None]
-
-
 def convert(
     checkpoint: Checkpoint,
     weight_format: WeightFormat,
     folder: str | os.PathLike[str],
-    on_progress: OnProgress | None = None,
+    on_progress: OnConversion | None = None,
 ) -> Store:
     """Write ``checkpoint`` as a store to ``folder`` and open it; a store of the same content is opened as it is.
 
@@ -90,7 +73,7 @@ def cached_store(
     checkpoint: Checkpoint,
     weight_format: WeightFormat,
     cache_dir: Path,
-    on_progress: OnProgress | None = None,
+    on_progress: OnConversion | None = None,
 ) -> Store:
     """The store of ``checkpoint`` in the cache; converted, and logged, on first use."""
     folder = cache_dir / "stores" / store_name(checkpoint.source_hash, weight_format)
@@ -103,11 +86,8 @@ def _existing(folder: Path, checkpoint: Checkpoint, weight_format: WeightFormat)
     if not is_store(folder):
         raise InputError(f"{folder} exists and is not a unit store; choose another folder")
     store = open_store(folder)
-    names = [
-        store_name(source.source_hash, kind)
-        for source, kind in ((store, store.weight_format), (checkpoint, weight_format))
-    ]
-    if names[0] != names[1]:
+    asked = store_name(checkpoint.source_hash, weight_format)
+    if store_name(store.source_hash, store.weight_format) != asked:
         raise InputError(
             f"{folder} is a store of another model or precision ({store.name}, {store.weight_format.name}); choose "
             "another folder or delete it"
@@ -136,12 +116,12 @@ class _Note:
 
     Attributes:
         conversion: the one it belongs to, see :attr:`_Conversion._identity`.
-        sha256: of its tensors, by name.
+        rows: its tensors, as the manifest names them.
         errors: sums of squares of each converted weight and of its noise, by checkpoint name.
     """
 
     conversion: str
-    sha256: dict[str, str]
+    rows: list[dict[str, object]]
     errors: dict[str, tuple[float, float]]
 
 
@@ -149,7 +129,7 @@ class _Conversion:
     """One run of :func:`convert`."""
 
     def __init__(
-        self, checkpoint: Checkpoint, weight_format: WeightFormat, folder: Path, on_progress: OnProgress
+        self, checkpoint: Checkpoint, weight_format: WeightFormat, folder: Path, on_progress: OnConversion
     ) -> None:
         self._checkpoint = checkpoint
         self._format = weight_format
@@ -170,7 +150,7 @@ class _Conversion:
             manifest = self._manifest(self._write_parts())
             with self._disk_errors(self._total_bytes):
                 write_durably(self._partial / MANIFEST_NAME, json.dumps(manifest, indent=1).encode())
-            open_store(self._partial).verify(lambda done, total: self._report("verify", done, total))
+            open_store(self._partial).verify(self._on_progress)
         lock.unlink()
         os.rename(self._partial, self._folder)
         return open_store(self._folder)
@@ -227,7 +207,9 @@ class _Conversion:
                     with self._disk_errors(done):
                         notes[part.file] = self._write(part, *content)
                 done += part.num_bytes
-                self._report("convert", done, self._total_bytes)
+                self._on_progress(
+                    ConversionEvent(phase="convert", done_bytes=done, total_bytes=self._total_bytes)
+                )
         return notes
 
     def _read_notes(self) -> dict[str, _Note]:
@@ -271,7 +253,10 @@ class _Conversion:
     ) -> _Note:
         note = _Note(
             conversion=self._identity,
-            sha256={name: _digest(tensor) for name, tensor in tensors.items()},
+            rows=[
+                {"name": name, "file": part.file, "num_bytes": tensor.nbytes, "sha256": _digest(tensor)}
+                for name, tensor in tensors.items()
+            ],
             errors=errors,
         )
         with replace_when_whole(self._partial / part.file) as temporary:
@@ -279,18 +264,9 @@ class _Conversion:
         return note
 
     def _manifest(self, notes: dict[str, _Note]) -> dict[str, object]:
-        errors = {name: sums for part in self._parts for name, sums in notes[part.file].errors.items()}
-        entries = {part.file: open_tensor_file(self._partial / part.file).entries for part in self._parts}
-        rows = [
-            {
-                "name": name,
-                "file": part.file,
-                "num_bytes": entries[part.file][name].num_bytes,
-                "sha256": notes[part.file].sha256[name],
-            }
-            for part in self._parts
-            for name in part.names
-        ]
+        ordered = [notes[part.file] for part in self._parts]
+        rows = [row for note in ordered for row in note.rows]
+        layouts = self._layouts.values()
         manifest: dict[str, object] = {
             "format_version": FORMAT_VERSION,
             "name": self._checkpoint.name,
@@ -300,12 +276,10 @@ class _Conversion:
             "config": asdict(self._checkpoint.config),
             "files": [part.file for part in self._parts],
             "units": [
-                {**row, "tensors": self._layouts[str(row["name"])].describe()}
-                for row in rows
-                if row["name"] in self._layouts
+                {**row, "tensors": layout.describe()} for row, layout in zip(rows, layouts, strict=False)
             ],
-            "parameters": [row for row in rows if row["name"] not in self._layouts],
-            "sqnr": {name: _decibel(*sums) for name, sums in errors.items()},
+            "parameters": rows[len(layouts) :],
+            "sqnr": {name: _decibel(*sums) for note in ordered for name, sums in note.errors.items()},
         }
         # The digest is that of the values as they come back.
         manifest = json.loads(json.dumps(manifest))
@@ -327,9 +301,6 @@ class _Conversion:
                 f"{self._partial} cannot be written: {reason}; {left:.2f} GiB are missing. Free space "
                 f"and run the same again: it goes on from there. Or delete {self._partial}"
             ) from error
-
-    def _report(self, phase: str, done: int, total: int) -> None:
-        self._on_progress(ConversionProgress(phase=phase, done_bytes=done, total_bytes=total))
 
 
 def _named(kind: str, groups: Sequence[tuple[tuple[str, ...], int]]) -> list[_Part]:

@@ -16,6 +16,7 @@ from ...quant import DENSE_DTYPES, WeightFormat
 from ..checkpoints.checkpoint import Checkpoint, load_into
 from ..device import is_out_of_memory
 from ..errors import BudgetError
+from ..events import OnConversion
 from ..families.family import ModelSizes
 from ..families.framepack.transformer import PackedTransformer
 from ..families.registry import family_of
@@ -25,7 +26,7 @@ from ..planning.machine import Machine
 from ..planning.plan import Plan
 from ..planning.planned_job import PlannedJob
 from ..request.config import EngineConfig, SamplingConfig
-from .conversion import OnProgress, cached_store
+from .conversion import cached_store
 from .store import Store, open_store
 from .stored_transformer import open_units, stored_transformer
 from .streaming import Streamer
@@ -126,7 +127,7 @@ class ModelMemory:
         weight_format: WeightFormat,
         device: torch.device,
         machine: Machine,
-        on_progress: OnProgress | None = None,
+        on_progress: OnConversion | None = None,
         *,
         has_fp32_head: bool = True,
     ) -> None:

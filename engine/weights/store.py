@@ -9,7 +9,7 @@ One tensor of a store, and whether its bytes are those that were written.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import Tensor
 from ...quant import PRECISIONS, WeightFormat, make_format
 from ..checkpoints.tensor_files import TensorEntry, open_tensor_file, read_tensor
 from ..errors import CheckpointError
+from ..events import ConversionEvent, OnConversion
 from ..families.opening import read_config
 from ..families.registry import family_of
 from ..files import read_json
@@ -104,9 +105,6 @@ def _read_blocks(entry: TensorEntry) -> Iterator[memoryview]:
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 
-# Bytes that are done and all bytes.
-OnBytes = Callable[[int, int], None]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
@@ -144,7 +142,7 @@ class Store:
         """Bytes of all weights."""
         return sum(blob.entry.num_bytes for blob in (*self.units, *self.parameters.values()))
 
-    def verify(self, on_bytes: OnBytes | None = None) -> None:
+    def verify(self, on_progress: OnConversion | None = None) -> None:
         """Read everything and compare it with the hashes.
 
         Raises:
@@ -154,8 +152,8 @@ class Store:
         with ThreadPoolExecutor(NUM_CHECKERS, "isoframe-checks") as pool:
             for blob, _ in zip(blobs, pool.map(StoredBlob.verify, blobs), strict=True):
                 done += blob.entry.num_bytes
-                if on_bytes is not None:
-                    on_bytes(done, self.num_bytes)
+                if on_progress is not None:
+                    on_progress(ConversionEvent(phase="verify", done_bytes=done, total_bytes=self.num_bytes))
 
 
 def store_name(source_hash: str, weight_format: WeightFormat) -> str:

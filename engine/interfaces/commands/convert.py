@@ -80,18 +80,13 @@ def convert(
 
 
 def _verify(source: str, destination: Path | None, is_quiet: bool) -> None:
-    from ...weights.conversion import ConversionProgress
     from ...weights.store import open_store
 
     if destination is not None:
         raise ConfigError(f"--verify takes one store, got {source} and {destination}")
     store = open_store(source)
     with conversion_bar(is_quiet=is_quiet) as on_progress:
-        store.verify(
-            lambda done, total: on_progress(
-                ConversionProgress(phase="verify", done_bytes=done, total_bytes=total)
-            )
-        )
+        store.verify(on_progress)
     if not is_quiet:
         num_blobs = len(store.units) + len(store.parameters)
         typer.echo(

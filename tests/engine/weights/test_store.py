@@ -20,11 +20,12 @@ from torch import Tensor
 
 from isoframe.engine.checkpoints.checkpoint import Checkpoint
 from isoframe.engine.errors import CheckpointError, InputError
+from isoframe.engine.events import ConversionEvent
 from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.families.opening import open_transformer
 from isoframe.engine.files import exclusive_lock
 from isoframe.engine.weights import conversion, store
-from isoframe.engine.weights.conversion import ConversionProgress, cached_store, convert
+from isoframe.engine.weights.conversion import cached_store, convert
 from isoframe.engine.weights.host import Tier
 from isoframe.engine.weights.store import Store, open_store, partial_folder, store_name
 from isoframe.engine.weights.stored_transformer import open_units, stored_transformer
@@ -186,7 +187,7 @@ def test_values_that_a_format_cannot_hold_are_refused(
 
 
 def test_progress_counts_every_byte_once_in_each_phase(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    seen: list[ConversionProgress] = []
+    seen: list[ConversionEvent] = []
     opened = convert(checkpoint, make_format("int8", torch.float32), tmp_path / "store", seen.append)
     for phase in ("convert", "verify"):
         done = [event.done_bytes for event in seen if event.phase == phase]
@@ -198,8 +199,8 @@ class StoppedError(Exception):
     pass
 
 
-def stop_after(count: int) -> Callable[[ConversionProgress], None]:
-    def on_progress(_: ConversionProgress) -> None:
+def stop_after(count: int) -> Callable[[ConversionEvent], None]:
+    def on_progress(_: ConversionEvent) -> None:
         nonlocal count
         count -= 1
         if count == 0:

@@ -22,7 +22,7 @@ from ....jobs.log import Pace, Reading, video_span
 from ....request.config import UNTRAINED_ORDERS
 
 if TYPE_CHECKING:
-    from ....weights.conversion import ConversionProgress, OnProgress
+    from ....events import ConversionEvent, OnConversion
 
 
 def json_line(event: Event) -> str:
@@ -300,7 +300,7 @@ _CONVERSION_PHASES = {"convert": "converting the model, once", "verify": "readin
 
 
 @contextmanager
-def conversion_bar(*, is_quiet: bool) -> "Iterator[OnProgress]":
+def conversion_bar(*, is_quiet: bool) -> "Iterator[OnConversion]":
     """A bar on a terminal, from the first report on; nothing elsewhere."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(True), TimeRemainingColumn())
     console = Console(stderr=True, quiet=is_quiet)
@@ -309,7 +309,7 @@ def conversion_bar(*, is_quiet: bool) -> "Iterator[OnProgress]":
         phase: bar.add_task(name, total=None, visible=False) for phase, name in _CONVERSION_PHASES.items()
     }
 
-    def on_progress(progress: "ConversionProgress") -> None:
+    def on_progress(progress: "ConversionEvent") -> None:
         bar.start()
         task = tasks[progress.phase]
         bar.update(task, completed=progress.done_bytes, total=progress.total_bytes, visible=True)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,6 @@ class VideoCommand:
         from ....events import ConversionEvent, Event, PartialEvent, PhaseEvent
         from ....generation.frame_filter import load_filter
         from ....media.given import read_images
-        from ....weights.conversion import ConversionProgress
         from .progress import conversion_bar, make_reporter
 
         outputs = self.outputs
@@ -74,9 +73,9 @@ class VideoCommand:
             on_event(PhaseEvent(phase="load"))
             with conversion_bar(is_quiet=is_silent) as show:
 
-                def on_conversion(progress: ConversionProgress) -> None:
+                def on_conversion(progress: ConversionEvent) -> None:
                     show(progress)
-                    on_event(ConversionEvent(**asdict(progress)))
+                    on_event(progress)
 
                 engine = opened.enter_context(
                     Engine.load(
