@@ -13,8 +13,8 @@ from ...engine.events import PhaseEvent
 from ...engine.families.family import PlannedModel
 from ...engine.families.framepack.invariants import JobInvariants
 from ...engine.families.framepack.model_sizes import MAX_PROMPT_TOKENS
-from ...engine.families.framepack.packing import CleanLatents, PackedSection
-from ...engine.families.framepack.transformer import FrameIndices, PackedTransformer
+from ...engine.families.framepack.packing import ContextGroup, PackedSection
+from ...engine.families.framepack.transformer import PackedTransformer
 from ...engine.families.framepack.units import unit_specs
 from ...engine.model.attention_choice import CANDIDATES
 from ...engine.model.units import Unit, UnitLayout
@@ -25,6 +25,7 @@ from ...engine.planning.planned_job import PlannedJob
 from ...engine.planning.roofline import copy_rate
 from ...engine.request.config import SamplingConfig
 from ...engine.request.sections import plan_sections
+from ...engine.request.seen import positions
 from ...quant import WeightFormat, make_format
 from ..meters.live_tensors import LiveTensors, PhasePeak
 from ..meters.memory_timeline import TimelineSample
@@ -121,14 +122,14 @@ def find_step_owners(plan: Plan, known: PlannedModel, sampling: SamplingConfig) 
 
 def _pack(transformer: PackedTransformer, plan: Plan, sampling: SamplingConfig) -> PackedSection:
     section = plan_sections(sampling)[0]
-    indices = FrameIndices(
-        latent=section.latent_indices,
-        clean=section.clean_indices,
-        clean_2x=section.clean_2x_indices,
-        clean_4x=section.clean_4x_indices,
-    )
-    clean = CleanLatents(*(_empty_latents(transformer, plan, frames) for frames in (2, 2, 16)))
-    return transformer.pack_section(clean, indices, (plan.window, plan.size[0] // 8, plan.size[1] // 8))
+    groups = []
+    for levels in section.seen.groups():
+        indices = positions(levels)
+        groups.append(
+            ContextGroup(levels[0].kernel, _empty_latents(transformer, plan, len(indices)), indices)
+        )
+    size = plan.window, plan.size[0] // 8, plan.size[1] // 8
+    return transformer.pack_section(groups, section.latent_indices, size)
 
 
 def _empty_latents(transformer: PackedTransformer, plan: Plan, num_frames: int) -> Tensor:

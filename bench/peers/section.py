@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...engine.companions.components import find_components
 from ...engine.engine import Engine
-from ...engine.families.framepack.packing import CleanLatents
+from ...engine.families.framepack.packing import ContextGroup
 from ...engine.generation.model_lookup import find_model
 from ...engine.model.conditioning import Conditioning
 from ...engine.request.config import EngineConfig, SamplingConfig
@@ -18,6 +18,7 @@ from ...engine.sampling.history import History
 from ...engine.sampling.sampler import sigma_schedule
 from ...quant import DENSE_DTYPES
 from ..subjects.random_model import model_conditioning
+from ..subjects.single_step import named_history
 from .in_turn import Clock, PeerResult, compare_in_turn
 
 # Largest accepted relative RMS difference of the latents: rounding grows over the steps of a section.
@@ -92,11 +93,12 @@ class DiffusersSection:
     def sample(self, conditioning: Conditioning, sampling: SamplingConfig) -> Tensor:
         """Latents [1, C, window, Y, X] fp32 on the CPU."""
         start = conditioning.start_latent.float()
-        history, (section,) = History(start, sampling.order), plan_sections(sampling)
+        (section,) = plans = plan_sections(sampling)
+        seen = History(start, plans).groups(section)
         shape = (1, start.shape[1], sampling.latent_window_size, *start.shape[3:])
         noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(sampling.seed))
         sigmas = sigma_schedule(sampling.num_steps, shape[2] * shape[3] * shape[4] // 4)
-        arguments = self._arguments(conditioning, history.clean_latents(), section, sampling)
+        arguments = self._arguments(conditioning, seen, section, sampling)
         latents = noise.to(self._device)
         for sigma, following in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
             timestep = torch.tensor([sigma * 1000], device=self._device, dtype=self._dtype)
@@ -107,15 +109,16 @@ class DiffusersSection:
         return latents.cpu()
 
     def _arguments(
-        self, conditioning: Conditioning, clean: CleanLatents, section: SectionPlan, sampling: SamplingConfig
+        self,
+        conditioning: Conditioning,
+        seen: list[ContextGroup],
+        section: SectionPlan,
+        sampling: SamplingConfig,
     ) -> dict[str, Any]:
         """What stays the same in all steps, as the class names it."""
 
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(self._device, self._dtype)
-
-        def index(frames: range | tuple[int, ...]) -> Tensor:
-            return torch.tensor(list(frames), device=self._device)
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(self._device, self._dtype)
 
         return {
             "encoder_hidden_states": move(conditioning.text_embeds),
@@ -125,11 +128,6 @@ class DiffusersSection:
             "guidance": torch.tensor(
                 [sampling.guidance_scale * 1000], device=self._device, dtype=self._dtype
             ),
-            "latents_clean": move(clean.clean),
-            "latents_history_2x": move(clean.clean_2x),
-            "latents_history_4x": move(clean.clean_4x),
-            "indices_latents": index(section.latent_indices),
-            "indices_latents_clean": index(section.clean_indices),
-            "indices_latents_history_2x": index(section.clean_2x_indices),
-            "indices_latents_history_4x": index(section.clean_4x_indices),
+            **named_history(seen, self._device, self._dtype),
+            "indices_latents": torch.tensor(list(section.latent_indices), device=self._device),
         }

@@ -7,12 +7,13 @@ drift = |mean of the last 15 % of the frames - mean of the first 15 %|.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...engine.engine import Engine
-from ...engine.families.framepack.packing import CleanLatents
+from ...engine.families.framepack.packing import ContextGroup
 from ...engine.request.config import Request
 from ...engine.sampling.history import History
 from ..meters.method_watch import replace
@@ -134,18 +135,16 @@ def _generate(engine: Engine, seconds: float, order: str, num_steps: int, scene:
 
 def without_history(engine: Engine, scene: Scene, *, seconds: float, num_steps: int) -> Tensor:
     """Forward sections that know the start image and nothing else."""
-    clean_latents = History.clean_latents
+    groups = History.groups
 
-    def forget(self: History) -> CleanLatents:
-        known = clean_latents(self)
-        empty = [
-            None if group is None else torch.zeros_like(group) for group in (known.clean_2x, known.clean_4x)
-        ]
-        assert known.clean is not None
-        clean = torch.cat((known.clean[:, :, :1], torch.zeros_like(known.clean[:, :, 1:])), dim=2)
-        return CleanLatents(clean, *empty)
+    def forget(self: History, *arguments: Any) -> list[ContextGroup]:
+        seen = groups(self, *arguments)
+        for group in seen:
+            # The start image is the first single frame.
+            group.latents[:, :, 1 if group.kernel == 1 else 0 :] = 0
+        return seen
 
-    with replace(History, "clean_latents", forget):
+    with replace(History, "groups", forget):
         return _generate(engine, seconds, "forward", num_steps, scene)
 
 

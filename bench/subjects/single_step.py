@@ -2,15 +2,15 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...engine.families.framepack.packing import CleanLatents
-from ...engine.families.framepack.transformer import FrameIndices, PackedTransformer
+from ...engine.families.framepack.packing import ContextGroup
+from ...engine.families.framepack.transformer import PackedTransformer
 from ...engine.families.framepack.transformer_config import TransformerConfig
 from ...engine.model.attention_backends import AttentionShape
 from ...engine.request.config import EngineConfig
@@ -19,7 +19,9 @@ from .random_model import allocate_transformer, chosen_attention, draw_weight, f
 
 WINDOW = 9
 _TIMESTEP, _GUIDANCE = 612.0, 9984.0
-_INDICES = FrameIndices(latent=range(1, 10), clean=(0, 10), clean_2x=range(11, 13), clean_4x=range(13, 29))
+_LATENT = range(1, 10)
+# Of the history, by kernel.
+_INDICES = {1: (0, 10), 2: (11, 12), 4: tuple(range(13, 29))}
 
 # The sizes of the published checkpoints.
 MODEL_13B = TransformerConfig(
@@ -82,14 +84,14 @@ class StepInputs:
 
     Attributes:
         latents: noisy latents [1, C, 9, Y, X].
-        history: clean latents, all groups.
+        history: what the section sees, by kernel.
         text: [1, L, E], all valid.
         pooled: [1, P].
         image: [1, I, V].
     """
 
     latents: Tensor
-    history: CleanLatents
+    history: dict[int, ContextGroup]
     text: Tensor
     pooled: Tensor
     image: Tensor
@@ -107,7 +109,10 @@ def draw_inputs(
     channels = config.in_channels
     return StepInputs(
         latents=draw(1, channels, WINDOW, *shape.size),
-        history=CleanLatents(*(draw(1, channels, num_frames, *shape.size) for num_frames in (2, 2, 16))),
+        history={
+            kernel: ContextGroup(kernel, draw(1, channels, len(indices), *shape.size), indices)
+            for kernel, indices in _INDICES.items()
+        },
         text=draw(1, shape.num_text_tokens, config.text_embed_dim),
         pooled=draw(1, config.pooled_projection_dim),
         image=draw(1, shape.num_image_tokens, config.image_proj_dim),
@@ -121,7 +126,8 @@ def isoframe_step(transformer: PackedTransformer, inputs: StepInputs) -> tuple[C
         vision_tokens = transformer.project_image(inputs.image)
         job = transformer.prepare_job(timestep, _GUIDANCE, inputs.text, None, inputs.pooled, vision_tokens)
         num_frames, height, width = inputs.latents.shape[2:]
-        section = transformer.pack_section(inputs.history, _INDICES, (num_frames, height, width))
+        groups = list(reversed(inputs.history.values()))
+        section = transformer.pack_section(groups, _LATENT, (num_frames, height, width))
     return lambda: transformer.step(inputs.latents, 0, job, section).compute(), section.num_latent_tokens
 
 
@@ -173,6 +179,18 @@ def diffusers_model(config: TransformerConfig, dtype: torch.dtype, device: torch
     return model.eval().requires_grad_(False)
 
 
+def named_history(
+    groups: Iterable[ContextGroup], device: torch.device, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """What a section of a published layout sees, as arguments of diffusers' class."""
+    arguments: dict[str, Tensor] = {}
+    for group in groups:
+        name = "clean" if group.kernel == 1 else f"history_{group.kernel}x"
+        arguments[f"latents_{name}"] = group.latents.to(device, dtype)
+        arguments[f"indices_latents_{name}"] = torch.tensor(list(group.indices), device=device)
+    return arguments
+
+
 def diffusers_step(model: Any, inputs: StepInputs) -> Callable[[], Tensor]:
     """A step of diffusers' class, which has no invariants and computes everything in every call."""
     device = inputs.latents.device
@@ -184,13 +202,8 @@ def diffusers_step(model: Any, inputs: StepInputs) -> Callable[[], Tensor]:
         "pooled_projections": inputs.pooled,
         "image_embeds": inputs.image,
         "guidance": torch.tensor([_GUIDANCE], device=device),
-        "latents_clean": inputs.history.clean,
-        "latents_history_2x": inputs.history.clean_2x,
-        "latents_history_4x": inputs.history.clean_4x,
-        "indices_latents": torch.tensor(_INDICES.latent, device=device),
-        "indices_latents_clean": torch.tensor(_INDICES.clean, device=device),
-        "indices_latents_history_2x": torch.tensor(_INDICES.clean_2x, device=device),
-        "indices_latents_history_4x": torch.tensor(_INDICES.clean_4x, device=device),
+        **named_history(inputs.history.values(), device),
+        "indices_latents": torch.tensor(_LATENT, device=device),
         "return_dict": False,
     }
     return lambda: model(**arguments)[0]

@@ -14,9 +14,9 @@ from ..events import PhaseEvent
 from ..files import temporary_name, write_durably, write_error
 from ..media.codecs import VideoFormat
 from ..media.segments import KeptSegments, Segment, SegmentSpool
-from ..request.config import UNTRAINED_ORDERS, Request
+from ..request.config import Request
 from ..request.sections import plan_sections
-from ..sampling.history import SampledSections, needed_sections, num_history_sections
+from ..sampling.history import SampledSections, needed_sections
 from .record import JobRecord
 
 if TYPE_CHECKING:
@@ -149,18 +149,12 @@ class JobRun:
     def _read_sampled(self) -> SampledSections:
         num_sections = self._sections.count_latents(self._record.sampling.num_sections)
         sampling = self._record.sampling
-        is_straight = sampling.order not in UNTRAINED_ORDERS and sampling.untrained_schedule is None
-        num_history = num_history_sections(sampling.latent_window_size) if is_straight else 1
-        last = [
-            self._sections.read_latents(i) for i in range(max(num_sections - num_history, 0), num_sections)
-        ]
-        whole = [section for section in last if section is not None]
-        needed = [] if is_straight else needed_sections(plan_sections(sampling), num_sections)
+        last = self._sections.read_latents(num_sections - 1) if num_sections else None
+        needed = needed_sections(plan_sections(sampling), num_sections)
         return SampledSections(
             num_sections=num_sections,
-            latents=tuple(latents for latents, _ in whole) if is_straight else (),
-            known=_KeptSections(self, tuple(needed)),
-            generator_state=whole[-1][1] if whole else None,
+            latents=_KeptSections(self, tuple(needed)),
+            generator_state=None if last is None else last[1],
             next_seed=next((redo.seed for redo in self._redos if redo.section == num_sections), None),
         )
 

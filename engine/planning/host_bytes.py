@@ -27,36 +27,24 @@ def most_held_frames(sampling: SamplingConfig, *, num_given: int = 1, is_decoded
     waiting = _waiting_sections(plans) if is_decoded and is_ordered else [0] * len(plans)
     return num_given + max(
         # What a section sees is gathered beside the history, and still there when its own frames come in.
-        kept + _num_seen(plan) + window * (1 + num_waiting)
+        kept + len(list(plan.seen.frames())) + window * (1 + num_waiting)
         for plan, kept, num_waiting in zip(plans, kept_frames(plans), waiting, strict=True)
     )
 
 
 def kept_frames(plans: Sequence[SectionPlan]) -> list[int]:
     """How many frames of earlier sections are kept while each one is made; ``plans`` are in generation order."""
-    last_use: dict[int | None, int] = {}
+    last_use: dict[int, int] = {}
     for plan in plans:
-        for places in _groups(plan):
-            last_use |= dict.fromkeys(places, plan.index)
+        last_use |= dict.fromkeys(plan.seen.frames(), plan.index)
     changes = [0] * (len(plans) + 1)
     for plan in plans:
-        for place in range(plan.first_latent_frame, plan.first_latent_frame + len(plan.latent_indices)):
+        for place in plan.frames:
             last = last_use.get(place, -1)
             if last > plan.index:
                 changes[plan.index + 1] += 1
                 changes[last + 1] -= 1
     return list(accumulate(changes))[:-1]
-
-
-def _groups(plan: SectionPlan) -> tuple[Sequence[int | None], ...]:
-    """Frames that a section sees, not the means of those beyond."""
-    if plan.seen is not None:
-        return tuple(level.frames for level in plan.seen.levels)
-    return tuple(group or () for group in (plan.clean_frames, plan.clean_2x_frames, plan.clean_4x_frames))
-
-
-def _num_seen(plan: SectionPlan) -> int:
-    return sum(len(group) for group in _groups(plan))
 
 
 def _waiting_sections(plans: Sequence[SectionPlan]) -> Iterator[int]:

@@ -111,14 +111,14 @@ class Schedule:
             if isinstance(group, Gap) and not 0 < place < len(self.groups) - 1:
                 raise ConfigError(f"x in a schedule must lie between frames, got {self}")
 
-    @classmethod
-    def parse(cls, text: str) -> "Schedule":
+    @staticmethod
+    def parse(text: str) -> "Schedule":
         """The schedule that ``text`` stands for.
 
         Raises:
             ConfigError: it is none; the message names the part.
         """
-        return cls(tuple(_parse_part(part, text) for part in text.split("_")))
+        return _parse(text)
 
     def __str__(self) -> str:
         return "_".join(map(str, self.groups))
@@ -186,40 +186,13 @@ class Schedule:
                 start += num_frames
         return placed
 
-    def sides(self) -> list[tuple[Level | Tail, Side]]:
+    def sides(self) -> tuple[tuple[Level | Tail, Side], ...]:
         """Where every level and the tail lie, in the order of time.
 
         Raises:
             ConfigError: groups lie so that it is not said which frames of a video they are.
         """
-        place = next(i for i, group in enumerate(self.groups) if isinstance(group, Generated))
-        before, after = _split(self.groups[:place]), _split(self.groups[place + 1 :])
-        sides: list[tuple[Side, tuple[Group, ...]]] = [("past", before[-1]), ("future", after[0])]
-        if len(before) == 2:
-            sides.insert(0, ("start", before[0]))
-        if len(after) == 2:
-            sides.append(("ahead", after[1]))
-        if len(before) > 2 or len(after) > 2 or (len(after) == 2 and after[0]):
-            raise ConfigError(
-                f"a schedule that runs must have at most one x on each side of {Generated(self.window)}, and behind it "
-                f"no frames before the x, got {self}"
-            )
-        for side, groups in sides:
-            far_end = -1 if side == "future" else 0
-            if any(isinstance(group, Tail) for group in groups) and not (
-                side in ("past", "future") and isinstance(groups[far_end], Tail)
-            ):
-                raise ConfigError(
-                    f"the tail of a schedule that runs must be at the far end of the frames that touch "
-                    f"{Generated(self.window)}, got {self}"
-                )
-        return [
-            (part, side)
-            for side, groups in sides
-            for group in groups
-            for part in _parts(group)
-            if not isinstance(part, Generated)
-        ]
+        return _sides(self)
 
     def num_frames(self, side: Side) -> int:
         """Frames that the levels of ``side`` see."""
@@ -250,6 +223,44 @@ class Schedule:
         generated = next(i for i, group in enumerate(self.groups) if isinstance(group, Generated))
         neighbour = place + 1 if place < generated else place - 1
         return isinstance(self.groups[neighbour], Context)
+
+
+@lru_cache(maxsize=64)
+def _parse(text: str) -> Schedule:
+    return Schedule(tuple(_parse_part(part, text) for part in text.split("_")))
+
+
+# A job asks for every section.
+@lru_cache(maxsize=64)
+def _sides(schedule: Schedule) -> tuple[tuple[Level | Tail, Side], ...]:
+    place = next(i for i, group in enumerate(schedule.groups) if isinstance(group, Generated))
+    before, after = _split(schedule.groups[:place]), _split(schedule.groups[place + 1 :])
+    sides: list[tuple[Side, tuple[Group, ...]]] = [("past", before[-1]), ("future", after[0])]
+    if len(before) == 2:
+        sides.insert(0, ("start", before[0]))
+    if len(after) == 2:
+        sides.append(("ahead", after[1]))
+    if len(before) > 2 or len(after) > 2 or (len(after) == 2 and after[0]):
+        raise ConfigError(
+            f"a schedule that runs must have at most one x on each side of {Generated(schedule.window)}, and behind it "
+            f"no frames before the x, got {schedule}"
+        )
+    for side, groups in sides:
+        far_end = -1 if side == "future" else 0
+        if any(isinstance(group, Tail) for group in groups) and not (
+            side in ("past", "future") and isinstance(groups[far_end], Tail)
+        ):
+            raise ConfigError(
+                f"the tail of a schedule that runs must be at the far end of the frames that touch "
+                f"{Generated(schedule.window)}, got {schedule}"
+            )
+    return tuple(
+        (part, side)
+        for side, groups in sides
+        for group in groups
+        for part in _parts(group)
+        if not isinstance(part, Generated)
+    )
 
 
 def published_schedule(order: str, window: int) -> Schedule:

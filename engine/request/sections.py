@@ -1,24 +1,20 @@
-"""Which sections make a video, in which order, and at which frame positions. Integers only.
+"""Which sections make a video, in which order, at which frame positions, and which frames each of them sees.
 
-Orders in which sections lie between frames that are known on both sides. Integers only.
+Integers only. Every section is laid out by a packing schedule: the one that a job names, or the published one of its
+order. Orders that lie between known sections lay each section out by what is known: its past as F1 sees it and one frame
+of what is known further ahead, or its future as FramePackI2V sees it where its past is not there yet.
 
-No published checkpoint was trained for them: a section sees its past in the layout of F1, or its future in the layout
-of FramePackI2V where its past is not there yet, and one frame of what is known further ahead.
-
-The sections of a job that runs a packing schedule: which frames each of them sees. Integers only.
-
-Frames lie as the schedule says, in any order of sections: those that no section has made yet are zero, as in the
-published program. Gaps follow its rule too: before the generated frames what the padding of the section says in
-inverted order and none in forward order, behind them the sections up to the next known one, three at most.
+Frames that no section has made yet are zero, as in the published program. Gaps follow its rule too: before the generated
+frames what the padding of the section says in inverted order and none in forward order, behind them the sections up to
+the next known one, three at most.
 """
 
 import bisect
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .config import UNTRAINED_ORDERS, SamplingConfig
-from .schedule import MAX_TAIL_FRAMES, Gap, Generated, Level, Schedule, Side, Tail
+from .schedule import MAX_TAIL_FRAMES, Gap, Generated, Level, Schedule, Side, Tail, published_schedule
 from .seen import SeenFrames, SeenLevel, SeenTail
 
 # Latent frames that enter at full, half and quarter resolution, nearest first; the start latent is extra.
@@ -26,6 +22,10 @@ NUM_CLEAN_1X, NUM_CLEAN_2X, NUM_CLEAN_4X = 1, 2, 16
 NUM_HISTORY = NUM_CLEAN_1X + NUM_CLEAN_2X + NUM_CLEAN_4X
 # Of a video that is extended, those that the history is made of.
 MAX_CLIP_FRAMES = 4 * NUM_HISTORY + 1
+# Sections between two that are planned ahead.
+PLANNED_STRIDE = 4
+# The published rule never shows a section further away than this many windows.
+MAX_GAP = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,32 +37,54 @@ class SectionPlan:
         first_latent_frame: position in the video; the start latent is 0.
         latent_padding: whole windows between the start frame and the section as the model sees them.
         latent_indices: frame positions of the noisy latents, fed to the rotary embedding.
-        clean_indices: of the start latent and of the nearest history frame.
-        clean_2x_indices: of the history at half resolution.
-        clean_4x_indices: of the history at quarter resolution.
-        clean_frames: latent frames of the video that ``clean_indices`` stand for, 0 the start latent, None zeros; like the
-            next two only where the history is no straight line (:mod:`~isoframe.engine.request.sections`).
-        clean_2x_frames: of ``clean_2x_indices``.
-        clean_4x_frames: of ``clean_4x_indices``.
-        seen: what the section sees where a packing schedule says so; the fields of clean frames are empty then.
+        seen: what the section sees.
     """
 
     index: int
     first_latent_frame: int
     latent_padding: int
     latent_indices: range
-    clean_indices: tuple[int, ...]
-    clean_2x_indices: range
-    clean_4x_indices: range
-    clean_frames: tuple[int | None, ...] | None = None
-    clean_2x_frames: tuple[int | None, ...] | None = None
-    clean_4x_frames: tuple[int | None, ...] | None = None
-    seen: SeenFrames | None = None
+    seen: SeenFrames
+
+    @property
+    def frames(self) -> range:
+        """Latent frames of the video that the section makes."""
+        return range(self.first_latent_frame, self.first_latent_frame + len(self.latent_indices))
 
     @property
     def place(self) -> int:
         """Position in the video, in sections from 0."""
         return (self.first_latent_frame - 1) // len(self.latent_indices)
+
+
+def plan_sections(config: SamplingConfig) -> list[SectionPlan]:
+    """The sections of a job in generation order."""
+    known: list[int] = []
+    sections = []
+    named = config.untrained_schedule
+    for index, (place, padding) in enumerate(zip(section_places(config), _paddings(config), strict=True)):
+        schedule = named or _own_schedule(config, place, known)
+        sections.append(_Section(config, schedule, index, place, padding, known).plan())
+        bisect.insort(known, place)
+    return sections
+
+
+def section_places(config: SamplingConfig) -> tuple[int, ...]:
+    """Places in the video, from 0, in generation order.
+
+    "endpoints": the last section, then the others from the start. "planned": every fourth section from the end towards
+    the start, then those between them from the start. "custom": as the caller says.
+    """
+    places = range(config.num_sections)
+    if config.order in ("forward", "inverted"):
+        return tuple(places if config.order == "forward" else reversed(places))
+    if config.order == "custom":
+        assert config.section_order is not None, "the configuration was checked"
+        return config.section_order
+    last = config.num_sections - 1
+    stride = PLANNED_STRIDE if config.order == "planned" else config.num_sections
+    ahead = tuple(range(last, 0, -stride)) or (last,)
+    return (*ahead, *(place for place in places if place not in set(ahead)))
 
 
 def published_paddings(num_sections: int) -> tuple[int, ...]:
@@ -79,165 +101,6 @@ def stretch_paddings(config: SamplingConfig) -> tuple[int, ...]:
     return tuple(itertools.chain.from_iterable(published_paddings(length) for length in reversed(lengths)))
 
 
-def plan_sections(config: SamplingConfig) -> list[SectionPlan]:
-    """The sections of a job in generation order."""
-    # The modules that are imported below build on this one.
-    schedule = config.untrained_schedule
-    if schedule is not None:
-        return plan_scheduled(config, schedule)
-    if config.order in UNTRAINED_ORDERS:
-        return plan_between(config)
-    if config.order == "forward":
-        return [_forward_section(i, config.latent_window_size) for i in range(config.num_sections)]
-    if config.target_index is not None:
-        return [_inverted_section(0, 1, 1, config.target_index - 1)]
-    paddings = config.latent_paddings or stretch_paddings(config)
-    return [
-        _inverted_section(i, config.num_sections, config.latent_window_size, padding)
-        for i, padding in enumerate(paddings)
-    ]
-
-
-def _inverted_section(index: int, num_sections: int, window: int, padding: int) -> SectionPlan:
-    """Layout [start | padding | window | 1 | 2 | 16]: the history lies in the future."""
-    first = 1 + padding * window
-    end = first + window
-    return SectionPlan(
-        index=index,
-        first_latent_frame=1 + (num_sections - 1 - index) * window,
-        latent_padding=padding,
-        latent_indices=range(first, end),
-        clean_indices=(0, end),
-        clean_2x_indices=range(end + NUM_CLEAN_1X, end + NUM_CLEAN_1X + NUM_CLEAN_2X),
-        clean_4x_indices=range(end + NUM_CLEAN_1X + NUM_CLEAN_2X, end + NUM_HISTORY),
-    )
-
-
-def _forward_section(index: int, window: int) -> SectionPlan:
-    """Layout [start | 16 | 2 | 1 | window], the same for every section."""
-    end_4x = 1 + NUM_CLEAN_4X
-    end_2x = end_4x + NUM_CLEAN_2X
-    return SectionPlan(
-        index=index,
-        first_latent_frame=1 + index * window,
-        latent_padding=0,
-        latent_indices=range(end_2x + NUM_CLEAN_1X, end_2x + NUM_CLEAN_1X + window),
-        clean_indices=(0, end_2x),
-        clean_2x_indices=range(end_4x, end_2x),
-        clean_4x_indices=range(1, end_4x),
-    )
-
-
-# Sections between two that are planned ahead.
-PLANNED_STRIDE = 4
-# The published rule never shows a section further away than this many windows.
-MAX_GAP = 3
-
-
-def section_places(config: SamplingConfig) -> tuple[int, ...]:
-    """Places in the video, from 0, in generation order.
-
-    "endpoints": the last section, then the others from the start. "planned": every fourth section from the end towards
-    the start, then those between them from the start. "custom": as the caller says.
-    """
-    last = config.num_sections - 1
-    if config.order == "custom":
-        assert config.section_order is not None, "the configuration was checked"
-        return config.section_order
-    stride = PLANNED_STRIDE if config.order == "planned" else config.num_sections
-    ahead = tuple(range(last, 0, -stride)) or (last,)
-    return (*ahead, *(place for place in range(config.num_sections) if place not in set(ahead)))
-
-
-def plan_between(config: SamplingConfig) -> list[SectionPlan]:
-    """The sections of a job in generation order, each with the frames that it sees."""
-    known: list[int] = []
-    sections = []
-    for index, place in enumerate(section_places(config)):
-        sections.append(_section(index, place, known, config.latent_window_size))
-        bisect.insort(known, place)
-    return sections
-
-
-def _section(index: int, place: int, known: Sequence[int], window: int) -> SectionPlan:
-    position = bisect.bisect(known, place)
-    ahead = known[position] if position < len(known) else None
-    if place == 0 or (position > 0 and known[position - 1] == place - 1):
-        return _after_known(index, place, ahead, set(known), window)
-    return _before_known(index, place, ahead, set(known), window)
-
-
-def _after_known(index: int, place: int, ahead: int | None, known: set[int], window: int) -> SectionPlan:
-    """Layout [start | 16 | 2 | 1 | window | gap | first frame ahead]."""
-    first, end_4x = 1 + place * window, 1 + NUM_CLEAN_4X
-    end_2x = end_4x + NUM_CLEAN_2X
-    start = end_2x + NUM_CLEAN_1X
-    past = _sources(range(first - NUM_HISTORY, first), known, window)
-    clean_frames, clean_indices = [0, past[-1]], [0, end_2x]
-    if ahead is not None:
-        clean_frames.append(1 + ahead * window)
-        clean_indices.append(start + window + _gap(place, ahead) * window)
-    return SectionPlan(
-        index=index,
-        first_latent_frame=first,
-        latent_padding=0,
-        latent_indices=range(start, start + window),
-        clean_indices=tuple(clean_indices),
-        clean_2x_indices=range(end_4x, end_2x),
-        clean_4x_indices=range(1, end_4x),
-        clean_frames=tuple(clean_frames),
-        clean_2x_frames=past[NUM_CLEAN_4X : NUM_CLEAN_4X + NUM_CLEAN_2X],
-        clean_4x_frames=past[:NUM_CLEAN_4X],
-    )
-
-
-def _before_known(index: int, place: int, ahead: int | None, known: set[int], window: int) -> SectionPlan:
-    """Layout [start | padding | window | gap | 1 | 2 | 16]; without anything ahead the history is empty."""
-    padding = min(place, MAX_GAP)
-    first = 1 + padding * window
-    gap = 0 if ahead is None else _gap(place, ahead) * window
-    near = first + window + gap
-    future: tuple[int | None, ...] = (None,) * NUM_HISTORY
-    if ahead is not None:
-        start = 1 + ahead * window
-        future = _sources(range(start, start + NUM_HISTORY), known, window)
-    end_2x = near + NUM_CLEAN_1X + NUM_CLEAN_2X
-    return SectionPlan(
-        index=index,
-        first_latent_frame=1 + place * window,
-        latent_padding=padding,
-        latent_indices=range(first, first + window),
-        clean_indices=(0, near),
-        clean_2x_indices=range(near + NUM_CLEAN_1X, end_2x),
-        clean_4x_indices=range(end_2x, end_2x + NUM_CLEAN_4X),
-        clean_frames=(0, future[0]),
-        clean_2x_frames=future[NUM_CLEAN_1X : NUM_CLEAN_1X + NUM_CLEAN_2X],
-        clean_4x_frames=future[NUM_CLEAN_1X + NUM_CLEAN_2X :],
-    )
-
-
-def _gap(place: int, ahead: int) -> int:
-    return min(ahead - place - 1, MAX_GAP)
-
-
-def _sources(frames: range, known: set[int], window: int) -> tuple[int | None, ...]:
-    """The latent frames that are there, None for the others."""
-    return tuple(
-        frame if frame == 0 or (frame > 0 and (frame - 1) // window in known) else None for frame in frames
-    )
-
-
-def plan_scheduled(config: SamplingConfig, schedule: Schedule) -> list[SectionPlan]:
-    """The sections of a job in generation order."""
-    known: list[int] = []
-    sections = []
-    paddings = _paddings(config)
-    for index, (place, padding) in enumerate(zip(_places(config), paddings, strict=True)):
-        sections.append(_Section(config, schedule, index, place, padding, known).plan())
-        bisect.insort(known, place)
-    return sections
-
-
 def most_tail_frames(config: SamplingConfig, schedule: Schedule) -> int:
     """Most frames beyond the history that a section has; those of which a schedule keeps none count too."""
     made = (config.num_sections - 1) * schedule.window
@@ -247,19 +110,25 @@ def most_tail_frames(config: SamplingConfig, schedule: Schedule) -> int:
     return max(past if side == "past" else future, 0)
 
 
-def _places(config: SamplingConfig) -> tuple[int, ...]:
-    if config.order == "forward":
-        return tuple(range(config.num_sections))
-    if config.order == "inverted":
-        return tuple(range(config.num_sections - 1, -1, -1))
-    return section_places(config)
-
-
 def _paddings(config: SamplingConfig) -> tuple[int, ...]:
     """Windows between the start of the video and each section, as the model is told."""
+    if config.target_index is not None:
+        return (config.target_index - 1,)
     if config.order == "inverted":
         return config.latent_paddings or stretch_paddings(config)
-    return tuple(min(place, MAX_GAP) for place in _places(config))
+    return tuple(min(place, MAX_GAP) for place in section_places(config))
+
+
+def _own_schedule(config: SamplingConfig, place: int, known: list[int]) -> Schedule:
+    """What a section sees where the job names no schedule; ``known`` are the places made before it, sorted."""
+    window = config.latent_window_size
+    if config.order not in UNTRAINED_ORDERS:
+        return published_schedule(config.order, window)
+    position = bisect.bisect(known, place)
+    if place > 0 and known[position - 1 : position] != [place - 1]:
+        return Schedule.parse(f"f1k1_x_g{window}_x_f1k1f2k2f16k4")
+    past = published_schedule("forward", window)
+    return Schedule.parse(f"{past}_x_f1k1") if position < len(known) else past
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,13 +158,17 @@ class _Section:
         return SectionPlan(
             index=self.index,
             first_latent_frame=self.first,
-            latent_padding=self.padding if self.config.order == "inverted" else 0,
+            latent_padding=self._told_padding(),
             latent_indices=latent,
-            clean_indices=(),
-            clean_2x_indices=range(0),
-            clean_4x_indices=range(0),
             seen=SeenFrames(levels=self._levels(places), tail=self._tail(places, tail_frames)),
         )
+
+    def _told_padding(self) -> int:
+        """Of a section that is made in another order than inverted, only the layouts of its own have a padding."""
+        if self.config.order == "inverted":
+            return self.padding
+        has_padding = self.config.schedule is None and not self.schedule.num_frames("past")
+        return self.padding if has_padding else 0
 
     def _levels(self, places: list[tuple[Level | Generated | Tail, range]]) -> tuple[SeenLevel, ...]:
         ahead = self._ahead()

@@ -1,6 +1,6 @@
-"""What one section sees under a packing schedule: which frames of the video, how they are packed, where. Integers only."""
+"""What one section sees: which frames of the video, how they are packed, where. Integers only."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .schedule import Level
@@ -21,6 +21,11 @@ class SeenLevel:
     indices: range
     frames: range
     is_start: bool = False
+
+
+def positions(levels: Iterable[SeenLevel]) -> tuple[int, ...]:
+    """Positions of the frames of levels that are packed together."""
+    return tuple(position for level in levels for position in level.indices)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +61,12 @@ class SeenFrames:
     levels: tuple[SeenLevel, ...]
     tail: SeenTail | None = None
 
+    def groups(self) -> list[tuple[SeenLevel, ...]]:
+        """The levels as they are packed: the coarsest first, those of single frames together."""
+        by_kernel = sorted(self.levels, key=lambda level: -level.kernel)
+        single = tuple(level for level in by_kernel if level.kernel == 1)
+        return [(level,) for level in by_kernel if level.kernel > 1] + ([single] if single else [])
+
     def num_tokens(self, size: tuple[int, int]) -> int:
         """At latents of ``size`` (Y, X)."""
         levels = sum(Level(len(level.frames), level.kernel).num_tokens(size) for level in self.levels)
@@ -64,3 +75,7 @@ class SeenFrames:
     def frames(self) -> Iterator[int]:
         """Latent frames that a level may see; the start latent, which is always there, as 0."""
         return (frame for level in self.levels for frame in level.frames)
+
+    def sources(self) -> set[int]:
+        """Latent frames that levels and tail may see."""
+        return {*self.frames(), *(() if self.tail is None else self.tail.frames)}

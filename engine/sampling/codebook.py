@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..families.framepack.packing import CleanLatents
 
 # Latent pixels whose distances to all centroids are in memory at a time.
 _CHUNK = 4096
@@ -55,20 +54,6 @@ class Codebook:
         if centroids.ndim != 2 or not centroids.isfinite().all():
             raise InputError(f"history_codebook {path} must hold finite centroids [K, C]")
         return cls(centroids=centroids, content_hash=hashlib.sha256(content).hexdigest())
-
-    def discretise(self, clean: CleanLatents) -> CleanLatents:
-        """The history with every latent pixel at its centroid; the start latent and empty frames stay as they are.
-
-        Raises:
-            InputError: the latents have another number of channels.
-        """
-        assert clean.clean is not None
-        start, near = clean.clean[:, :, :1], clean.clean[:, :, 1:]
-        return CleanLatents(
-            torch.cat((start, self.snap(near)), dim=2),
-            None if clean.clean_2x is None else self.snap(clean.clean_2x),
-            None if clean.clean_4x is None else self.snap(clean.clean_4x),
-        )
 
     def nearest(self, points: Tensor) -> Tensor:
         """The centroid of every point [N, C]."""

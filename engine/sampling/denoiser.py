@@ -12,10 +12,9 @@ from torch import Tensor
 from ..checkpoints.lora import Lora, LoraLibrary
 from ..errors import InputError, NumericalError
 from ..events import Event, PhaseEvent, StepEvent
-from ..families.framepack.context_packing import pack_context
 from ..families.framepack.invariants import JobInvariants
-from ..families.framepack.packing import CleanLatents, PackedSection
-from ..families.framepack.transformer import FrameIndices, PackedTransformer
+from ..families.framepack.packing import ContextGroup, PackedSection
+from ..families.framepack.transformer import PackedTransformer
 from ..families.framepack.units import unit_specs
 from ..families.registry import family_of
 from ..model.attention import SDPA_ATTENTION, SelfAttention
@@ -23,10 +22,11 @@ from ..model.attention_backends import AttentionShape
 from ..model.conditioning import Anchor, Conditioning, PromptEmbeds
 from ..model.lora_layers import branch_bytes
 from ..request.config import SamplingConfig
+from ..request.schedule import Level
 from ..request.sections import SectionPlan, plan_sections
 from ..weights.memory import JobMemory
 from .codebook import Codebook
-from .history import JobHistory, JobNoise, SampledSections, SeenLatents
+from .history import History, JobNoise, SampledSections
 from .sampler import Sampler, make_sampler, sigma_schedule
 from .step_cache import StepCache, StepCacheFactory, make_step_cache
 
@@ -195,7 +195,7 @@ class Denoiser:
         sigmas = sigma_schedule(sampling.num_steps, shape[2] * height * width // 4)
         job_noise = JobNoise(sampling.seed, shape, resume)
         plans = plan_sections(sampling)
-        history = JobHistory(conditioning, sampling, plans, resume)
+        history = History.of_job(conditioning, sampling, plans, resume)
         # All are found before the first section: a file may change while the job runs.
         active = [self._active(sampling, section) for section in range(sampling.num_sections)]
         prompts = conditioning.prompts(sampling.num_sections)
@@ -220,7 +220,7 @@ class Denoiser:
             noise = job_noise.draw()
             # Jobs of one engine may take turns, section by section.
             self.transformer.self_attention = attention
-            seen = history.seen(section, None if anchor is anchors[0] else anchor.latent)
+            seen = history.groups(section, None if anchor is anchors[0] else anchor.latent)
             latents = _run_within(
                 memory, partial(self._run_section, noise, sigmas, seen, model, section, sampling, report)
             )
@@ -238,7 +238,7 @@ class Denoiser:
         self,
         noise: Tensor,
         sigmas: Tensor,
-        seen: SeenLatents,
+        seen: list[ContextGroup],
         model: _Model,
         section: SectionPlan,
         sampling: SamplingConfig,
@@ -246,7 +246,9 @@ class Denoiser:
     ) -> Tensor:
         """Latents of one section on the CPU, fp32."""
         transformer = model.transformer.settled_as(self.transformer)
-        packed = _pack(transformer, seen, section, noise)
+        transformer.self_attention.reset()
+        _, _, frames, height, width = noise.shape
+        packed = transformer.pack_section(seen, section.latent_indices, (frames, height, width))
         branches = [_Branch(transformer, job, self.step_caches(sampling)) for job in model.jobs]
         report(PhaseEvent(phase="denoise"))
         latents = self._denoise(noise, sigmas, packed, branches, section, sampling, report)
@@ -266,7 +268,8 @@ class Denoiser:
         self, sampling: SamplingConfig, latent_size: tuple[int, int], num_condition_tokens: int
     ) -> AttentionShape:
         plans = plan_sections(sampling)
-        num_latent = max(self._num_latent_tokens(section, latent_size) for section in plans)
+        num_noisy = Level(sampling.latent_window_size, 1).num_tokens(latent_size)
+        num_latent = num_noisy + max(section.seen.num_tokens(latent_size) for section in plans)
         config = self.transformer.config
         return AttentionShape(
             num_tokens=num_latent + num_condition_tokens,
@@ -274,11 +277,6 @@ class Denoiser:
             head_dim=config.attention_head_dim,
             dtype=self.transformer.dtype,
         )
-
-    def _num_latent_tokens(self, section: SectionPlan, size: tuple[int, int]) -> int:
-        """Rows of the packed sequence of ``section`` at latents of ``size`` (Y, X), before image and prompt."""
-        num_tokens = self.transformer.num_latent_tokens(_frame_indices(section), size)
-        return num_tokens if section.seen is None else num_tokens + section.seen.num_tokens(size)
 
     @torch.inference_mode()
     def _prepare(
@@ -404,25 +402,6 @@ def _run_within(memory: JobMemory | None, run: Callable[[], Tensor]) -> Tensor:
 
 def _ignore(event: object) -> None:
     """Nobody listens."""
-
-
-def _pack(
-    transformer: PackedTransformer, seen: SeenLatents, section: SectionPlan, noise: Tensor
-) -> PackedSection:
-    _, _, frames, height, width = noise.shape
-    size = frames, height, width
-    if isinstance(seen, CleanLatents):
-        return transformer.pack_section(seen, _frame_indices(section), size)
-    return pack_context(transformer, seen, section.latent_indices, size)
-
-
-def _frame_indices(section: SectionPlan) -> FrameIndices:
-    return FrameIndices(
-        latent=section.latent_indices,
-        clean=section.clean_indices,
-        clean_2x=section.clean_2x_indices,
-        clean_4x=section.clean_4x_indices,
-    )
 
 
 def _step_event(

@@ -76,20 +76,18 @@ def make_example(latents: Tensor, layout: Layout) -> Example:
         layout: which section; its history holds the sections generated before it.
     """
     plan = layout.plan
-    history = History(latents[None, :, :1], layout.order)
-    step = -WINDOW if layout.order == "forward" else WINDOW
-    # Older sections first: the history keeps the newest.
-    for age in range(plan.index, 0, -1):
-        history.append(periodic_latents(latents, plan.first_latent_frame + step * age)[None])
-    context = history.clean_latents()
-    assert context.clean is not None
-    assert context.clean_2x is not None
-    assert context.clean_4x is not None
+    first, num_made = plan.first_latent_frame, plan.index * WINDOW
+    made = range(first - num_made, first)
+    if layout.order == "inverted":
+        made = range(first + WINDOW, first + WINDOW + num_made)
+    given = {frame: periodic_latents(latents, frame)[:, 0] for frame in made}
+    seen = History(latents[None, :, :1], [plan], given).groups(plan)
+    context = {group.kernel: group.latents[0] for group in seen}
     return Example(
-        target=periodic_latents(latents, plan.first_latent_frame),
-        clean=context.clean[0],
-        clean_2x=context.clean_2x[0],
-        clean_4x=context.clean_4x[0],
+        target=periodic_latents(latents, first),
+        clean=context[1],
+        clean_2x=context[2],
+        clean_4x=context[4],
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isoframe.engine.request.seen import positions
 from train_demo.latent_pool import LatentPool
 from train_demo.layouts import make_example, sample_layouts
 from train_demo.optimizer import MuonAdam
@@ -181,6 +182,7 @@ def _sample_batch(
     level = sigma.view(-1, 1, 1, 1, 1)
     noise = torch.randn(target.shape, generator=generator)
     rows, plan = pool.prompt_rows[clips], layouts[0].plan
+    indices = {levels[0].kernel: torch.tensor(positions(levels)) for levels in plan.seen.groups()}
     inputs = {
         "hidden_states": (1 - level) * target + level * noise,
         "timestep": sigma * 1000,
@@ -191,11 +193,11 @@ def _sample_batch(
         "guidance": torch.full((size,), _GUIDANCE),
         "indices_latents": torch.tensor(plan.latent_indices),
         "latents_clean": torch.cat([clean[:, :, :1], near], dim=2),
-        "indices_latents_clean": torch.tensor(plan.clean_indices),
+        "indices_latents_clean": indices[1],
         "latents_history_2x": mid,
-        "indices_latents_history_2x": torch.tensor(plan.clean_2x_indices),
+        "indices_latents_history_2x": indices[2],
         "latents_history_4x": far,
-        "indices_latents_history_4x": torch.tensor(plan.clean_4x_indices),
+        "indices_latents_history_4x": indices[4],
     }
     return layouts[0].order, inputs, noise - target
 

@@ -37,7 +37,7 @@ def aligned_rope_reference(axes: Sequence[Tensor], cos: Tensor, sin: Tensor, off
 def write_rows(axes: Sequence[Tensor], cos: Tensor, sin: Tensor, offset: int, pool: int) -> None:
     """The same by axis, without the table of all positions."""
     for out, tables in ((cos, axes[:3]), (sin, axes[3:])):
-        pooled = [_pool(table, pool) for table in tables]
+        pooled = [pool_table(table, pool) for table in tables]
         cells = out[offset : offset + num_cells(axes, pool)].unflatten(
             0, [table.shape[0] for table in pooled]
         )
@@ -48,7 +48,8 @@ def write_rows(axes: Sequence[Tensor], cos: Tensor, sin: Tensor, offset: int, po
             start += width
 
 
-def _pool(table: Tensor, pool: int) -> Tensor:
+def pool_table(table: Tensor, pool: int) -> Tensor:
+    """Means [ceil(P / pool), F] of a table [P, F] whose last position is repeated."""
     missing = -table.shape[0] % pool
     padded = torch.cat((table, table[-1:].expand(missing, -1)))
     pooled: Tensor = padded.unflatten(0, (-1, pool)).mean(1)

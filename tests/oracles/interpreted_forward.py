@@ -15,8 +15,8 @@ from tiny_models import IMAGE_WIDTH, POOLED_WIDTH, TEXT_WIDTH, tiny_model
 from torch import Tensor
 
 from isoframe.bench.meters.accuracy import find_errors, run
-from isoframe.engine.families.framepack.packing import CleanLatents
-from isoframe.engine.families.framepack.transformer import FrameIndices, PackedTransformer
+from isoframe.engine.families.framepack.packing import ContextGroup
+from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.families.framepack.transformer_config import TransformerConfig
 from isoframe.engine.model.attention import Int8Attention
 from isoframe.engine.sampling.step_cache import TeaCache
@@ -25,7 +25,7 @@ from isoframe.quant import WeightFormat, make_format
 
 # 3 x 5 tokens a frame, 84 in all: no block of any kernel divides the sequence.
 SIZE = (2, 6, 10)
-INDICES = FrameIndices(latent=range(1, 3), clean=(0, 3), clean_2x=range(4, 6), clean_4x=range(6, 11))
+SEEN = {1: (0, 3), 2: (4, 5), 4: (6, 7, 8, 9, 10)}
 
 
 def main(precision: str, dtype: str, attention: str) -> None:
@@ -58,12 +58,15 @@ def forward(transformer: PackedTransformer) -> Tensor:
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    history = CleanLatents(*(draw(1, 16, frames, *SIZE[1:]) for frames in (2, 2, 5)))
+    groups = [
+        ContextGroup(kernel, draw(1, 16, len(indices), *SIZE[1:]), indices)
+        for kernel, indices in SEEN.items()
+    ]
     latents = draw(1, 16, *SIZE)
     text = (draw(1, 9, TEXT_WIDTH), None, draw(1, POOLED_WIDTH))
     vision = transformer.project_image(draw(1, 5, IMAGE_WIDTH))
     job = transformer.prepare_job(torch.tensor([612.0, 612.0, 500.0]), 9984.0, *text, vision)
-    section = transformer.pack_section(history, INDICES, SIZE)
+    section = transformer.pack_section(list(reversed(groups)), range(1, 3), SIZE)
     cache = TeaCache(num_steps=3, threshold=0.15)
     velocities = []
     for step in range(3):

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from isoframe.engine.families.framepack.packing import CleanLatents
-from isoframe.engine.families.framepack.transformer import FrameIndices, PackedTransformer
+from isoframe.engine.families.framepack.packing import ContextGroup
+from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.families.framepack.transformer_config import TransformerConfig
 from isoframe.engine.families.framepack.units import unit_specs
 from isoframe.engine.model.units import UnitLayout
@@ -51,9 +51,8 @@ def prepared_steps(
             draw(config.pooled_projection_dim),
             transformer.project_image(draw(3, config.image_proj_dim)),
         )
-        clean = CleanLatents(draw(config.in_channels, 2, *grid), None, None)
-        indices = FrameIndices(latent=(1,), clean=(0, 2))
-        section = transformer.pack_section(clean, indices, (1, *grid))
+        seen = ContextGroup(1, draw(config.in_channels, 2, *grid), (0, 2))
+        section = transformer.pack_section([seen], (1,), (1, *grid))
         latents = draw(config.in_channels, 1, *grid)
 
     @torch.inference_mode()

@@ -1,54 +1,74 @@
-"""The packed sequence of one section: token layout and rotary tables.
+"""The packed sequence of one section: groups of latents that are packed alike, token layout and rotary tables.
 
-Latent tokens stand in the order [4x | 2x | 1x | noisy]; condition tokens follow in the joint attention.
+Latent tokens stand in the order of the groups, the coarsest first, then the noisy ones; condition tokens follow in the
+joint attention. Groups with kernels 1, 2 and 4 are embedded by the patch embedding of their kernel. Kernel 8 takes means
+of 2 x 2 x 2 latents, after replicate padding to multiples of (8, 16, 16), through the (4, 8, 8) kernel; its rotary tables
+are means over 8 positions. A tail is one value a frame and channel ("ta") or one a channel ("tc"): replicated over the
+rows and columns of the kernel of its level, so that a token stands for as many frames as one of that level. Its rotary
+tables are means over the frames of a token ("ta") or over all positions ("tc"), and over the whole picture.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ....kernels import num_patches, pool_table
 from ...model.workspace import Workspace
+from ...request.schedule import KERNELS
 
-PATCH_2X, PATCH_4X = (2, 4, 4), (4, 8, 8)
-
-
-@dataclass(frozen=True, slots=True)
-class CleanLatents:
-    """Noise-free context of one section.
-
-    Attributes:
-        clean: start latent and nearest history frame [1, C, 2, Y, X], or None.
-        clean_2x: [1, C, 2, Y, X], or None.
-        clean_4x: [1, C, 16, Y, X], or None.
-    """
-
-    clean: Tensor | None
-    clean_2x: Tensor | None
-    clean_4x: Tensor | None
-
-    def anchored(self, latent: Tensor) -> "CleanLatents":
-        """The same with ``latent`` [1, C, 1, Y, X] in the place of the start latent."""
-        assert self.clean is not None, "a section sees its start"
-        return replace(self, clean=torch.cat((latent, self.clean[:, :, 1:]), dim=2))
+Indices = tuple[int, ...] | range
 
 
 @dataclass(frozen=True, slots=True)
 class ContextGroup:
-    """Latents that are packed alike.
+    """Noise-free latents of one section that are packed alike.
 
     Attributes:
         kernel: 1, 2, 4 or 8: frames in one token.
         latents: [1, C, T, Y, X]; of a tail [1, C, T, 1, 1], where T is 1 for a mean of all frames.
-        indices: positions of the frames.
+        indices: positions of the frames, fed to the rotary embedding.
         is_tail: the latents are means of whole pictures.
     """
 
     kernel: int
     latents: Tensor
-    indices: range
+    indices: Indices
     is_tail: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return num_patches(tuple(self.latents.shape[2:]), KERNELS[self.kernel])
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether latents and rotary tables are averaged before they reach a patch embedding."""
+        return self.is_tail or self.kernel == 8
+
+    def at_kernel(self, device: torch.device) -> Tensor:
+        """The latents on ``device``, as a patch embedding takes them."""
+        latents = self.latents.to(device)
+        if self.is_tail:
+            latents = latents.expand(-1, -1, -1, *KERNELS[self.kernel][1:])
+        if self.kernel != 8:
+            return latents
+        far_ends = [
+            n
+            for length, k in zip(latents.shape[:1:-1], KERNELS[8][::-1], strict=True)
+            for n in (0, -length % k)
+        ]
+        padded = torch.nn.functional.pad(latents, far_ends, mode="replicate")
+        return torch.nn.functional.avg_pool3d(padded, 2)
+
+    def pooled(self, axes: Sequence[Tensor]) -> list[Tensor]:
+        """One row of every table of ``axes`` for each token along it."""
+        pools = [self.kernel] * 3
+        if self.is_tail:
+            whole = [table.shape[0] for table in axes[:3]]
+            is_total = self.latents.shape[2] == 1
+            pools = [whole[0] if is_total else self.kernel, *whole[1:]]
+        return [pool_table(table, pool) for table, pool in zip(axes, pools * 2, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +111,7 @@ def rope_axis_table(positions: Tensor, dim: int, theta: float) -> tuple[Tensor, 
 
 
 def rope_axes(
-    frame_indices: Sequence[int],
+    frame_indices: Indices,
     grid: tuple[int, int],
     axes_dim: tuple[int, int, int],
     theta: float,

@@ -5,7 +5,7 @@ by lifetime: :meth:`PackedTransformer.prepare_job` and :meth:`pack_section` hold
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +23,7 @@ from ...model.attention import SDPA_ATTENTION, SelfAttention
 from ...model.lora_layers import LoraUnits
 from ...model.outer_weights import OuterLinear, OuterWeights, ReadWeight
 from ...model.units import ResidentUnits, UnitLayout, UnitSource
+from ...request.schedule import KERNELS
 from .invariants import (
     ImageProjection,
     JobInvariants,
@@ -32,23 +33,11 @@ from .invariants import (
     modulation_table,
 )
 from .layers import BlockContext, DualBlock, HeadNorms, SingleBlock
-from .packing import PATCH_2X, PATCH_4X, CleanLatents, PackedSection, rope_axes
+from .packing import ContextGroup, Indices, PackedSection, rope_axes
 from .transformer_config import TransformerConfig
 
 # Tokens at a time that the output projection takes in fp32.
 FP32_HEAD_TOKENS = 4096
-
-Indices = tuple[int, ...] | range
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrameIndices:
-    """Frame positions of each group of latent frames; None for a group that is absent."""
-
-    latent: Indices
-    clean: Indices | None = None
-    clean_2x: Indices | None = None
-    clean_4x: Indices | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +120,12 @@ class PackedTransformer:
         dim, mlp_dim = config.inner_dim, int(config.inner_dim * config.mlp_ratio)
         patch = (config.patch_size_t, config.patch_size, config.patch_size)
         self.x_embedder = _patch_embedding(weights, "x_embedder.proj", config, patch)
+        # By the kernel of a group; kernel 8 takes means of what kernel 4 takes.
         self.clean_embedders = {
-            "clean": _patch_embedding(weights, "clean_x_embedder.proj", config, patch),
-            "clean_2x": _patch_embedding(weights, "clean_x_embedder.proj_2x", config, PATCH_2X),
-            "clean_4x": _patch_embedding(weights, "clean_x_embedder.proj_4x", config, PATCH_4X),
+            kernel: _patch_embedding(weights, f"clean_x_embedder.{name}", config, KERNELS[kernel])
+            for kernel, name in ((1, "proj"), (2, "proj_2x"), (4, "proj_4x"))
         }
+        self.clean_embedders[8] = self.clean_embedders[4]
         self.image_projection = ImageProjection(job_weights, "image_projection", config.image_proj_dim, dim)
         self.time_text_embedding = TimeTextEmbedding(
             job_weights,
@@ -262,64 +252,36 @@ class PackedTransformer:
             num_dual_blocks=self.config.num_layers,
         )
 
-    def num_latent_tokens(self, indices: FrameIndices, size: tuple[int, int]) -> int:
-        """Rows of the packed sequence for latents of ``size`` (Y, X), history included."""
-        groups = [(indices.latent, self.x_embedder)]
-        groups += [
-            (frames, embedding)
-            for name, embedding in self.clean_embedders.items()
-            if (frames := getattr(indices, name)) is not None
-        ]
-        return sum(num_patches((len(frames), *size), embedding.kernel) for frames, embedding in groups)
-
     def pack_section(
-        self, clean_latents: CleanLatents, indices: FrameIndices, size: tuple[int, int, int]
+        self, groups: Sequence[ContextGroup], latent: Indices, size: tuple[int, int, int]
     ) -> PackedSection:
-        """Embed the history and build the rotary tables of one section.
+        """Embed what a section sees and build its rotary tables.
 
         Args:
-            clean_latents: history; groups that are None, or whose indices are, are left out.
-            indices: frame positions of every group.
+            groups: in packed order, the coarsest first; the noisy tokens follow.
+            latent: positions of the noisy latents.
             size: T, Y, X of the noisy latents.
         """
-        self.self_attention.reset()
-        groups = [
-            (embedding, latents.to(self.device, self.residual_dtype), frames)
-            for name, embedding in reversed(self.clean_embedders.items())
-            if (latents := getattr(clean_latents, name)) is not None
-            and (frames := getattr(indices, name)) is not None
-        ]
-        num_clean = sum(num_patches(latents.shape[2:], embedding.kernel) for embedding, latents, _ in groups)
-        packed = self.empty_section(num_clean, size)
-        tokens, cos, sin = packed.clean_tokens, packed.cos, packed.sin
-        offset = 0
-        for embedding, latents, frames in groups:
-            axes = self.rope_axes(frames, size)
-            patchify_pack(latents, embedding.weight, embedding.bias, tokens, offset, axes, cos, sin)
-            offset += num_patches(latents.shape[2:], embedding.kernel)
-        aligned_rope(self.rope_axes(indices.latent, size), cos, sin, num_clean, 1)
-        return packed
-
-    def empty_section(self, num_clean: int, size: tuple[int, int, int]) -> PackedSection:
-        """A packed section whose tokens and rotary rows are still to be written.
-
-        Args:
-            num_clean: tokens of the history.
-            size: T, Y, X of the noisy latents.
-        """
+        num_clean = sum(group.num_tokens for group in groups)
         num_noisy = num_patches(size, self.x_embedder.kernel)
-        clean_tokens = torch.empty(
+        tokens = torch.empty(
             (1, num_clean, self.config.inner_dim), dtype=self.residual_dtype, device=self.device
         )
-        cos, sin = (
-            torch.empty(
-                (num_clean + num_noisy, self.config.attention_head_dim // 2),
-                dtype=torch.float32,
-                device=self.device,
-            )
-            for _ in range(2)
-        )
-        return PackedSection(clean_tokens, cos, sin, num_noisy_tokens=num_noisy)
+        rows = num_clean + num_noisy, self.config.attention_head_dim // 2
+        cos, sin = (torch.empty(rows, dtype=torch.float32, device=self.device) for _ in range(2))
+        offset = 0
+        for group in groups:
+            embedding = self.clean_embedders[group.kernel]
+            latents = group.at_kernel(self.device).to(self.residual_dtype)
+            axes = self.rope_axes(group.indices, size)
+            if group.is_pooled:
+                patchify_pack(latents, embedding.weight, embedding.bias, tokens, offset)
+                aligned_rope(group.pooled(axes), cos, sin, offset, 1)
+            else:
+                patchify_pack(latents, embedding.weight, embedding.bias, tokens, offset, axes, cos, sin)
+            offset += group.num_tokens
+        aligned_rope(self.rope_axes(latent, size), cos, sin, num_clean, 1)
+        return PackedSection(tokens, cos, sin, num_noisy_tokens=num_noisy)
 
     def rope_axes(self, frames: Indices, size: tuple[int, int, int]) -> list[Tensor]:
         """Rotary tables of each axis for frames at positions ``frames``, beside noisy latents of ``size`` (T, Y, X)."""

@@ -190,10 +190,9 @@ class AcceleratedTransformer(DiffusersForward):
             self._memory = self._model.memory.plan(
                 sampling, (8 * height, 8 * width), is_latents_only=True, lora_bytes=num_bytes
             )
-            num_latent = base.num_latent_tokens(call.frames(), (height, width))
             base.self_attention = self._model.make_attention(
                 AttentionShape(
-                    num_tokens=num_latent + call.text[0].shape[1] + call.image_embeds.shape[1],
+                    num_tokens=call.num_latent_tokens() + call.text[0].shape[1] + call.image_embeds.shape[1],
                     num_heads=config.num_attention_heads,
                     head_dim=config.attention_head_dim,
                     dtype=base.dtype,

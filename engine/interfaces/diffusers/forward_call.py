@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ....kernels import num_patches
 from ...families.framepack.invariants import JobInvariants
-from ...families.framepack.packing import CleanLatents, PackedSection
-from ...families.framepack.transformer import FrameIndices, PackedTransformer
+from ...families.framepack.packing import ContextGroup, Indices, PackedSection
+from ...families.framepack.transformer import PackedTransformer
 
 if TYPE_CHECKING:
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -55,20 +56,24 @@ class ForwardCall:
         """Guidance of a sample."""
         return None if self.guidance is None else float(self.guidance.reshape(-1)[sample])
 
-    def frames(self) -> FrameIndices:
-        """Frame positions of every group."""
-        latent, *others = (None if x is None else tuple(x.flatten().tolist()) for x in self.indices)
-        return FrameIndices(
-            latent=range(self.size[0]) if latent is None else latent,
-            clean=others[0],
-            clean_2x=others[1],
-            clean_4x=others[2],
-        )
+    def groups(self, sample: int) -> list[ContextGroup]:
+        """What a sample sees, the coarsest first; a group without latents or indices is left out."""
+        named = zip((1, 2, 4), self.history, self.indices[1:], strict=True)
+        return [
+            ContextGroup(kernel, _row(latents, sample), _positions(indices))
+            for kernel, latents, indices in reversed(list(named))
+            if latents is not None and indices is not None
+        ]
+
+    def num_latent_tokens(self) -> int:
+        """Rows of the packed sequence of a sample, before image and prompt."""
+        return num_patches(self.size, (1, 2, 2)) + sum(group.num_tokens for group in self.groups(0))
 
     def pack(self, transformer: PackedTransformer, sample: int) -> PackedSection:
         """History and rotary tables of a sample."""
-        groups = CleanLatents(*(None if x is None else _row(x, sample) for x in self.history))
-        return transformer.pack_section(groups, self.frames(), self.size)
+        noisy = self.indices[0]
+        latent = range(self.size[0]) if noisy is None else _positions(noisy)
+        return transformer.pack_section(self.groups(sample), latent, self.size)
 
     def project_image(self, transformer: PackedTransformer, sample: int) -> Tensor:
         """Vision tokens of a sample."""
@@ -141,6 +146,10 @@ class DiffusersForward(ABC):
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
         return Transformer2DModelOutput(sample=result)
+
+
+def _positions(indices: Tensor) -> Indices:
+    return tuple(indices.flatten().tolist())
 
 
 def _row(tensor: Tensor, index: int) -> Tensor:

@@ -32,8 +32,8 @@ from isoframe.engine import Engine, EngineConfig, Request
 from isoframe.engine.companions.vae import DecodedFrames, SectionDecoder
 from isoframe.engine.demo import find_example
 from isoframe.engine.events import Event, FileEvent, PhaseEvent, SectionEvent, StepEvent
-from isoframe.engine.families.framepack.packing import CleanLatents, PackedSection
-from isoframe.engine.families.framepack.transformer import FrameIndices, PackedTransformer
+from isoframe.engine.families.framepack.packing import ContextGroup, PackedSection
+from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.sampling.denoiser import EventHandler
 from isoframe.kernels import KERNELS
 
@@ -77,19 +77,13 @@ def grow_history(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two frames more in every section."""
     pack, num_packed = PackedTransformer.pack_section, 0
 
-    def pack_more(
-        self: PackedTransformer, clean: CleanLatents, indices: FrameIndices, size: tuple[int, int, int]
-    ) -> PackedSection:
+    def pack_more(self: PackedTransformer, groups: list[ContextGroup], *rest: Any) -> PackedSection:
         nonlocal num_packed
-        assert clean.clean_2x is not None
         num_packed += 1
-        more = torch.cat([clean.clean_2x] * num_packed, dim=2)
-        return pack(
-            self,
-            dataclasses.replace(clean, clean_2x=more),
-            dataclasses.replace(indices, clean_2x=range(2 * num_packed)),
-            size,
-        )
+        far, middle, near = groups
+        more = torch.cat([middle.latents] * num_packed, dim=2)
+        middle = dataclasses.replace(middle, latents=more, indices=range(2 * num_packed))
+        return pack(self, [far, middle, near], *rest)
 
     monkeypatch.setattr(PackedTransformer, "pack_section", pack_more)
 

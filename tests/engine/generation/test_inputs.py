@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from seen_groups import latents_of, watch_groups
 
 from isoframe.engine import ConfigError, Engine, EngineConfig, InputError, JobEvent, PromptSpan, Request
-from isoframe.engine.families.framepack.packing import CleanLatents
-from isoframe.engine.families.framepack.transformer import PackedTransformer
+from isoframe.engine.families.framepack.packing import ContextGroup
 from isoframe.engine.media.segments import SegmentSpool
 from isoframe.engine.media.video import VideoWriter, read_video_info
 from isoframe.engine.reproduction import Recipe, reproduce
@@ -43,17 +43,9 @@ def request_of() -> Callable[..., Request]:
 
 
 @pytest.fixture
-def histories(monkeypatch: pytest.MonkeyPatch) -> list[CleanLatents]:
+def histories(monkeypatch: pytest.MonkeyPatch) -> list[list[ContextGroup]]:
     """What every section saw."""
-    seen: list[CleanLatents] = []
-    pack = PackedTransformer.pack_section
-
-    def spy(self: PackedTransformer, clean: CleanLatents, *rest: Any) -> Any:
-        seen.append(clean)
-        return pack(self, clean, *rest)
-
-    monkeypatch.setattr(PackedTransformer, "pack_section", spy)
-    return seen
+    return watch_groups(monkeypatch)
 
 
 def joined(sections: list[Any]) -> np.ndarray:
@@ -76,15 +68,16 @@ def decoded(path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("use", ["first-section", "history"])
 def test_the_end_image_follows_the_last_section_and_stays_only_if_asked(
-    engine: Engine, request_of: Callable[..., Request], histories: list[CleanLatents], use: str
+    engine: Engine, request_of: Callable[..., Request], histories: list[list[ContextGroup]], use: str
 ) -> None:
     request = request_of(end_image=EXAMPLES / "spin.png", end_image_use=use, end_image_strength=0.5)
     sections = list(engine.generate(request))
     end = engine._model.vae.encode_image(_pixels(EXAMPLES / "spin.png"), posterior="sample", seed=5) * 0.5
-    assert torch.equal(histories[0].clean[:, :, 1:], end)
+    first, second, third = map(latents_of, histories)
+    assert torch.equal(first[1][:, :, 1:], end)
     # Later the nearest frame is a generated one; the end image moves away with every section of 2, or is gone.
-    assert torch.equal(histories[1].clean[:, :, 1], sections[0].latents[:, :, 0])
-    kept = histories[1].clean_2x[:, :, 1], histories[2].clean_4x[:, :, 1]
+    assert torch.equal(second[1][:, :, 1], sections[0].latents[:, :, 0])
+    kept = second[2][:, :, 1], third[4][:, :, 1]
     for latent in kept:
         assert torch.equal(latent, end[:, :, 0] if use == "history" else torch.zeros_like(latent))
 
@@ -109,7 +102,7 @@ def test_a_loop_is_a_video_whose_end_image_is_its_image(
 def test_text_alone_makes_a_video_that_lacks_the_start_image_and_says_so(
     engine: Engine,
     request_of: Callable[..., Request],
-    histories: list[CleanLatents],
+    histories: list[list[ContextGroup]],
     tmp_path: Path,
     order: str,
 ) -> None:
@@ -119,7 +112,7 @@ def test_text_alone_makes_a_video_that_lacks_the_start_image_and_says_so(
     job = next(event for event in events if isinstance(event, JobEvent))
     assert video.num_frames == job.num_frames == read_video_info(video.path).num_frames == 8 * 3 - 3
     assert job.notes == ("text-to-video: image-to-video models were not trained without a start image",)
-    assert not any(history.clean[:, :, 0].any() for history in histories)
+    assert not any(latents_of(groups)[1][:, :, 0].any() for groups in histories)
     assert video.metadata["image_sha256"] is None
     assert len(joined(list(engine.generate(request)))) == 21
 
@@ -164,7 +157,7 @@ def test_an_extended_video_keeps_its_frames_bit_for_bit_and_goes_on_as_smoothly_
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_the_history_is_the_end_of_the_given_video_and_aligned_to_its_frames(
-    engine: Engine, clip: Path, histories: list[CleanLatents], direction: str
+    engine: Engine, clip: Path, histories: list[list[ContextGroup]], direction: str
 ) -> None:
     request = Request(
         image=None, video=clip, direction=direction, prompt=PROMPT, seconds=0.1, num_steps=1, posterior="mode",
@@ -181,8 +174,9 @@ def test_the_history_is_the_end_of_the_given_video_and_aligned_to_its_frames(
     else:
         latents = engine._model.vae.encode_clip(pixels, posterior="mode", seed=0)
         near, mid = latents[:, :, -1:], latents[:, :, -3:-1]
-    assert torch.equal(histories[0].clean[:, :, 1:], near)
-    assert torch.equal(histories[0].clean_2x, mid)
+    first = latents_of(histories[0])
+    assert torch.equal(first[1][:, :, 1:], near)
+    assert torch.equal(first[2], mid)
 
 
 def test_an_extension_resumes_and_is_reproduced(engine: Engine, clip: Path, tmp_path: Path) -> None:

@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from seen_groups import positions_of
 from storage_tracker import StorageTracker
 from torch import Tensor
 
 from isoframe.engine.families.framepack.family import FramePack
 from isoframe.engine.families.framepack.invariants import JobInvariants
 from isoframe.engine.families.framepack.model_sizes import ModelShapes, published_shapes
-from isoframe.engine.families.framepack.packing import CleanLatents
+from isoframe.engine.families.framepack.packing import ContextGroup
 from isoframe.engine.families.framepack.step_sizes import weight_sizes
-from isoframe.engine.families.framepack.transformer import FrameIndices, PackedTransformer
+from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.families.framepack.units import unit_specs
 from isoframe.engine.model.attention import FloatAttention, Int8Attention, SelfAttention
 from isoframe.engine.model.attention_backends import AttentionBackend
@@ -125,12 +126,6 @@ def measured_peak(
     dim, (y, x) = config.inner_dim, (plan.size[0] // 8, plan.size[1] // 8)
     vectors = 12 * config.num_layers + 3 * config.num_single_layers + 2
     section = plan_sections(sampling)[0]
-    indices = FrameIndices(
-        latent=section.latent_indices,
-        clean=section.clean_indices,
-        clean_2x=section.clean_2x_indices,
-        clean_4x=section.clean_4x_indices,
-    )
 
     def empty(*shape: int, dtype: torch.dtype = model.residual_dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=META)
@@ -143,9 +138,14 @@ def measured_peak(
             vision_tokens=empty(1, 729, dim),
             num_dual_blocks=config.num_layers,
         )
-        clean = CleanLatents(*(empty(1, 16, frames, y, x, dtype=torch.float32) for frames in (2, 2, 16)))
-        packed = model.pack_section(clean, indices, (plan.window, y, x))
-        del clean
+        packed = model.pack_section(
+            [
+                ContextGroup(kernel, empty(1, 16, len(indices), y, x, dtype=torch.float32), indices)
+                for kernel, indices in positions_of(section).items()
+            ],
+            section.latent_indices,
+            (plan.window, y, x),
+        )
         latents = empty(1, 16, plan.window, y, x, dtype=torch.float32)
         cache = make_step_cache(sampling, [1.0] * sampling.num_steps)
         for step in range(num_steps):

@@ -26,7 +26,7 @@ from isoframe.engine import (  # fmt: skip
     Request,
     SamplingConfig,
 )
-from isoframe.engine.families.framepack.packing import CleanLatents
+from isoframe.engine.families.framepack.packing import ContextGroup
 from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.interfaces.commands.command_line import build_app
 from isoframe.engine.interfaces.commands.terminal.options import parse_guides
@@ -73,10 +73,9 @@ def test_sections_from_a_guides_time_on_see_it_in_place_of_the_start_image(
     pack, project = PackedTransformer.pack_section, PackedTransformer.project_image
     prepare = PackedTransformer.prepare_job
 
-    def spy_pack(self: PackedTransformer, clean: CleanLatents, *rest: Any) -> Any:
-        assert clean.clean is not None
-        starts[len(starts)] = clean.clean[:, :, :1]
-        return pack(self, clean, *rest)
+    def spy_pack(self: PackedTransformer, groups: list[ContextGroup], *rest: Any) -> Any:
+        starts[len(starts)] = groups[-1].latents[:, :, :1]
+        return pack(self, groups, *rest)
 
     def spy_project(self: PackedTransformer, image_embeds: Tensor) -> Tensor:
         embeds.append(image_embeds)

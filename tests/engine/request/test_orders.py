@@ -9,18 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from seen_groups import positions_of, watch_groups
 
 from isoframe.engine import ConfigError, Engine, EngineConfig, JobEvent, Request, SamplingConfig
-from isoframe.engine.families.framepack.packing import CleanLatents
 from isoframe.engine.families.framepack.step_sizes import packed_sequence
-from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.jobs.folder import JobFolder
 from isoframe.engine.planning.host_bytes import kept_frames
 from isoframe.engine.reproduction import Recipe, reproduce
 from isoframe.engine.request.config import ALL_ORDERS, UNTRAINED_ORDERS
 from isoframe.engine.request.schedule import Schedule
 from isoframe.engine.request.sections import SectionPlan, plan_sections, section_places
-from isoframe.engine.sampling.history import KnownFrames, needed_sections, sources_of
+from isoframe.engine.sampling.history import History, needed_sections
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -47,31 +46,26 @@ def test_every_latent_frame_is_made_once_and_positions_never_meet(config: Sampli
     made = sorted(frame for plan in plans for frame in span(plan))
     assert made == list(range(1, 1 + config.num_sections * config.latent_window_size))
     for plan in plans:
-        groups = (plan.latent_indices, plan.clean_indices, plan.clean_2x_indices, plan.clean_4x_indices)
-        positions = [position for group in groups for position in group]
+        seen = positions_of(plan)
+        positions = [position for group in (plan.latent_indices, *seen.values()) for position in group]
         assert len(set(positions)) == len(positions)
-        assert plan.clean_indices[0] == min(positions) == 0
-        assert len(plan.clean_2x_indices) == 2
-        assert len(plan.clean_4x_indices) == 16
+        assert seen[1][0] == min(positions) == 0
+        assert len(seen[2]) == 2
+        assert len(seen[4]) == 16
 
 
 @settings(deadline=None)
 @given(configs().filter(lambda config: config.order in UNTRAINED_ORDERS))
-def test_a_section_sees_only_what_is_made_and_in_the_order_of_time(config: SamplingConfig) -> None:
+def test_a_section_sees_what_is_made_beside_it_and_in_the_order_of_time(config: SamplingConfig) -> None:
     made = {0}
     for plan in plan_sections(config):
-        assert sources_of(plan) <= made
-        assert plan.clean_frames is not None
-        pairs = [
-            *zip(plan.clean_frames[1:], plan.clean_indices[1:], strict=True),
-            *zip(plan.clean_2x_frames or (), plan.clean_2x_indices, strict=True),
-            *zip(plan.clean_4x_frames or (), plan.clean_4x_indices, strict=True),
-            *zip(span(plan), plan.latent_indices, strict=True),
-        ]
-        places = [frame for frame, _ in sorted(pairs, key=lambda pair: pair[1]) if frame is not None]
+        pairs = list(zip(span(plan), plan.latent_indices, strict=True))
+        for level in plan.seen.levels:
+            pairs += [] if level.is_start else list(zip(level.frames, level.indices, strict=True))
+        places = [frame for frame, _ in sorted(pairs, key=lambda pair: pair[1])]
         assert places == sorted(places)
         beside = {plan.first_latent_frame - 1, span(plan).stop} & made
-        assert beside <= sources_of(plan)
+        assert beside <= plan.seen.sources()
         made |= set(span(plan))
 
 
@@ -87,20 +81,19 @@ def test_frames_are_kept_until_nobody_needs_them_and_a_resumed_job_sees_the_same
         return torch.tensor([float(frame) for frame in span(plan)]).view(1, 1, -1, 1, 1)
 
     stop = data.draw(st.integers(0, len(plans)))
-    known, resumed = KnownFrames(start, plans), KnownFrames(start, plans)
+    known, resumed = History(start, plans), History(start, plans)
     for index in needed_sections(plans, stop):
         resumed.append(plans[index], latents(plans[index]))
+    made: set[int] = set()
     for plan in plans:
         for store in (known, resumed) if plan.index >= stop else (known,):
-            clean = store.clean_latents(plan)
-            for seen, frames in (
-                (clean.clean, plan.clean_frames),
-                (clean.clean_2x, plan.clean_2x_frames),
-                (clean.clean_4x, plan.clean_4x_frames),
-            ):
-                assert seen is not None
-                assert seen.flatten().tolist() == [float(frame or 0) for frame in frames or ()]
+            for group, levels in zip(store.groups(plan), plan.seen.groups(), strict=True):
+                frames = [frame for level in levels for frame in level.frames]
+                assert group.latents.flatten().tolist() == [
+                    float(frame) if frame in made else 0.0 for frame in frames
+                ]
             store.append(plan, latents(plan))
+        made |= set(span(plan))
         if plan.index + 1 < len(plans):
             assert len(known.frames.keys() - {0}) == kept_frames(plans)[plan.index + 1]
     assert not known.frames
@@ -111,7 +104,7 @@ def test_known_frames_are_those_of_the_past_and_of_what_is_planned_ahead(order: 
     """Of the end that endpoints look at one frame; planned sections are the past of those after them."""
     config = SamplingConfig(num_sections=60, order=order, allow_untrained=True)
     plans = plan_sections(config)
-    known = KnownFrames(torch.zeros(1, 1, 1, 1, 1), plans)
+    known = History(torch.zeros(1, 1, 1, 1, 1), plans)
     sizes = []
     for plan in plans:
         known.append(plan, torch.zeros(1, 1, 9, 1, 1))
@@ -135,15 +128,13 @@ def test_endpoints_are_the_schedule_of_the_paper_with_an_endpoint() -> None:
     schedule = Schedule.parse("f1k1_x_td_f16k4f2k2f1k1_g9_x_f1k1")
     placed = [list(places) for _, places in schedule.layout(0)]
     assert middle.place == 1
-    assert placed[:5] == [
-        [0], list(middle.clean_4x_indices), list(middle.clean_2x_indices), [middle.clean_indices[1]],
-        list(middle.latent_indices),
-    ]  # fmt: skip
+    *near, ahead = [list(level.indices) for level in middle.seen.levels]
+    assert [*near, list(middle.latent_indices)] == placed[:5]
     # Three windows, the most that the published rule shows, lie between the section and the end.
-    assert middle.clean_indices[2] == placed[5][0] + 3 * 9
-    assert middle.clean_frames == (0, 9, 46)
+    assert ahead == [placed[5][0] + 3 * 9]
+    assert [level.frames.start for level in middle.seen.levels if level.kernel == 1] == [0, 9, 46]
     last = plans[-1]
-    assert (last.place, last.clean_indices[2]) == (4, last.latent_indices.stop)
+    assert (last.place, positions_of(last)[1][2]) == (4, last.latent_indices.stop)
 
 
 def test_the_planner_counts_the_frame_ahead() -> None:
@@ -212,14 +203,7 @@ def test_frames_are_the_whole_video_whatever_the_order(
     changes: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen: list[CleanLatents] = []
-    pack = PackedTransformer.pack_section
-
-    def spy(self: PackedTransformer, clean: CleanLatents, *rest: Any) -> Any:
-        seen.append(clean)
-        return pack(self, clean, *rest)
-
-    monkeypatch.setattr(PackedTransformer, "pack_section", spy)
+    seen = watch_groups(monkeypatch)
     events: list[Any] = []
     sections = list(engine.generate(request_of(**changes), on_event=events.append))
     places = sorted(p for s in sections for p in range(s.first_frame, s.first_frame + len(s.frames)))
@@ -232,10 +216,17 @@ def test_frames_are_the_whole_video_whatever_the_order(
         plan.first_latent_frame: section.latents[0, :, 0]
         for plan, section in zip(plans, sections, strict=True)
     }
-    for plan, clean in zip(plans, seen, strict=True):
-        for index, frame in enumerate(plan.clean_frames or ()):
-            if frame:
-                assert torch.equal(clean.clean[0, :, index], latents[frame])
+    for plan, groups in zip(plans, seen, strict=True):
+        frames = [level.frames.start for level in plan.seen.groups()[-1]]
+        for index, frame in enumerate(frames):
+            expected = latents.get(frame) if frame in _made_before(plan, plans) else None
+            if frame > 0:
+                single = groups[-1].latents[0, :, index]
+                assert torch.equal(single, torch.zeros_like(single) if expected is None else expected)
+
+
+def _made_before(plan: SectionPlan, plans: list[SectionPlan]) -> set[int]:
+    return {frame for other in plans[: plan.index] for frame in span(other)}
 
 
 @pytest.mark.parametrize(("changes", "stopped_at"), [(CASES[0], 1), (CASES[2], 4)], ids=str)

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from seen_groups import latents_of, positions_of
 
 from isoframe.engine import SamplingConfig
-from isoframe.engine.request.sections import plan_sections, published_paddings
+from isoframe.engine.request.sections import SectionPlan, plan_sections, published_paddings
 from isoframe.engine.sampling.history import History
 
 
@@ -22,9 +23,7 @@ def test_inverted_sections_go_from_the_end_to_the_start() -> None:
     assert [section.latent_padding for section in plan] == [3, 2, 2, 1, 0]
     first = plan[0]
     assert first.latent_indices == range(28, 37)
-    assert first.clean_indices == (0, 37)
-    assert first.clean_2x_indices == range(38, 40)
-    assert first.clean_4x_indices == range(40, 56)
+    assert positions_of(first) == {1: (0, 37), 2: (38, 39), 4: tuple(range(40, 56))}
 
 
 def test_forward_sections_share_one_layout() -> None:
@@ -32,9 +31,7 @@ def test_forward_sections_share_one_layout() -> None:
     assert [section.first_latent_frame for section in plan] == [1, 10, 19]
     for section in plan:
         assert section.latent_indices == range(20, 29)
-        assert section.clean_indices == (0, 19)
-        assert section.clean_2x_indices == range(17, 19)
-        assert section.clean_4x_indices == range(1, 17)
+        assert positions_of(section) == {1: (0, 19), 2: (17, 18), 4: tuple(range(1, 17))}
 
 
 @pytest.mark.parametrize(("order", "num_sections"), [("inverted", 1), ("inverted", 7), ("forward", 4)])
@@ -55,36 +52,34 @@ def frames(*values: float) -> torch.Tensor:
     return torch.tensor(values).view(1, 1, -1, 1, 1)
 
 
-def values(latents: torch.Tensor | None) -> list[float]:
-    assert latents is not None
-    return latents.flatten().tolist()
+def values(history: History, plan: SectionPlan) -> dict[int, list[float]]:
+    """What a section sees, by kernel."""
+    return {
+        kernel: latents.flatten().tolist() for kernel, latents in latents_of(history.groups(plan)).items()
+    }
 
 
 def test_inverted_history_is_nearest_future_first() -> None:
-    history = History(frames(100), "inverted")
-    history.append(frames(*range(10, 19)))
-    history.append(frames(*range(1, 10)))
-    clean = history.clean_latents()
-    assert values(clean.clean) == [100, 1]
-    assert values(clean.clean_2x) == [2, 3]
-    assert values(clean.clean_4x) == [*range(4, 19), 0]
+    plans = plan_sections(SamplingConfig(num_sections=3))
+    history = History(frames(100), plans)
+    history.append(plans[0], frames(*range(10, 19)))
+    history.append(plans[1], frames(*range(1, 10)))
+    assert values(history, plans[2]) == {1: [100, 1], 2: [2, 3], 4: [*range(4, 19), 0]}
 
 
 def test_forward_history_is_nearest_past_last() -> None:
-    history = History(frames(100), "forward")
-    assert values(history.clean_latents().clean) == [100, 100]
-    assert values(history.clean_latents().clean_2x) == [0, 0]
-    history.append(frames(*range(1, 10)))
-    history.append(frames(*range(10, 19)))
-    clean = history.clean_latents()
-    assert values(clean.clean) == [100, 18]
-    assert values(clean.clean_2x) == [16, 17]
-    assert values(clean.clean_4x) == [100, *range(1, 16)]
+    plans = plan_sections(SamplingConfig(num_sections=3, order="forward"))
+    history = History(frames(100), plans)
+    assert values(history, plans[0]) == {1: [100, 100], 2: [0, 0], 4: [0] * 16}
+    history.append(plans[0], frames(*range(1, 10)))
+    history.append(plans[1], frames(*range(10, 19)))
+    assert values(history, plans[2]) == {1: [100, 18], 2: [16, 17], 4: [100, *range(1, 16)]}
 
 
 @pytest.mark.parametrize("order", ["inverted", "forward"])
 def test_history_does_not_grow(order: str) -> None:
-    history = History(frames(100), order)
-    for _ in range(50):
-        history.append(torch.randn(1, 1, 9, 1, 1))
-        assert history.latents.shape[2] == 19
+    plans = plan_sections(SamplingConfig(num_sections=50, order=order))
+    history = History(frames(100), plans)
+    for plan in plans[:-1]:
+        history.append(plan, torch.randn(1, 1, 9, 1, 1))
+        assert len(history.frames.keys() - {0}) == min(9 * (plan.index + 1), 19)

@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from seen_groups import latents_of, watch_groups
 from typer.testing import CliRunner
 
-from isoframe.engine import ConfigError, Engine, EngineConfig, InputError, Request
-from isoframe.engine.families.framepack.packing import CleanLatents
-from isoframe.engine.families.framepack.transformer import PackedTransformer
+from isoframe.engine import ConfigError, Engine, EngineConfig, InputError, Request, SamplingConfig
 from isoframe.engine.interfaces.commands.command_line import build_app
 from isoframe.engine.reproduction import Recipe, reproduce
+from isoframe.engine.request.sections import plan_sections
 from isoframe.engine.sampling.codebook import Codebook, fit_codebook, read_points, save_codebook
+from isoframe.engine.sampling.history import History
 
 BOUNCE = Path(__file__).parents[3] / "examples" / "bounce.png"
 
@@ -32,20 +33,22 @@ def test_k_means_finds_separate_clusters_and_repeats_itself() -> None:
 
 def test_the_history_moves_to_its_nearest_centroids_and_start_and_empty_frames_stay() -> None:
     codebook = Codebook(centroids=torch.tensor([[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]]), content_hash="")
-    clean, mid, far = (torch.randn(1, 2, frames, 3, 4) for frames in (3, 2, 16))
-    far[:, :, 9:] = 0
-    found = codebook.discretise(CleanLatents(clean, mid, far))
-    assert torch.equal(found.clean[:, :, 0], clean[:, :, 0])
-    assert not found.clean_4x[:, :, 9:].any()
+    plans = plan_sections(SamplingConfig(num_sections=2))
+    start, latents = torch.randn(1, 2, 1, 3, 4), torch.randn(1, 2, 9, 3, 4)
+    history = History(start, plans, codebook=codebook)
+    history.append(plans[0], latents)
+    seen = latents_of(history.groups(plans[1]))
+    assert torch.equal(seen[1][:, :, :1], start)
+    assert not seen[4][:, :, 6:].any()
     for given, moved in (
-        (clean[:, :, 1:], found.clean[:, :, 1:]),
-        (mid, found.clean_2x),
-        (far[:, :, :9], found.clean_4x[:, :, :9]),
+        (latents[:, :, :1], seen[1][:, :, 1:]),
+        (latents[:, :, 1:3], seen[2]),
+        (latents[:, :, 3:], seen[4][:, :, :6]),
     ):
         distances = (given[:, :, None] - codebook.centroids.T[None, :, :, None, None, None]).square().sum(1)
         assert torch.equal(moved, codebook.centroids[distances.argmin(1)].movedim(-1, 1))
     with pytest.raises(InputError, match="must have 3 channels, got 2"):
-        codebook.discretise(CleanLatents(torch.ones(1, 3, 2, 1, 1), None, None))
+        codebook.snap(torch.ones(1, 3, 2, 1, 1))
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +71,12 @@ def test_a_job_with_a_codebook_sees_centroids_and_is_resumed_and_reproduced(
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "9 centroids of 256 latent pixels" in result.output.replace("\n", " ")
-    seen: list[CleanLatents] = []
-    pack = PackedTransformer.pack_section
-
-    def spy(self: PackedTransformer, clean: CleanLatents, *rest: Any) -> Any:
-        seen.append(clean)
-        return pack(self, clean, *rest)
-
-    monkeypatch.setattr(PackedTransformer, "pack_section", spy)
+    seen = watch_groups(monkeypatch)
     request = request_of(history_codebook=tmp_path / "c.safetensors", allow_untrained=True)
     straight = engine.render(request, tmp_path / "straight.mp4")
     centroids = Codebook.load(tmp_path / "c.safetensors").centroids
-    pixels = torch.cat([clean.clean[:, :, 1:] for clean in seen[1:]], dim=2).movedim(1, -1).reshape(-1, 16)
+    near = [latents_of(groups)[1][:, :, 1:] for groups in seen[1:]]
+    pixels = torch.cat(near, dim=2).movedim(1, -1).reshape(-1, 16)
     assert (pixels[:, None] == centroids).all(dim=2).any(dim=1).all()
     assert straight.path.read_bytes() != (tmp_path / "plain.mp4").read_bytes()
 

@@ -429,9 +429,9 @@ def test_a_job_that_stops_early_lets_go_of_its_tensors_and_then_of_the_device(
     tensors: list[weakref.ref[Any]] = []
     append, denoise = History.append, Denoiser._denoise
 
-    def watch(self: History, latents: Any) -> None:
-        append(self, latents)
-        tensors.extend(weakref.ref(tensor) for tensor in (latents, self.latents))
+    def watch(self: History, plan: Any, latents: Any) -> None:
+        append(self, plan, latents)
+        tensors.extend(weakref.ref(tensor) for tensor in (latents, *self.frames.values()))
 
     def fail_at_the_second(self: Denoiser, noise: Any, *args: Any) -> Any:
         tensors.append(weakref.ref(noise))

@@ -82,9 +82,7 @@ def test_one_forward_with_invariants_equals_one_without(engine: Engine, conditio
     timesteps = torch.tensor([1000.0, 876.5, 226.0])
     text = (conditioning.text_embeds, conditioning.text_mask, conditioning.pooled_embeds)
     vision = model.project_image(conditioning.image_embeds)
-    frames = transformer.FrameIndices(latent=range(9))
-    empty = transformer.CleanLatents(None, None, None)
-    section = model.pack_section(empty, frames, (9, 8, 12))
+    section = model.pack_section([], range(9), (9, 8, 12))
     latents = torch.randn(1, 16, 9, 8, 12)
     together = model.prepare_job(timesteps, 10_000.0, *text, vision)
     for i in range(3):

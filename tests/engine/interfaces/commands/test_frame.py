@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from seen_groups import latents_of, positions_of
 from typer.testing import CliRunner
 
 from isoframe.engine import ConfigError, Engine, EngineConfig, InputError, Request, SamplingConfig
-from isoframe.engine.families.framepack.packing import CleanLatents
-from isoframe.engine.families.framepack.transformer import FrameIndices, PackedTransformer
+from isoframe.engine.families.framepack.packing import ContextGroup, Indices
+from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.interfaces.commands.command_line import build_app
 from isoframe.engine.media.video import read_video_info
 from isoframe.engine.reproduction import Recipe
@@ -29,27 +30,26 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 def test_the_frame_stands_at_its_index_between_the_image_and_an_empty_future(index: int) -> None:
     (plan,) = plan_sections(SamplingConfig(num_sections=1, latent_window_size=1, target_index=index))
     assert plan.latent_indices == range(index, index + 1)
-    assert plan.clean_indices == (0, index + 1)
-    assert plan.clean_2x_indices == range(index + 2, index + 4)
-    assert plan.clean_4x_indices == range(index + 4, index + 20)
+    far = tuple(range(index + 4, index + 20))
+    assert positions_of(plan) == {1: (0, index + 1), 2: (index + 2, index + 3), 4: far}
 
 
 def test_the_picture_is_the_decoded_frame_at_that_index(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[CleanLatents, FrameIndices]] = []
+    seen: list[tuple[list[ContextGroup], Indices]] = []
     pack = PackedTransformer.pack_section
 
-    def spy(self: PackedTransformer, clean: CleanLatents, indices: FrameIndices, size: Any) -> Any:
-        seen.append((clean, indices))
-        return pack(self, clean, indices, size)
+    def spy(self: PackedTransformer, groups: list[ContextGroup], latent: Indices, size: Any) -> Any:
+        seen.append((groups, latent))
+        return pack(self, groups, latent, size)
 
     monkeypatch.setattr(PackedTransformer, "pack_section", spy)
     request = Request(image=BOUNCE, prompt="a red circle bounces", num_steps=3, seconds=9.0)
     path = engine.render_frame(request, tmp_path / "deep" / "a.png", target_index=9)
-    ((clean, indices),) = seen
-    assert (list(indices.latent), indices.clean) == ([9], (0, 10))
-    assert not clean.clean_4x.any()
+    ((groups, latent),) = seen
+    assert (list(latent), groups[-1].indices) == ([9], (0, 10))
+    assert not latents_of(groups)[4].any()
     metadata = read_video_info(path).metadata
     assert metadata["sampling"]["target_index"] == 9
     pixels = np.asarray(Image.open(path))
