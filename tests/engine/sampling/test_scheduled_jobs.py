@@ -15,8 +15,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from isoframe.engine import Conditioning, ConfigError, Engine, EngineConfig, JobEvent, Request, SamplingConfig
-from isoframe.engine.generation.model_lookup import find_model
 from isoframe.engine.families.framepack.packing import ContextGroup
+from isoframe.engine.generation.model_lookup import find_model
 from isoframe.engine.interfaces.commands.command_line import build_app
 from isoframe.engine.jobs.folder import JobFolder
 from isoframe.engine.media.video import read_video_info
