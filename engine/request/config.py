@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..errors import ConfigError
 from .fields import (
+    DOORS,
     JOB,
     MACHINE,
     OUTPUT,
-    Setting,
     check_at_least,
     check_choice,
     check_settings,
-    described,
     is_finite,
+    required,
     setting,
 )
 from .guides import GuideImage, plan_guides, section_seconds
@@ -25,9 +25,7 @@ from .sampling_config import (
     ALL_ORDERS,
     END_IMAGE_USES,
     ORDERS,
-    REQUEST_ORDER,
     SAMPLERS,
-    SOCKET,
     STEP_CACHES,
     UNTRAINED_ORDERS,
     LoraStrength,
@@ -83,11 +81,8 @@ TUNED_SETTINGS = "launch_settings.json"
 
 
 # Why a door does not offer a field.
-_FILE = "ComfyUI writes the file"
-_UPLOAD = "a second upload: a later version"
-_LIMITS = "would lift limits that protect who offers the door"
-_NOTATION = "a prompt says the same with its times"
-_LONGER = "finished videos are made longer with a button of their own"
+_UPLOAD = {"server": "a second upload: a later version"}
+_LONGER = {"app": "finished videos are made longer with a button of their own"}
 
 
 class _Sections(TypedDict):
@@ -124,65 +119,43 @@ class EngineConfig:
         max_queued_jobs: jobs of :meth:`Engine.submit` that may wait.
     """
 
-    device: str = setting("auto", Setting(help="auto, cpu, cuda or cuda:N.", panel=MACHINE))
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N.", panel=MACHINE)
     precision: str | None = setting(
         None,
-        Setting(
-            help=f"{', '.join(PRECISIONS)} (default: fp32 on the CPU, bf16 on CUDA).",
-            panel=MACHINE,
-            choices=PRECISIONS,
-        ),
+        f"{', '.join(PRECISIONS)} (default: fp32 on the CPU, bf16 on CUDA).",
+        panel=MACHINE,
+        choices=PRECISIONS,
     )
     compute_dtype: str = setting(
-        "auto",
-        Setting(
-            help=f"Of the activations: {', '.join(COMPUTE_DTYPES)}.",
-            panel=MACHINE,
-            choices=COMPUTE_DTYPES,
-            absent={"command": "the precision says it; isoframe plan and convert take another one"},
-        ),
-    )
+        "auto", f"Of the activations: {', '.join(COMPUTE_DTYPES)}.", panel=MACHINE, choices=COMPUTE_DTYPES,
+        absent={"command": "the precision says it; isoframe plan and convert take another one"},
+    )  # fmt: skip
     attention: str = setting(
         "auto",
-        Setting(
-            help=f"{', '.join(ATTENTIONS)}; auto measures once which is fastest.",
-            panel=MACHINE,
-            choices=ATTENTIONS,
-        ),
+        f"{', '.join(ATTENTIONS)}; auto measures once which is fastest.",
+        panel=MACHINE,
+        choices=ATTENTIONS,
     )
     vram: Size | None = setting(
-        None,
-        Setting(
-            help="Most memory on the graphics card, such as 6GiB (default: 90 % of what is free).",
-            panel=MACHINE,
-            metavar="SIZE",
-        ),
-    )
+        None, "Most memory on the graphics card, such as 6GiB (default: 90 % of what is free).", panel=MACHINE,
+        metavar="SIZE",
+    )  # fmt: skip
     ram: Size | None = setting(
-        None,
-        Setting(
-            help="Most memory that is added in RAM, such as 16GiB (default: 60 % of what is available).",
-            panel=MACHINE,
-            metavar="SIZE",
-        ),
-    )
+        None, "Most memory that is added in RAM, such as 16GiB (default: 60 % of what is available).", panel=MACHINE,
+        metavar="SIZE",
+    )  # fmt: skip
     cache_dir: str | os.PathLike[str] | None = setting(
         None,
-        Setting(
-            help="Folder of cached embeddings and converted models (default: $ISOFRAME_CACHE, else ~/.cache/isoframe or "
-            "the platform's).",
-            panel=MACHINE,
-        ),
-    )
-    local_files_only: bool = setting(False, Setting(help="Never ask the Hub.", panel=MACHINE))
+        "Folder of cached embeddings and converted models (default: $ISOFRAME_CACHE, else ~/.cache/isoframe or the "
+        "platform's).",
+        panel=MACHINE,
+    )  # fmt: skip
+    local_files_only: bool = setting(False, "Never ask the Hub.", panel=MACHINE)
     vae_tiles: bool | None = setting(
         None,
-        Setting(
-            help="Run the VAE in tiles: less memory, slightly different pixels (default: where the budget needs it).",
-            names={"command": "--vae-tiles/--no-vae-tiles"},
-            panel=MACHINE,
-        ),
-    )
+        "Run the VAE in tiles: less memory, slightly different pixels (default: where the budget needs it).",
+        panel=MACHINE, names={"command": "--vae-tiles/--no-vae-tiles"},
+    )  # fmt: skip
     max_queued_jobs: int = 64
 
     def __post_init__(self) -> None:
@@ -246,180 +219,90 @@ class Request(SharedFields):
     """
 
     image: "str | os.PathLike[str] | Image | object | None" = field(
-        metadata=described(
-            Setting(
-                help="Image the video starts from; without one the video is made from text, which the published models "
-                "were not trained for.",
-                panel=JOB,
-                names={"command": "IMAGE", "app": "image is_text_alone"},
-                absent={"comfyui": SOCKET},
-            )
+        metadata=required(
+            "Image the video starts from; without one the video is made from text, which the published models were not "
+            "trained for.",
+            panel=JOB, names={"command": "IMAGE", "app": "image is_text_alone"},
         )
-    )
+    )  # fmt: skip
     prompt: str = field(
-        metadata=described(
-            Setting(
-                help='What happens in the video; with times, as in "A dog. [0s] It sits. [2.5s: 4s] It barks.", what happens '
-                "when. Times snap to sections; text before the first one belongs to all.",
-                panel=JOB,
-                names={"command": "--prompt -p"},
-                limit=8192,
-                absent={"comfyui": SOCKET},
-            )
+        metadata=required(
+            'What happens in the video; with times, as in "A dog. [0s] It sits. [2.5s: 4s] It barks.", what happens when. '
+            "Times snap to sections; text before the first one belongs to all.",
+            panel=JOB, names={"command": "--prompt -p"}, limit=8192,
         )
-    )
+    )  # fmt: skip
     negative_prompt: str = setting(
-        "",
-        Setting(
-            help="What to avoid; used when {cfg_scale} is not 1.",
-            panel=JOB,
-            limit=8192,
-            absent={"comfyui": SOCKET},
-        ),
+        "", "What to avoid; used when {cfg_scale} is not 1.", panel=JOB, limit=8192
     )
     seconds: float = setting(
-        5.0,
-        Setting(
-            help="Length of the video, rounded to whole sections: 1.2 s each at 30 fps and window 9.",
-            panel=JOB,
-            names={"command": "--seconds -s"},
-            is_positive=True,
-            absent={"comfyui": "num_sections counts them"},
-        ),
-    )
+        5.0, "Length of the video, rounded to whole sections: 1.2 s each at 30 fps and window 9.", panel=JOB,
+        names={"command": "--seconds -s"}, is_positive=True,
+    )  # fmt: skip
     size: tuple[int, int] | None = setting(
         None,
-        Setting(
-            help="Height x width in pixels, multiples of 16 (default: the size nearest in shape that the model was trained "
-            "on, 64x64 for demo); the image is scaled and cropped to it.",
-            panel=JOB,
-            names={"server": "height width"},
-            metavar="HxW",
-            absent={"app": "two numbers need a field of their own: a later version", "comfyui": SOCKET},
-        ),
-    )
-    order: str = setting("auto", REQUEST_ORDER)
-    fps: int = setting(
-        30,
-        Setting(
-            help="Frames per second of the file.", panel=OUTPUT, least=1, limit=120, absent={"comfyui": _FILE}
-        ),
-    )
+        "Height x width in pixels, multiples of 16 (default: the size nearest in shape that the model was trained on, 64x64 "
+        "for demo); the image is scaled and cropped to it.",
+        panel=JOB, names={"server": "height width"}, metavar="HxW",
+        absent={"app": "two numbers need a field of their own: a later version"},
+    )  # fmt: skip
+    order: str = setting(
+        "auto", f"auto (forward for F1 models), {' or '.join(ORDERS)}. Inverted makes the end first.", panel=JOB,
+        hint="Experimental: endpoints, planned, or places such as 3,0,2,1 in the order they are made (from 0).",
+        choices=("auto", *ORDERS), untrained=UNTRAINED_ORDERS,
+    )  # fmt: skip
+    fps: int = setting(30, "Frames per second of the file.", panel=OUTPUT, least=1, limit=120)
     crf: int = setting(
-        16,
-        Setting(
-            help="Quality: 0 lossless, 51 worst (av1: 63).",
-            panel=OUTPUT,
-            least=0,
-            most=max(MAX_CRF.values()),
-            absent={"comfyui": _FILE},
-        ),
+        16, "Quality: 0 lossless, 51 worst (av1: 63).", panel=OUTPUT, least=0, most=max(MAX_CRF.values())
     )
     posterior: str = setting(
-        "sample",
-        Setting(
-            help="Start latent: sample (seeded) or mode.",
-            panel=JOB,
-            choices=POSTERIORS,
-            absent={"comfyui": SOCKET},
-        ),
+        "sample", "Start latent: sample (seeded) or mode.", panel=JOB, choices=POSTERIORS
     )
     force: bool = setting(
-        False,
-        Setting(
-            help="Accept more than 3600 seconds and images of unusual size or shape.",
-            panel=JOB,
-            names={"command": "--force --force-size"},
-            absent={"server": _LIMITS, "app": _LIMITS, "comfyui": "nothing is refused there"},
-        ),
-    )
+        False, "Accept more than 3600 seconds and images of unusual size or shape.", panel=JOB,
+        names={"command": "--force --force-size"},
+        absent=dict.fromkeys(("server", "app"), "would lift limits that protect who offers the door"),
+    )  # fmt: skip
     prompt_spans: tuple[PromptSpan, ...] = setting(
         (),
-        Setting(
-            help="Prompts with times.",
-            panel=JOB,
-            absent={"command": _NOTATION, "server": _NOTATION, "app": _NOTATION, "comfyui": SOCKET},
-        ),
+        "Prompts with times.",
+        panel=JOB,
+        absent=dict.fromkeys(DOORS, "a prompt says the same with its times"),
     )
     prompt_blend: float = setting(
-        0.0,
-        Setting(
-            help="Blend the embeddings of prompts over so many seconds around a change.",
-            panel=JOB,
-            metavar="SECONDS",
-            least=0,
-            limit=3600,
-            absent={"comfyui": SOCKET},
-        ),
-    )
+        0.0, "Blend the embeddings of prompts over so many seconds around a change.", panel=JOB, metavar="SECONDS",
+        least=0, limit=3600,
+    )  # fmt: skip
     codec: str = setting(
-        "h264",
-        Setting(
-            help="h264 (plays everywhere), hevc or av1 (smaller files).",
-            panel=OUTPUT,
-            choices=CODECS,
-            absent={"app": "a browser plays h264 alone for certain", "comfyui": _FILE},
-        ),
-    )
+        "h264", "h264 (plays everywhere), hevc or av1 (smaller files).", panel=OUTPUT, choices=CODECS,
+        absent={"app": "a browser plays h264 alone for certain"},
+    )  # fmt: skip
     end_image: "str | os.PathLike[str] | Image | object | None" = setting(
-        None,
-        Setting(
-            help="Image that would follow the last frame; inverted order.",
-            panel=JOB,
-            absent={"server": _UPLOAD, "comfyui": SOCKET},
-        ),
+        None, "Image that would follow the last frame; inverted order.", panel=JOB, absent=_UPLOAD
     )
-    end_image_strength: float = setting(
-        1.0, Setting(help="0 to 1.", panel=JOB, least=0, most=1, absent={"comfyui": SOCKET})
-    )
-    loop: bool = setting(
-        False,
-        Setting(
-            help="End where the image begins: repeats without a seam.", panel=JOB, absent={"comfyui": SOCKET}
-        ),
-    )
+    end_image_strength: float = setting(1.0, "0 to 1.", panel=JOB, least=0, most=1)
+    loop: bool = setting(False, "End where the image begins: repeats without a seam.", panel=JOB)
     video: str | os.PathLike[str] | None = setting(
-        None,
-        Setting(
-            help="Video to extend by {seconds}; its frames stay as they are, and IMAGE may be left out.",
-            panel=JOB,
-            names={"command": "--extend"},
-            metavar="VIDEO",
-            absent={"server": _UPLOAD, "app": _LONGER, "comfyui": SOCKET},
-        ),
-    )
+        None, "Video to extend by {seconds}; its frames stay as they are, and IMAGE may be left out.", panel=JOB,
+        names={"command": "--extend"}, metavar="VIDEO", absent=_UPLOAD | _LONGER,
+    )  # fmt: skip
     direction: str = setting(
-        "forward",
-        Setting(
-            help="forward continues {video}, backward makes what comes before it.",
-            panel=JOB,
-            choices=tuple(DIRECTIONS),
-            absent={"server": "of a video to extend, which is not taken", "app": _LONGER, "comfyui": SOCKET},
-        ),
-    )
+        "forward", "forward continues {video}, backward makes what comes before it.", panel=JOB,
+        choices=tuple(DIRECTIONS), absent=_UPLOAD | _LONGER,
+    )  # fmt: skip
     base_resolution: int | None = setting(
         None,
-        Setting(
-            help="Scale the model's sizes so that the squarest has this side, 64 to 1280, such as 480 for a small card "
-            "(published models: 640; others are outside of their training).",
-            panel=JOB,
-            metavar="PIXELS",
-            least=64,
-            most=1280,
-            absent={"comfyui": SOCKET},
-        ),
-    )
+        "Scale the model's sizes so that the squarest has this side, 64 to 1280, such as 480 for a small card (published "
+        "models: 640; others are outside of their training).",
+        panel=JOB, metavar="PIXELS", least=64, most=1280,
+    )  # fmt: skip
     guide_images: tuple[GuideImage, ...] = setting(
         (),
-        Setting(
-            help="Image that takes the place of IMAGE from a time on, such as 2.4s=later.png; times snap to sections; "
-            "repeatable. No published model was trained with it.",
-            panel=JOB,
-            names={"command": "--guide-image", "app": "guide_images guide_times"},
-            metavar="TIMEs=FILE",
-            absent={"server": _UPLOAD, "comfyui": SOCKET},
-        ),
-    )
+        "Image that takes the place of IMAGE from a time on, such as 2.4s=later.png; times snap to sections; repeatable. No "
+        "published model was trained with it.",
+        panel=JOB, names={"command": "--guide-image", "app": "guide_images guide_times"}, metavar="TIMEs=FILE",
+        absent=_UPLOAD,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         self._check_shared()

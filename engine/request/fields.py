@@ -1,7 +1,8 @@
 """The one description of a field: what its values may be, and what every door says of it and calls it.
 
 A door is a way into the engine: the "command" line, the "server" (HTTP, its client and its MCP tool), the "app" and
-"comfyui". They are made from these descriptions, so that a new field of a request is written down once.
+"comfyui", whose node samples and leaves images, prompts and files to others: it has the fields of the sampling alone.
+They are made from these descriptions, so that a new field of a request is written down once.
 """
 
 import difflib
@@ -19,7 +20,7 @@ _KEY = "setting"
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Setting:
     """What is known of a field, beside its name, type and default.
 
@@ -74,15 +75,15 @@ class Offered:
     setting: Setting
 
 
-def setting(default: T, about: Setting) -> T:
-    """A field of a dataclass that doors offer; without a default: ``field(metadata=described(...))``."""
-    made: T = field(default=default, metadata=described(about))
+def setting(default: T, help: str, **about: Any) -> T:
+    """A field that doors offer; ``about`` are the other arguments of :class:`Setting`."""
+    made: T = field(default=default, metadata={_KEY: Setting(help, **about)})
     return made
 
 
-def described(about: Setting) -> dict[str, Setting]:
-    """The metadata of a field."""
-    return {_KEY: about}
+def required(help: str, **about: Any) -> Any:
+    """The same without a default, as the metadata of a field."""
+    return {_KEY: Setting(help, **about)}
 
 
 def offered(configuration: type, door: str) -> dict[str, Offered]:

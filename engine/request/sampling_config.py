@@ -1,11 +1,11 @@
 """How the latents of a video are sampled: the fields that a request shares with its sampling, and their checks."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from .fields import JOB, Setting, check_at_least, check_settings, is_finite, setting
+from .fields import DOORS, JOB, check_at_least, check_settings, is_finite, setting
 from .schedule import Schedule, check_sides, check_window, published_schedule, untrained_schedule
 
 ORDERS = ("inverted", "forward")
@@ -18,10 +18,7 @@ STEP_CACHES = ("none", "teacache", "magcache")
 END_IMAGE_USES = ("first-section", "history")
 
 # Why a door does not offer a field.
-EXPERIMENTAL = "experimental: a later version"
-SOCKET = "comes from another node, through a socket"
-_LIST = "a list needs a field of its own: a later version"
-_ONE_FRAME = "isoframe frame and Engine.render_frame set it"
+EXPERIMENTAL = dict.fromkeys(("server", "app", "comfyui"), "experimental: a later version")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,59 +64,28 @@ class Experimental:
     """
 
     allow_untrained: bool = setting(
-        False,
-        Setting(
-            help="Accept an order, a schedule or a codebook that no published model was trained for.",
-            panel=JOB,
-            absent={"server": EXPERIMENTAL, "app": EXPERIMENTAL, "comfyui": EXPERIMENTAL},
-        ),
-    )
+        False, "Accept an order, a schedule or a codebook that no published model was trained for.", panel=JOB,
+        absent=EXPERIMENTAL,
+    )  # fmt: skip
     section_order: tuple[int, ...] | None = setting(
-        None,
-        Setting(
-            help="Places of the sections in the order they are made.",
-            absent={"command": "{order} takes it", "server": EXPERIMENTAL, "app": EXPERIMENTAL, "comfyui": EXPERIMENTAL},
-        ),
+        None, "Places of the sections in the order they are made.",
+        absent={**EXPERIMENTAL, "command": "--order takes it"},
     )  # fmt: skip
     schedule: str | None = setting(
         None,
-        Setting(
-            help="Experimental: how the history is packed, such as f1k1_x_g9_f1k1f4k2f16k4_td (default: as the model was "
-            "trained).",
-            metavar="NOTATION",
-            absent={"server": EXPERIMENTAL, "app": EXPERIMENTAL, "comfyui": EXPERIMENTAL},
-        ),
-    )
+        "Experimental: how the history is packed, such as f1k1_x_g9_f1k1f4k2f16k4_td (default: as the model was trained).",
+        metavar="NOTATION", absent=EXPERIMENTAL,
+    )  # fmt: skip
     history_codebook: str | os.PathLike[str] | None = setting(
         None,
-        Setting(
-            help="Experimental: move the latent pixels of the history to the centroids that `isoframe codebook` fitted.",
-            metavar="FILE",
-            absent={"server": EXPERIMENTAL, "app": EXPERIMENTAL, "comfyui": EXPERIMENTAL},
-        ),
-    )
-    cfg_rescale: float = setting(0.0, Setting(help="0 to 1; only with {cfg_scale}.", least=0, most=1))
-    step_cache_max_skips: int = setting(
-        4, Setting(help="Steps that magcache skips in a row.", least=1, limit=1000)
-    )
+        "Experimental: move the latent pixels of the history to the centroids that `isoframe codebook` fitted.",
+        metavar="FILE", absent=EXPERIMENTAL,
+    )  # fmt: skip
+    cfg_rescale: float = setting(0.0, "0 to 1; only with {cfg_scale}.", least=0, most=1)
+    step_cache_max_skips: int = setting(4, "Steps that magcache skips in a row.", least=1, limit=1000)
     step_cache_retention: float = setting(
-        0.2, Setting(help="Share of the first steps that magcache computes, 0 to 1.", least=0, most=1)
+        0.2, "Share of the first steps that magcache computes, 0 to 1.", least=0, most=1
     )
-
-
-_ORDER = Setting(
-    help=f"{' or '.join(ORDERS)}. Inverted makes the end first.",
-    panel=JOB,
-    choices=ORDERS,
-    untrained=UNTRAINED_ORDERS,
-)
-# A request leaves it open; only the command line can spell the sections of a custom order.
-REQUEST_ORDER = replace(
-    _ORDER,
-    help=f"auto (forward for F1 models), {_ORDER.help}",
-    hint="Experimental: endpoints, planned, or places such as 3,0,2,1 in the order they are made (from 0).",
-    choices=("auto", *ORDERS),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,78 +117,55 @@ class SharedFields(Experimental):
 
     num_steps: int = setting(
         25,
-        Setting(
-            help="Denoising steps per section.",
-            names={"command": "--steps", "comfyui": "steps"},
-            least=1,
-            limit=10_000,
-        ),
+        "Denoising steps per section.",
+        names={"command": "--steps", "comfyui": "steps"},
+        least=1,
+        limit=10_000,
     )
-    order: str = setting("inverted", _ORDER)
+    order: str = setting(
+        "inverted",
+        f"{' or '.join(ORDERS)}. Inverted makes the end first.",
+        choices=ORDERS,
+        untrained=UNTRAINED_ORDERS,
+    )
     guidance_scale: float = setting(
-        10.0, Setting(help="Distilled guidance.", names={"command": "--guidance"}, least=0, limit=1000)
+        10.0, "Distilled guidance.", names={"command": "--guidance"}, least=0, limit=1000
     )
     cfg_scale: float = setting(
-        1.0,
-        Setting(
-            help="True classifier-free guidance; 1 is off, else twice the time.",
-            names={"command": "--cfg", "comfyui": "cfg"},
-            least=0,
-            limit=1000,
-        ),
-    )
-    seed: int = setting(31337, Setting(help="Seed of the noise.", least=0, most=2**63 - 1))
+        1.0, "True classifier-free guidance; 1 is off, else twice the time.",
+        names={"command": "--cfg", "comfyui": "cfg"}, least=0, limit=1000,
+    )  # fmt: skip
+    seed: int = setting(31337, "Seed of the noise.", least=0, most=2**63 - 1)
     latent_window_size: int = setting(
-        9,
-        Setting(
-            help="Latent frames per section (4 frames each).",
-            names={"command": "--window"},
-            least=1,
-            limit=64,
-        ),
+        9, "Latent frames per section (4 frames each).", names={"command": "--window"}, least=1, limit=64
     )
-    sampler: str = setting("unipc", Setting(help=", ".join(SAMPLERS), choices=SAMPLERS))
+    sampler: str = setting("unipc", ", ".join(SAMPLERS), choices=SAMPLERS)
     step_cache: str = setting(
-        "none",
-        Setting(help=f"{', '.join(STEP_CACHES)}; the caches are faster, approximate.", choices=STEP_CACHES),
+        "none", f"{', '.join(STEP_CACHES)}; the caches are faster, approximate.", choices=STEP_CACHES
     )
-    step_cache_threshold: float = setting(0.15, Setting(help="Higher skips more steps.", least=0, limit=1000))
+    step_cache_threshold: float = setting(0.15, "Higher skips more steps.", least=0, limit=1000)
     latent_paddings: tuple[int, ...] | None = setting(
         None,
-        Setting(
-            help="Windows between the start image and each section in the order they are made, such as 3,2,1,0 (default: "
-            "the published rule); inverted order.",
-            names={"command": "--paddings"},
-            metavar="N,N,...",
-            absent={"server": _LIST, "app": _LIST, "comfyui": _LIST},
-        ),
-    )
+        "Windows between the start image and each section in the order they are made, such as 3,2,1,0 (default: the "
+        "published rule); inverted order.",
+        names={"command": "--paddings"}, metavar="N,N,...",
+        absent=dict.fromkeys(("server", "app", "comfyui"), "a list needs a field of its own: a later version"),
+    )  # fmt: skip
     loras: tuple[LoraStrength, ...] = setting(
         (),
-        Setting(
-            help="A LoRA as .safetensors, such as style.safetensors:0.8; @1,3-5 limits it to these sections in the order they "
-            "are made; repeatable.",
-            names={"command": "--lora"},
-            metavar="FILE[:STRENGTH[@SECTIONS]]",
-            limit=16,
-        ),
-    )
+        "A LoRA as .safetensors, such as style.safetensors:0.8; @1,3-5 limits it to these sections in the order they are "
+        "made; repeatable.",
+        names={"command": "--lora", "app": "loras lora_strength"}, metavar="FILE[:STRENGTH[@SECTIONS]]",
+    )  # fmt: skip
     end_image_use: str = setting(
         "first-section",
-        Setting(
-            help="first-section (the end of the video, which is made first, sees it) or history (all sections do).",
-            panel=JOB,
-            choices=END_IMAGE_USES,
-            absent={"comfyui": "the sampler has no socket for an end latent: a later version"},
-        ),
-    )
+        "first-section (the end of the video, which is made first, sees it) or history (all sections do).",
+        panel=JOB, choices=END_IMAGE_USES, absent={"comfyui": "it has no socket for an end latent: a later version"},
+    )  # fmt: skip
     target_index: int | None = setting(
-        None,
-        Setting(
-            help="The latent frame that is made alone.",
-            absent={"command": _ONE_FRAME, "server": _ONE_FRAME, "app": _ONE_FRAME, "comfyui": _ONE_FRAME},
-        ),
-    )
+        None, "The latent frame that is made alone.",
+        absent=dict.fromkeys(DOORS, "isoframe frame and Engine.render_frame set it"),
+    )  # fmt: skip
 
     if TYPE_CHECKING:
 

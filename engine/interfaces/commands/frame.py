@@ -15,7 +15,7 @@ from .terminal.command import Asked, command
 @command(
     asked=(
         "image", "prompt", "end_image", "size", "base_resolution", "num_steps", "seed", "guidance_scale", "cfg_scale",
-        "cfg_rescale", "negative_prompt", "sampler", "posterior", "force", "loras",
+        "negative_prompt", "sampler", "posterior", "force", "loras",
     ),
     config=options.CONFIG,
 )  # fmt: skip

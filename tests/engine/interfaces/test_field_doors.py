@@ -11,7 +11,7 @@ import typer
 from mcp.server.mcpserver import MCPServer
 from video_server import KeptWorkers, load
 
-from isoframe.engine import Engine, Request
+from isoframe.engine import Engine, Request, SamplingConfig
 from isoframe.engine.interfaces.app.form import Form
 from isoframe.engine.interfaces.client import request_fields
 from isoframe.engine.interfaces.comfyui.sample_node import SAMPLE
@@ -19,7 +19,7 @@ from isoframe.engine.interfaces.commands.command_line import build_app
 from isoframe.engine.interfaces.server.http.schemas import VideoBody
 from isoframe.engine.interfaces.server.mcp_tools import make_mcp_server
 from isoframe.engine.interfaces.server.videos.service import VideoService
-from isoframe.engine.request.fields import DOORS, Setting, offered, setting
+from isoframe.engine.request.fields import DOORS, offered, setting
 
 # What doors say beside the fields of a request.
 OF_THE_COMMAND = {
@@ -29,7 +29,6 @@ OF_THE_COMMAND = {
     "--local-files-only", "--debug",
 }  # fmt: skip
 OF_THE_SERVER = {"model", "priority", "previews"}
-OF_THE_APP = {"lora_strength"}
 OF_COMFYUI = {"engine", "positive", "negative", "image_embeds", "start_latent", "num_sections"}
 
 
@@ -44,14 +43,14 @@ def command_names() -> set[str]:
 TAKEN: dict[str, Callable[[], set[str]]] = {
     "command": command_names,
     "server": lambda: set(VideoBody.model_fields) - OF_THE_SERVER,
-    "app": lambda: {field.name for field in dataclasses.fields(Form)} - OF_THE_APP,
+    "app": lambda: {field.name for field in dataclasses.fields(Form)},
     "comfyui": lambda: {entry.name for entry in SAMPLE.inputs} - OF_COMFYUI,
 }
 
 
-def names_in(request: type, door: str) -> set[str]:
-    """What ``door`` should call the fields of ``request``."""
-    return {name for known in offered(request, door).values() for name in known.name.split()}
+def names_in(configuration: type, door: str) -> set[str]:
+    """What ``door`` should call the fields of ``configuration``."""
+    return {name for known in offered(configuration, door).values() for name in known.name.split()}
 
 
 def undescribed(request: type) -> list[str]:
@@ -71,9 +70,11 @@ def undescribed(request: type) -> list[str]:
     return found
 
 
-def lacking(request: type) -> dict[str, set[str]]:
+def lacking(request: type, sampling: type = SamplingConfig) -> dict[str, set[str]]:
     """What each door should take and does not, or takes and should not."""
-    return {door: names_in(request, door) ^ taken() for door, taken in TAKEN.items()}
+    # ComfyUI's node samples: images, prompts and files are the work of other nodes.
+    asked = {door: sampling if door == "comfyui" else request for door in DOORS}
+    return {door: names_in(asked[door], door) ^ taken() for door, taken in TAKEN.items()}
 
 
 def test_every_field_is_described_and_every_absence_has_its_reason() -> None:
@@ -87,11 +88,15 @@ def test_every_door_takes_the_fields_that_it_offers_and_no_others() -> None:
 def test_a_field_that_a_door_lacks_without_a_reason_is_found() -> None:
     @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
     class Planted(Request):
-        new: int = setting(3, Setting(help="A field that no door knows.", absent={"app": "a later version"}))
-        silent: int = setting(3, Setting(help="No reason.", absent={door: "" for door in DOORS}))
+        new: int = setting(3, "A field that no door knows.", absent={"app": "a later version"})
+        silent: int = setting(3, "No reason.", absent=dict.fromkeys(DOORS, ""))
         bare: int = 3
 
-    found = lacking(Planted)
+    @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+    class PlantedSampling(SamplingConfig):
+        new: int = setting(3, "A field that no door knows.")
+
+    found = lacking(Planted, PlantedSampling)
     assert found == {"command": {"--new"}, "server": {"new"}, "app": set(), "comfyui": {"new"}}
     expected = [f"silent is absent without a reason at {door}" for door in DOORS]
     assert undescribed(Planted) == [*expected, "bare is described nowhere"]
