@@ -96,6 +96,14 @@ def append(json_file: Path | None, rows: "Sequence[BenchRow]") -> None:
         append_rows(json_file, rows)
 
 
+def publish(text: str, file: Path | None) -> None:
+    """Write ``text`` to a file, or to the terminal where there is none."""
+    if file is None:
+        typer.echo(text, nl=False)
+    else:
+        file.write_text(text, encoding="utf-8")
+
+
 def check_choices(argument: str, values: Sequence[str] | None, choices: Sequence[str]) -> None:
     """Raise ConfigError unless every one of ``values`` is among ``choices``."""
     for value in values or ():

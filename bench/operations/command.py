@@ -1,27 +1,23 @@
-"""``isoframe bench micro``: small pieces of the work, timed by pytest-benchmark.
-
-``isoframe bench aot``: every kernel compiled for every architecture, without a GPU.
-
-``isoframe bench kernels``: the reference of all operations, as Markdown.
-
-``isoframe bench traffic``: bytes that one denoising step of the 13B model reads and writes.
-"""
+"""``isoframe bench`` aot, kernels, micro and traffic: the model's operations compiled, described, timed, and what they move."""
 
 import importlib.util
 import json
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ...engine.errors import ConfigError
+from ...engine.request.config import check_choice
+from ..options import Document, JsonFile, append, check_choices, publish, readable_errors
 
 if TYPE_CHECKING:
     from ..meters.traffic import Traffic
     from ..records.rows import BenchRow
     from .compiled_kernels import CompiledKernel, CompiledPair
 
-
+_Processes = Annotated[int, typer.Option("--processes", min=1, help="Compilations at a time.")]
 _HEADER = (
     f"{'kernel':28}{'function':40}{'arch':>7}{'registers':>11}{'spills':>8}{'shared B':>10}  tensor cores"
 )
@@ -34,11 +30,9 @@ def aot(
     arch: Annotated[
         list[int] | None, typer.Option("--arch", help="Only this compute capability, such as 86; repeatable.")
     ] = None,
-    processes: Annotated[int, typer.Option("--processes", min=1, help="Compilations at a time.")] = 2,
+    processes: _Processes = 2,
 ) -> None:
     """Compile every kernel at the real model's shapes; exit 1 where registers, memory or instructions break a limit."""
-    from ...engine.interfaces.commands.terminal.failures import readable_errors
-    from ...engine.request.config import check_choice
     from ...kernels import KERNELS
     from ...kernels.launching.launch import ARCHS
     from .compiled_kernels import check_triton, compile_pairs
@@ -46,10 +40,10 @@ def aot(
     names = list(KERNELS)
     with readable_errors(debug=False):
         check_triton()
-        for name in kernel or ():
-            check_choice("--kernel", name, names)
-        for capability in arch or ():
-            check_choice("--arch", str(capability), [str(known) for known in ARCHS])
+        check_choices("--kernel", kernel, names)
+        check_choices(
+            "--arch", [str(capability) for capability in arch or ()], [str(known) for known in ARCHS]
+        )
     names, archs = kernel or names, arch or list(ARCHS)
     typer.echo(_HEADER)
     failures = []
@@ -90,13 +84,10 @@ def _sm(arch: int) -> str:
 
 
 def kernels(
-    docs: Annotated[
-        Path | None, typer.Option("--docs", metavar="FILE", help="Write to FILE instead of the terminal.")
-    ] = None,
-    processes: Annotated[int, typer.Option("--processes", min=1, help="Compilations at a time.")] = 2,
+    docs: Document = None,
+    processes: _Processes = 2,
 ) -> None:
     """Describe every operation: formula, fusion, exactness, tolerances, launch settings, and what it compiles to."""
-    from ...engine.interfaces.commands.terminal.failures import readable_errors
     from ...kernels import KERNELS
     from ..records.environment import installed_version
     from .compiled_kernels import check_triton, compile_pairs
@@ -105,11 +96,7 @@ def kernels(
     with readable_errors(debug=False):
         check_triton()
         pairs = compile_pairs(list(KERNELS), num_processes=processes)
-        text = render(KERNELS, pairs, installed_version("triton") or "unknown")
-        if docs is None:
-            typer.echo(text, nl=False)
-        else:
-            docs.write_text(text, encoding="utf-8")
+        publish(render(KERNELS, pairs, installed_version("triton") or "unknown"), docs)
 
 
 # pytest finds modules by their files, and would import this package by another name.
@@ -121,13 +108,9 @@ def micro(
     only: Annotated[
         str | None, typer.Option("--only", metavar="WORDS", help="Pieces whose name has it, as pytest's -k.")
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Time single kernels, a small step, the sampler and the planner on this machine; exit 1 if one fails."""
-    from ...engine.errors import ConfigError
-    from ...engine.interfaces.commands.terminal.failures import readable_errors
 
     with readable_errors(debug=False):
         missing = [pip for name, pip in _LIBRARIES.items() if importlib.util.find_spec(name) is None]
@@ -139,52 +122,40 @@ def micro(
 
         with tempfile.TemporaryDirectory() as folder:
             stored = Path(folder) / "benchmark.json"
-            # The settings of whatever project the user is in are not ours.
-            options = [
-                "-q",
-                "-c",
-                str(Path(folder) / "none.ini"),
-                "--rootdir",
-                folder,
-                "-p",
-                "no:cacheprovider",
-            ]
-            (Path(folder) / "none.ini").write_text("[pytest]\n", encoding="utf-8")
-            suite = Path(folder) / "test_micro.py"
+            suite, settings = Path(folder) / "test_micro.py", Path(folder) / "none.ini"
             suite.write_text(_SUITE, encoding="utf-8")
+            # The settings of whatever project the user is in are not ours.
+            settings.write_text("[pytest]\n", encoding="utf-8")
             chosen = [] if only is None else ["-k", only]
             code = pytest.main(
-                [*options, *chosen, "--benchmark-enable", "--benchmark-columns=median,iqr,rounds",
-                 f"--benchmark-json={stored}", "--import-mode=importlib", str(suite)]
+                ["-q", "-c", str(settings), "--rootdir", folder, "-p", "no:cacheprovider", *chosen, "--benchmark-enable",
+                 "--benchmark-columns=median,iqr,rounds", f"--benchmark-json={stored}", "--import-mode=importlib", str(suite)]
             )  # fmt: skip
             if code == 0 and json_file is not None:
-                from ..records.rows import append_rows
-
-                append_rows(json_file, _rows(json.loads(stored.read_text(encoding="utf-8"))))
+                append(json_file, _rows(json.loads(stored.read_text(encoding="utf-8"))))
     if code != 0:
         raise typer.Exit(1)
 
 
-def _rows(report: dict[str, Any]) -> "Iterator[BenchRow]":
+def _rows(report: dict[str, Any]) -> "list[BenchRow]":
     """Rows of what pytest-benchmark stored."""
     import torch
 
-    from ..records.rows import BenchRow
+    from ..records.rows import make_rows
     from .correctness import check_operations
 
     is_cuda = torch.cuda.is_available()
     gate = check_operations(torch.device("cuda", 0) if is_cuda else torch.device("cpu"))
-    for entry in report["benchmarks"]:
-        yield BenchRow(
-            case=f"micro-{entry['group']}",
-            variant=entry["param"],
-            shape=(),
+    return [
+        row
+        for entry in report["benchmarks"]
+        for row in make_rows(
+            [(f"micro-{entry['group']}", entry["param"], "s", [entry["stats"]["median"]])],
             dtype="bfloat16" if is_cuda else "float32",
-            unit="s",
-            values=(entry["stats"]["median"],),
             gate=gate,
             settings={"rounds": entry["stats"]["rounds"], "iqr": entry["stats"]["iqr"]},
         )
+    ]
 
 
 def traffic(
@@ -195,8 +166,6 @@ def traffic(
 
     Operands of matrix products and attention are not counted. Needs neither weights nor a GPU.
     """
-    from ...engine.interfaces.commands.terminal.failures import readable_errors
-    from ...engine.request.config import check_choice
     from ..meters.traffic import (
         DIFFUSERS_BYTES,
         DIFFUSERS_TOLERANCE,

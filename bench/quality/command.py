@@ -1,12 +1,12 @@
-"""``isoframe bench magcache``: the magnitude ratios that ``--step-cache magcache`` needs.
-
-``isoframe bench quality``: the demo model against the truth of its world.
-"""
+"""``isoframe bench`` quality and magcache: the demo model against the truth of its world, and a step cache's ratios."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ...engine.request.config import ORDERS, check_choice
+from ..options import JsonFile, check_choices, options, readable_errors
 
 if TYPE_CHECKING:
     from ...engine import Engine
@@ -50,9 +50,6 @@ _Schedule = Annotated[
     str | None,
     typer.Option("--schedule", metavar="NOTATION", help="With truth: packing schedule of the history."),
 ]
-_JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
-]
 
 
 def quality(
@@ -67,23 +64,19 @@ def quality(
     history_codebook: _Codebook = None,
     schedule: _Schedule = None,
     sheet: _Sheet = None,
-    json_file: _JsonFile = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Compare the demo model's videos with the formulas of its world; exit 1 where a target is missed.
 
     With --what errors, videos of approximate options are compared with those of the exact path.
     """
-    from ...engine.interfaces.commands.terminal.failures import readable_errors
-    from ...engine.request.config import ORDERS, check_choice
     from .option_errors import OPTIONS
     from .printed_results import QualityView, TruthView
 
     with readable_errors(debug=False):
         check_choice("--what", what, ("truth", "drift", "errors"))
-        for name in order or ():
-            check_choice("--order", name, (*ORDERS, "endpoints", "planned") if what == "truth" else ORDERS)
-        for name in option or ():
-            check_choice("--option", name, OPTIONS)
+        check_choices("--order", order, (*ORDERS, "endpoints", "planned") if what == "truth" else ORDERS)
+        check_choices("--option", option, list(OPTIONS))
         view = QualityView(pairs=pairs, steps=steps, sheet=sheet, json_file=json_file)
         if what == "drift":
             view.show_drift(seconds)
@@ -97,9 +90,7 @@ def quality(
 
 
 def magcache(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="demo, a Hub id, a folder or a .safetensors file.")
-    ] = "demo",
+    model: options.Model = "demo",
     order: Annotated[
         list[str] | None, typer.Option("--order", help="inverted or forward; repeatable, default both.")
     ] = None,
@@ -109,8 +100,8 @@ def magcache(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What happens to --image.")] = "",
     seconds: Annotated[float, typer.Option("--seconds", "-s", help="Length of each video.")] = 2.4,
     steps: Annotated[int, typer.Option("--steps", min=2, help="Denoising steps.")] = 25,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str | None, typer.Option("--precision", help="As in generate.")] = None,
+    device: options.Device = "auto",
+    precision: options.Precision = None,
     cache_dir: Annotated[
         Path | None, typer.Option("--cache-dir", help="Where the ratios go (default: $ISOFRAME_CACHE).")
     ] = None,
@@ -118,13 +109,10 @@ def magcache(
     """Measure a checkpoint's magnitude ratios and keep them in the cache folder."""
     from ...engine import Engine, EngineConfig, Request
     from ...engine.demo import EXAMPLES, find_example
-    from ...engine.interfaces.commands.terminal.failures import readable_errors
-    from ...engine.request.config import ORDERS, check_choice
     from .magnitude_ratios import MagnitudeProbe, measure_magnitudes, recording
 
     with readable_errors(debug=False):
-        for name in order or ():
-            check_choice("--order", name, ORDERS)
+        check_choices("--order", order, ORDERS)
         pairs = [find_example(path.stem) for path in sorted(EXAMPLES.glob("*.png"))]
         if image is not None:
             pairs = [(image, prompt)]

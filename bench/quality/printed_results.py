@@ -1,7 +1,4 @@
-"""``bench quality --what truth``: orders and approximate options against the formulas, in lines, pictures and rows.
-
-``bench quality --what drift`` and ``--what errors``: lines, pictures and rows.
-"""
+"""``bench quality``: videos against the truth, their drift, and errors of options, as lines, pictures and rows."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +13,8 @@ from ...engine.engine import Engine
 from ...engine.errors import ConfigError
 from ...engine.request.config import EngineConfig
 from ..operations.correctness import check_operations
-from ..records.rows import BenchRow, Gate, Setting, append_rows
+from ..options import append
+from ..records.rows import BenchRow, Gate, Setting, make_rows
 from .clip_scores import (
     QualityRow,
     draw_frames,
@@ -26,10 +24,24 @@ from .clip_scores import (
     measure_quality,
 )
 from .contact_sheet import save_rows
-from .drift import MEASURES, DriftResult, measure_drift, ways
+from .drift import measure_drift, ways
 from .option_errors import OPTIONS, UNITS, ErrorBench, Option, OptionErrors
 
-_DRIFT_UNITS = dict.fromkeys(MEASURES, "ratio")
+_HEADER = (
+    f"{'':26}{'videos':>7}{'frames':>7}{'computed':>9}{'on path':>9}{'centre px':>10}{'hue deg':>9}{'IoU':>7}{'area':>7}"
+    f"{'PSNR':>7}"
+)
+_UNITS = {
+    "computed_share": "ratio",
+    "share_on_path": "ratio",
+    "center_error": "px",
+    "hue_error": "degrees",
+    "aligned_iou": "ratio",
+    "area_ratio": "ratio",
+    "psnr": "dB",
+}
+# Rows of a contact sheet that can still be taken in.
+_MAX_SHEET_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +70,12 @@ class QualityView:
             if self.sheet is not None:
                 save_rows(results[-1].pictured, self.sheet / f"drift_{name.replace(' ', '_')}.png")
         if self.json_file is not None:
-            settings: dict[str, Setting] = {"pairs": self.pairs, "steps": self.steps, "seconds": seconds}
-            rows = [row for result in results for row in _drift_rows(result, engine.device, settings)]
-            append_rows(self.json_file, rows)
+            shared = _shared(pairs=self.pairs, steps=self.steps, seconds=seconds)
+            for result in results:
+                quantities = [
+                    (f"drift-{name}", result.name, "ratio", values) for name, values in result.drifts.items()
+                ]
+                append(self.json_file, make_rows(quantities, shape=(result.num_frames,), **shared))
 
     def show_errors(self, *, model: str, options: Sequence[str], order: str, sections: int) -> None:
         """Measure what every option of ``options``, or every known one, changes."""
@@ -90,83 +105,35 @@ class QualityView:
                 typer.echo(f"{name:20} does not run here")
             pictures += [sample.frames for sample in samples[:1]]
             if self.json_file is not None:
-                append_rows(self.json_file, _error_rows(errors, settings))
+                append(self.json_file, _error_rows(errors, settings))
         if self.sheet is not None:
             save_rows(pictures, self.sheet / "options.png")
 
 
-def _drift_rows(result: DriftResult, device: torch.device, settings: Mapping[str, Setting]) -> list[BenchRow]:
-    gate = check_operations(device)
-    return [
-        _row(
-            f"drift-{measure}",
-            result.name,
-            _DRIFT_UNITS[measure],
-            values,
-            gate,
-            (result.num_frames,),
-            settings,
-        )
-        for measure, values in result.drifts.items()
-    ]
+def _shared(**settings: Setting) -> dict[str, Any]:
+    """Fields of all rows of a measurement on this machine."""
+    has_cuda = torch.cuda.is_available()
+    return {
+        "dtype": "bfloat16" if has_cuda else "float32",
+        "gate": check_operations(torch.device("cuda" if has_cuda else "cpu")),
+        "settings": settings,
+    }
 
 
 def _error_rows(errors: Iterable[OptionErrors], settings: Mapping[str, Setting]) -> list[BenchRow]:
-    gate = check_operations(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return [
-        _row(
-            f"option-error-{metric}",
-            error.option,
-            UNITS[metric],
-            values,
-            gate,
-            (error.num_sections,),
-            {**settings, "sections": error.num_sections, "computed": error.computed_share},
-        )
+        row
         for error in errors
-        for metric, values in error.values.items()
+        for row in make_rows(
+            (
+                (f"option-error-{metric}", error.option, UNITS[metric], values)
+                for metric, values in error.values.items()
+            ),
+            shape=(error.num_sections,),
+            precision=error.option if error.option in ("bf16", "int8", "int8-weight") else "",
+            **_shared(**settings, sections=error.num_sections, computed=error.computed_share),
+        )
     ]
-
-
-def _row(
-    case: str,
-    variant: str,
-    unit: str,
-    values: tuple[float, ...],
-    gate: Gate,
-    shape: tuple[int, ...],
-    settings: Mapping[str, Setting],
-) -> BenchRow:
-    precision = variant if variant in ("bf16", "int8", "int8-weight") else ""
-    is_cuda = torch.cuda.is_available()
-    return BenchRow(
-        case=case,
-        variant=variant,
-        shape=shape,
-        dtype="bfloat16" if is_cuda else "float32",
-        precision=precision,
-        unit=unit,
-        values=values,
-        gate=gate,
-        settings=settings,
-    )
-
-
-_HEADER = (
-    f"{'':26}{'videos':>7}{'frames':>7}{'computed':>9}{'on path':>9}{'centre px':>10}{'hue deg':>9}{'IoU':>7}{'area':>7}"
-    f"{'PSNR':>7}"
-)
-_UNITS = {
-    "computed_share": "ratio",
-    "share_on_path": "ratio",
-    "center_error": "px",
-    "hue_error": "degrees",
-    "aligned_iou": "ratio",
-    "area_ratio": "ratio",
-    "psnr": "dB",
-}
-# Rows of a contact sheet that can still be taken in.
-_MAX_SHEET_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +167,7 @@ class TruthView:
             for baseline in baselines:
                 typer.echo(_line(baseline))
             rows += baselines
-        if self.view.json_file is not None:
-            append_rows(self.view.json_file, [found for row in rows for found in _bench_rows(row)])
+        append(self.view.json_file, [found for row in rows for found in _truth_rows(row)])
         return all(row.is_reached for row in rows if row.num_steps)
 
     def _show_order(self, order: str, options: Sequence[str]) -> Iterator[QualityRow]:
@@ -276,15 +242,10 @@ def _line(row: QualityRow) -> str:
     )
 
 
-def _bench_rows(row: QualityRow) -> Iterator[BenchRow]:
-    gate = Gate(is_green=row.is_reached, text="quality targets of the demo model")
-    for name, unit in _UNITS.items():
-        yield BenchRow(
-            case=f"quality-{name}",
-            variant=row.name,
-            shape=(row.num_pairs, row.num_frames, row.num_steps),
-            dtype="float32",
-            unit=unit,
-            values=(getattr(row, name),),
-            gate=gate,
-        )
+def _truth_rows(row: QualityRow) -> list[BenchRow]:
+    return make_rows(
+        ((f"quality-{name}", row.name, unit, [getattr(row, name)]) for name, unit in _UNITS.items()),
+        shape=(row.num_pairs, row.num_frames, row.num_steps),
+        dtype="float32",
+        gate=Gate(is_green=row.is_reached, text="quality targets of the demo model"),
+    )

@@ -1,13 +1,15 @@
-"""``isoframe bench compare``: two files of results side by side.
-
-``isoframe bench results``: stored results as Markdown.
-"""
+"""``isoframe bench`` compare and results: two files of results side by side, and stored results as Markdown."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ...engine.errors import InputError
+from ...engine.request.config import check_choice
+from ..options import Document, publish, readable_errors
+
+_FOLDER = Path(__file__).resolve().parents[1] / "results"
 _File = Annotated[
     Path, typer.Argument(metavar="FILE", help="Results, as --json of the other commands writes them.")
 ]
@@ -15,8 +17,6 @@ _File = Annotated[
 
 def compare(before: _File, after: _File) -> None:
     """Compare what two files have in common; exit 1 where a correctness gate is red, and no figure is printed there."""
-    from ...engine.errors import InputError
-    from ...engine.interfaces.commands.terminal.failures import readable_errors
     from .comparison import compare_rows, differing_conditions
     from .rows import read_rows
 
@@ -38,9 +38,6 @@ def compare(before: _File, after: _File) -> None:
         raise typer.Exit(1)
 
 
-_FOLDER = Path(__file__).resolve().parents[1] / "results"
-
-
 def results(
     files: Annotated[
         list[Path] | None, typer.Argument(metavar="[FILE]...", help="Results (default: the committed ones).")
@@ -48,13 +45,9 @@ def results(
     page: Annotated[
         str, typer.Option("--page", help="benchmarks (everything) or precision (formats and their errors).")
     ] = "benchmarks",
-    docs: Annotated[
-        Path | None, typer.Option("--docs", metavar="FILE", help="Write to FILE instead of the terminal.")
-    ] = None,
+    docs: Document = None,
 ) -> None:
     """Describe stored results: every figure with its interval, its machine, and whether it was measured."""
-    from ...engine.interfaces.commands.terminal.failures import readable_errors
-    from ...engine.request.config import check_choice
     from .results_page import render, render_precision
     from .rows import read_rows
 
@@ -62,8 +55,4 @@ def results(
     with readable_errors(debug=False):
         check_choice("--page", page, pages)
         rows = [row for file in files or sorted(_FOLDER.glob("*.jsonl")) for row in read_rows(file)]
-        text = pages[page](rows)
-        if docs is None:
-            typer.echo(text, nl=False)
-        else:
-            docs.write_text(text, encoding="utf-8")
+        publish(pages[page](rows), docs)
