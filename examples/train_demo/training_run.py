@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from isoframe.engine.errors import InputError
+from train_demo.optimizer import MuonAdam
 
 
 class Averages:
@@ -62,7 +63,7 @@ class TrainingRun:
         """The newest checkpoint."""
         return self.folder / "checkpoint.pt"
 
-    def restore(self, model: nn.Module, averages: Averages, optimizer: torch.optim.Optimizer) -> int:
+    def restore(self, model: nn.Module, averages: Averages, optimizer: MuonAdam) -> int:
         """Load the newest checkpoint, if there is one; returns the steps done. Later log lines are dropped."""
         if not self.checkpoint_path.exists():
             return 0
@@ -91,7 +92,7 @@ class TrainingRun:
         """Whether a checkpoint is to be written after ``step``."""
         return step % self._save_every == 0
 
-    def save(self, step: int, model: nn.Module, averages: Averages, optimizer: torch.optim.Optimizer) -> None:
+    def save(self, step: int, model: nn.Module, averages: Averages, optimizer: MuonAdam) -> None:
         """Replace the checkpoint; a crash while writing leaves the old one."""
         state = {
             "step": step,

@@ -102,9 +102,7 @@ def build_optimizer(model: nn.Module) -> MuonAdam:
     for name, parameter in model.named_parameters():
         is_inner = parameter.ndim == 2 and "blocks" in name and "norm" not in name and ".linear." not in name
         (matrices if is_inner else others).append(parameter)
-    return MuonAdam(
-        matrices, others, adam_scale=0.5, betas=(0.9, 0.99), weight_decay=0.01, dtype=torch.bfloat16
-    )
+    return MuonAdam(matrices, others, adam_scale=0.5, betas=(0.9, 0.99), weight_decay=0.01)
 
 
 def train_transformer(
@@ -134,8 +132,7 @@ def train_transformer(
     while step < last:
         losses = workers.gradients(list(parameters.values()), partial(_share, model, schedule, pool, step))
         nn.utils.clip_grad_norm_(parameters.values(), 1.0, error_if_nonfinite=True)
-        optimizer.set_learning_rate(schedule.rate(step))
-        optimizer.step()
+        optimizer.step(schedule.rate(step))
         step += 1
         averages.update(parameters, step)
         run.record(step, losses)

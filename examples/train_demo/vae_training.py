@@ -98,11 +98,10 @@ def train_vae(run: TrainingRun, schedule: VaeSchedule, *, stop_after: int | None
     while step < last:
         losses = workers.gradients(list(parameters.values()), partial(_share, vae, schedule, step))
         norm = nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.set_learning_rate(schedule.rate(step))
         step += 1
         # Some CPUs return NaN from the bf16 gradient of a 3-D convolution: leave that step out.
         if torch.isfinite(norm):
-            optimizer.step()
+            optimizer.step(schedule.rate(step - 1))
             averages.update(parameters, step)
         run.record(step, losses)
         if run.is_save_due(step) or step == last:
@@ -129,32 +128,27 @@ def _sample_clips(generator: torch.Generator, *, is_clutter: bool) -> tuple[Tens
     rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
     if is_clutter:
         num_frames, num_clips = rng.choices([(5, 6), (9, 3), (1, 12)], [0.7, 0.2, 0.1])[0]
-        return _clutter(generator, rng, num_clips, num_frames, 32, rng.randint(2, 4)), 0
+        num_shapes = rng.randint(2, 4)
+        clutter = render_clutter(
+            generator, num_clips=num_clips, num_frames=num_frames, size=32, num_shapes=num_shapes
+        )
+        return clutter, 0
     num_frames, num_clips = rng.choices([(9, 2), (17, 1), (33, 1), (1, 8)], [0.55, 0.22, 0.13, 0.1])[0]
     first_latent = 0
     if num_frames >= 17 and rng.random() < 0.5:
         # As section-wise decoding does: the first latent of the slice stands for four frames, decoded as one.
         first_latent = rng.randint(1, (num_frames - 1) // 4 - 2)
     if rng.random() < 0.4:
-        return _clutter(generator, rng, num_clips, num_frames, 64, rng.randint(1, 6)), first_latent
+        num_shapes = rng.randint(1, 6)
+        clutter = render_clutter(
+            generator, num_clips=num_clips, num_frames=num_frames, size=64, num_shapes=num_shapes
+        )
+        return clutter, first_latent
     clips = []
     for _ in range(num_clips):
         start = rng.randrange(PERIOD)
         clips.append(render(sample_scene(rng), torch.arange(start, start + num_frames)))
     return torch.stack(clips), first_latent
-
-
-def _clutter(
-    generator: torch.Generator,
-    rng: random.Random,
-    num_clips: int,
-    num_frames: int,
-    size: int,
-    num_shapes: int,
-) -> Tensor:
-    return render_clutter(
-        generator, num_clips=num_clips, num_frames=num_frames, size=size, num_shapes=num_shapes
-    )
 
 
 def _losses(

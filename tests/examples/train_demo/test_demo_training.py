@@ -1,7 +1,11 @@
 """The demo's trainings take steps, log them, and resume to identical weights."""
 
 import json
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +20,7 @@ from train_demo.layouts import (
     periodic_latents,
     sample_layouts,
 )
-from train_demo.optimizer import MuonAdam, orthogonalize
+from train_demo.optimizer import MuonAdam
 from train_demo.padding import pad_by_concatenation
 from train_demo.shares import ShareWorkers
 from train_demo.small_companions import save_companions, vocabulary
@@ -29,6 +33,7 @@ from isoframe.engine.errors import InputError
 from isoframe.engine.request.config import SamplingConfig
 from isoframe.engine.request.sections import plan_sections
 
+ROOT = Path(__file__).resolve().parents[3]
 VAE = VaeSchedule(num_steps=3, num_shares=1)
 TRANSFORMER = TransformerSchedule(num_steps=3, share_size=2)
 
@@ -146,9 +151,14 @@ def test_shares_give_the_mean_gradient():
     assert losses == {"loss0": 0.0, "loss1": 1.0, "loss2": 2.0}
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (5, 20), (20, 5)])
-def test_orthogonalized_matrices_have_singular_values_near_one(shape):
-    values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
+@pytest.mark.parametrize("shape", [(8, 8), (5, 20), (20, 5), (8, 2, 3, 1, 2)])
+def test_a_matrix_moves_by_singular_values_near_one_times_adams_size(shape):
+    matrix = torch.randn(shape).requires_grad_()
+    before = matrix.detach().clone()
+    matrix.grad = torch.randn(shape)
+    MuonAdam([matrix], [torch.zeros(1).requires_grad_()]).step(0.1)
+    moved = (before - matrix.detach()).flatten(1) / (0.1 * 0.2 * max(before.flatten(1).shape) ** 0.5)
+    values = torch.linalg.svdvals(moved)
     assert values.min() > 0.3
     assert values.max() < 1.5
 
@@ -156,13 +166,12 @@ def test_orthogonalized_matrices_have_singular_values_near_one(shape):
 def test_optimizer_lowers_a_quadratic():
     matrix, vector = torch.randn(4, 6).requires_grad_(), torch.randn(5).requires_grad_()
     optimizer = MuonAdam([matrix], [vector])
-    optimizer.set_learning_rate(0.05)
     before = (matrix.square().sum() + vector.square().sum()).item()
     for _ in range(60):
-        optimizer.zero_grad()
+        matrix.grad = vector.grad = None
         loss = matrix.square().sum() + vector.square().sum()
         loss.backward()
-        optimizer.step()
+        optimizer.step(0.05)
     assert loss.item() < 0.3 * before
 
 
@@ -203,6 +212,21 @@ def test_companions_tell_every_prompt_from_every_other(tmp_path):
     assert words <= set(vocabulary())
     images = encoders.encode_images(torch.zeros(2, 3, 64, 64))
     assert images.shape == (2, 16, 64)
+
+
+def test_the_command_runs_from_a_clone(tmp_path):
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'examples'}{os.pathsep}{ROOT / '.src'}"}
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "train_demo.train",
+        "encoders",
+        "--folder",
+        str(tmp_path / "model"),
+    ]
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    assert (tmp_path / "model" / "text_encoder" / "config.json").is_file()
 
 
 def test_command_line_names_every_stage():
