@@ -417,7 +417,8 @@ class Engine:
         )  # fmt: skip
         # From now on the folder tells a later process of the job, even if its turn never comes.
         rendering = Rendering.of(request, outputs, self._model, self._source)
-        job = Job(job_dir, fps=request.fps, priority=priority, render=rendering.write, release=self.release)
+        assert rendering.folder is not None, "it was asked for"
+        job = Job(rendering.folder, priority=priority, render=rendering.write, release=self.release)
         self._jobs.put(job)
         return job
 

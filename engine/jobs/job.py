@@ -5,6 +5,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import IsoframeError, JobCancelledError, exit_code
 from ..events import (
@@ -19,6 +20,10 @@ from ..events import (
 )
 from ..media.video import Video
 from .log import JobLog, LogEntry
+from .state import JobState
+
+if TYPE_CHECKING:
+    from .folder import JobFolder
 
 _logger = logging.getLogger(__name__)
 
@@ -30,15 +35,14 @@ class Job:
     """One video on its way; every method may be called from any thread.
 
     Attributes:
-        path: the job's folder, the only truth about it; :meth:`Engine.resume` goes on from it.
+        folder: the job on disk, the only truth about it; :meth:`Engine.resume` goes on from it.
         priority: jobs with a higher one run first; it may be changed while the job waits.
     """
 
     def __init__(
         self,
-        path: Path,
+        folder: "JobFolder",
         *,
-        fps: float,
         priority: int,
         render: Callable[[Callable[[Event], None]], Video],
         release: Callable[[], None] = lambda: None,
@@ -46,18 +50,17 @@ class Job:
         """Use :meth:`Engine.submit`.
 
         Args:
-            path: the job's folder.
-            fps: frames per second of the video.
+            folder: the job on disk.
             priority: jobs with a higher one run first.
             render: makes the video and reports to the function that it is given.
             release: gives back the device's memory when the job was cancelled or failed.
         """
-        self.path = path
+        self.folder = folder
         self.priority = priority
         self._render, self._release = render, release
-        self._log = JobLog(fps)
+        self._log = JobLog(folder.record.request.fps)
         self._is_cancelled = False
-        self._state = "queued"
+        self._state = JobState.QUEUED
         self._over = threading.Event()
         self._video: Video | None = None
         self._error: Exception | None = None
@@ -65,8 +68,13 @@ class Job:
         self._lock = threading.Lock()
 
     @property
-    def state(self) -> str:
-        """ "queued", "running", "done", "failed" or "cancelled"."""
+    def path(self) -> Path:
+        """The job's folder."""
+        return self.folder.path
+
+    @property
+    def state(self) -> JobState:
+        """QUEUED, RUNNING, DONE, FAILED or CANCELLED."""
         return self._state
 
     @property
@@ -101,10 +109,8 @@ class Job:
             if self._over.is_set():
                 return False
             self._is_cancelled = True
-            if self._state == "queued":
-                self._end(
-                    "cancelled", _cancelled_event(()), JobCancelledError(f"job {self.path} was cancelled")
-                )
+            if self._state is JobState.QUEUED:
+                self._end(JobState.CANCELLED, _cancelled_event(()), self._cancelled_error())
         self._call_back()
         return True
 
@@ -135,28 +141,32 @@ class Job:
         with self._lock:
             if self._over.is_set():
                 return
-            self._state = "running"
+            self._state = JobState.RUNNING
         self._log.append(StartedEvent(job_dir=self.path))
         try:
             self._video = self._render(self._on_event)
         except JobCancelledError as error:
-            self._fail("cancelled", _cancelled_event(_notes(error)), error)
+            self._fail(JobState.CANCELLED, _cancelled_event(_notes(error)), error)
         except Exception as error:
             if not isinstance(error, IsoframeError | OSError):
                 _logger.exception("job %s failed", self.path)
-            self._fail("failed", _failure_event(error), error)
+            self._fail(JobState.FAILED, _failure_event(error), error)
         else:
             with self._lock:
-                self._end("done", DoneEvent(path=self._video.path, num_frames=self._video.num_frames))
+                done = DoneEvent(path=self._video.path, num_frames=self._video.num_frames)
+                self._end(JobState.DONE, done)
         self._call_back()
 
     def _on_event(self, event: Event) -> None:
         # A partial file comes because of the cancelling, and a whole one came before it: the video is there.
         if self._is_cancelled and not isinstance(event, PartialEvent | FileEvent):
-            raise JobCancelledError(f"job {self.path} was cancelled")
+            raise self._cancelled_error()
         self._log.append(event)
 
-    def _fail(self, state: str, event: Event, error: Exception) -> None:
+    def _cancelled_error(self) -> JobCancelledError:
+        return JobCancelledError(f"job {self.path} was cancelled")
+
+    def _fail(self, state: JobState, event: Event, error: Exception) -> None:
         _forget_frames(error)
         try:
             self._release()
@@ -167,7 +177,7 @@ class Job:
         with self._lock:
             self._end(state, event, error)
 
-    def _end(self, state: str, event: Event, error: Exception | None = None) -> None:
+    def _end(self, state: JobState, event: Event, error: Exception | None = None) -> None:
         self._state, self._error = state, error
         # A job may be kept for long, what it was made from need not be.
         del self._render

@@ -1,7 +1,4 @@
-"""The events of one job, numbered and kept, for any number of readers.
-
-How fast a job runs and when it will be done.
-"""
+"""What happens in one job: its events, numbered and kept for any number of readers, and its pace."""
 
 import itertools
 import threading

@@ -4,6 +4,7 @@ import threading
 
 from ..errors import ConfigError, QueueFullError
 from .job import Job
+from .state import JobState
 
 
 class JobQueue:
@@ -34,7 +35,7 @@ class JobQueue:
         with self._lock:
             if self._is_closed:
                 raise ConfigError("the engine must be open to take jobs, it is closed; load another one")
-            waiting = [other for other in self._waiting if other.state == "queued"]
+            waiting = [other for other in self._waiting if other.state is JobState.QUEUED]
             if len(waiting) >= self._max_queued:
                 raise QueueFullError(
                     f"{len(waiting)} jobs wait, max_queued_jobs={self._max_queued} may; submit it again later"

@@ -8,7 +8,7 @@ import gradio as gr
 from ...errors import IsoframeError
 
 if TYPE_CHECKING:
-    from ..server.videos.live_job import VideoStatus
+    from ..server.videos.status import VideoStatus
 
 
 def started(make: Callable[[], "VideoStatus"]) -> str:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ...errors import IsoframeError
+from ...jobs.state import JobState
 from .drawings import draw_memory, draw_progress, draw_sections
 from .form_fields import FormFields, read_form
 from .refusals import act_on, started
 from .studio import Studio
 
 if TYPE_CHECKING:
-    from ..server.videos.live_job import VideoStatus
+    from ..server.videos.status import VideoStatus
 
 
 class Stage:
@@ -34,7 +35,7 @@ class Stage:
         with gr.Row():
             buttons = {
                 name: gr.Button(name, elem_id=name.lower().replace(" ", "-"), size="sm")
-                for name in ("Cancel", "Pause", "Go on")
+                for name in ("Cancel", "Pause", "Resume")
             }
             take = gr.Button("Use its settings", elem_id="use-settings", size="sm")
         with gr.Accordion("Redo from a section", open=False):
@@ -63,7 +64,7 @@ class Stage:
         actions = {
             "Cancel": self._studio.service.cancel,
             "Pause": self._studio.service.pause,
-            "Go on": self._studio.service.go_on,
+            "Resume": self._studio.service.resume,
         }
         for name, action in actions.items():
             buttons[name].click(partial(act_on, action), watched)
@@ -111,15 +112,16 @@ class Stage:
 
 def _possible(status: "VideoStatus | None") -> tuple[bool, ...]:
     """Whether a video can be cancelled, paused, taken up again, redone, made longer and taken as an example."""
-    state = None if status is None else status.state
-    is_under_way = state in ("queued", "running")
+    if status is None:
+        return (False,) * 6
+    state = status.state
     return (
-        is_under_way or state == "paused",
-        is_under_way,
-        state in ("paused", "cancelled", "failed"),
-        state is not None and not is_under_way,
-        state == "done",
-        state is not None,
+        state.is_under_way or state is JobState.PAUSED,
+        state.is_under_way,
+        state.can_resume,
+        not state.is_under_way,
+        state is JobState.DONE,
+        True,
     )
 
 

@@ -1,5 +1,6 @@
 """What the app shows and does; it knows no page."""
 
+import filecmp
 import io
 import logging
 import secrets
@@ -12,14 +13,15 @@ from ...errors import BudgetError, ConfigError, InputError, IsoframeError
 from ...files import write_durably
 from ...jobs.playable import write_playable
 from ...jobs.run import Redo, read_partial
+from ...jobs.state import JobState
 from ...media.source_video import first_frame
 from ...media.video import read_video_info
-from ...request.config import PRESETS, Request, SamplingConfig
+from ...request.config import PRESETS, Request
 from ...request.sections import plan_sections
 from ...request.sizes import format_size
 from ..server.videos.errors import UnknownVideoError
-from ..server.videos.live_job import VideoStatus
 from ..server.videos.service import VideoService
+from ..server.videos.status import VideoStatus
 from .drawings import EMPTY, SectionBar, compose_strip
 from .form import Form, whole, whole_text
 from .memory_history import MemoryHistory
@@ -144,7 +146,7 @@ class Studio:
         for index, plan in enumerate(plan_sections(record.sampling)):
             first = before + 4 * (plan.first_latent_frame - 1)
             state = "done" if index < status.num_finished_sections else "waiting"
-            if index == status.num_finished_sections and status.state == "running":
+            if index == status.num_finished_sections and status.state is JobState.RUNNING:
                 state = "at work"
             end = (first + num_frames) / fps
             bars.append(SectionBar(number=index + 1, start=first / fps, end=end, state=state))
@@ -163,7 +165,7 @@ class Studio:
 
     def strip(self, status: VideoStatus) -> "Image | None":
         """Pictures of the latents in video time; None before the first step."""
-        window = self._sampling(status).latent_window_size
+        window = self.service.folder(status.id).record.sampling.latent_window_size
         # As wide as in the bar of the sections below it.
         spans = [
             (None, round((bar.end - bar.start) * status.fps / 4))
@@ -176,10 +178,10 @@ class Studio:
     def video(self, status: VideoStatus) -> Path | None:
         """The video, or while it is made what is finished of it; None if that is nothing."""
         folder = self.service.folder(status.id)
-        if status.state == "done":
+        if status.state is JobState.DONE:
             self._forget_playable(status.id)
             return self.service.video_path(status.id)
-        if status.state not in ("queued", "running") and (partial := read_partial(folder.path)) is not None:
+        if not status.state.is_under_way and (partial := read_partial(folder.path)) is not None:
             return partial
         num_encoded, path = self._playable.get(status.id, (0, None))
         if folder.num_encoded > num_encoded:
@@ -194,14 +196,14 @@ class Studio:
 
     def title(self, status: VideoStatus) -> str:
         """Which video it is, in one line."""
-        redone = "".join(f", {_redone(redo)}" for redo in self._redos(status))
+        redone = "".join(f", {_redone(redo)}" for redo in status.redos)
         return f"{_shortened(status.prompt, 100)} ({status.seconds:.1f} s, seed {status.seed}{redone})"
 
     def caption(self, status: VideoStatus) -> str:
         """The same in a few words; what differs between videos of one prompt comes first."""
         made = time.strftime("%H:%M", time.localtime(status.created))
-        state = "" if status.state == "done" else f"{status.state}, "
-        state += "redone, " if self._redos(status) else ""
+        state = "" if status.state is JobState.DONE else f"{status.state}, "
+        state += "redone, " if status.redos else ""
         return f"{state}{status.seconds:.1f} s, {made}: {_shortened(status.prompt, 40)}"
 
     def describe(self, status: VideoStatus) -> str:
@@ -209,16 +211,16 @@ class Studio:
         if status.failure is not None:
             return f"Failed: {status.failure.message}"
         share = f"{status.num_finished_sections} of {status.num_sections} sections"
-        if status.state == "running":
+        if status.state is JobState.RUNNING:
             left = "" if status.seconds_left is None else f", {_duration(status.seconds_left)} left"
             # The open edge of a section changes when the next one is blended in.
             is_blank = status.num_finished_sections > 0 and self.service.folder(status.id).num_encoded == 0
             return f"At work: {share}{left}{'; the first frames follow with the next section' if is_blank else ''}"
-        if status.state == "queued":
+        if status.state is JobState.QUEUED:
             names = [queued.id for queued, _ in self.service.queue()]
             ahead = names.index(status.id) if status.id in names else 0
             return f"Waits behind {_count(ahead, 'other')}"
-        if status.state == "done":
+        if status.state is JobState.DONE:
             return f"Done: {status.num_frames} frames, {status.seconds:.1f} s{self._comparison(status)}"
         return f"{status.state.capitalize()}: {share} are kept"
 
@@ -282,7 +284,7 @@ class Studio:
         Raises:
             IsoframeError: it is refused.
         """
-        status = self.service.repeat(name)
+        status = self.service.reproduce(name)
         self._originals[status.id] = name
         return status
 
@@ -293,7 +295,7 @@ class Studio:
             ConfigError: it does not wait.
         """
         status = self.service.get(name)
-        if status.state != "queued":
+        if status.state is not JobState.QUEUED:
             raise ConfigError(f"only a video that waits can be moved, this one is {status.state}")
         priorities = [priority for _, priority in self.service.queue()]
         self.service.prioritize(
@@ -305,10 +307,10 @@ class Studio:
         self._playable.pop(name, None)
         self.service.delete(name)
 
-    def kept(self, limit: int = 60) -> list[VideoStatus]:
+    def gallery(self, limit: int = 60) -> list[VideoStatus]:
         """The newest videos that neither run nor wait: done, paused, cancelled or failed."""
         found = self.service.page(limit=limit)
-        return [status for status in found if status.state not in ("queued", "running")]
+        return [status for status in found if not status.state.is_under_way]
 
     def thumbnail(self, status: VideoStatus) -> "str | Image":
         """The start image, the first frame of a video that was made from text alone, or grey while it has none."""
@@ -322,11 +324,11 @@ class Studio:
         return self.show(path) or Image.new("RGB", (64, 64), EMPTY)
 
     def _picture(self, status: VideoStatus) -> Path | None:
-        folder = self.service.folder(status.id)
-        if folder.record.request.image is not None:
-            return folder.path / "image.png"
-        path = folder.path / "thumbnail.png"
-        if not path.exists() and status.state == "done":
+        folder = self.service.folder(status.id).path
+        if (start := folder / "image.png").exists():
+            return start
+        path = folder / "thumbnail.png"
+        if not path.exists() and status.state is JobState.DONE:
             picture = io.BytesIO()
             first_frame(self.service.video_path(status.id)).save(picture, format="PNG")
             # Other browsers may read it meanwhile.
@@ -335,7 +337,7 @@ class Studio:
 
     def facts(self, status: VideoStatus) -> dict[str, object]:
         """How a video was made: what its file says, or for want of one what was asked for."""
-        if status.state == "done":
+        if status.state is JobState.DONE:
             return read_video_info(self.service.video_path(status.id)).metadata
         return dict(self.service.folder(status.id).record.metadata)
 
@@ -345,23 +347,14 @@ class Studio:
         if path is not None:
             path.unlink(missing_ok=True)
 
-    def _redos(self, status: VideoStatus) -> tuple[Redo, ...]:
-        try:
-            return tuple(self.service.folder(status.id).redos)
-        except UnknownVideoError:
-            # Somebody deleted it while it was listed.
-            return ()
-
-    def _sampling(self, status: VideoStatus) -> SamplingConfig:
-        return self.service.folder(status.id).record.sampling
-
     def _comparison(self, status: VideoStatus) -> str:
         original = self._originals.get(status.id)
         if original is None or self.find(original) is None:
             return ""
         if status.id not in self._comparisons:
-            first, second = (self.service.video_path(name).read_bytes() for name in (original, status.id))
-            told = "the same file, bit for bit" if first == second else "NOT the same file as the first one"
+            first, second = (self.service.video_path(name) for name in (original, status.id))
+            is_same = filecmp.cmp(first, second, shallow=False)
+            told = "the same file, bit for bit" if is_same else "NOT the same file as the first one"
             self._comparisons[status.id] = f"; {told}"
         return self._comparisons[status.id]
 

@@ -13,7 +13,7 @@ from .refusals import act_on, chosen, started, watch
 from .studio import Studio
 
 if TYPE_CHECKING:
-    from ..server.videos.live_job import VideoStatus
+    from ..server.videos.status import VideoStatus
 
 
 def build_queue(studio: Studio, watched: Any, timer: Any, tabs: Any) -> None:
@@ -69,7 +69,7 @@ def build_gallery(studio: Studio, watched: Any, tab: Any, tabs: Any) -> None:
         facts = gr.JSON(label="How it was made", height=420, elem_id="gallery-facts")
 
     def refresh() -> tuple[Any, Any]:
-        found = studio.kept()
+        found = studio.gallery()
         return [(studio.thumbnail(status), studio.caption(status)) for status in found], [
             status.id for status in found
         ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
+from ...jobs.state import JobState
 from ...request.config import EngineConfig
 from ...request.fields import JOB, OUTPUT, SAMPLING
 from .terminal.command import command
@@ -76,10 +77,10 @@ def _describe(job: "JobFolder") -> dict[str, object]:
     }
 
 
-def _state(status: "JobStatus") -> str:
+def _state(status: "JobStatus") -> JobState:
     if status.is_running:
-        return "running"
-    return "done" if status.is_done else "stopped"
+        return JobState.RUNNING
+    return JobState.DONE if status.is_done else JobState.STOPPED
 
 
 Job = Annotated[

@@ -12,10 +12,11 @@ from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import Field
 
 from ...errors import IsoframeError
+from ...jobs.state import JobState
 from .http.schemas import DeletedVideo, ModelObject, VideoObject
 from .videos.errors import FieldError, NotFinishedError
 from .videos.parameters import VideoParameters
-from .videos.pictures import decode_base64, read_picture
+from .videos.pictures import decode_base64
 from .videos.service import VideoService
 
 _MAX_WAIT_SECONDS = 3600
@@ -61,12 +62,8 @@ def _add_create(server: "MCPServer[None]", service: VideoService, folders: Seque
         video: VideoParameters,
     ) -> LocalVideo:
         """Start making a video of an image and a prompt; returns at once."""
-        if video.model not in (None, service.card.name):
-            raise FieldError("model", f"model must be {service.card.name}, got {video.model!r}")
-        picture = read_picture(_image_bytes(image, folders, service.limits.upload_bytes), service.limits)
-        request = video.to_request(picture, service.card.loras)
-        created = service.create(request, priority=video.priority, has_previews=video.previews)
-        return _local(service, created.id)
+        content = _image_bytes(image, folders, service.limits.upload_bytes)
+        return _local(service, video.create(service, content).id)
 
 
 def _add_others(server: "MCPServer[None]", service: VideoService) -> None:
@@ -142,7 +139,7 @@ def _told(function: Callable[P, T]) -> Callable[P, T]:
 def _local(service: VideoService, name: str) -> LocalVideo:
     status = service.get(name)
     try:
-        path = str(service.video_path(name)) if status.state == "done" else None
+        path = str(service.video_path(name)) if status.state is JobState.DONE else None
     except NotFinishedError:
         # Somebody removed the file: the video, and a list with it, can be told all the same.
         path = None

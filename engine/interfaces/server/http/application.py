@@ -1,12 +1,11 @@
 """The HTTP application over a service."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Any
 
 from fastapi import FastAPI, Response
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
@@ -16,7 +15,7 @@ from ..videos.service import VideoService
 from ..videos.workers import ModelCard
 from .docs_page import docs_page
 from .guard import Access, Guard
-from .problems import PROBLEM_RESPONSES, install
+from .problems import install, problems
 from .prometheus import CONTENT_TYPE, MeasureRequests, ServerMetrics
 from .routes import make_router
 from .schemas import Health, ModelList, ModelObject, VideoBody
@@ -44,7 +43,15 @@ def make_app(
         service.close()
 
     access = access or Access()
-    app = _Application(has_key=access.api_key is not None, lifespan=lifespan)
+    app = _Application(
+        title="isoframe",
+        version=_version(),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.has_key = access.api_key is not None
     install(app, service.retry_seconds)
     metrics = ServerMetrics(service)
     _add_operations(app, metrics, service.card)
@@ -65,44 +72,26 @@ def make_app(
 
 
 class _Application(FastAPI):
-    def __init__(
-        self, *, has_key: bool, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]
-    ) -> None:
-        super().__init__(
-            title="isoframe",
-            version=_version(),
-            description=_DESCRIPTION,
-            lifespan=lifespan,
-            docs_url=None,
-            redoc_url=None,
-        )
-        self._has_key = has_key
+    has_key = False
 
     def openapi(self) -> dict[str, Any]:
         """The document; the bodies that :mod:`.uploads` reads by itself are added."""
         if self.openapi_schema is None:
-            document = get_openapi(
-                title=self.title, version=self.version, description=self.description, routes=self.routes
-            )
+            document = super().openapi()
             document["components"]["schemas"].update(_body_schemas())
-            if self._has_key:
+            if self.has_key:
                 document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
                 document["security"] = [{"key": []}]
-            self.openapi_schema = document
-        return self.openapi_schema
+        return super().openapi()
 
 
 def _add_operations(app: FastAPI, metrics: ServerMetrics, card: ModelCard) -> None:
-    @app.get("/healthz", tags=["server"], responses={403: PROBLEM_RESPONSES[403]})
+    @app.get("/healthz", tags=["server"], responses=problems(403))
     async def check_health() -> Health:
         """Whether the server answers; needs no key."""
         return Health(version=_version())
 
-    @app.get(
-        "/v1/models",
-        tags=["server"],
-        responses={401: PROBLEM_RESPONSES[401], 403: PROBLEM_RESPONSES[403]},
-    )
+    @app.get("/v1/models", tags=["server"], responses=problems(401, 403))
     def list_models() -> ModelList:
         """The model that this server runs."""
         return ModelList(data=[ModelObject.of(card)])
@@ -115,11 +104,7 @@ def _add_operations(app: FastAPI, metrics: ServerMetrics, card: ModelCard) -> No
         "/metrics",
         tags=["server"],
         response_class=Response,
-        responses={
-            200: {"content": {CONTENT_TYPE: {"schema": {"type": "string"}}}},
-            401: PROBLEM_RESPONSES[401],
-            403: PROBLEM_RESPONSES[403],
-        },
+        responses={200: {"content": {CONTENT_TYPE: {"schema": {"type": "string"}}}}, **problems(401, 403)},
     )
     def read_metrics() -> Response:
         """Measurements for Prometheus."""

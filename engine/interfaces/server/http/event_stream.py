@@ -2,55 +2,51 @@
 
 import asyncio
 import dataclasses
-import json
-import time
 from collections.abc import AsyncIterator
 
 from anyio import to_thread
+from fastapi.sse import ServerSentEvent
 
 from ....events import CancelledEvent, FailureEvent, PreviewEvent
 from ....jobs.log import LogEntry
+from ..videos.entry import EventKey
 from ..videos.errors import UnknownVideoError
-from ..videos.live_job import EventKey
 from ..videos.service import VideoService
 from .schemas import VideoObject
 
 _POLL_SECONDS = 0.1
-_HEARTBEAT_SECONDS = 15.0
 # Tensors, and where things lie on the server.
 _HIDDEN_FIELDS = ("x0", "path", "job_dir", "notes", "exit_code")
 
 
-async def event_stream(service: VideoService, name: str, after: EventKey | None) -> AsyncIterator[str]:
+async def event_stream(
+    service: VideoService, name: str, after: EventKey | None
+) -> AsyncIterator[ServerSentEvent]:
     """What happens to a video until it is over, then the event "video" with the whole of it.
 
     The stream ends without that event where the server stops: the client asks again with the last id.
     """
-    spoken = time.monotonic()
     while not service.is_closing:
         try:
             entries, last = await to_thread.run_sync(_look, service, name, after)
         except UnknownVideoError:
             # Deleted meanwhile.
             return
-        for key, entry in entries:
+        for after, entry in entries:
             if isinstance(entry.event, CancelledEvent) and service.is_closing:
                 return
-            yield _format(_kind(entry), _values(entry, name), key)
-            after, spoken = key, time.monotonic()
+            kind = type(entry.event).__name__.removesuffix("Event").lower()
+            yield ServerSentEvent(event=kind, data=_values(entry, name), id=str(after))
         if last is not None:
-            yield _format("video", last.model_dump(), None)
+            yield ServerSentEvent(event="video", data=last)
             return
-        if time.monotonic() - spoken > _HEARTBEAT_SECONDS:
-            yield ": nothing new\n\n"
-            spoken = time.monotonic()
         await asyncio.sleep(_POLL_SECONDS)
 
 
 def _look(
     service: VideoService, name: str, after: EventKey | None
 ) -> tuple[list[tuple[EventKey, LogEntry]], VideoObject | None]:
-    """What is new; the video too once it is over and its index knows. A failure waits for that: it says the same."""
+    """What is new; the video too once its end is kept. A failure waits for that: it says the same."""
     entries, is_over = service.events(name, after)
     status = service.get(name)
     if entries and isinstance(event := entries[-1][1].event, FailureEvent):
@@ -59,11 +55,7 @@ def _look(
             return entries, None
         event = dataclasses.replace(event, error=status.failure.error, message=status.failure.message)
         entries.append((key, dataclasses.replace(entry, event=event)))
-    return entries, VideoObject.of(status) if is_over and status.is_over else None
-
-
-def _kind(entry: LogEntry) -> str:
-    return type(entry.event).__name__.removesuffix("Event").lower()
+    return entries, VideoObject.of(status) if is_over and status.state.is_over else None
 
 
 def _values(entry: LogEntry, name: str) -> dict[str, object]:
@@ -79,13 +71,3 @@ def _values(entry: LogEntry, name: str) -> dict[str, object]:
         "video_seconds": entry.video_seconds,
     }
     return timing | values
-
-
-def _format(kind: str, values: dict[str, object], key: EventKey | None) -> str:
-    identity = "" if key is None else f"id: {key}\n"
-    return f"{identity}event: {kind}\ndata: {json.dumps(values, default=_plain)}\n\n"
-
-
-def _plain(value: object) -> object:
-    """A dataclass inside an event."""
-    return dataclasses.asdict(value)  # type: ignore[call-overload]  # nothing else is left that json does not know

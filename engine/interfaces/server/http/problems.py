@@ -31,16 +31,30 @@ _CODES = {
 }
 # What an exception without a field of its own is about.
 _FIELDS = {401: "authorization", 404: "path", 405: "method", 415: "content-type"}
-# For the OpenAPI document: the answers that every operation on a video may give.
-PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": text}
-    for status, text in {
-        401: "The API key is missing or wrong.",
-        403: "A web page of another origin asked.",
-        404: "There is no such video.",
-        422: "A field or parameter is wrong; it is named.",
-    }.items()
+_MEANINGS = {
+    400: "The body is broken.",
+    401: "The API key is missing or wrong.",
+    403: "A web page of another origin asked.",
+    404: "There is no such video.",
+    408: "The body came too slowly.",
+    409: "It is not there, or not yet.",
+    413: "The body is too large.",
+    415: "The body is neither JSON nor a form.",
+    422: "A field or parameter is wrong; it is named.",
+    429: "The queue is full; Retry-After says when to try again.",
+    507: "The server's disk is full.",
 }
+# Answers that are errors of one kind alone: the status, the field and the code.
+_ANSWERS = {
+    UnknownVideoError: (404, "video_id", None),
+    NotFinishedError: (409, "video_id", "not_finished"),
+    BudgetError: (422, "height", "over_budget"),
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI document says of an operation that may be refused with ``statuses``."""
+    return {status: {"model": Problem, "description": _MEANINGS[status]} for status in statuses}
 
 
 def problem(
@@ -76,7 +90,11 @@ def install(app: FastAPI, retry_seconds: Callable[[], int]) -> None:
 
     for kind in (IsoframeError, OSError, HTTPException, RequestValidationError, ValidationError):
         app.add_exception_handler(kind, refuse)
-    app.add_exception_handler(Exception, _unexpected)
+
+    async def fail(_: Request, error: Exception) -> JSONResponse:
+        return _failed(error)
+
+    app.add_exception_handler(Exception, fail)
 
 
 def answer(error: Exception) -> JSONResponse:
@@ -85,21 +103,15 @@ def answer(error: Exception) -> JSONResponse:
         field = _FIELDS.get(error.status_code, "body")
         headers = dict(error.headers) if error.headers else None
         return problem(error.status_code, str(error.detail), field, headers=headers)
-    if isinstance(error, RequestValidationError):
-        # FastAPI puts before its name where a value stood: path, query or header.
+    if isinstance(error, RequestValidationError | ValidationError):
         first = error.errors()[0]
-        return _invalid(first, first["loc"][1:])
-    if isinstance(error, ValidationError):
-        invalid = error.errors()[0]
-        return _invalid(invalid, invalid["loc"])
+        # FastAPI puts before its name where a value stood: path, query or header.
+        return _invalid(first, first["loc"][isinstance(error, RequestValidationError) :])
     if isinstance(error, FieldError):
         return problem(422, str(error), error.field)
-    if isinstance(error, UnknownVideoError):
-        return problem(404, str(error), "video_id")
-    if isinstance(error, NotFinishedError):
-        return problem(409, str(error), "video_id", code="not_finished")
-    if isinstance(error, BudgetError):
-        return problem(422, str(error), "height", code="over_budget")
+    if type(error) in _ANSWERS:
+        status, field, code = _ANSWERS[type(error)]
+        return problem(status, str(error), field, code=code)
     if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
         _logger.error("a request failed on the server's disk: %s", error)
         return problem(
@@ -107,10 +119,6 @@ def answer(error: Exception) -> JSONResponse:
         )
     if isinstance(error, ConfigError | InputError | CheckpointError):
         return problem(422, str(error), field_of(str(error)))
-    return _failed(error)
-
-
-async def _unexpected(_: Request, error: Exception) -> JSONResponse:
     return _failed(error)
 
 

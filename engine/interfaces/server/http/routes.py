@@ -1,52 +1,28 @@
 """The operations of /v1/videos."""
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Header, Path, Query, Request
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from fastapi.responses import FileResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 
+from ..videos.entry import EventKey
 from ..videos.errors import FieldError, NotFinishedError
-from ..videos.live_job import EventKey
-from ..videos.pictures import read_picture
 from ..videos.service import VideoService
 from .event_stream import event_stream
-from .problems import PROBLEM_RESPONSES
-from .schemas import DeletedVideo, Problem, RedoBody, VideoList, VideoObject
+from .problems import problems
+from .schemas import DeletedVideo, RedoBody, VideoList, VideoObject
 from .uploads import FORM, JSON, Upload, receive_upload
 
 _MAX_PAGE = 100
 _VideoId = Annotated[str, Path(pattern="^video_[0-9a-f]{24}$", description="Of the video.")]
-_EVENT_SCHEMA = {
-    "type": "object",
-    "description": "One of the events; its data is JSON. The last one is the event video, with the whole of it.",
-    "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
-    "required": ["event", "data"],
-}
-_CREATE_PROBLEMS = {
-    400: "The body is broken.",
-    408: "The body came too slowly.",
-    413: "The body is too large.",
-    415: "The body is neither JSON nor a form.",
-    429: "The queue is full; Retry-After says when to try again.",
-    507: "The server's disk is full.",
-}
-
-
-_QUEUE_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    code: {"model": Problem, "description": _CREATE_PROBLEMS[code]} for code in (429, 507)
-}
-_BODY_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    code: {"model": Problem, "description": _CREATE_PROBLEMS[code]} for code in (400, 408, 413)
-}
-_NOT_FINISHED: dict[int | str, dict[str, Any]] = {
-    409: {"model": Problem, "description": "It is not there, or not yet."}
-}
 
 
 def make_router(service: VideoService) -> APIRouter:
     """The operations on ``service``."""
-    router = APIRouter(prefix="/v1", responses=PROBLEM_RESPONSES)
+    router = APIRouter(prefix="/v1/videos", tags=["videos"], responses=problems(401, 403, 404, 422))
     _add_create(router, service)
     _add_queries(router, service)
     _add_changes(router, service)
@@ -60,18 +36,12 @@ def _add_create(router: APIRouter, service: VideoService) -> None:
 
     def submit(upload: Upload) -> VideoObject:
         parameters, content = upload.parse()
-        if parameters.model not in (None, service.card.name):
-            raise FieldError("model", f"model must be {service.card.name}, got {parameters.model!r}")
-        request = parameters.to_request(read_picture(content, service.limits), service.card.loras)
-        return VideoObject.of(
-            service.create(request, priority=parameters.priority, has_previews=parameters.previews)
-        )
+        return VideoObject.of(parameters.create(service, content))
 
     @router.post(
-        "/videos",
+        "",
         status_code=201,
-        tags=["videos"],
-        responses={code: {"model": Problem, "description": text} for code, text in _CREATE_PROBLEMS.items()},
+        responses=problems(400, 408, 413, 415, 429, 507),
         openapi_extra={"requestBody": _request_body()},
     )
     async def create_video(request: Request) -> VideoObject:
@@ -81,7 +51,7 @@ def _add_create(router: APIRouter, service: VideoService) -> None:
 
 
 def _add_queries(router: APIRouter, service: VideoService) -> None:
-    @router.get("/videos", tags=["videos"])
+    @router.get("")
     def list_videos(
         after: Annotated[
             str | None, Query(pattern="^video_[0-9a-f]{24}$", description="Id of a video.")
@@ -99,38 +69,37 @@ def _add_queries(router: APIRouter, service: VideoService) -> None:
             has_more=len(found) > limit,
         )
 
-    @router.get("/videos/{video_id}", tags=["videos"])
+    @router.get("/{video_id}")
     def get_video(video_id: _VideoId) -> VideoObject:
         """How a video stands."""
         return VideoObject.of(service.get(video_id))
 
 
 def _add_changes(router: APIRouter, service: VideoService) -> None:
-    @router.post("/videos/{video_id}/cancel", tags=["videos"])
+    @router.post("/{video_id}/cancel")
     def cancel_video(video_id: _VideoId) -> VideoObject:
         """Stop making a video, after the step at hand; one that is over stays as it is."""
         return VideoObject.of(service.cancel(video_id))
 
-    @router.post("/videos/{video_id}/pause", tags=["videos"])
+    @router.post("/{video_id}/pause")
     def pause_video(video_id: _VideoId) -> VideoObject:
         """Stop making a video, after the step at hand, until it is resumed; one that is over stays as it is."""
         return VideoObject.of(service.pause(video_id))
 
-    @router.post("/videos/{video_id}/resume", tags=["videos"], responses=_QUEUE_PROBLEMS)
+    @router.post("/{video_id}/resume", responses=problems(429, 507))
     def resume_video(video_id: _VideoId) -> VideoObject:
         """Go on with a video that was paused or cancelled, or failed, from its last finished section."""
-        return VideoObject.of(service.go_on(video_id))
+        return VideoObject.of(service.resume(video_id))
 
     @router.post(
-        "/videos/{video_id}/redo",
+        "/{video_id}/redo",
         status_code=201,
-        tags=["videos"],
-        responses=_QUEUE_PROBLEMS | _BODY_PROBLEMS | _NOT_FINISHED,
+        responses=problems(400, 408, 409, 413, 429, 507),
     )
     def redo_video(video_id: _VideoId, body: RedoBody) -> VideoObject:
         """Make a section and all later ones again, with another seed or prompt, as a new video."""
         status = service.get(video_id)
-        if status.state in ("queued", "running"):
+        if status.state.is_under_way:
             raise NotFinishedError(f"the video is {status.state}; pause it, or wait until it is done")
         # The message of a job counts sections from 1.
         if body.section >= status.num_sections:
@@ -139,7 +108,7 @@ def _add_changes(router: APIRouter, service: VideoService) -> None:
             )
         return VideoObject.of(service.redo(video_id, body.section, seed=body.seed, prompt=body.prompt))
 
-    @router.delete("/videos/{video_id}", tags=["videos"])
+    @router.delete("/{video_id}")
     def delete_video(video_id: _VideoId) -> DeletedVideo:
         """Remove a video and its files; one at work is cancelled."""
         service.delete(video_id)
@@ -148,15 +117,14 @@ def _add_changes(router: APIRouter, service: VideoService) -> None:
 
 def _add_files(router: APIRouter, service: VideoService) -> None:
     @router.get(
-        "/videos/{video_id}/content",
-        tags=["videos"],
+        "/{video_id}/content",
         response_class=FileResponse,
         responses={
-            200: {"content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}},
+            200: _file("video/mp4"),
             206: {"description": "The part that the header Range asks for."},
             400: {"description": "The header Range is malformed."},
             416: {"description": "The file has no such part."},
-            **_NOT_FINISHED,
+            **problems(409),
         },
     )
     def download_video(video_id: _VideoId) -> FileResponse:
@@ -164,35 +132,35 @@ def _add_files(router: APIRouter, service: VideoService) -> None:
         return FileResponse(service.video_path(video_id), media_type="video/mp4", filename=f"{video_id}.mp4")
 
     @router.get(
-        "/videos/{video_id}/previews/{section}",
-        tags=["videos"],
+        "/{video_id}/previews/{section}",
         response_class=FileResponse,
-        responses={
-            200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
-            **_NOT_FINISHED,
-        },
+        responses={200: _file("image/png"), **problems(409)},
     )
     def get_preview(video_id: _VideoId, section: Annotated[int, Path(ge=0, le=100_000)]) -> FileResponse:
         """The latest picture of a section, by its place in the order of making."""
         return FileResponse(service.preview_path(video_id, section), media_type="image/png")
 
+    def check_known(video_id: _VideoId) -> None:
+        # Before the answer begins.
+        service.get(video_id)
+
     @router.get(
-        "/videos/{video_id}/events",
-        tags=["videos"],
-        response_class=StreamingResponse,
-        responses={200: {"content": {"text/event-stream": {"schema": _EVENT_SCHEMA}}}},
+        "/{video_id}/events",
+        response_class=EventSourceResponse,
+        dependencies=[Depends(check_known)],
     )
-    def follow_video(
+    async def follow_video(
         video_id: _VideoId,
         last_event_id: Annotated[str | None, Header(max_length=64, description="Goes on after it.")] = None,
-    ) -> StreamingResponse:
-        """What has happened and what happens, as Server-Sent Events; the last one is the video."""
-        service.get(video_id)
+    ) -> AsyncIterator[ServerSentEvent]:
+        """What has happened and what happens, as Server-Sent Events whose data is JSON; the last one is the video."""
         after = None if last_event_id is None else EventKey.parse(last_event_id)
-        stream = event_stream(service, video_id, after)
-        return StreamingResponse(
-            stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-        )
+        async for event in event_stream(service, video_id, after):
+            yield event
+
+
+def _file(kind: str) -> dict[str, Any]:
+    return {"content": {kind: {"schema": {"type": "string", "format": "binary"}}}}
 
 
 def _request_body() -> dict[str, object]:

@@ -4,21 +4,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ....jobs.state import JobState
 from ..videos.parameters import VideoParameters
 
 if TYPE_CHECKING:
-    from ..videos.live_job import VideoStatus
+    from ..videos.status import VideoStatus
     from ..videos.workers import ModelCard
 
-# The words that clients of /v1/videos elsewhere know.
-_STATUSES = {
-    "queued": "queued",
-    "running": "in_progress",
-    "paused": "paused",
-    "done": "completed",
-    "failed": "failed",
-    "cancelled": "cancelled",
-}
+# Where the words that clients of /v1/videos elsewhere know differ from ours.
+_STATUSES = {JobState.RUNNING: "in_progress", JobState.DONE: "completed"}
 _MAX_SECONDS_LEFT = 10**9
 
 
@@ -91,7 +85,7 @@ class VideoObject(BaseModel):
         same = ("id", "model", "prompt", "seed", "seconds", "fps", "height", "width", "num_frames")
         failure, left = status.failure, status.seconds_left
         return cls(
-            status=_STATUSES[status.state],  # type: ignore[arg-type]  # a dictionary's values are plain strings
+            status=_STATUSES.get(status.state, status.state.value),  # type: ignore[arg-type]  # values are plain strings
             progress=int(100 * status.progress),
             created_at=int(status.created),
             completed_at=None if status.ended is None else int(status.ended),

@@ -1,7 +1,4 @@
-"""A video that a client asks for, as JSON or as a form.
-
-How large a request may be, and how long it may take to arrive.
-"""
+"""A video that a client asks for, as JSON or as a form: how it is read, how large it may be, how slowly it may come."""
 
 import asyncio
 import json
@@ -20,8 +17,13 @@ from .schemas import VideoBody
 
 FORM = "multipart/form-data"
 JSON = "application/json"
+UPLOAD_SECONDS = 60.0
+# Base64 has four characters for three bytes; the other fields are small.
+_MAX_FIELDS_BYTES = 2**20
 _MAX_FIELDS = 64
 _MAX_EPILOGUE_BYTES = 128
+# What is left of a body that is too large or too slow is not read.
+_HANG_UP = {"Connection": "close"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,13 +100,6 @@ def _parse_loras(text: str) -> object:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FieldError("loras", "loras must be a list in JSON") from error
-
-
-UPLOAD_SECONDS = 60.0
-# Base64 has four characters for three bytes; the other fields are small.
-_MAX_FIELDS_BYTES = 2**20
-# What is left of the body is not read.
-_HANG_UP = {"Connection": "close"}
 
 
 class BodyLimit:

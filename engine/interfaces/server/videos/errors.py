@@ -1,14 +1,13 @@
-"""What a service tells of an error that ended a video.
-
-What a service refuses.
-"""
+"""What a service refuses, and what it tells of an error that ended a video."""
 
 import logging
 import os
 from pathlib import Path
 
 from ....errors import ConfigError, IsoframeError
-from .live_job import VideoFailure
+from .status import VideoFailure
+
+_logger = logging.getLogger(__name__)
 
 
 class FieldError(ConfigError):
@@ -29,9 +28,6 @@ class UnknownVideoError(IsoframeError):
 
 class NotFinishedError(IsoframeError):
     """The video has not what was asked for, or not yet."""
-
-
-_logger = logging.getLogger(__name__)
 
 
 def failure_of(error: Exception, jobs: Path) -> VideoFailure:

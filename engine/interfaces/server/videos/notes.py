@@ -5,15 +5,16 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ....files import write_durably
-from .live_job import VideoFailure
+from ....jobs.state import JobState
+from .status import VideoFailure
 
 _logger = logging.getLogger(__name__)
 # A job that starts removes temporary files from its own folder, notes that are being written among them.
 _NOTES = "service"
 _ASKED, _END = "asked.json", "end.json"
-PAUSED, CANCELLED, DELETED = "paused", "cancelled", "deleted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +37,12 @@ class End:
     """How a job ended.
 
     Attributes:
-        state: "failed", :data:`PAUSED`, :data:`CANCELLED` or :data:`DELETED`.
+        state: FAILED, PAUSED, CANCELLED or DELETED.
         ended: seconds since 1970.
         failure: why it failed.
     """
 
-    state: str
+    state: JobState
     ended: float
     failure: VideoFailure | None = None
 
@@ -54,7 +55,7 @@ def write_asked(folder: Path, asked: Asked) -> None:
 def read_asked(folder: Path) -> Asked:
     """What :func:`write_asked` kept; if the process was killed before it could, the time of its record."""
     values = _read(folder / _NOTES / _ASKED)
-    return Asked(created=(folder / "job.json").stat().st_mtime) if values is None else Asked(**values)  # type: ignore[arg-type]  # write_asked made them
+    return Asked(created=(folder / "job.json").stat().st_mtime) if values is None else Asked(**values)
 
 
 def write_end(folder: Path, end: End) -> None:
@@ -67,8 +68,12 @@ def read_end(folder: Path) -> End | None:
     values = _read(folder / _NOTES / _END)
     if values is None:
         return None
-    failure = values.pop("failure", None)
-    return End(**values, failure=None if failure is None else VideoFailure(**failure))  # type: ignore[arg-type]  # write_end made them
+    failure = values.get("failure")
+    return End(
+        state=JobState(values["state"]),
+        ended=values["ended"],
+        failure=None if failure is None else VideoFailure(**failure),
+    )
 
 
 def _write(folder: Path, name: str, values: Mapping[str, object]) -> None:
@@ -81,7 +86,7 @@ def forget_end(folder: Path) -> None:
     (folder / _NOTES / _END).unlink(missing_ok=True)
 
 
-def _read(path: Path) -> dict[str, object] | None:
+def _read(path: Path) -> dict[str, Any] | None:
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:

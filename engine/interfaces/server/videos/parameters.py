@@ -10,9 +10,13 @@ from ....errors import ConfigError
 from ....request.config import LoraStrength, Request
 from ....request.fields import Offered, offered
 from .errors import FieldError
+from .pictures import read_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from .service import VideoService
+    from .status import VideoStatus
 
 # Of the video: beyond it no decoder plays the file.
 _MAX_SIDE = 4096
@@ -85,6 +89,17 @@ class VideoParameters(_Fields):  # type: ignore[misc, valid-type]  # made at imp
     loras: list[LoraParameters] = Field(default_factory=list, max_length=16)
     priority: int = Field(default=0, ge=-100, le=100, description="Higher ones run first.")
     previews: bool = Field(default=False, description="Draw a picture of the latents at every step.")
+
+    def create(self, service: "VideoService", content: bytes) -> "VideoStatus":
+        """Have ``service`` make the video of the image file ``content``.
+
+        Raises:
+            IsoframeError: it is refused; a FieldError where a field is wrong.
+        """
+        if self.model not in (None, service.card.name):
+            raise FieldError("model", f"model must be {service.card.name}, got {self.model!r}")
+        request = self.to_request(read_picture(content, service.limits), service.card.loras)
+        return service.create(request, priority=self.priority, has_previews=self.previews)
 
     def to_request(self, image: "Image", loras: Collection[str]) -> Request:
         """What the engine is asked for.

@@ -16,6 +16,7 @@ from ....events import CancelledEvent, DoneEvent, Event, FailureEvent, PartialEv
 from ....jobs.folder import JobFolder
 from ....jobs.job import Job
 from ....jobs.queue import JobQueue
+from ....jobs.state import JobState
 from ....media.video import Video
 from ....request.config import Request
 from .notes import Asked
@@ -85,7 +86,7 @@ class VideoActor:
             if not isinstance(entry.event, _ENDS):
                 yield entry.event
         del self._jobs[folder]
-        if job.state != "cancelled":
+        if job.state is not JobState.CANCELLED:
             yield job.result()
 
     def cancel(self, folder: str) -> None:
@@ -132,13 +133,12 @@ class RayWorkers:
     def submit(self, folder: Path, request: Request, asked: Asked) -> Job:
         """See :class:`~.workers.Workers`."""
         self._ask(lambda actor: actor.prepare.remote(str(folder), request))
-        return self.resume(folder, asked)
+        return self.resume(JobFolder.open(folder), asked)
 
-    def resume(self, folder: Path, asked: Asked) -> Job:
+    def resume(self, folder: JobFolder, asked: Asked) -> Job:
         """See :class:`~.workers.Workers`."""
         job = Job(
             folder,
-            fps=JobFolder.open(folder).record.request.fps,
             priority=asked.priority,
             render=lambda on_event: self._render(job, asked.has_previews, on_event),
         )

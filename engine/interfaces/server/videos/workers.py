@@ -1,7 +1,4 @@
-"""Who makes the videos of a service.
-
-How to load the engine of a service: here, or in another process.
-"""
+"""Who makes the videos of a service: an engine that is loaded here, or in another process."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -50,8 +47,8 @@ class Workers(Protocol):
             IsoframeError: the request is refused; nothing is left in ``folder``.
         """
 
-    def resume(self, folder: Path, asked: Asked) -> Job:
-        """Go on with the job in ``folder``.
+    def resume(self, folder: JobFolder, asked: Asked) -> Job:
+        """Go on with the job of ``folder``.
 
         Raises:
             IsoframeError: this is not possible.
@@ -75,9 +72,9 @@ class LocalWorkers:
             request, job_dir=folder, priority=asked.priority, has_previews=asked.has_previews
         )
 
-    def resume(self, folder: Path, asked: Asked) -> Job:
+    def resume(self, folder: JobFolder, asked: Asked) -> Job:
         """See :class:`Workers`."""
-        return self.submit(folder, JobFolder.open(folder).record.request, asked)
+        return self.submit(folder.path, folder.record.request, asked)
 
     def close(self) -> None:
         """See :class:`Workers`."""

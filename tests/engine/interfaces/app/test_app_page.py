@@ -176,7 +176,7 @@ def test_a_video_is_paused_taken_up_again_and_cancelled(open_page: Callable[[], 
     page.locator("#pause").click()
     wait_for(page, "Paused: .* are kept")
     expect(page.locator("#video video")).to_be_visible(timeout=PATIENCE)
-    page.locator("#go-on").click()
+    page.locator("#resume").click()
     wait_for(page, "At work")
     page.locator("#cancel").click()
     wait_for(page, "Cancelled: .* are kept")

@@ -123,7 +123,7 @@ def test_sections_and_previews_stand_in_video_time(studio: Studio, order: str, n
     assert all(part is not None and part.size == (9 * 64, 64) for part in parts)
     assert studio.describe(status) == "Done: 73 frames, 2.4 s"
     assert studio.video(status) == studio.service.video_path(status.id)
-    assert studio.kept()[0].id == status.id
+    assert studio.gallery()[0].id == status.id
     assert studio.facts(status)["request"]["seed"] == 5  # type: ignore[index]  # JSON
 
 
@@ -217,7 +217,7 @@ def test_a_redo_draws_its_seed_unless_a_seed_or_a_prompt_is_given(studio: Studio
     assert second.seed not in (None, first.seed)
     assert redone(seed=" 7 ") == Redo(section=1, seed=7, prompt=None)
     assert redone(prompt="it stops") == Redo(section=1, seed=None, prompt="it stops")
-    kept = studio.service.get(studio.kept()[0].id)
+    kept = studio.service.get(studio.gallery()[0].id)
     assert studio.title(kept).endswith("(2.4 s, seed 5, redone from section 2: it stops)")
     assert studio.caption(kept).startswith("redone, 2.4 s, ")
     assert studio.title(status) == f"{status.prompt} (2.4 s, seed 5)"
@@ -227,10 +227,10 @@ def test_a_redo_draws_its_seed_unless_a_seed_or_a_prompt_is_given(studio: Studio
 
 def test_what_was_stopped_stays_in_the_gallery_with_what_it_was_asked_for(studio: Studio) -> None:
     status = studio.create(form(seconds=60, is_text_alone=True))
-    assert status.id not in [kept.id for kept in studio.kept()]
+    assert status.id not in [kept.id for kept in studio.gallery()]
     studio.service.pause(status.id)
     studio.service.wait(status.id)
-    kept = studio.kept()[0]
+    kept = studio.gallery()[0]
     assert (kept.id, kept.state) == (status.id, "paused")
     assert studio.caption(kept).startswith("paused, 59.9 s, ")
     assert isinstance(studio.thumbnail(kept), Image.Image)
@@ -238,7 +238,7 @@ def test_what_was_stopped_stays_in_the_gallery_with_what_it_was_asked_for(studio
         studio.move(status.id, is_to_front=True)
     assert studio.facts(kept)["seed"] == 5
     studio.delete(status.id)
-    assert status.id not in [kept.id for kept in studio.kept()]
+    assert status.id not in [kept.id for kept in studio.gallery()]
 
 
 def test_what_was_played_meanwhile_goes_when_the_video_is_done(studio: Studio) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from fastapi.encoders import jsonable_encoder
 from PIL import Image
 from safetensors.torch import load_file
 from video_server import TIMEOUT, KeptWorkers, load
@@ -19,9 +20,10 @@ from video_server import TIMEOUT, KeptWorkers, load
 from isoframe.engine import ConfigError, Engine, InputError, JobCancelledError, Request
 from isoframe.engine.interfaces.server.http.event_stream import event_stream
 from isoframe.engine.interfaces.server.videos.errors import UnknownVideoError
-from isoframe.engine.interfaces.server.videos.live_job import VideoStatus
 from isoframe.engine.interfaces.server.videos.notes import forget_end
 from isoframe.engine.interfaces.server.videos.service import VideoService
+from isoframe.engine.interfaces.server.videos.status import VideoStatus
+from isoframe.engine.jobs.folder import JobFolder
 from isoframe.engine.jobs.job import Job
 from isoframe.engine.media.video import read_video_info
 from isoframe.engine.sampling.denoiser import Denoiser
@@ -58,11 +60,6 @@ def create_running(service: VideoService) -> VideoStatus:
     return service.get(video.id)
 
 
-def wait_until_left(service: VideoService, name: str) -> None:
-    while name in service._live:
-        threading.Event().wait(0.01)
-
-
 def content(service: VideoService, name: str) -> bytes:
     return service.video_path(name).read_bytes()
 
@@ -77,7 +74,7 @@ def test_a_paused_video_goes_on_where_it_was_and_becomes_the_same_file(service: 
     stopped = service.wait(paused.id)
     assert stopped.state == "paused"
     assert 0 < stopped.num_finished_sections < 12
-    assert service.go_on(paused.id).state in ("queued", "running")
+    assert service.resume(paused.id).state in ("queued", "running")
     assert service.wait(paused.id).state == "done"
     assert content(service, paused.id) == content(service, plain.id)
 
@@ -98,7 +95,7 @@ def test_a_video_is_taken_up_only_when_its_old_end_is_kept(
     service.pause(name)
     assert entered.wait(TIMEOUT)
     threading.Timer(0.2, opened.set).start()
-    assert service.go_on(name).state in ("queued", "running")
+    assert service.resume(name).state in ("queued", "running")
     assert opened.is_set()
     assert service.get(name).state in ("queued", "running")
     service.cancel(name)
@@ -126,25 +123,30 @@ def test_the_text_of_an_unexpected_error_and_folders_of_the_server_are_in_no_ans
     def fail(*_: object) -> None:
         raise failing
 
-    async def read(name: str) -> list[str]:
-        return [text async for text in event_stream(service, name, None)]
+    async def read(name: str) -> list[tuple[str | None, str]]:
+        return [
+            (event.event, json.dumps(jsonable_encoder(event.data)))
+            async for event in event_stream(service, name, None)
+        ]
 
     monkeypatch.setattr(Denoiser, "_denoise", fail)
     name = service.create(request_of(1)).id
     failure = service.wait(name, TIMEOUT).failure
     assert failure is not None
     assert (failure.error, failure.message) == (type(error).__name__, told)
-    texts = asyncio.run(read(name))
-    assert [json.dumps(told) in text for text in texts[-2:]] == [True, True]
-    assert "event: failure" in texts[-2]
-    assert not any("secret" in text or str(tmp_path) in text for text in texts)
+    events = asyncio.run(read(name))
+    assert [(kind, json.dumps(told) in text) for kind, text in events[-2:]] == [
+        ("failure", True),
+        ("video", True),
+    ]
+    assert not any("secret" in text or str(tmp_path) in text for _, text in events)
 
 
 def test_a_video_that_cannot_be_taken_up_at_the_start_tells_no_folder(
     engine: Engine, service: VideoService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def resume(_: object, folder: Path, asked: object) -> None:
-        raise InputError(f"{folder / 'image.png'} cannot be read")
+    def resume(_: object, folder: JobFolder, asked: object) -> None:
+        raise InputError(f"{folder.path / 'image.png'} cannot be read")
 
     name = create_running(service).id
     service.pause(name)
@@ -197,11 +199,13 @@ def test_videos_are_cancelled_and_deleted_though_the_disk_is_full(
     service.delete(done.id)
     service.delete(queued[0])
     service.cancel(queued[1])
-    job = service._live[running].job
+    job, folder = service._videos[running].job, service.folder(running).path
+    assert job is not None
     service.delete(running)
     with pytest.raises(JobCancelledError):
         job.result(TIMEOUT)
-    wait_until_left(service, running)
+    while folder.exists():
+        threading.Event().wait(0.01)
     assert [video.id for video in service.page()] == [queued[1]]
     assert service.get(queued[1]).state == "cancelled"
     assert [path.name for path in (tmp_path / "data" / "jobs").iterdir()] == [queued[1]]
@@ -210,10 +214,10 @@ def test_videos_are_cancelled_and_deleted_though_the_disk_is_full(
 def test_a_service_that_cannot_be_opened_leaves_its_folder_to_another_one(
     engine: Engine, tmp_path: Path
 ) -> None:
-    (tmp_path / "index.sqlite").mkdir()
-    with pytest.raises(OSError, match=r"index\.sqlite"):
+    (tmp_path / "kept" / "no file").mkdir(parents=True)
+    with pytest.raises(OSError, match="no file"):
         VideoService(KeptWorkers(engine), tmp_path)
-    (tmp_path / "index.sqlite").rmdir()
+    (tmp_path / "kept" / "no file").rmdir()
     with VideoService(KeptWorkers(engine), tmp_path) as service:
         assert service.page() == []
 
@@ -228,7 +232,7 @@ def test_a_restart_leaves_paused_videos_paused_until_they_are_taken_up(
     with VideoService(KeptWorkers(engine), tmp_path) as service:
         assert service.get(name).state == "paused"
         assert service.counts()["paused"] == 1
-        service.go_on(name)
+        service.resume(name)
         assert service.cancel(name).id == name
         assert service.wait(name).state == "cancelled"
 
@@ -265,7 +269,7 @@ def test_a_redo_is_a_new_video_with_the_first_sections_of_the_old_one(service: V
 def test_a_video_that_is_repeated_becomes_the_same_file(service: VideoService) -> None:
     first = service.create(request_of())
     service.wait(first.id)
-    second = service.repeat(first.id)
+    second = service.reproduce(first.id)
     assert second.num_finished_sections == 0
     assert service.wait(second.id).state == "done"
     assert service.video_path(second.id) != service.video_path(first.id)

@@ -1,7 +1,6 @@
 """Videos as a service, without a protocol: what survives a restart, and what does not come back."""
 
 import shutil
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,13 +13,14 @@ from PIL import Image
 from video_server import TIMEOUT, KeptWorkers, load
 
 from isoframe.engine import ConfigError, Engine, InputError, NumericalError, QueueFullError, Request
+from isoframe.engine.interfaces.server.videos.entry import EventKey
 from isoframe.engine.interfaces.server.videos.errors import FieldError, NotFinishedError, UnknownVideoError
 from isoframe.engine.interfaces.server.videos.limits import Limits
-from isoframe.engine.interfaces.server.videos.live_job import EventKey
-from isoframe.engine.interfaces.server.videos.notes import DELETED, End, write_end
+from isoframe.engine.interfaces.server.videos.notes import End, write_end
 from isoframe.engine.interfaces.server.videos.service import VideoService
 from isoframe.engine.interfaces.server.videos.workers import LocalWorkers
 from isoframe.engine.jobs.folder import JobFolder
+from isoframe.engine.jobs.state import JobState
 from isoframe.engine.sampling.denoiser import Denoiser
 
 
@@ -85,19 +85,18 @@ def test_a_video_that_was_taken_up_again_is_resumed_after_a_restart(
         first, paused = (service.create(request_of(seed=seed)).id for seed in range(2))
         gate.wait()
         assert service.pause(paused).state == "paused"
-        assert service.go_on(paused).state == "queued"
+        assert service.resume(paused).state == "queued"
         threading.Timer(0.05, gate.open).start()
     with open_service(engine, tmp_path) as service:
         assert [service.wait(name, TIMEOUT).state for name in (first, paused)] == ["done", "done"]
 
 
-def test_the_index_is_made_of_the_folders_alone(
+def test_the_videos_are_found_by_their_folders_alone(
     engine: Engine, request_of: Callable[..., Request], tmp_path: Path
 ) -> None:
     with open_service(engine, tmp_path) as service:
         names = [service.create(request_of(seed=seed)).id for seed in range(3)]
         before = [service.wait(name, TIMEOUT) for name in names]
-    (tmp_path / "index.sqlite").write_bytes(b"nonsense")
     with open_service(engine, tmp_path) as service:
         after = service.page(is_oldest_first=True)
         assert [replace(video, ended=None) for video in after] == [
@@ -111,9 +110,6 @@ def test_the_index_is_made_of_the_folders_alone(
             "failed": 0,
             "cancelled": 0,
         }
-    with sqlite3.connect(tmp_path / "index.sqlite") as database:
-        assert database.execute("SELECT COUNT(*) FROM videos").fetchone() == (3,)
-    database.close()
 
 
 def test_what_was_being_made_or_deleted_at_a_crash_is_removed_and_foreign_folders_are_not(
@@ -123,7 +119,7 @@ def test_what_was_being_made_or_deleted_at_a_crash_is_removed_and_foreign_folder
         kept, deleted = (service.create(request_of(seed=seed)).id for seed in range(2))
         service.wait(deleted, TIMEOUT)
     jobs = tmp_path / "jobs"
-    write_end(jobs / deleted, End(state=DELETED, ended=0.0))
+    write_end(jobs / deleted, End(state=JobState.DELETED, ended=0.0))
     half_made = jobs / "video_0123456789abcdef01234567"
     half_made.mkdir()
     (half_made / "image.png").write_bytes(b"")

@@ -8,7 +8,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -56,6 +57,12 @@ TIMEOUT = 60
 
 def load(folder: Path, **changes: Any) -> Engine:
     return Engine.load("demo", config=EngineConfig(cache_dir=folder, device="cpu", **changes))
+
+
+def job_in(path: Path, *, priority: int = 0, **options: Any) -> Job:
+    """A job that no engine has prepared."""
+    folder = SimpleNamespace(path=path, record=SimpleNamespace(request=SimpleNamespace(fps=30)))
+    return Job(cast(JobFolder, folder), priority=priority, **options)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +247,7 @@ def test_higher_priorities_run_first_and_equals_in_order(
             assert go.wait(TIMEOUT)
             return Video(path=tmp_path / name, num_frames=1, fps=30, width=1, height=1, seconds=1)
 
-        return Job(tmp_path / name, fps=30, priority=priority, render=render)
+        return job_in(tmp_path / name, priority=priority, render=render)
 
     queue = JobQueue(max_queued=9)
     jobs = [make("first", 0)]
@@ -265,7 +272,7 @@ def test_a_queue_of_two_threads_runs_two_jobs_at_a_time(tmp_path: Path) -> None:
         return Video(path=tmp_path, num_frames=1, fps=30, width=1, height=1, seconds=1)
 
     queue = JobQueue(max_queued=9, num_threads=2)
-    jobs = [Job(tmp_path, fps=30, priority=0, render=render) for _ in range(4)]
+    jobs = [job_in(tmp_path, render=render) for _ in range(4)]
     for job in jobs:
         queue.put(job)
     assert [job.result(TIMEOUT).num_frames for job in jobs] == [1] * 4
@@ -281,7 +288,7 @@ def test_a_job_ends_and_the_next_one_runs_though_the_device_gives_no_memory_back
     def broken() -> None:
         raise RuntimeError("the device is gone")
 
-    job = Job(tmp_path, fps=30, priority=0, render=fail, release=broken)
+    job = job_in(tmp_path, render=fail, release=broken)
     told: list[str] = []
     job.add_done_callback(lambda over: told.append(over.state))
     job.run()
@@ -307,7 +314,7 @@ def test_a_thread_that_ends_early_is_replaced(tmp_path: Path, monkeypatch: pytes
     # pytest reports the exit, which is meant here.
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     queue = JobQueue(max_queued=9)
-    ends_it, after = (Job(tmp_path, fps=30, priority=0, render=render) for _ in range(2))
+    ends_it, after = (job_in(tmp_path, render=render) for _ in range(2))
     monkeypatch.setattr(ends_it, "run", leave)
     queue.put(ends_it)
     assert reached.wait(TIMEOUT)
@@ -320,7 +327,7 @@ def test_a_thread_that_ends_early_is_replaced(tmp_path: Path, monkeypatch: pytes
 
 def test_callbacks_come_once_when_the_job_is_over_or_at_once(tmp_path: Path) -> None:
     told: list[str] = []
-    job = Job(tmp_path, fps=30, priority=0, render=lambda _: pytest.fail("it was cancelled"))
+    job = job_in(tmp_path, render=lambda _: pytest.fail("it was cancelled"))
     # It may ask the job, and that it has entries shows that the job's lock is free.
     job.add_done_callback(
         lambda over: told.append(f"{over.state} {len(over.read_events()[0])} {over.cancel()}")
@@ -339,7 +346,7 @@ def test_a_callback_may_close_the_queue_of_its_job(tmp_path: Path) -> None:
         assert go.wait(TIMEOUT)
         return Video(path=tmp_path, num_frames=1, fps=30, width=1, height=1, seconds=1)
 
-    first, second = (Job(tmp_path, fps=30, priority=0, render=render) for _ in range(2))
+    first, second = (job_in(tmp_path, render=render) for _ in range(2))
 
     def close(_: Job) -> None:
         queue.close()
@@ -361,7 +368,7 @@ def test_a_job_that_is_cancelled_when_its_file_is_there_is_done(tmp_path: Path) 
         on_event(FileEvent(path=tmp_path / "video.mp4"))
         return Video(path=tmp_path, num_frames=1, fps=30, width=1, height=1, seconds=1)
 
-    job = Job(tmp_path, fps=30, priority=0, render=render)
+    job = job_in(tmp_path, render=render)
     job.run()
     assert (job.state, job.is_cancelled) == ("done", True)
 
@@ -372,7 +379,7 @@ def test_a_job_fails_with_errors_that_are_causes_of_each_other(tmp_path: Path) -
         one.__cause__, other.__cause__ = other, one
         raise one
 
-    job = Job(tmp_path, fps=30, priority=0, render=render)
+    job = job_in(tmp_path, render=render)
     threading.Thread(target=job.run, daemon=True).start()
     with pytest.raises(RuntimeError, match="one"):
         job.result(TIMEOUT)

@@ -1,0 +1,94 @@
+"""What a service holds of one video: how it stands, its job, and the job's events."""
+
+import secrets
+from dataclasses import dataclass, replace
+
+from ....events import JobEvent, StepEvent
+from ....jobs.folder import JobFolder
+from ....jobs.job import Job
+from ....jobs.log import LogEntry
+from ....jobs.state import JobState
+from .status import VideoStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventKey:
+    """Which event a reader has; a restart of the server does not confuse it.
+
+    Attributes:
+        run: of the job; another one begins with every start of the service.
+        index: of the event in the run.
+    """
+
+    run: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.run}-{self.index}"
+
+    @classmethod
+    def parse(cls, text: str) -> "EventKey | None":
+        """The key in ``text``; None if it is none."""
+        run, _, index = text.rpartition("-")
+        is_key = text.isascii() and run.isalnum() and index.isdigit() and len(text) < 40
+        return cls(run=run, index=int(index)) if is_key else None
+
+
+class VideoEntry:
+    """One video; whoever calls a method holds the service's lock.
+
+    Attributes:
+        folder: of the job; its record is read once.
+        job: that makes the video, or made it lately; None if that is long ago or was before a restart.
+        is_live: whether the end of the job is still to be kept.
+        stopped_as: what a job is that somebody stops: CANCELLED, or PAUSED.
+    """
+
+    def __init__(self, folder: JobFolder, status: VideoStatus, job: Job | None = None) -> None:
+        """``job`` makes the video of ``status``; None for a video that is over or paused."""
+        self.folder = folder
+        self.job = job
+        self.is_live = job is not None
+        self.stopped_as = JobState.CANCELLED
+        self._run = secrets.token_hex(4)
+        self._status = status
+        self._last_index = -1
+
+    def status(self) -> VideoStatus:
+        """How far the video is."""
+        if self.job is None or not self.is_live:
+            return self._status
+        entries, _ = self.job.read_events(self._last_index)
+        for entry in entries:
+            self._status = _advance(self._status, entry)
+            self._last_index = entry.index
+        state = self.job.state
+        if state is JobState.DONE:
+            sections = self._status.num_sections
+            self._status = replace(self._status, progress=1.0, num_finished_sections=sections)
+        return replace(self._status, state=self.stopped_as if state is JobState.CANCELLED else state)
+
+    def end(self, status: VideoStatus) -> None:
+        """Keep how the video stands from now on."""
+        self.is_live, self._status = False, status
+
+    def events(self, after: EventKey | None) -> tuple[list[tuple[EventKey, LogEntry]], bool]:
+        """What has happened after a key, and whether no more will; a key of another run has all come again."""
+        if self.job is None:
+            return [], True
+        index = after.index if after is not None and after.run == self._run else -1
+        entries, is_over = self.job.read_events(index)
+        return [(EventKey(run=self._run, index=entry.index), entry) for entry in entries], is_over
+
+
+def _advance(status: VideoStatus, entry: LogEntry) -> VideoStatus:
+    status = replace(status, seconds_left=entry.seconds_left)
+    event = entry.event
+    if isinstance(event, JobEvent):
+        share = event.num_finished_sections / event.num_sections
+        return replace(status, num_finished_sections=event.num_finished_sections, progress=share)
+    if isinstance(event, StepEvent):
+        done = event.section + (event.step + 1) / event.num_steps
+        sections = event.section + (event.step + 1 == event.num_steps)
+        return replace(status, num_finished_sections=sections, progress=done / event.num_sections)
+    return status
