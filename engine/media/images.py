@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,7 @@ class ReadImage:
     def __init__(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Read ``path``; arguments and errors are those of :func:`load_image`."""
         self._path = Path(path)
-        self._image: Image | None = _load_file(self._path, force)
+        self._image: Image | None = load_image(self._path, force=force)
 
     def __fspath__(self) -> str:
         return str(self._path)
@@ -58,7 +59,13 @@ class ReadImage:
         return image
 
 
-def load_image(source: object, *, force: bool = False) -> "Image":
+def load_image(
+    source: object,
+    *,
+    force: bool = False,
+    formats: tuple[str, ...] | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> "Image":
     """Read ``source`` as an upright 8-bit RGB image.
 
     The EXIF orientation is applied. Transparent parts show white, as on a page: logos and cut-outs are drawn for
@@ -66,27 +73,38 @@ def load_image(source: object, *, force: bool = False) -> "Image":
     colour profile if there is one.
 
     Args:
-        source: path, PIL image, or array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of uint8 or uint16.
+        source: path, content of a file, PIL image, or array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of uint8 or
+            uint16.
         force: accept sides under 16 px and shapes beyond 4:1.
+        formats: that a file may have, as PIL names them; None takes all that PIL knows.
+        max_pixels: more are refused before they are decoded.
 
     Raises:
-        InputError: the file is missing, damaged or no image, or the size is refused; more than 64 megapixels are
-            refused before the pixels are decoded.
+        InputError: the file is missing, damaged or no image, or the size is refused.
     """
     from PIL import Image
 
     if isinstance(source, ReadImage) and (read := source.take()) is not None:
         return read
     if isinstance(source, (str, os.PathLike)):
-        return _load_file(Path(source), force)
-    if isinstance(source, np.ndarray):
+        path = Path(source)
+        if path.is_dir():
+            raise InputError(f"image must be a file, {path} is a folder")
+        if not path.exists():
+            raise InputError(f"image {path} does not exist")
+        image, name = _open(path, str(path), formats, max_pixels), str(path)
+    elif isinstance(source, bytes):
+        image, name = _open(io.BytesIO(source), "file", formats, max_pixels), "the file"
+    elif isinstance(source, np.ndarray):
         image, name = _from_array(source), "the array"
     elif isinstance(source, Image.Image):
         image, name = source, "the PIL image"
     else:
         raise InputError(f"image must be a path, a PIL image or a numpy array, got {type(source).__name__}")
-    _check_size(image.size, name, force)
-    return _decode(image, name)
+    # The file is closed, a picture of the caller's is not.
+    with image if isinstance(source, str | os.PathLike | bytes) else nullcontext():
+        _check_size(image.size, name, force, max_pixels)
+        return _decode(image, name)
 
 
 def fit_to_bucket(image: "Image", bucket: tuple[int, int]) -> "Image":
@@ -110,39 +128,35 @@ def image_to_tensor(image: "Image") -> Tensor:
     return (pixels / 127.5 - 1).permute(2, 0, 1)[None, :, None].contiguous()
 
 
-def _load_file(path: Path, force: bool) -> "Image":
-    from PIL import Image
+def _open(file: Path | io.BytesIO, name: str, formats: tuple[str, ...] | None, max_pixels: int) -> "Image":
+    from PIL import Image, UnidentifiedImageError
 
-    if path.is_dir():
-        raise InputError(f"image must be a file, {path} is a folder")
-    if not path.exists():
-        raise InputError(f"image {path} does not exist")
     try:
         with warnings.catch_warnings():
             # Our own limit is lower than the one PIL warns at.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            return Image.open(file, formats=formats)
     except PermissionError as error:
-        raise InputError(f"image {path} cannot be read: {error.strerror}; check its permissions") from error
+        raise InputError(f"image {name} cannot be read: {error.strerror}; check its permissions") from error
     except Image.DecompressionBombError as error:
-        raise InputError(
-            f"image {path} must have at most {MAX_PIXELS // 10**6} megapixels: {error}"
-        ) from error
+        raise InputError(f"image {name} must have at most {_megapixels(max_pixels)}: {error}") from error
     except _DECODING_ERRORS as error:
-        raise InputError(f"image {path} is damaged or in no known format: {error}") from error
-    with image:
-        _check_size(image.size, str(path), force)
-        return _decode(image, str(path))
+        known = "in no known format" if formats is None else f"in none of {', '.join(formats)}"
+        reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
+        raise InputError(f"image {name} is damaged or {known}{reason}") from error
 
 
-def _check_size(size: tuple[int, int], name: str, force: bool) -> None:
+def _megapixels(pixels: float) -> str:
+    return f"{pixels / 10**6:.3g} megapixels"
+
+
+def _check_size(size: tuple[int, int], name: str, force: bool, max_pixels: int) -> None:
     width, height = size
     dimensions = f"{height}x{width} (height x width)"
-    if width * height > MAX_PIXELS:
-        megapixels = width * height / 10**6
+    if width * height > max_pixels:
         raise InputError(
-            f"image must have at most {MAX_PIXELS // 10**6} megapixels, {name} is {dimensions}, "
-            f"{megapixels:.1f} megapixels; scale it down first"
+            f"image must have at most {_megapixels(max_pixels)}, {name} is {dimensions}, "
+            f"{_megapixels(width * height)}; scale it down first"
         )
     if min(size) < 1:
         raise InputError(f"image must have pixels, {name} is {dimensions}")
