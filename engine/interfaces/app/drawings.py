@@ -1,7 +1,4 @@
-"""Small drawings as SVG and HTML: sections in video time, memory over time, progress.
-
-The pictures of a video's latents, section by section, as one strip in video time.
-"""
+"""Small drawings of a video on its way: sections, memory and progress as SVG and HTML, pictures as one strip."""
 
 import html
 from collections.abc import Sequence
@@ -23,6 +20,9 @@ _ORDER_NOTES = {
     "forward": "made from the start on",
 }
 _MIB = 2**20
+# Of the strip of pictures.
+_MAX_PICTURES, _HEIGHT = 12, 64
+EMPTY, _GIVEN = (185, 192, 200), (63, 111, 181)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,10 +124,6 @@ def draw_progress(share: float, text: str, *, title: str = "") -> str:
         f'<div style="width:{percent:.1f}%;height:10px;background:{_COLOURS["done"]}"></div></div>'
         f"<p>{html.escape(text)}</p>"
     )
-
-
-_MAX_PICTURES, _HEIGHT = 12, 64
-EMPTY, _GIVEN = (185, 192, 200), (63, 111, 181)
 
 
 def compose_strip(folder: Path, spans: Sequence[tuple[int | None, int]], num_frames: int) -> "Image | None":

@@ -6,10 +6,9 @@ from typing import Any
 
 import gradio as gr
 
-from ...errors import IsoframeError
 from ...request.fields import Offered
 from .form import PLAIN, Form
-from .refusals import leave_unchecked
+from .refusals import leave_unchecked, told
 from .studio import QUALITIES, Studio, draw_seed
 
 _PATTERN = "[subject] [action] [secondary motion] [style]"
@@ -168,7 +167,7 @@ def _lora_fields(names: list[str]) -> dict[str, Any]:
 
 def _budget_fields(studio: Studio) -> Any:
     """Limits of the engine, for all browsers; the event after which they hold."""
-    told = gr.Markdown(f"Budget: {studio.budget}", elem_id="budget")
+    budget = gr.Markdown(f"Budget: {studio.budget}", elem_id="budget")
     with gr.Row():
         is_cpu = studio.service.card.device == "cpu"
         vram = gr.Textbox(label="VRAM", placeholder="6GiB", visible=not is_cpu, elem_id="vram")
@@ -176,9 +175,6 @@ def _budget_fields(studio: Studio) -> Any:
         use = gr.Button("Use this budget", size="sm", elem_id="use-budget")
 
     def apply(vram: str, ram: str) -> str:
-        try:
-            return f"Budget: {studio.set_budget(vram, ram)}"
-        except IsoframeError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+        return f"Budget: {told(studio.set_budget, vram, ram)}"
 
-    return use.click(apply, [vram, ram], told)
+    return use.click(apply, [vram, ram], budget)

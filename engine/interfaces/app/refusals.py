@@ -1,30 +1,27 @@
 """What the engine refuses, told on the page."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
 
 from ...errors import IsoframeError
 
-if TYPE_CHECKING:
-    from ..server.videos.status import VideoStatus
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def started(make: Callable[[], "VideoStatus"]) -> str:
-    """Id of a new video; what refuses it is told on the page."""
+def told(action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What ``action`` gives; what refuses it is told on the page."""
     try:
-        return make().id
+        return action(*args, **kwargs)
     except IsoframeError as error:
         raise gr.Error(str(error), print_exception=False) from error
 
 
 def act_on(action: Callable[[str], object], name: str | None) -> None:
     """Do something with the video that was chosen."""
-    try:
-        action(chosen(name))
-    except IsoframeError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+    told(action, chosen(name))
 
 
 def watch(name: str | None) -> tuple[str, Any]:

@@ -9,7 +9,7 @@ from ...errors import IsoframeError
 from ...jobs.state import JobState
 from .drawings import draw_memory, draw_progress, draw_sections
 from .form_fields import FormFields, read_form
-from .refusals import act_on, started
+from .refusals import act_on, told
 from .studio import Studio
 
 if TYPE_CHECKING:
@@ -101,13 +101,13 @@ class Stage:
         }
 
     def _create(self, *values: Any) -> str:
-        return started(lambda: self._studio.create(read_form(values)))
+        return told(self._studio.create, read_form(values)).id
 
     def _redo(self, name: str, section: float | None, seed: str, prompt: str) -> str:
-        return started(lambda: self._studio.redo(name, section, seed, prompt))
+        return told(self._studio.redo, name, section, seed, prompt).id
 
     def _extend(self, name: str, seconds: float, side: str) -> str:
-        return started(lambda: self._studio.extend(name, seconds, is_before=side == "before"))
+        return told(self._studio.extend, name, seconds, is_before=side == "before").id
 
 
 def _possible(status: "VideoStatus | None") -> tuple[bool, ...]:

@@ -1,19 +1,12 @@
-"""The tab with what was made.
-
-The tab with what runs and waits.
-"""
+"""The tabs of the page on all videos: what runs and waits, and what was made."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
-from ...errors import IsoframeError
-from .refusals import act_on, chosen, started, watch
+from .refusals import act_on, chosen, told, watch
 from .studio import Studio
-
-if TYPE_CHECKING:
-    from ..server.videos.status import VideoStatus
 
 
 def build_queue(studio: Studio, watched: Any, timer: Any, tabs: Any) -> None:
@@ -28,7 +21,8 @@ def build_queue(studio: Studio, watched: Any, timer: Any, tabs: Any) -> None:
         cancel = gr.Button("Cancel this one", size="sm", elem_id="queue-cancel")
 
     def refresh(before: list[tuple[str, str]], name: str | None) -> tuple[Any, ...]:
-        entries = [(_queue_line(studio, status), status.id) for status, _ in studio.service.queue()]
+        queue = [status for status, _ in studio.service.queue()]
+        entries = [(f"{studio.title(status)}: {studio.describe(status)}", status.id) for status in queue]
         if entries == [tuple(entry) for entry in before]:
             return gr.skip(), gr.skip(), gr.skip()
         left = {} if name in [entry for _, entry in entries] else {"value": None}
@@ -41,10 +35,6 @@ def build_queue(studio: Studio, watched: Any, timer: Any, tabs: Any) -> None:
     last.click(partial(act_on, partial(studio.move, is_to_front=False)), choice)
     cancel.click(partial(act_on, studio.service.cancel), choice)
     watching.click(watch, choice, [watched, tabs])
-
-
-def _queue_line(studio: Studio, status: "VideoStatus") -> str:
-    return f"{studio.title(status)}: {studio.describe(status)}"
 
 
 def build_gallery(studio: Studio, watched: Any, tab: Any, tabs: Any) -> None:
@@ -70,20 +60,19 @@ def build_gallery(studio: Studio, watched: Any, tab: Any, tabs: Any) -> None:
 
     def refresh() -> tuple[Any, Any]:
         found = studio.gallery()
-        return [(studio.thumbnail(status), studio.caption(status)) for status in found], [
-            status.id for status in found
-        ]
+        shown = [(studio.thumbnail(status), studio.caption(status)) for status in found]
+        return shown, [status.id for status in found]
 
     def choose(known: list[str], event: gr.SelectData) -> tuple[Any, ...]:
-        name = known[event.index]
-        try:
+        def look() -> tuple[Any, ...]:
             status = studio.service.get(name)
             return name, studio.show(studio.video(status)), studio.facts(status), gr.update(visible=False)
-        except IsoframeError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+
+        name = known[event.index]
+        return told(look)
 
     def again(name: str) -> tuple[str, Any]:
-        return watch(started(lambda: studio.reproduce(chosen(name))))
+        return watch(told(studio.reproduce, chosen(name)).id)
 
     def remove(name: str) -> tuple[Any, ...]:
         act_on(studio.delete, name)

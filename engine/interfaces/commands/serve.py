@@ -12,6 +12,7 @@ from typer import Option
 from ...errors import ConfigError
 from ...request.config import EngineConfig
 from ..server.serving import Serving
+from ..server.videos.engine_source import EngineSource
 from .terminal.command import command
 from .terminal.options import CONFIG, ComponentOverrides, Model, parse_components
 
@@ -109,10 +110,12 @@ class Served:
 
     def serving(self, config: EngineConfig, folder: str) -> Serving:
         """What is served; its videos lie in ``folder`` of the cache, if nothing else is said."""
+        components = parse_components(self.component)
         return Serving(
-            model=self.model, config=config, components=parse_components(self.component),
-            data=self.data or config.cache_path() / folder, max_queue=self.max_queue,
-            loras=tuple(self.lora or ()), num_threads=self.threads,
+            source=EngineSource(
+                model=self.model, config=config, components=components, loras=tuple(self.lora or ())
+            ),
+            data=self.data or config.cache_path() / folder, max_queue=self.max_queue, num_threads=self.threads,
         )  # fmt: skip
 
 

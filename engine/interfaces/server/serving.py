@@ -1,18 +1,17 @@
 """What ``serve``, ``mcp`` and ``app`` share: an engine, and the videos that it makes for others."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
-from ...request.config import EngineConfig
+from .videos.engine_source import EngineSource
 
 if TYPE_CHECKING:
     from ...engine import Engine
     from .videos.service import VideoService
-    from .videos.workers import EngineSource, Workers
+    from .videos.workers import Workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,12 +19,9 @@ class Serving:
     """What to serve.
 
     Attributes:
-        model: "demo", a Hub id, a folder or a file.
-        config: what the engine may use.
-        components: other sources of companion models, by name.
+        source: the engine, with the LoRAs that requests may name.
         data: folder of the videos.
         max_queue: videos that may wait.
-        loras: files that requests may name.
         num_threads: that compute on the CPU; None leaves one core to the server.
         upload_bytes: of an image.
         max_seconds: of a video.
@@ -34,12 +30,9 @@ class Serving:
         num_actors: of the cluster; None is one for every GPU.
     """
 
-    model: str
-    config: EngineConfig
-    components: Mapping[str, str] = field(default_factory=dict)
+    source: EngineSource
     data: Path
     max_queue: int = 16
-    loras: tuple[str, ...] = ()
     num_threads: int | None = None
     upload_bytes: int = 20 * 2**20
     max_seconds: float = 120
@@ -48,16 +41,17 @@ class Serving:
     num_actors: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_queue < 1:
-            raise ConfigError(f"--max-queue must be at least 1, got {self.max_queue}")
-        if self.num_threads is not None and self.num_threads < 1:
-            raise ConfigError(f"--threads must be at least 1, got {self.num_threads}")
+        for option, value in (
+            ("--max-queue", self.max_queue),
+            ("--threads", self.num_threads),
+            ("--ray-actors", self.num_actors),
+        ):
+            if value is not None and value < 1:
+                raise ConfigError(f"{option} must be at least 1, got {value}")
         if self.num_threads is not None and self.ray_address is not None:
             raise ConfigError(
                 f"--threads must not be given with --ray, whose actors have their own, got {self.num_threads}; leave it out"
             )
-        if self.num_actors is not None and self.num_actors < 1:
-            raise ConfigError(f"--ray-actors must be at least 1, got {self.num_actors}")
 
     def open(self, workers: "Workers | None" = None) -> "VideoService":
         """Go on with the videos that an earlier service left; None for ``workers`` loads the model."""
@@ -68,28 +62,21 @@ class Serving:
         return VideoService(workers or self._workers(), self.data, max_queued=self.max_queue, limits=limits)
 
     def load(self) -> "Engine":
-        """The model, with the LoRAs that requests may name."""
+        """The engine, which leaves cores to the server."""
         import torch
 
         torch.set_num_threads(self.num_threads or max((os.cpu_count() or 2) - 1, 1))
-        return self._source().load()
+        return self.source.load()
 
     def _workers(self) -> "Workers":
         from .videos.workers import LocalWorkers
 
         if self.ray_address is not None:
-            return _ray_workers(self.ray_address, self._source(), self.num_actors)
+            return _ray_workers(self.ray_address, self.source, self.num_actors)
         return LocalWorkers(self.load())
 
-    def _source(self) -> "EngineSource":
-        from .videos.workers import EngineSource
 
-        return EngineSource(
-            model=self.model, config=self.config, components=self.components, loras=self.loras
-        )
-
-
-def _ray_workers(address: str, source: "EngineSource", num_actors: int | None) -> "Workers":
+def _ray_workers(address: str, source: EngineSource, num_actors: int | None) -> "Workers":
     if address == "local":
         from .videos.local_cluster import keep_clusters_local
 

@@ -19,8 +19,9 @@ from ....jobs.queue import JobQueue
 from ....jobs.state import JobState
 from ....media.video import Video
 from ....request.config import Request
+from .engine_source import EngineSource
 from .notes import Asked
-from .workers import EngineSource, ModelCard, describe_model
+from .workers import ModelCard, describe_model
 
 _logger = logging.getLogger(__name__)
 _UNBOUNDED = 10**6

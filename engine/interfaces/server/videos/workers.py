@@ -1,14 +1,13 @@
-"""Who makes the videos of a service: an engine that is loaded here, or in another process."""
+"""Who makes the videos of a service."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from ....engine import Engine
 from ....jobs.folder import JobFolder
 from ....jobs.job import Job
-from ....request.config import EngineConfig, Request
+from ....request.config import Request
 from .notes import Asked
 
 
@@ -83,41 +82,11 @@ class LocalWorkers:
 
 def describe_model(engine: Engine) -> ModelCard:
     """What a service tells of the model of ``engine``."""
-    buckets: Sequence[tuple[int, int]] = engine.components.profile.buckets
     return ModelCard(
         name=engine.components.name,
         model_hash=engine.model_hash,
         device=str(engine.device),
         precision=engine.precision,
-        sizes=tuple((height, width) for height, width in buckets),
+        sizes=tuple(engine.components.profile.buckets),
         loras=engine.loras,
     )
-
-
-# A service has a bound of its own, which does not hold for jobs that it resumes.
-_UNBOUNDED = 10**6
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSource:
-    """What to load.
-
-    Attributes:
-        model: "demo", a Hub id, a folder or a file.
-        config: what the engine may use.
-        components: other sources of companion models, by name.
-        loras: files that requests may name.
-    """
-
-    model: str
-    config: EngineConfig
-    components: Mapping[str, str] = field(default_factory=dict)
-    loras: tuple[str, ...] = ()
-
-    def load(self) -> Engine:
-        """An engine whose queue takes whatever the service gives it."""
-        config = replace(self.config, max_queued_jobs=_UNBOUNDED)
-        engine = Engine.load(self.model, config=config, components=self.components)
-        for path in self.loras:
-            engine.load_lora(path)
-        return engine

@@ -15,10 +15,10 @@ from video_server import load, serving, small_limits
 
 from isoframe.engine import ConfigError, Engine, EngineConfig, InputError, Request, StartedEvent
 from isoframe.engine.events import Event, JobEvent, StepEvent
+from isoframe.engine.interfaces.server.videos.engine_source import EngineSource
 from isoframe.engine.interfaces.server.videos.local_cluster import keep_clusters_local
 from isoframe.engine.interfaces.server.videos.notes import Asked
 from isoframe.engine.interfaces.server.videos.service import VideoService
-from isoframe.engine.interfaces.server.videos.workers import EngineSource
 from isoframe.engine.jobs.job import Job
 
 # Ray is an extra, and a cluster takes ten seconds to start.
