@@ -1,7 +1,7 @@
 """The service as tools of the Model Context Protocol, for assistants that run on the same machine."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, ParamSpec, TypeVar
@@ -45,18 +45,17 @@ def make_mcp_server(service: VideoService, image_folders: Sequence[Path]) -> "MC
         image_folders: an image may be named by its path in one of them.
     """
     server: MCPServer[None] = MCPServer("isoframe", instructions=_INSTRUCTIONS)
-    _add_create(server, service, [folder.resolve() for folder in image_folders])
-    _add_others(server, service)
-    _add_wait(server, service)
+    tools = [_creator(service, [folder.resolve() for folder in image_folders]), *_others(service)]
+    for tool in tools:
+        server.tool()(_told(tool))
+    server.tool()(_waiter(service))
     return server
 
 
-def _add_create(server: "MCPServer[None]", service: VideoService, folders: Sequence[Path]) -> None:
+def _creator(service: VideoService, folders: Sequence[Path]) -> Callable[..., LocalVideo]:
     named = ", ".join(map(str, folders))
     places = f"the path of a file in {named}, or its content in base64" if folders else "its file in base64"
 
-    @server.tool()
-    @_told
     def create_video(
         image: Annotated[str, Field(description=f"The image that the video starts from: {places}.")],
         video: VideoParameters,
@@ -65,45 +64,38 @@ def _add_create(server: "MCPServer[None]", service: VideoService, folders: Seque
         content = _image_bytes(image, folders, service.limits.upload_bytes)
         return _local(service, video.create(service, content).id)
 
+    return create_video
 
-def _add_others(server: "MCPServer[None]", service: VideoService) -> None:
-    @server.tool()
-    @_told
+
+def _others(service: VideoService) -> tuple[Callable[..., object], ...]:
     def describe_model() -> ModelObject:
         """The model that makes the videos, and its LoRAs."""
         return ModelObject.of(service.card)
 
-    @server.tool()
-    @_told
     def get_video(video_id: _VideoId) -> LocalVideo:
         """How a video stands."""
         return _local(service, video_id)
 
-    @server.tool()
-    @_told
     def list_videos(
         limit: Annotated[int, Field(ge=1, le=_MAX_PAGE)] = 20, after: _VideoId | None = None
     ) -> list[LocalVideo]:
         """The videos that are kept, the newest first; after: the last id of the page before."""
         return [_local(service, status.id) for status in service.page(after, limit)]
 
-    @server.tool()
-    @_told
     def cancel_video(video_id: _VideoId) -> LocalVideo:
         """Stop making a video, after the step at hand."""
         service.cancel(video_id)
         return _local(service, video_id)
 
-    @server.tool()
-    @_told
     def delete_video(video_id: _VideoId) -> DeletedVideo:
         """Remove a video and its files; one at work is cancelled."""
         service.delete(video_id)
         return DeletedVideo(id=video_id)
 
+    return describe_model, get_video, list_videos, cancel_video, delete_video
 
-def _add_wait(server: "MCPServer[None]", service: VideoService) -> None:
-    @server.tool()
+
+def _waiter(service: VideoService) -> Callable[..., Awaitable[LocalVideo]]:
     async def wait_for_video(
         video_id: _VideoId,
         context: Context,
@@ -121,6 +113,8 @@ def _add_wait(server: "MCPServer[None]", service: VideoService) -> None:
             if is_over or asyncio.get_running_loop().time() > deadline:
                 return video
             await asyncio.sleep(_POLL_SECONDS)
+
+    return wait_for_video
 
 
 def _told(function: Callable[P, T]) -> Callable[P, T]:

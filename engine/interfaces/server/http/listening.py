@@ -1,7 +1,6 @@
 """A server on a socket."""
 
 import asyncio
-import logging
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ....errors import InputError
 
-_logger = logging.getLogger(__name__)
 # Of a connection on which no request begins, or one begins and its headers do not end.
 _IDLE_SECONDS = 15.0
 # For answers under way when the server is told to stop.
@@ -50,17 +48,12 @@ def bind(host: str, port: int) -> socket.socket:
         InputError: the address cannot be had.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        listener.close()
         raise InputError(
             f"cannot listen on {host} port {port}: {error.strerror or error}; choose another --port"
         ) from error
-    return listener
 
 
 def address(listener: socket.socket) -> str:

@@ -113,31 +113,24 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] == "http":
-            receive = _LimitedBody(receive, self._max_bytes, self._seconds)
-        await self._app(scope, receive, send)
+        deadline: float | None = asyncio.get_running_loop().time() + self._seconds
+        num_bytes = 0
 
+        async def limited() -> Message:
+            nonlocal num_bytes, deadline
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError as error:
+                raise HTTPException(
+                    408, f"the body must arrive within {self._seconds:g} s", _HANG_UP
+                ) from error
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_bytes:
+                raise HTTPException(413, f"the body must have at most {self._max_bytes} bytes", _HANG_UP)
+            if not message.get("more_body", False):
+                # What is left to come is that the client leaves, which may take as long as the answer.
+                deadline = None
+            return message
 
-class _LimitedBody:
-    def __init__(self, receive: Receive, max_bytes: int, seconds: float) -> None:
-        self._receive = receive
-        self._max_bytes = max_bytes
-        self._seconds = seconds
-        self._deadline = asyncio.get_running_loop().time() + seconds
-        self._num_bytes = 0
-        self._is_whole = False
-
-    async def __call__(self) -> Message:
-        if self._is_whole:
-            # What is left to come is that the client leaves, which may take as long as the answer.
-            return await self._receive()
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                message = await self._receive()
-        except TimeoutError as error:
-            raise HTTPException(408, f"the body must arrive within {self._seconds:g} s", _HANG_UP) from error
-        self._num_bytes += len(message.get("body", b""))
-        if self._num_bytes > self._max_bytes:
-            raise HTTPException(413, f"the body must have at most {self._max_bytes} bytes", _HANG_UP)
-        self._is_whole = not message.get("more_body", False)
-        return message
+        await self._app(scope, limited if scope["type"] == "http" else receive, send)
