@@ -14,8 +14,6 @@ from .shown_files import ShownFiles
 from .studio import Studio
 
 if TYPE_CHECKING:
-    from starlette.middleware import Middleware
-
     from ..server.serving import Serving
 
 # Fonts of the system: the default theme would fetch some.
@@ -50,7 +48,11 @@ def serve_page(
     """
     import gradio as gr
     from gradio.utils import get_upload_folder
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    # A page elsewhere could reach this one through a name of its own.
+    own_addresses = Middleware(TrustedHostMiddleware, allowed_hosts=[host, "127.0.0.1", "localhost"])
     with bind(host, port) as listener:
         # A port that is taken is told before a model is read; Gradio binds it again itself.
         port = listener.getsockname()[1]
@@ -74,7 +76,7 @@ def serve_page(
                 footer_links=[],
                 max_file_size=serving.upload_bytes,
                 allowed_paths=[str(EXAMPLES)],
-                app_kwargs={} if is_shared or auth else {"middleware": [_own_addresses(host)]},
+                app_kwargs={} if is_shared or auth else {"middleware": [own_addresses]},
                 theme=gr.themes.Default(font=_FONTS, font_mono=("monospace",)),
                 css=CSS,
             )
@@ -82,11 +84,3 @@ def serve_page(
             raise InputError(f"cannot listen on {host}:{port}: {error}; choose another --port") from error
         stack.callback(page.close)
         yield " and ".join(url for url in (local, shared) if url)
-
-
-def _own_addresses(host: str) -> "Middleware":
-    """Refuses requests under another name: a page elsewhere could reach this one through a name of its own."""
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-
-    return Middleware(TrustedHostMiddleware, allowed_hosts=[host, "127.0.0.1", "localhost"])

@@ -57,9 +57,13 @@ class Serving:
         """Go on with the videos that an earlier service left; None for ``workers`` loads the model."""
         from .videos.limits import Limits
         from .videos.service import VideoService
+        from .videos.workers import LocalWorkers
 
         limits = Limits(upload_bytes=self.upload_bytes, seconds=self.max_seconds, num_steps=self.max_steps)
-        return VideoService(workers or self._workers(), self.data, max_queued=self.max_queue, limits=limits)
+        if workers is None and self.ray_address is not None:
+            workers = _ray_workers(self.ray_address, self.source, self.num_actors)
+        workers = workers or LocalWorkers(self.load())
+        return VideoService(workers, self.data, max_queued=self.max_queue, limits=limits)
 
     def load(self) -> "Engine":
         """The engine, which leaves cores to the server."""
@@ -67,13 +71,6 @@ class Serving:
 
         torch.set_num_threads(self.num_threads or max((os.cpu_count() or 2) - 1, 1))
         return self.source.load()
-
-    def _workers(self) -> "Workers":
-        from .videos.workers import LocalWorkers
-
-        if self.ray_address is not None:
-            return _ray_workers(self.ray_address, self.source, self.num_actors)
-        return LocalWorkers(self.load())
 
 
 def _ray_workers(address: str, source: EngineSource, num_actors: int | None) -> "Workers":

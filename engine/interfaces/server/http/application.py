@@ -7,10 +7,9 @@ from typing import Any
 
 from fastapi import FastAPI, Response
 from fastapi.responses import HTMLResponse
-from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 
-from ..videos.parameters import LoraParameters, VideoParameters
 from ..videos.service import VideoService
 from ..videos.workers import ModelCard
 from .docs_page import docs_page
@@ -18,7 +17,7 @@ from .guard import Access, Guard
 from .problems import install, problems
 from .prometheus import CONTENT_TYPE, MeasureRequests, ServerMetrics
 from .routes import make_router
-from .schemas import Health, ModelList, ModelObject, VideoBody
+from .schemas import Health, ModelList, ModelObject, VideoBody, VideoForm
 from .uploads import UPLOAD_SECONDS, BodyLimit
 
 _SCHEMAS = "#/components/schemas/{model}"
@@ -78,7 +77,10 @@ class _Application(FastAPI):
         """The document; the bodies that :mod:`.uploads` reads by itself are added."""
         if self.openapi_schema is None:
             document = super().openapi()
-            document["components"]["schemas"].update(_body_schemas())
+            _, bodies = models_json_schema(
+                [(VideoBody, "validation"), (VideoForm, "validation")], ref_template=_SCHEMAS
+            )
+            document["components"]["schemas"].update(bodies["$defs"])
             if self.has_key:
                 document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
                 document["security"] = [{"key": []}]
@@ -109,21 +111,6 @@ def _add_operations(app: FastAPI, metrics: ServerMetrics, card: ModelCard) -> No
     def read_metrics() -> Response:
         """Measurements for Prometheus."""
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
-
-
-def _body_schemas() -> dict[str, Any]:
-    form = _schema(VideoParameters)
-    form["properties"]["image"] = {"type": "string", "format": "binary"}
-    form["required"] = [*form["required"], "image"]
-    # A part of a form is text: a list comes as JSON.
-    form["properties"]["loras"] = {"type": "string", "description": "JSON, as in the other body."}
-    return {"VideoBody": _schema(VideoBody), "VideoForm": form, "LoraParameters": _schema(LoraParameters)}
-
-
-def _schema(model: type[BaseModel]) -> dict[str, Any]:
-    schema = model.model_json_schema(ref_template=_SCHEMAS)
-    schema.pop("$defs", None)
-    return schema
 
 
 def _version() -> str:

@@ -9,7 +9,6 @@ from fastapi.sse import ServerSentEvent
 
 from ....events import CancelledEvent, FailureEvent, PreviewEvent
 from ....jobs.log import LogEntry
-from ..videos.entry import EventKey
 from ..videos.errors import UnknownVideoError
 from ..videos.service import VideoService
 from .schemas import VideoObject
@@ -19,9 +18,7 @@ _POLL_SECONDS = 0.1
 _HIDDEN_FIELDS = ("x0", "path", "job_dir", "notes", "exit_code")
 
 
-async def event_stream(
-    service: VideoService, name: str, after: EventKey | None
-) -> AsyncIterator[ServerSentEvent]:
+async def event_stream(service: VideoService, name: str, after: str | None) -> AsyncIterator[ServerSentEvent]:
     """What happens to a video until it is over, then the event "video" with the whole of it.
 
     The stream ends without that event where the server stops: the client asks again with the last id.
@@ -36,7 +33,7 @@ async def event_stream(
             if isinstance(entry.event, CancelledEvent) and service.is_closing:
                 return
             kind = type(entry.event).__name__.removesuffix("Event").lower()
-            yield ServerSentEvent(event=kind, data=_values(entry, name), id=str(after))
+            yield ServerSentEvent(event=kind, data=_values(entry, name), id=after)
         if last is not None:
             yield ServerSentEvent(event="video", data=last)
             return
@@ -44,8 +41,8 @@ async def event_stream(
 
 
 def _look(
-    service: VideoService, name: str, after: EventKey | None
-) -> tuple[list[tuple[EventKey, LogEntry]], VideoObject | None]:
+    service: VideoService, name: str, after: str | None
+) -> tuple[list[tuple[str, LogEntry]], VideoObject | None]:
     """What is new; the video too once its end is kept. A failure waits for that: it says the same."""
     entries, is_over = service.events(name, after)
     status = service.get(name)

@@ -54,39 +54,26 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve or refuse one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+        refusal = self._refuse(scope) if scope["type"] == "http" else None
+        await (refusal or self._app)(scope, receive, send)
+
+    def _refuse(self, scope: Scope) -> ASGIApp | None:
+        """The answer to somebody who may not ask."""
         headers = Headers(scope=scope)
-        refusal = self._wrong_host(headers) or self._wrong_origin(headers, scope["scheme"])
-        if refusal is not None:
-            await problem(403, refusal[1], refusal[0])(scope, receive, send)
-        elif not self._has_key(headers, scope["path"]):
-            asking = {"WWW-Authenticate": "Bearer"}
-            message = "the header must be Authorization: Bearer KEY with the server's API key"
-            await problem(401, message, "authorization", headers=asking)(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-    def _wrong_host(self, headers: Headers) -> tuple[str, str] | None:
-        """A name that somebody else has point to this machine would let a web page be of the server's own origin."""
-        if self._access.api_key is not None or _host_name(headers.get("host", "")) in LOOPBACK:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        # A name that somebody else has point to this machine would let a web page be of the server's own origin.
+        if self._key_digest is None and _host_name(host) not in LOOPBACK:
+            return problem(403, f"without an API key the host must be one of {', '.join(LOOPBACK)}", "host")
+        # Web pages may send forms to any address without asking first; they tell where they are from.
+        if origin not in (None, f"{scope['scheme']}://{host}", *self._access.origins):
+            return problem(403, "web pages of this origin may not ask; --cors-origin allows one", "origin")
+        if self._key_digest is None or scope["path"] in _OPEN_PATHS:
             return None
-        return "host", f"without an API key the host must be one of {', '.join(LOOPBACK)}"
-
-    def _wrong_origin(self, headers: Headers, scheme: str) -> tuple[str, str] | None:
-        """Web pages may send forms to any address without asking first; they tell where they are from."""
-        origin = headers.get("origin")
-        own = f"{scheme}://{headers.get('host', '')}"
-        if origin is None or origin == own or origin in self._access.origins:
+        kind, _, key = headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer" and hmac.compare_digest(_digest(key.strip()), self._key_digest):
             return None
-        return "origin", "web pages of this origin may not ask; --cors-origin allows one"
-
-    def _has_key(self, headers: Headers, path: str) -> bool:
-        if self._key_digest is None or path in _OPEN_PATHS:
-            return True
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and hmac.compare_digest(_digest(key.strip()), self._key_digest)
+        message = "the header must be Authorization: Bearer KEY with the server's API key"
+        return problem(401, message, "authorization", headers={"WWW-Authenticate": "Bearer"})
 
 
 def _digest(key: str) -> bytes:

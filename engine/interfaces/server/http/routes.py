@@ -8,7 +8,6 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from ..videos.entry import EventKey
 from ..videos.errors import FieldError, NotFinishedError
 from ..videos.service import VideoService
 from .event_stream import event_stream
@@ -18,6 +17,11 @@ from .uploads import FORM, JSON, Upload, receive_upload
 
 _MAX_PAGE = 100
 _VideoId = Annotated[str, Path(pattern="^video_[0-9a-f]{24}$", description="Of the video.")]
+
+_BODIES = {
+    JSON: {"schema": {"$ref": "#/components/schemas/VideoBody"}},
+    FORM: {"schema": {"$ref": "#/components/schemas/VideoForm"}},
+}
 
 
 def make_router(service: VideoService) -> APIRouter:
@@ -42,7 +46,7 @@ def _add_create(router: APIRouter, service: VideoService) -> None:
         "",
         status_code=201,
         responses=problems(400, 408, 413, 415, 429, 507),
-        openapi_extra={"requestBody": _request_body()},
+        openapi_extra={"requestBody": {"required": True, "content": _BODIES}},
     )
     async def create_video(request: Request) -> VideoObject:
         """Have a video made of an image and a prompt."""
@@ -154,16 +158,9 @@ def _add_files(router: APIRouter, service: VideoService) -> None:
         last_event_id: Annotated[str | None, Header(max_length=64, description="Goes on after it.")] = None,
     ) -> AsyncIterator[ServerSentEvent]:
         """What has happened and what happens, as Server-Sent Events whose data is JSON; the last one is the video."""
-        after = None if last_event_id is None else EventKey.parse(last_event_id)
-        async for event in event_stream(service, video_id, after):
+        async for event in event_stream(service, video_id, last_event_id):
             yield event
 
 
 def _file(kind: str) -> dict[str, Any]:
     return {"content": {kind: {"schema": {"type": "string", "format": "binary"}}}}
-
-
-def _request_body() -> dict[str, object]:
-    json_body = {"$ref": "#/components/schemas/VideoBody"}
-    form = {"$ref": "#/components/schemas/VideoForm"}
-    return {"required": True, "content": {JSON: {"schema": json_body}, FORM: {"schema": form}}}

@@ -1,8 +1,8 @@
 """What HTTP answers."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from ....jobs.state import JobState
 from ..videos.parameters import VideoParameters
@@ -22,6 +22,14 @@ class VideoBody(VideoParameters):
     image: str = Field(
         description="PNG, JPEG, WebP, GIF or BMP in base64, or as a data URL. No address is fetched."
     )
+
+
+class VideoForm(VideoParameters):
+    """A video to make, with its image, as the parts of a form; read by :mod:`.uploads`."""
+
+    image: Annotated[str, WithJsonSchema({"type": "string", "format": "binary"})]
+    # A part of a form is text: a list comes as JSON.
+    loras: str = Field(default="[]", description="JSON, as in the other body.")  # type: ignore[assignment]  # for the document alone
 
 
 class RedoBody(BaseModel):

@@ -1,7 +1,7 @@
 """What a service holds of one video: how it stands, its job, and the job's events."""
 
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ....events import JobEvent, StepEvent
 from ....jobs.folder import JobFolder
@@ -9,29 +9,6 @@ from ....jobs.job import Job
 from ....jobs.log import LogEntry
 from ....jobs.state import JobState
 from .status import VideoStatus
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EventKey:
-    """Which event a reader has; a restart of the server does not confuse it.
-
-    Attributes:
-        run: of the job; another one begins with every start of the service.
-        index: of the event in the run.
-    """
-
-    run: str
-    index: int
-
-    def __str__(self) -> str:
-        return f"{self.run}-{self.index}"
-
-    @classmethod
-    def parse(cls, text: str) -> "EventKey | None":
-        """The key in ``text``; None if it is none."""
-        run, _, index = text.rpartition("-")
-        is_key = text.isascii() and run.isalnum() and index.isdigit() and len(text) < 40
-        return cls(run=run, index=int(index)) if is_key else None
 
 
 class VideoEntry:
@@ -72,13 +49,18 @@ class VideoEntry:
         """Keep how the video stands from now on."""
         self.is_live, self._status = False, status
 
-    def events(self, after: EventKey | None) -> tuple[list[tuple[EventKey, LogEntry]], bool]:
-        """What has happened after a key, and whether no more will; a key of another run has all come again."""
+    def events(self, after: str | None) -> tuple[list[tuple[str, LogEntry]], bool]:
+        """What has happened after a key, each with its key, and whether no more will.
+
+        A key names the run of the job, another one of which begins with every start of the service: to a reader with a key
+        of another run, or with none, all comes again.
+        """
         if self.job is None:
             return [], True
-        index = after.index if after is not None and after.run == self._run else -1
-        entries, is_over = self.job.read_events(index)
-        return [(EventKey(run=self._run, index=entry.index), entry) for entry in entries], is_over
+        run, _, index = (after or "").rpartition("-")
+        is_known = run == self._run and index.isascii() and index.isdecimal()
+        entries, is_over = self.job.read_events(int(index) if is_known else -1)
+        return [(f"{self._run}-{entry.index}", entry) for entry in entries], is_over
 
 
 def _advance(status: VideoStatus, entry: LogEntry) -> VideoStatus:

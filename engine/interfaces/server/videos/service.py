@@ -19,7 +19,7 @@ from ....jobs.job import Job
 from ....jobs.log import LogEntry
 from ....jobs.state import JobState
 from ....request.config import Request
-from .entry import EventKey, VideoEntry
+from .entry import VideoEntry
 from .errors import NotFinishedError, UnknownVideoError, failure_of
 from .found_videos import find_videos, new_name, remove_job
 from .limits import Limits
@@ -224,15 +224,14 @@ class VideoService:
                 _try_to_write_end(entry.folder.path, End(state=JobState.DELETED, ended=time.time()))
                 entry.job.cancel()
 
-    def events(
-        self, name: str, after: EventKey | None = None
-    ) -> tuple[list[tuple[EventKey, LogEntry]], bool]:
+    def events(self, name: str, after: str | None = None) -> tuple[list[tuple[str, LogEntry]], bool]:
         """What has happened to a video since, without waiting, and whether no more will.
 
         Args:
             name: id of the video.
-            after: what the reader has; a key from before a restart has all come again. Those of a video that ended long ago
-                or before the restart are gone."""
+            after: key of the last event that the reader has; what is none of this run of the job has all come again. The
+                events of a video that ended long ago or before a restart are gone.
+        """
         with self._lock:
             return self._find(name).events(after)
 
