@@ -125,7 +125,7 @@ class JobFolder:
             write_durably(path / _RECORD, record.to_json().encode())
         except OSError as error:
             raise write_error(error, path) from error
-        return cls(path, record)
+        return cls(path, record.kept_in(path))
 
     def copy(self, path: str | os.PathLike[str], output: Path) -> Self:
         """The same job in a new folder, with what is finished of it, that writes its own video.

@@ -57,7 +57,8 @@ class Job:
         """
         self.folder = folder
         self.priority = priority
-        self._render, self._release = render, release
+        self._render: Callable[[Callable[[Event], None]], Video] | None = render
+        self._release = release
         self._log = JobLog(folder.record.request.fps)
         self._is_cancelled = False
         self._state = JobState.QUEUED
@@ -143,6 +144,7 @@ class Job:
                 return
             self._state = JobState.RUNNING
         self._log.append(StartedEvent(job_dir=self.path))
+        assert self._render is not None, "a job runs once"
         try:
             self._video = self._render(self._on_event)
         except JobCancelledError as error:
@@ -168,6 +170,8 @@ class Job:
 
     def _fail(self, state: JobState, event: Event, error: Exception) -> None:
         _forget_frames(error)
+        # It holds the tensors of the job too.
+        self._render = None
         try:
             self._release()
         except Exception as left:
@@ -178,9 +182,8 @@ class Job:
             self._end(state, event, error)
 
     def _end(self, state: JobState, event: Event, error: Exception | None = None) -> None:
-        self._state, self._error = state, error
         # A job may be kept for long, what it was made from need not be.
-        del self._render
+        self._state, self._error, self._render = state, error, None
         self._log.close(event)
         self._over.set()
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -121,16 +121,16 @@ class JobRecord:
 
     @classmethod
     def _parse(cls, values: dict[str, Any], folder: Path) -> "JobRecord":
-        names = values.pop("images", IMAGE_FIELDS[:1])
-        images = {name: image_path(folder, name) if name in names else None for name in IMAGE_FIELDS}
-        guides = [
-            GuideImage(image=image_path(folder, guide_field(index)), time=guide["time"])
-            for index, guide in enumerate(values["request"].get("guide_images", ()))
-        ]
-        # The kept image was cropped to the video and may have an unusual shape.
-        values["request"] |= {**images, "guide_images": tuple(guides), "force": True}
+        times = [guide["time"] for guide in values["request"].get("guide_images", ())]
+        values["request"] |= _kept_images(folder, values.pop("images", IMAGE_FIELDS[:1]), times)
         values["source"] = {name: values.pop(name) for name in ("model", "components", "config")}
         return from_dict(cls, values)
+
+    def kept_in(self, folder: Path) -> "JobRecord":
+        """The same job; its request takes its images from ``folder``, and holds none itself."""
+        names = [name for name in IMAGE_FIELDS if self._has_image(name)]
+        images = _kept_images(folder, names, [guide.time for guide in self.request.guide_images])
+        return replace(self, request=replace(self.request, **images))
 
     def _has_image(self, name: str) -> bool:
         """Whether the job keeps the image of a field; the end image of a loop is the start image."""
@@ -163,6 +163,17 @@ class JobRecord:
             "components": dict(self.source.components),
             "vae_tiles": self.source.config.vae_tiles,
         }
+
+
+def _kept_images(folder: Path, names: Sequence[str], times: Sequence[float]) -> dict[str, Any]:
+    """The fields of a request whose images, of the fields ``names`` and of guides at ``times``, are in ``folder``."""
+    images = {name: image_path(folder, name) if name in names else None for name in IMAGE_FIELDS}
+    guides = tuple(
+        GuideImage(image=image_path(folder, guide_field(index)), time=time)
+        for index, time in enumerate(times)
+    )
+    # A kept image was cropped to the video and may have an unusual shape.
+    return {**images, "guide_images": guides, "force": True}
 
 
 def _absolute(source: str | os.PathLike[str]) -> str:

@@ -141,9 +141,10 @@ def _open(file: Path | io.BytesIO, name: str, formats: tuple[str, ...] | None, m
     except Image.DecompressionBombError as error:
         raise InputError(f"image {name} must have at most {_megapixels(max_pixels)}: {error}") from error
     except _DECODING_ERRORS as error:
-        known = "in no known format" if formats is None else f"in none of {', '.join(formats)}"
         reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
-        raise InputError(f"image {name} is damaged or {known}{reason}") from error
+        if formats is not None:
+            raise InputError(f"image must be a whole file in one of {', '.join(formats)}{reason}") from error
+        raise InputError(f"image {name} is damaged or in no known format{reason}") from error
 
 
 def _megapixels(pixels: float) -> str:

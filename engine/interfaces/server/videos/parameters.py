@@ -10,7 +10,6 @@ from ....errors import ConfigError
 from ....request.config import LoraStrength, Request
 from ....request.fields import Offered, offered
 from .errors import FieldError
-from .pictures import read_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,6 +95,8 @@ class VideoParameters(_Fields):  # type: ignore[misc, valid-type]  # made at imp
         Raises:
             IsoframeError: it is refused; a FieldError where a field is wrong.
         """
+        from .pictures import read_picture
+
         if self.model not in (None, service.card.name):
             raise FieldError("model", f"model must be {service.card.name}, got {self.model!r}")
         request = self.to_request(read_picture(content, service.limits), service.card.loras)
