@@ -25,7 +25,7 @@ from ...engine.planning.plan import Plan
 from ...engine.request.config import EngineConfig, Request, SamplingConfig
 from ...engine.sampling.denoiser import Denoiser
 from ...engine.weights.store import open_store
-from ...engine.weights.timeline import EventLog, exposed_wait
+from ...engine.weights.unit_timeline import EventLog, exposed_wait
 from ...quant import make_format
 from ..meters.fresh_process import is_lack_of_memory
 from ..meters.live_tensors import LiveTensors

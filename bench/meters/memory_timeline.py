@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from ...engine.events import Event, PhaseEvent
-from ...engine.weights.host import HostBuffer
+from ...engine.weights.host_tiers import HostBuffer
 from .method_watch import observe
 
 Source = Literal["NVML", "mem_get_info", "planner", "none"]

@@ -8,11 +8,11 @@ from ...engine.events import Event as JobEvent
 from ...engine.events import PhaseEvent
 from ...engine.model.units import UnitSource
 from ...engine.weights import memory as model_memory
-from ...engine.weights import stored_transformer
-from ...engine.weights.copies import CopySpan
+from ...engine.weights import transformer_from_store
+from ...engine.weights.device_copies import CopySpan
 from ...engine.weights.store import Store
-from ...engine.weights.streams import Event
-from ...engine.weights.timeline import EventLog, exposed_wait
+from ...engine.weights.unit_timeline import EventLog, exposed_wait
+from ...engine.weights.work_streams import Event
 from .method_watch import replace
 
 
@@ -60,7 +60,7 @@ class SectionStreams(EventLog):
     @contextmanager
     def watching(self) -> Iterator["SectionStreams"]:
         """Units that are placed inside the block report here."""
-        open_units: Callable[..., UnitSource] = stored_transformer.open_units
+        open_units: Callable[..., UnitSource] = transformer_from_store.open_units
 
         def open_watched(store: Store, *args: object, **kwargs: object) -> UnitSource:
             self._unit_bytes = [layout.num_bytes for layout in store.layouts]

@@ -14,10 +14,10 @@ from ...engine.model.units import UnitLayout
 from ...engine.planning.machine import Machine
 from ...engine.planning.plan import Plan
 from ...engine.request.config import EngineConfig
-from ...engine.weights.copies import make_copies
-from ...engine.weights.host import HostBuffer, PinnedWeights
+from ...engine.weights.device_copies import make_copies
+from ...engine.weights.host_tiers import HostBuffer, PinnedWeights
 from ...engine.weights.memory import ModelMemory, UnplacedUnits
-from ...engine.weights.streaming import Streamer
+from ...engine.weights.unit_streamer import Streamer
 from ...quant import WeightFormat
 from .random_model import draw_weight
 

@@ -27,7 +27,7 @@ from ..events import ConversionEvent, OnConversion
 from ..families.registry import family_of
 from ..files import TEMPORARY_SUFFIX, exclusive_lock, replace_when_whole, write_durably
 from ..model.units import UnitLayout
-from .host import HostBuffer
+from .host_tiers import HostBuffer
 from .store import (
     FORMAT_VERSION,
     MANIFEST_NAME,

@@ -28,9 +28,9 @@ from ..planning.planned_job import PlannedJob
 from ..request.config import EngineConfig, SamplingConfig
 from .conversion import cached_store
 from .store import Store, open_store
-from .stored_transformer import open_units, stored_transformer
-from .streaming import Streamer
-from .timeline import EventLog
+from .transformer_from_store import open_units, stored_transformer
+from .unit_streamer import Streamer
+from .unit_timeline import EventLog
 
 _lock = threading.Lock()
 

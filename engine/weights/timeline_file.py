@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..files import make_folder, write_error
-from .timeline import UnitTiming, chrome_trace, exposed_wait, last_passes
+from .unit_timeline import UnitTiming, chrome_trace, exposed_wait, last_passes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

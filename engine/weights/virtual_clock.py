@@ -10,9 +10,9 @@ from ..families.family import BlockWork, StepSizes
 from ..planning.plan import Plan
 from ..planning.ring import RingSchedule
 from ..planning.roofline import StepTime, copy_rate
-from .copies import StreamCopies
-from .streaming import SlotPipeline
-from .timeline import EventLog, UnitTiming
+from .device_copies import StreamCopies
+from .unit_streamer import SlotPipeline
+from .unit_timeline import EventLog, UnitTiming
 
 
 @dataclass(frozen=True, slots=True)

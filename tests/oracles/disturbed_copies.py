@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from isoframe.engine.weights.copies import StagedCopies, StreamCopies
-from isoframe.engine.weights.streams import CallerStream, Event, HostEvent, Stream, ThreadStream
+from isoframe.engine.weights.device_copies import StagedCopies, StreamCopies
+from isoframe.engine.weights.work_streams import CallerStream, Event, HostEvent, Stream, ThreadStream
 
 # All ones are NaN in fp32, fp16 and bf16.
 POISON = 255

@@ -18,7 +18,7 @@ from isoframe.bench.meters.memory_timeline import (
     thin_out,
 )
 from isoframe.engine.events import PhaseEvent
-from isoframe.engine.weights.host import HostBuffer
+from isoframe.engine.weights.host_tiers import HostBuffer
 
 CUDA = torch.device("cuda", 0)
 

@@ -9,8 +9,8 @@ from isoframe.bench.budgets.ram_cases import RamCase, build_store
 from isoframe.bench.meters.section_streams import SectionStreams
 from isoframe.engine.events import PhaseEvent
 from isoframe.engine.weights import memory as model_memory
-from isoframe.engine.weights.copies import CopySpan
-from isoframe.engine.weights.streaming import Streamer
+from isoframe.engine.weights.device_copies import CopySpan
+from isoframe.engine.weights.unit_streamer import Streamer
 
 CPU = torch.device("cpu")
 

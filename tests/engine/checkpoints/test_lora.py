@@ -34,9 +34,9 @@ from isoframe.engine.interfaces.diffusers import FramepackTransformer, load_tran
 from isoframe.engine.model import lora_layers as low_rank
 from isoframe.engine.model.outer_weights import LoraLinear
 from isoframe.engine.weights.conversion import convert
-from isoframe.engine.weights.stored_transformer import open_units, stored_transformer
-from isoframe.engine.weights.streaming import Streamer
-from isoframe.engine.weights.streams import CallerStream, ThreadStream
+from isoframe.engine.weights.transformer_from_store import open_units, stored_transformer
+from isoframe.engine.weights.unit_streamer import Streamer
+from isoframe.engine.weights.work_streams import CallerStream, ThreadStream
 from isoframe.quant import make_format
 from isoframe.quant.fp8 import Fp8Linear
 from isoframe.quant.int8 import Int8Linear

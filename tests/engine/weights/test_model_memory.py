@@ -31,9 +31,9 @@ from isoframe.engine.generation.model_lookup import find_model
 from isoframe.engine.model.units import ResidentUnits
 from isoframe.engine.planning.machine import CONTEXT_BYTES
 from isoframe.engine.weights.conversion import convert
-from isoframe.engine.weights.host import DiskWeights
+from isoframe.engine.weights.host_tiers import DiskWeights
 from isoframe.engine.weights.memory import MemoryShare
-from isoframe.engine.weights.streaming import Streamer
+from isoframe.engine.weights.unit_streamer import Streamer
 from isoframe.quant import make_format
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "spin.png"

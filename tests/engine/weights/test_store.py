@@ -26,10 +26,10 @@ from isoframe.engine.families.opening import open_transformer
 from isoframe.engine.files import exclusive_lock
 from isoframe.engine.weights import conversion, store
 from isoframe.engine.weights.conversion import cached_store, convert
-from isoframe.engine.weights.host import Tier
+from isoframe.engine.weights.host_tiers import Tier
 from isoframe.engine.weights.store import Store, open_store, partial_folder, store_name
-from isoframe.engine.weights.stored_transformer import open_units, stored_transformer
-from isoframe.engine.weights.streaming import Streamer
+from isoframe.engine.weights.transformer_from_store import open_units, stored_transformer
+from isoframe.engine.weights.unit_streamer import Streamer
 from isoframe.quant import make_format
 
 CPU = torch.device("cpu")

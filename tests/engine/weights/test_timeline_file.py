@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from isoframe.engine.errors import ConfigError, InputError
 from isoframe.engine.interfaces.commands.command_line import build_app
 from isoframe.engine.planning.ring import RingSchedule
-from isoframe.engine.weights.timeline import UnitTiming, last_passes
 from isoframe.engine.weights.timeline_file import check_timeline_path, write_timeline
+from isoframe.engine.weights.unit_timeline import UnitTiming, last_passes
 from isoframe.engine.weights.virtual_clock import simulate
 
 

@@ -13,7 +13,7 @@ from isoframe.engine.planning.planned_job import PlannedJob
 from isoframe.engine.planning.ring import RingSchedule, spread_evenly
 from isoframe.engine.planning.roofline import copy_rate, exposed_seconds, step_time
 from isoframe.engine.request.config import SamplingConfig
-from isoframe.engine.weights.timeline import UnitTiming, exposed_wait
+from isoframe.engine.weights.unit_timeline import UnitTiming, exposed_wait
 from isoframe.engine.weights.virtual_clock import roofline_paces, simulate
 
 

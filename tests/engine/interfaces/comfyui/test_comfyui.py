@@ -30,7 +30,7 @@ from isoframe.engine import (
 )
 from isoframe.engine.companions.components import DEMO_FOLDER
 from isoframe.engine.events import StepEvent
-from isoframe.engine.weights.streaming import Streamer
+from isoframe.engine.weights.unit_streamer import Streamer
 
 FOLDER = Path(__file__).resolve().parents[4] / "engine" / "interfaces" / "comfyui"
 IMAGE = DEMO_FOLDER.parent / "examples" / "bounce.png"

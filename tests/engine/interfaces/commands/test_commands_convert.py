@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from isoframe.engine.interfaces.commands.command_line import build_app
 from isoframe.engine.weights.store import open_store
-from isoframe.engine.weights.stored_transformer import open_units, stored_transformer
+from isoframe.engine.weights.transformer_from_store import open_units, stored_transformer
 
 CPU = torch.device("cpu")
 

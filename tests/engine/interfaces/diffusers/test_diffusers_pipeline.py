@@ -25,7 +25,7 @@ from isoframe.engine.companions.components import DEMO_FOLDER
 from isoframe.engine.interfaces.diffusers import AcceleratedTransformer, accelerate, load_transformer, restore
 from isoframe.engine.media.video import read_video_info
 from isoframe.engine.weights.memory import MemoryShare
-from isoframe.engine.weights.streaming import Streamer
+from isoframe.engine.weights.unit_streamer import Streamer
 
 TYPES = ("inverted_anti_drifting", "vanilla")
 TOLERANCE = 1e-4

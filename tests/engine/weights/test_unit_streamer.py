@@ -37,11 +37,11 @@ from isoframe.engine.families.framepack.transformer_config import TransformerCon
 from isoframe.engine.families.framepack.units import block_units
 from isoframe.engine.families.opening import open_transformer
 from isoframe.engine.planning.ring import RingSchedule
-from isoframe.engine.weights.copies import CopyEngine, StagedCopies, StreamCopies
-from isoframe.engine.weights.host import HostBuffer
-from isoframe.engine.weights.streaming import SlotPipeline, Streamer
-from isoframe.engine.weights.streams import CallerStream, ThreadStream
-from isoframe.engine.weights.timeline import EventLog, chrome_trace, exposed_wait
+from isoframe.engine.weights.device_copies import CopyEngine, StagedCopies, StreamCopies
+from isoframe.engine.weights.host_tiers import HostBuffer
+from isoframe.engine.weights.unit_streamer import SlotPipeline, Streamer
+from isoframe.engine.weights.unit_timeline import EventLog, chrome_trace, exposed_wait
+from isoframe.engine.weights.work_streams import CallerStream, ThreadStream
 from isoframe.quant import make_format
 
 CPU = torch.device("cpu")
@@ -423,7 +423,7 @@ def test_the_trace_opens_in_a_browser() -> None:
 
 EXIT_WHILE_WORKING = """
 import hashlib, threading
-from isoframe.engine.weights.streams import ThreadStream
+from isoframe.engine.weights.work_streams import ThreadStream
 started = threading.Event()
 def work():
     started.set()

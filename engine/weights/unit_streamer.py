@@ -8,8 +8,8 @@ import torch
 
 from ..model.units import Unit, UnitLayout
 from ..planning.ring import RingSchedule
-from .copies import CopyEngine
-from .timeline import EventLog
+from .device_copies import CopyEngine
+from .unit_timeline import EventLog
 
 _logger = logging.getLogger(__name__)
 

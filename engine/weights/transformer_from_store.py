@@ -7,11 +7,11 @@ import torch
 from ..families.framepack.transformer import PackedTransformer
 from ..families.registry import family_of
 from ..model.units import ResidentUnits, UnitSource
-from .copies import make_copies
-from .host import PinnedWeights, Tier, open_weights
+from .device_copies import make_copies
+from .host_tiers import PinnedWeights, Tier, open_weights
 from .store import Store
-from .streaming import Streamer
-from .timeline import EventLog
+from .unit_streamer import Streamer
+from .unit_timeline import EventLog
 
 
 def stored_transformer(

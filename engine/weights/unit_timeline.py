@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .copies import CopySpan
-from .streams import Event
+from .device_copies import CopySpan
+from .work_streams import Event
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from isoframe.engine.checkpoints.tensor_files import TensorEntry
 from isoframe.engine.errors import CheckpointError
-from isoframe.engine.weights import host as host_weights
-from isoframe.engine.weights.host import (
+from isoframe.engine.weights import host_tiers as host_weights
+from isoframe.engine.weights.host_tiers import (
     DiskWeights,
     MappedWeights,
     PinError,

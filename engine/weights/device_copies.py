@@ -12,8 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .host import HostBuffer, HostWeights, PinnedWeights
-from .streams import CallerStream, CudaStream, Event, Stream, ThreadStream
+from .host_tiers import HostBuffer, HostWeights, PinnedWeights
+from .work_streams import CallerStream, CudaStream, Event, Stream, ThreadStream
 
 # One is read from disk, one is copied, one is ready: the two devices need not take turns.
 _NUM_BUFFERS = 3
