@@ -201,6 +201,15 @@ def write_error(error: OSError, path: Path) -> InputError:
     return InputError(f"cannot write {path}: {reason}; {remedy}")
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Where ``path`` cannot be written inside, raise an :class:`InputError` that says why and what helps."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(error, path) from error
+
+
 def free_partial_path(path: Path) -> Path:
     """Where a job for ``path`` that stops early leaves what it finished: a name that nothing has yet."""
     names = (f"{path.stem}.partial{suffix}.mp4" for suffix in _suffixes())

@@ -23,7 +23,7 @@ from ..files import (
     make_folder,
     temporary_name,
     write_durably,
-    write_error,
+    writing,
 )
 from ..media.given import IMAGE_FIELDS, guide_field
 from ..media.video import read_video_info
@@ -118,13 +118,11 @@ class JobFolder:
         if path.exists() and not all(_is_unfinished(entry.name, images) for entry in path.iterdir()):
             raise InputError(f"job folder {path} holds other files; choose a new or an empty folder")
         make_folder("job", path)
-        try:
+        with writing(path):
             for field, image in images.items():
                 write_durably(image_path(path, field), _png(image))
             # Last: with it the folder is a job.
             write_durably(path / _RECORD, record.to_json().encode())
-        except OSError as error:
-            raise write_error(error, path) from error
         return cls(path, record.kept_in(path))
 
     def copy(self, path: str | os.PathLike[str], output: Path) -> Self:
@@ -142,19 +140,16 @@ class JobFolder:
             self.record, token=secrets.token_hex(4), output=output.absolute(), is_overwriting=False
         )
         make_folder("job", path)
-        with self._locked():
-            try:
-                for pattern in (
-                    *_image_names((*IMAGE_FIELDS, guide_field("*"))),
-                    _REDOS,
-                    SPOOL,
-                    *SECTION_FILES,
-                ):
-                    for file in self.path.glob(pattern):
-                        shutil.copyfile(file, path / file.name)
-                write_durably(path / _RECORD, record.to_json().encode())
-            except OSError as error:
-                raise write_error(error, path) from error
+        with self._locked(), writing(path):
+            for pattern in (
+                *_image_names((*IMAGE_FIELDS, guide_field("*"))),
+                _REDOS,
+                SPOOL,
+                *SECTION_FILES,
+            ):
+                for file in self.path.glob(pattern):
+                    shutil.copyfile(file, path / file.name)
+            write_durably(path / _RECORD, record.to_json().encode())
         return self.open(path)
 
     @contextmanager
@@ -260,11 +255,9 @@ class JobFolder:
         return json.dumps([asdict(redo) for redo in self.redos if redo.section <= section])
 
     def _set_redos(self, redos: tuple[Redo, ...]) -> None:
-        try:
+        with writing(self.path):
             (self.path / DONE).unlink(missing_ok=True)
             write_durably(self.path / _REDOS, json.dumps([asdict(redo) for redo in redos]).encode())
-        except OSError as error:
-            raise write_error(error, self.path) from error
         self.redos = redos
 
     def _count_sampled(self) -> int:

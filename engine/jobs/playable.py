@@ -1,8 +1,9 @@
 """What is finished of a job, as a file that plays, while somebody works on the job."""
 
+from contextlib import closing
 from pathlib import Path
 
-from ..files import write_error
+from ..files import writing
 from ..media.mp4 import write_mp4
 from ..media.segments import SegmentSpool, longest_run
 from .folder import JobFolder
@@ -24,7 +25,7 @@ def write_playable(folder: JobFolder, path: Path) -> int:
         spool = SegmentSpool.reading(folder.path / SPOOL)
     except FileNotFoundError:
         return 0
-    try:
+    with writing(path), closing(spool):
         video = video_format(folder.record)
         spool.extradata = bytes(video.open_encoder().extradata or b"")
         # A run at work may have cut the spool just now: nothing is lost, and nothing made again for this file.
@@ -39,7 +40,3 @@ def write_playable(folder: JobFolder, path: Path) -> int:
         part = {"first_frame": run[0].first_frame, "num_frames": num_frames}
         write_mp4(path, video, run, {**folder.record.metadata, "partial": part})
         return num_frames
-    except OSError as error:
-        raise write_error(error, path) from error
-    finally:
-        spool.close()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..events import PhaseEvent
-from ..files import temporary_name, write_durably, write_error
+from ..files import temporary_name, write_durably, writing
 from ..media.codecs import VideoFormat
 from ..media.segments import KeptSegments, Segment, SegmentSpool
 from ..request.config import Request
@@ -83,19 +83,15 @@ class JobRun:
     def keep_latents(self, section: "LatentSection", report: "EventHandler") -> Tensor:
         """Keep a sampled section; its latents."""
         report(PhaseEvent(phase="checkpoint"))
-        try:
+        with writing(self.path):
             self._sections.write_latents(section.index, section.latents, section.generator_state)
-        except OSError as error:
-            raise write_error(error, self.path) from error
         return section.latents
 
     def keep_segment(self, index: int, segment: Segment | None, report: "EventHandler") -> None:
         """Keep the encoded frames that became final with section ``index``; None where there are none."""
         report(PhaseEvent(phase="checkpoint"))
-        try:
+        with writing(self.path):
             self._sections.write_segment(index, segment)
-        except OSError as error:
-            raise write_error(error, self.path) from error
         self.num_encoded = index + 1
 
     def partial(self) -> Path | None:
@@ -123,18 +119,14 @@ class JobRun:
         self.segments.spool.close()
 
     def _note(self, name: str, video: Path) -> None:
-        try:
+        with writing(self.path):
             write_durably(self.path / name, json.dumps({"video": str(video.absolute())}).encode())
-        except OSError as error:
-            raise write_error(error, self.path) from error
 
     def _read_segments(self) -> tuple[int, KeptSegments]:
         num_sampled = self._find_whole()
-        try:
+        with writing(self.path / SPOOL):
             spool = SegmentSpool.kept(self.path / SPOOL)
             num_encoded, segments = self._sections.read_segments(spool, num_sampled, self._extradata())
-        except OSError as error:
-            raise write_error(error, self.path / SPOOL) from error
         return num_encoded, KeptSegments(spool=spool, segments=tuple(segments), token=self.token)
 
     def _find_whole(self) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from ..errors import ConfigError, DeviceError, InputError
-from ..files import check_export_path, make_folder, replace_when_whole, write_error
+from ..files import check_export_path, make_folder, replace_when_whole, writing
 from .codecs import VideoFormat
 from .mp4 import ffmpeg_url
 from .video import Video, read_video_info
@@ -62,14 +62,11 @@ def export_video(
     if video.fps <= 0 or video.num_frames == 0:
         raise InputError(f"{source} has no frames with times; export an MP4 that isoframe made")
     make_folder("output", target.parent)
-    try:
-        with replace_when_whole(target) as temporary:
-            if target.suffix.lower() == ".mp4":
-                _write_mp4(video, temporary, interpolate, codec, crf)
-            else:
-                _write_animation(video, temporary, target.suffix.lower(), interpolate)
-    except OSError as error:
-        raise write_error(error, target) from error
+    with writing(target), replace_when_whole(target) as temporary:
+        if target.suffix.lower() == ".mp4":
+            _write_mp4(video, temporary, interpolate, codec, crf)
+        else:
+            _write_animation(video, temporary, target.suffix.lower(), interpolate)
     return _described(target, video, interpolate)
 
 

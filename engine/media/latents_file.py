@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import check_latents_path, make_folder, replace_when_whole, temporary_name, write_error
+from ..files import check_latents_path, make_folder, replace_when_whole, temporary_name, writing
 
 
 class LatentsWriter:
@@ -53,26 +53,21 @@ class LatentsWriter:
         frames = range(first_frame, first_frame + latents.shape[2])
         if not self._missing.issuperset(frames):
             raise ValueError(f"latent frames {frames.start} to {frames.stop - 1} are written or outside")
-        try:
+        with writing(self.path):
             if self._file is None:
                 self._file = self._create(latents)
             plane = latents[0, 0, 0].numel() * 4
             for channel, values in enumerate(latents[0].detach().float().cpu().contiguous()):
                 self._file.seek(self._data_start + (channel * self._num_frames + frames.start) * plane)
                 self._file.write(values.view(-1).view(torch.uint8).numpy().tobytes())
-        except OSError as error:
-            raise write_error(error, self.path) from error
         self._missing -= set(frames)
 
     def finish(self) -> Path:
         """Put the file in its place."""
         if self._missing or self._file is None:
             raise ValueError(f"{len(self._missing)} of {self._num_frames} latent frames are not written")
-        try:
-            with replace_when_whole(self.path, self._token):
-                self._file.close()
-        except OSError as error:
-            raise write_error(error, self.path) from error
+        with writing(self.path), replace_when_whole(self.path, self._token):
+            self._file.close()
         return self.path
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import DISK_FULL, check_video_path, folder_error, free_partial_path, make_folder, write_error
+from ..files import DISK_FULL, check_video_path, folder_error, free_partial_path, make_folder, writing
 from .codecs import VideoFormat
 from .mp4 import ffmpeg_url, index_bytes, write_mp4
 from .segments import KeptSegments, Segment, SegmentSpool, longest_run
@@ -119,10 +119,8 @@ class VideoWriter:
                 )
         if len(pixels) == 0:
             return None
-        try:
+        with writing(self.path):
             self._segments.append(self._spool.append(self._format, pixels, first_frame))
-        except OSError as error:
-            raise write_error(error, self.path) from error
         return self._segments[-1]
 
     def write_partial(
@@ -200,10 +198,8 @@ class VideoWriter:
 
     def _join(self, path: Path, segments: Sequence[Segment], metadata: dict[str, object]) -> Video:
         make_folder("output", path.parent)
-        try:
+        with writing(path):
             self._num_joined_bytes += self._write_with_room(path, segments, metadata)
-        except OSError as error:
-            raise write_error(error, path) from error
         num_frames = sum(segment.num_frames for segment in segments)
         return Video(
             path=path,

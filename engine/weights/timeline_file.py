@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from ..files import make_folder, write_error
+from ..files import make_folder, writing
 from .unit_timeline import UnitTiming, chrome_trace, exposed_wait, last_passes
 
 if TYPE_CHECKING:
@@ -44,13 +44,11 @@ def write_timeline(timings: Sequence[UnitTiming], path: Path) -> None:
             "(--vram, --ram) they are streamed"
         )
     make_folder("trace", path.parent)
-    try:
+    with writing(path):
         if path.suffix == ".json":
             path.write_text(chrome_trace(timings), encoding="utf-8")
         else:
             _draw(last_passes(timings, _CHARTED_PASSES), path)
-    except OSError as error:
-        raise write_error(error, path) from error
 
 
 def _draw(timings: Sequence[UnitTiming], path: Path) -> None:

@@ -29,16 +29,14 @@ def codebook(
     overwrite: options.Overwrite = False,
 ) -> None:
     """Fit K centroids of latent pixels, for generate --history-codebook (experimental)."""
-    from ...files import check_latents_path, write_error
+    from ...files import check_latents_path, writing
     from ...sampling.codebook import Codebook, fit_codebook, read_points, save_codebook
 
     check_latents_path(out, overwrite=overwrite)
     points = read_points(files)
     fitted = fit_codebook(points, centroids, seed=seed)
-    try:
+    with writing(out):
         save_codebook(out, fitted, [path.name for path in files])
-    except OSError as error:
-        raise write_error(error, out) from error
     spread = (points - points.mean(dim=0)).square().sum()
     error_share = (Codebook.load(out).nearest(points) - points).square().sum() / spread
     typer.echo(
