@@ -55,19 +55,42 @@ class LoadedModel:
 
     def __init__(
         self,
-        *,
-        config: EngineConfig,
-        components: Components,
         checkpoint: Checkpoint | Store,
-        memory: ModelMemory,
+        components: Components,
+        config: EngineConfig,
+        place: "Place",
+        *,
+        has_fp32_head: bool = True,
+        on_conversion: OnConversion | None = None,
         step_caches: StepCacheFactory | None = None,
         frame_filter: FrameFilter | None = None,
     ) -> None:
-        """Use :meth:`load`."""
+        """Load the weights.
+
+        Args:
+            checkpoint: the transformer's weights, or a unit store of the format of ``place``.
+            components: its companions.
+            config: what it may use.
+            place: what that is on this machine.
+            has_fp32_head: run the output projection of a bf16 job in fp32, as the published program does.
+            on_conversion: told how far a conversion is.
+            step_caches: as for :meth:`Engine.load`.
+            frame_filter: as for :meth:`Engine.load`.
+        """
         self.config = config
         self.components = components
         self.checkpoint = checkpoint
-        self.memory = memory
+        with memory_errors("load"):
+            self.memory = memory = ModelMemory(
+                checkpoint,
+                family_of(checkpoint.config).sizes(components.name, components.read_configs()),
+                config,
+                place.weight_format,
+                place.device,
+                place.machine,
+                on_conversion,
+                has_fp32_head=has_fp32_head,
+            )
         self.make_attention = partial(
             make_self_attention,
             config.attention,
@@ -102,49 +125,8 @@ class LoadedModel:
         place = Place.of(config)
         found = find_components(source, overrides=components, local_files_only=config.local_files_only)
         checkpoint, place = open_source(found, config, place, size)
-        return cls.of_checkpoint(
-            checkpoint, found, config, place, on_conversion=on_conversion, step_caches=step_caches,
-            frame_filter=frame_filter,
-        )  # fmt: skip
-
-    @classmethod
-    def of_checkpoint(
-        cls,
-        checkpoint: Checkpoint | Store,
-        components: Components,
-        config: EngineConfig,
-        place: "Place",
-        *,
-        has_fp32_head: bool = True,
-        on_conversion: OnConversion | None = None,
-        step_caches: StepCacheFactory | None = None,
-        frame_filter: FrameFilter | None = None,
-    ) -> Self:
-        """The model whose weights are in ``checkpoint``.
-
-        Args:
-            checkpoint: the transformer's weights, or a unit store of the format of ``place``.
-            components: its companions.
-            config: what it may use.
-            place: what that is on this machine.
-            has_fp32_head: run the output projection of a bf16 job in fp32, as the published program does.
-            on_conversion: told how far a conversion is.
-            step_caches: as for :meth:`Engine.load`.
-            frame_filter: as for :meth:`Engine.load`.
-        """
-        with memory_errors("load"):
-            memory = ModelMemory(
-                checkpoint,
-                family_of(checkpoint.config).sizes(components.name, components.read_configs()),
-                config,
-                place.weight_format,
-                place.device,
-                place.machine,
-                on_conversion,
-                has_fp32_head=has_fp32_head,
-            )
         return cls(
-            config=config, components=components, checkpoint=checkpoint, memory=memory, step_caches=step_caches,
+            checkpoint, found, config, place, on_conversion=on_conversion, step_caches=step_caches,
             frame_filter=frame_filter,
         )  # fmt: skip
 
@@ -287,7 +269,12 @@ def open_source(
     Before anything is downloaded the budget is checked for videos of ``size``, or of the smallest.
     """
     if not is_store(Path(found.transformer)):
-        return _open_admitted(found, config, place, size), place
+        checkpoint = open_transformer(
+            found.transformer,
+            local_files_only=config.local_files_only or found.is_hub_silent,
+            admit=lambda _, shape: _admit(found, shape, config, place, size, has_store=None),
+        )
+        return checkpoint, place
     store = open_store(found.transformer)
     place = replace(place, weight_format=_stored_format(store, config))
     _admit(found, store.config, config, place, size, has_store=True)
@@ -312,19 +299,6 @@ def _stored_format(store: Store, config: EngineConfig) -> WeightFormat:
                 "the model again"
             )
     return stored
-
-
-def _open_admitted(
-    found: Components, config: EngineConfig, place: Place, size: tuple[int, int] | None
-) -> Checkpoint:
-    def admit(_: str, shape: Any) -> None:
-        _admit(found, shape, config, place, size, has_store=None)
-
-    return open_transformer(
-        found.transformer,
-        local_files_only=config.local_files_only or found.is_hub_silent,
-        admit=admit,
-    )
 
 
 def _admit(

@@ -17,8 +17,12 @@ from ..families.framepack.model_sizes import PUBLISHED_NAME
 from ..generation.model_lookup import find_model
 from ..model.attention_backends import AttentionShape
 from ..model.attention_choice import CANDIDATES, make_self_attention
+from ..planning.budget import make_plan
 from ..planning.machine import Machine, this_machine
 from ..planning.nvml import CardState, read_card
+from ..planning.plan import Plan
+from ..planning.planned_job import PlannedJob
+from ..request.config import Request, SamplingConfig
 
 Status = Literal["good", "note", "problem"]
 _GIB = 2**30
@@ -49,6 +53,22 @@ class Check:
     remedy: str = ""
 
 
+def _good(name: str, text: str) -> Check:
+    return Check(name=name, status="good", text=text)
+
+
+def _note(name: str, text: str, remedy: str) -> Check:
+    return Check(name=name, status="note", text=text, remedy=remedy)
+
+
+def _judged(name: str, text: str, *, is_good: bool, remedy: str) -> Check:
+    return _good(name, text) if is_good else _note(name, text, remedy)
+
+
+def _problem(name: str, text: str, remedy: str) -> Check:
+    return Check(name=name, status="problem", text=text, remedy=remedy)
+
+
 def examine(device: torch.device, cache_dir: Path) -> Iterator[Check]:
     """Look at everything, the quick things first.
 
@@ -60,7 +80,7 @@ def examine(device: torch.device, cache_dir: Path) -> Iterator[Check]:
     state = None
     if device.type == "cuda":
         state = read_card(device)
-        yield check_arch(_device_name(device), _capability(device), torch.cuda.get_arch_list())
+        yield check_arch(torch.cuda.get_device_name(device), _capability(device), torch.cuda.get_arch_list())
         yield check_driver(state, torch.version.cuda)
         yield check_link(state)
         yield check_pace(state)
@@ -82,7 +102,7 @@ def examine(device: torch.device, cache_dir: Path) -> Iterator[Check]:
 def check_software() -> Check:
     """Versions."""
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, {platform.system()} {platform.release()}"
-    return Check(name="software", status="good", text=versions)
+    return _good("software", versions)
 
 
 def check_missing_card(torch_cuda: str | None, *, has_driver: bool) -> Check:
@@ -93,20 +113,18 @@ def check_missing_card(torch_cuda: str | None, *, has_driver: bool) -> Check:
         has_driver: an NVIDIA driver is installed.
     """
     if has_driver and torch_cuda is None:
-        return Check(
-            name="card",
-            status="problem",
-            text=f"an NVIDIA driver is installed, but torch {torch.__version__} is a build for the CPU only",
-            remedy="install a build of torch with CUDA 12.8 or later; pytorch.org shows the command",
+        return _problem(
+            "card",
+            f"an NVIDIA driver is installed, but torch {torch.__version__} is a build for the CPU only",
+            "install a build of torch with CUDA 12.8 or later; pytorch.org shows the command",
         )
     if has_driver:
-        return Check(
-            name="card",
-            status="problem",
-            text=f"an NVIDIA driver is installed, but torch (CUDA {torch_cuda}) finds no device",
-            remedy="run nvidia-smi: if it fails, install the driver again; see that CUDA_VISIBLE_DEVICES is not empty",
+        return _problem(
+            "card",
+            f"an NVIDIA driver is installed, but torch (CUDA {torch_cuda}) finds no device",
+            "run nvidia-smi: if it fails, install the driver again; see that CUDA_VISIBLE_DEVICES is not empty",
         )
-    return Check(name="card", status="note", text="no CUDA device", remedy=_NO_CARD)
+    return _note("card", "no CUDA device", _NO_CARD)
 
 
 def check_arch(name: str, capability: int, arch_list: list[str]) -> Check:
@@ -120,14 +138,13 @@ def check_arch(name: str, capability: int, arch_list: list[str]) -> Check:
     text = f"{name}, compute capability {capability // 10}.{capability % 10}"
     if capability < _LEAST_CAPABILITY:
         remedy = "use --device cpu with the demo model, or a card of the RTX 30 series or later"
-        return Check(name="card", status="problem", text=f"{text}, below 8.0", remedy=remedy)
+        return _problem("card", f"{text}, below 8.0", remedy)
     if any(_runs_on(entry, capability) for entry in arch_list):
-        return Check(name="card", status="good", text=text)
-    return Check(
-        name="card",
-        status="problem",
-        text=f"{text}: this torch has kernels for {', '.join(arch_list) or 'no card'} only",
-        remedy="install a build of torch for a newer CUDA (12.8 or later for the RTX 50 series); pytorch.org shows "
+        return _good("card", text)
+    return _problem(
+        "card",
+        f"{text}: this torch has kernels for {', '.join(arch_list) or 'no card'} only",
+        "install a build of torch for a newer CUDA (12.8 or later for the RTX 50 series); pytorch.org shows "
         "the command",
     )
 
@@ -144,55 +161,40 @@ def _runs_on(entry: str, capability: int) -> bool:
 def check_driver(state: CardState | None, torch_cuda: str | None) -> Check:
     """Whether the driver is new enough for the CUDA that torch is built with."""
     if state is None or state.driver is None:
-        return Check(
-            name="driver",
-            status="note",
-            text="unknown",
-            remedy="pip install nvidia-ml-py to see driver, PCIe link, power and clocks",
+        return _note(
+            "driver", "unknown", "pip install nvidia-ml-py to see driver, PCIe link, power and clocks"
         )
     major = int((torch_cuda or "0").partition(".")[0])
     newest = (state.cuda or 0) // 1000
     text = f"{state.driver}, runs CUDA up to {newest}.{(state.cuda or 0) % 1000 // 10}; torch has CUDA {torch_cuda}"
     if newest >= major:
-        return Check(name="driver", status="good", text=text)
-    return Check(
-        name="driver",
-        status="problem",
-        text=text,
-        remedy="install a newer driver from nvidia.com, or an older torch",
-    )
+        return _good("driver", text)
+    return _problem("driver", text, "install a newer driver from nvidia.com, or an older torch")
 
 
 def check_link(state: CardState | None) -> Check:
     """Width of the PCIe link: weights that do not fit the card pass through it in every step."""
     if state is None or state.pcie_width is None or state.max_pcie_width is None:
-        return Check(name="PCIe link", status="note", text="unknown", remedy=_ask_driver(state))
+        return _note("PCIe link", "unknown", _ask_driver(state))
     text = (
         f"generation {state.pcie_generation} x{state.pcie_width} now, generation {state.max_pcie_generation} "
         f"x{state.max_pcie_width} at best (a card at rest lowers the generation)"
     )
-    if state.pcie_width >= state.max_pcie_width:
-        return Check(name="PCIe link", status="good", text=text)
-    return Check(
-        name="PCIe link",
-        status="note",
-        text=text,
-        remedy="the card uses a part of its lanes: try another slot, and look for an M.2 disk that shares them",
-    )
+    remedy = "the card uses a part of its lanes: try another slot, and look for an M.2 disk that shares them"
+    return _judged("PCIe link", text, is_good=state.pcie_width >= state.max_pcie_width, remedy=remedy)
 
 
 def check_pace(state: CardState | None) -> Check:
     """Power and clocks, and what holds them back."""
     if state is None or state.power_limit is None:
-        return Check(name="power", status="note", text="unknown", remedy=_ask_driver(state))
+        return _note("power", "unknown", _ask_driver(state))
     text = f"limit {state.power_limit / 1e3:.0f} W, clock {state.clock} of {state.max_clock} MHz"
     if not state.throttles:
-        return Check(name="power", status="good", text=text)
-    return Check(
-        name="power",
-        status="note",
-        text=f"{text}, slowed down by {', '.join(state.throttles)}",
-        remedy="plug the laptop in, see that fans turn, or raise the power limit",
+        return _good("power", text)
+    return _note(
+        "power",
+        f"{text}, slowed down by {', '.join(state.throttles)}",
+        "plug the laptop in, see that fans turn, or raise the power limit",
     )
 
 
@@ -205,14 +207,8 @@ def _ask_driver(state: CardState | None) -> str:
 def check_device_memory(free: int, total: int) -> Check:
     """Memory that other programs leave."""
     text = f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB free"
-    if free >= 0.8 * total:
-        return Check(name="card memory", status="good", text=text)
-    return Check(
-        name="card memory",
-        status="note",
-        text=text,
-        remedy="close what else uses the card (nvidia-smi lists it): browsers, games, other models",
-    )
+    remedy = "close what else uses the card (nvidia-smi lists it): browsers, games, other models"
+    return _judged("card memory", text, is_good=free >= 0.8 * total, remedy=remedy)
 
 
 def check_triton(device: torch.device) -> Check:
@@ -221,7 +217,7 @@ def check_triton(device: torch.device) -> Check:
     failure = find_triton_failure(device, _capability(device) if is_cuda else _LEAST_CAPABILITY)
     if failure is None:
         what = "compiles and runs a kernel" if is_cuda else "compiles a kernel; without a card it cannot run"
-        return Check(name="Triton", status="good", text=what)
+        return _good("Triton", what)
     install = "pip install triton (Linux) or pip install triton-windows (Windows)"
     broken = "install it again together with torch, and a C compiler (on Linux: gcc); then clear ~/.triton"
     return Check(
@@ -243,20 +239,18 @@ def check_attention(device: torch.device, cache_dir: Path) -> Iterator[Check]:
             "auto", precision="bf16", device=device, cache_dir=cache_dir, shape=shape
         ).name
     except DeviceError as error:
-        yield Check(
-            name="attention", status="problem", text=str(error), remedy="pip install flash-attn or xformers"
-        )
+        yield _problem("attention", str(error), "pip install flash-attn or xformers")
         return
     why = (
         "the fastest of those that run exactly, measured"
         if device.type == "cuda"
         else "torch's own, on the CPU"
     )
-    yield Check(name="attention", status="good", text=f"{chosen}: {why}; runs here: {', '.join(runs)}")
+    yield _good("attention", f"{chosen}: {why}; runs here: {', '.join(runs)}")
     for name, obstacle in obstacles.items():
         if obstacle is not None and device.type == "cuda":
             reason, _, remedy = obstacle.partition(": ")
-            yield Check(name=f"attention {name}", status="note", text=reason, remedy=remedy)
+            yield _note(f"attention {name}", reason, remedy)
 
 
 def check_encoder() -> Check:
@@ -266,35 +260,23 @@ def check_encoder() -> Check:
     try:
         VideoFormat(height=16, width=16, fps=30, crf=16).open_encoder()
     except (ImportError, DeviceError) as error:
-        return Check(
-            name="video", status="problem", text=str(error), remedy="pip install --force-reinstall av"
-        )
-    return Check(name="video", status="good", text="H.264 can be encoded")
+        return _problem("video", str(error), "pip install --force-reinstall av")
+    return _good("video", "H.264 can be encoded")
 
 
 def check_host_memory(total: int, available: int) -> Check:
     """RAM: the wall that most people hit first."""
     text = f"{available / _GIB:.1f} of {total / _GIB:.1f} GiB available"
-    if available >= _GOOD_RAM:
-        return Check(name="RAM", status="good", text=text)
-    return Check(
-        name="RAM",
-        status="note",
-        text=text,
-        remedy="enough for the demo; for the published model close other programs, and see isoframe plan --ram",
-    )
+    remedy = "enough for the demo; for the published model close other programs, and see isoframe plan --ram"
+    return _judged("RAM", text, is_good=available >= _GOOD_RAM, remedy=remedy)
 
 
 def check_page_file(total_ram: int, total_swap: int) -> Check:
     """Swap or page file: without one, a moment's lack of memory kills the process."""
-    text = f"{total_swap / _GIB:.1f} GiB"
-    if total_swap or total_ram >= 4 * _GOOD_RAM:
-        return Check(name="page file", status="good", text=text)
-    return Check(
-        name="page file",
-        status="note",
-        text="none",
-        remedy="add one as large as the RAM: on Windows a system-managed page file, on Linux a swap file",
+    remedy = "add one as large as the RAM: on Windows a system-managed page file, on Linux a swap file"
+    is_good = total_swap > 0 or total_ram >= 4 * _GOOD_RAM
+    return _judged(
+        "page file", f"{total_swap / _GIB:.1f} GiB" if is_good else "none", is_good=is_good, remedy=remedy
     )
 
 
@@ -303,60 +285,48 @@ def check_disk(name: str, folder: Path) -> Check:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     text = f"{free / _GIB:.0f} GiB free in {folder}"
-    if free >= _NEEDED_DISK or name != "disk of the models":
-        return Check(name=name, status="good", text=text)
-    return Check(
-        name=name,
-        status="note",
-        text=text,
-        remedy=f"the published model needs about {_NEEDED_DISK / _GIB:.0f} GiB: set HF_HOME to a folder on a larger disk",
-    )
+    is_good = free >= _NEEDED_DISK or name != "disk of the models"
+    needed = f"the published model needs about {_NEEDED_DISK / _GIB:.0f} GiB: set HF_HOME to a folder on a larger disk"
+    return _judged(name, text, is_good=is_good, remedy=needed)
 
 
 def check_speed(machine: Machine) -> Iterator[Check]:
     """What the published model should do on this card, by the planner; a measurement far above means a fault."""
-    from ..planning.budget import make_plan
-    from ..planning.planned_job import PlannedJob
-    from ..request.config import Request
-
-    found = find_model(PUBLISHED_NAME)
-    sampling = Request(image="", prompt="").sampling(found.order)
     for precision in ("bf16", "int8"):
-        job = PlannedJob(shapes=found.shapes, sampling=sampling, size=found.buckets[0], precision=precision)
         name = f"expected in {precision}"
         try:
-            plan = make_plan(job, machine)
+            plan = _plan_of(PUBLISHED_NAME, precision, machine)
         except BudgetError as error:
-            yield Check(name=name, status="note", text=str(error), remedy="see isoframe plan")
+            yield _note(name, str(error), "see isoframe plan")
             continue
         guess = " (a cautious guess: this card is not in the table)" if machine.card.is_estimate else ""
-        yield Check(
-            name=name,
-            status="good",
-            text=f"{plan.seconds_per_step:.2f} s/it, {plan.seconds_per_frame:.2f} s/frame at "
-            f"{job.size[0]}x{job.size[1]}, limited by {plan.bottleneck}{guess}",
+        yield _good(
+            name,
+            f"{plan.seconds_per_step:.2f} s/it, {plan.seconds_per_frame:.2f} s/frame at "
+            f"{plan.size[0]}x{plan.size[1]}, limited by {plan.bottleneck}{guess}",
         )
 
 
 def check_demo_speed(machine: Machine) -> Check:
     """What the demo should do on the CPU: all that runs there in reasonable time."""
-    from ..planning.budget import make_plan
-    from ..planning.planned_job import PlannedJob
-    from ..request.config import Request
-
-    name, found = "expected of the demo", find_model("demo")
-    sampling = Request(image="", prompt="").sampling(found.order)
-    job = PlannedJob(shapes=found.shapes, sampling=sampling, size=found.buckets[0], precision="fp32")
+    name = "expected of the demo"
     try:
-        plan = make_plan(job, machine)
+        plan = _plan_of("demo", "fp32", machine)
     except BudgetError as error:
-        return Check(name=name, status="problem", text=str(error), remedy="close other programs")
-    return Check(
-        name=name,
-        status="good",
-        text=f"about {plan.seconds_per_step:.2f} s/it on the CPU at {job.size[0]}x{job.size[1]}, a cautious guess by the "
+        return _problem(name, str(error), "close other programs")
+    return _good(
+        name,
+        f"about {plan.seconds_per_step:.2f} s/it on the CPU at {plan.size[0]}x{plan.size[1]}, a cautious guess by the "
         "number of cores; isoframe plan --card tells of a card",
     )
+
+
+def _plan_of(model: str, precision: str, machine: Machine) -> Plan:
+    """The plan of a usual video of a known model at its largest usual size."""
+    found = find_model(model)
+    sampling = Request(image="", prompt="").sampling(found.order)
+    job = PlannedJob(shapes=found.shapes, sampling=sampling, size=found.buckets[0], precision=precision)
+    return make_plan(job, machine)
 
 
 def hub_folder() -> Path:
@@ -368,8 +338,6 @@ def hub_folder() -> Path:
 
 def _published_attention(device: torch.device) -> AttentionShape:
     """The joint attention of the published model at its largest usual size."""
-    from ..request.config import SamplingConfig
-
     found = find_model(PUBLISHED_NAME)
     config = found.shapes.transformer
     return AttentionShape(
@@ -378,10 +346,6 @@ def _published_attention(device: torch.device) -> AttentionShape:
         head_dim=config.attention_head_dim,
         dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
     )
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device)
 
 
 def _capability(device: torch.device) -> int:

@@ -17,16 +17,12 @@ def decode(engine: EngineHandle, samples: dict[str, Any]) -> tuple[Tensor]:
     order, window = sections_of(samples)
     latents = from_latent(samples, latent_scale(model)).cpu()
     move = host.make_progress((latents.shape[2] - 1) // window)
-    host.take_memory(model.device)
     parts = []
-    try:
+    with engine.at_work():
         for index, part in enumerate(model.decode(latents, order=order, latent_window_size=window)):
             host.check_interrupt()
             parts.append(part)
             move(index + 1)
-    finally:
-        model.release()
-        host.give_memory_back(model.device)
     parts.sort(key=lambda part: part.first_frame)
     return (torch.cat([part.frames for part in parts]).float() / 255,)
 

@@ -5,9 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...model.conditioning import PromptEmbeds
 from ...request.config import Request
-from . import host
 from .load_node import EngineHandle
 from .node import ENGINE, Input, Node, Output
 from .tensors import VisionOutput, latent_scale, to_conditioning, to_latent
@@ -37,26 +35,12 @@ def encode(
         # The length is the sampler's to say.
         seconds=1.0,
     )
-    host.take_memory(model.device)
-    try:
+    with engine.at_work():
         found = model.condition(request)
-    finally:
-        model.release()
-        host.give_memory_back(model.device)
-    assert found.negative_text_embeds is not None, "a negative prompt was asked for"
-    assert found.negative_text_mask is not None
-    assert found.negative_pooled_embeds is not None
-    positive = PromptEmbeds(
-        text_embeds=found.text_embeds, text_mask=found.text_mask, pooled_embeds=found.pooled_embeds
-    )
-    negative = PromptEmbeds(
-        text_embeds=found.negative_text_embeds,
-        text_mask=found.negative_text_mask,
-        pooled_embeds=found.negative_pooled_embeds,
-    )
+    assert found.negative is not None, "a negative prompt was asked for"
     return (
-        to_conditioning(positive),
-        to_conditioning(negative),
+        to_conditioning(found.prompt),
+        to_conditioning(found.negative),
         VisionOutput(found.image_embeds),
         to_latent(found.start_latent, latent_scale(model)),
     )

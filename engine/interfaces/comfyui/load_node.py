@@ -1,6 +1,8 @@
 """Nodes that load: an engine with its budget, and LoRAs."""
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -24,6 +26,16 @@ class EngineHandle:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         weakref.finalize(self, engine.close)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Have the device meanwhile, and give it back: after an interrupt too, ComfyUI goes on with other models."""
+        host.take_memory(self.engine.device)
+        try:
+            yield
+        finally:
+            self.engine.release()
+            host.give_memory_back(self.engine.device)
 
 
 def model_names() -> list[str]:

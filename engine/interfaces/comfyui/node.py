@@ -1,7 +1,4 @@
-"""What a node is, whatever schema ComfyUI has.
-
-A node as a class of ComfyUI's classic schema, or of its V3 schema.
-"""
+"""What a node is, and its class for whichever schema ComfyUI has: the classic one, or V3."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -36,33 +36,16 @@ def sample(
     asked = {known.field: widgets[known.name] for known in _WIDGETS}
     sampling = SamplingConfig(num_sections=num_sections, loras=loras, **asked)
     model, scale = engine.engine, latent_scale(engine.engine)
-    start = from_latent(start_latent, scale)
-    conditioning = _condition(positive, negative, image_embeds, start, sampling.cfg_scale)
-    host.take_memory(model.device)
-    try:
-        latents = model.sample_video(conditioning, sampling, on_event=_watch(model, sampling))
-    finally:
-        # After an interrupt too: ComfyUI goes on with other models.
-        model.release()
-        host.give_memory_back(model.device)
-    return (to_latent(latents, scale, order=sampling.order, window=sampling.latent_window_size),)
-
-
-def _condition(
-    positive: Any, negative: Any, image_embeds: Any, start_latent: Any, cfg: float
-) -> Conditioning:
-    prompt = from_conditioning("positive", positive)
-    other = from_conditioning("negative", negative) if cfg != 1.0 and negative is not None else None
-    return Conditioning(
-        text_embeds=prompt.text_embeds,
-        text_mask=prompt.text_mask,
-        pooled_embeds=prompt.pooled_embeds,
+    is_guided = sampling.cfg_scale != 1.0 and negative is not None
+    conditioning = Conditioning.of(
+        from_conditioning("positive", positive),
+        from_conditioning("negative", negative) if is_guided else None,
         image_embeds=image_embeds["last_hidden_state"],
-        start_latent=start_latent,
-        negative_text_embeds=None if other is None else other.text_embeds,
-        negative_text_mask=None if other is None else other.text_mask,
-        negative_pooled_embeds=None if other is None else other.pooled_embeds,
+        start_latent=from_latent(start_latent, scale),
     )
+    with engine.at_work():
+        latents = model.sample_video(conditioning, sampling, on_event=_watch(model, sampling))
+    return (to_latent(latents, scale, order=sampling.order, window=sampling.latent_window_size),)
 
 
 def _watch(engine: Engine, sampling: SamplingConfig) -> EventHandler:

@@ -22,23 +22,9 @@ from ...request.config import SamplingConfig
 from ...sampling.step_cache import StepCache
 from ...weights.memory import JobMemory
 from .forward_call import DiffusersForward, ForwardCall
+from .tensor_cache import TensorCache
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Job:
-    """What all steps of a branch share, and the tensors that it was made from."""
-
-    tensors: tuple[Tensor, ...]
-    versions: tuple[int, ...]
-    key: object
-    value: JobInvariants
-
-    def is_of(self, tensors: tuple[Tensor, ...], versions: tuple[int, ...], key: object) -> bool:
-        """Whether it was made from the very same."""
-        is_same = all(ours is theirs for ours, theirs in zip(self.tensors, tensors, strict=True))
-        return is_same and (self.versions, self.key) == (versions, key)
 
 
 @dataclass(slots=True)
@@ -99,7 +85,7 @@ class AcceleratedTransformer(DiffusersForward):
         self._memory: JobMemory | None = None
         self._planned: object = None
         self._samples: dict[int, _Sample] = {}
-        self._jobs: dict[tuple[int, int], _Job] = {}
+        self._jobs: TensorCache[JobInvariants] = TensorCache(1, trusts_inference=True)
 
     @property
     def config(self) -> Any:
@@ -204,19 +190,16 @@ class AcceleratedTransformer(DiffusersForward):
 
     def _job(self, call: ForwardCall, sample: int, branch: int) -> JobInvariants:
         """What the steps of a branch share; computed again where a tensor or the timesteps changed."""
-        tensors = (*call.text, call.image_embeds)
-        versions = tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
+
+        def prepare() -> JobInvariants:
+            assert self._memory is not None, "the section is settled"
+            # There may not be room for units beside the weights of what is computed once.
+            self._memory.make_room()
+            vision = call.project_image(self._transformer, sample)
+            return call.prepare(self._transformer, sample, torch.tensor(self._timesteps), vision)
+
         key = self._timesteps, call.scale(sample)
-        known = self._jobs.get((sample, branch))
-        if known is not None and known.is_of(tensors, versions, key):
-            return known.value
-        assert self._memory is not None, "the section is settled"
-        # There may not be room for units beside the weights of what is computed once.
-        self._memory.make_room()
-        vision = call.project_image(self._transformer, sample)
-        value = call.prepare(self._transformer, sample, torch.tensor(self._timesteps), vision)
-        self._jobs[sample, branch] = _Job(tensors, versions, key, value)
-        return value
+        return self._jobs.get((sample, branch), key, (*call.text, call.image_embeds), prepare)
 
     def _count(self, was_computed: bool) -> None:
         if was_computed:

@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Generic, Self, TypeVar
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from ...families.framepack.transformer import PackedTransformer
 from ...families.framepack.transformer_config import TransformerConfig
 from ...families.opening import open_transformer
 from .forward_call import DiffusersForward, ForwardCall
+from .tensor_cache import TensorCache
 
 T = TypeVar("T")
 
@@ -60,9 +60,9 @@ class FramepackTransformer(DiffusersForward):
         """Load the weights; see :func:`load_transformer`."""
         self._checkpoint = checkpoint
         self.transformer = PackedTransformer.load(checkpoint, dtype, device)
-        self._vision: _TensorCache[Tensor] | None = None
-        self._jobs: _TensorCache[JobInvariants] | None = None
-        self._sections: _TensorCache[PackedSection] | None = None
+        self._vision: TensorCache[Tensor] | None = None
+        self._jobs: TensorCache[JobInvariants] | None = None
+        self._sections: TensorCache[PackedSection] | None = None
 
     @property
     def config(self) -> TransformerConfig:
@@ -122,10 +122,10 @@ class FramepackTransformer(DiffusersForward):
         """
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-        self._sections = _TensorCache(_NUM_BRANCHES)
+        self._sections = TensorCache(_NUM_BRANCHES)
         if self._jobs is None or self._jobs.capacity != _NUM_BRANCHES * num_steps:
-            self._jobs = _TensorCache(_NUM_BRANCHES * num_steps)
-            self._vision = _TensorCache(_NUM_BRANCHES)
+            self._jobs = TensorCache(_NUM_BRANCHES * num_steps)
+            self._vision = TensorCache(_NUM_BRANCHES)
 
     def velocity(self, call: ForwardCall, sample: int) -> Tensor:
         latents = call.latents(sample)
@@ -152,40 +152,8 @@ class FramepackTransformer(DiffusersForward):
         return _cached(self._jobs, sample, key, (*call.text, *image), prepare)
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry(Generic[T]):
-    key: object
-    tensors: tuple[Tensor | None, ...]
-    versions: tuple[int, ...]
-    value: T
-
-
-class _TensorCache(Generic[T]):
-    """Values computed from tensors, found again by identity and version; of each sample the oldest goes first."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self._entries: dict[int, list[_Entry[T]]] = {}
-
-    def get(
-        self, sample: int, key: object, tensors: tuple[Tensor | None, ...], compute: Callable[[], T]
-    ) -> T:
-        if any(tensor is not None and tensor.is_inference() for tensor in tensors):
-            return compute()
-        versions = tuple(0 if tensor is None else tensor._version for tensor in tensors)
-        entries = self._entries.setdefault(sample, [])
-        for entry in entries:
-            same = all(a is b for a, b in zip(entry.tensors, tensors, strict=True))
-            if same and entry.key == key and entry.versions == versions:
-                return entry.value
-        entry = _Entry(key, tensors, versions, compute())
-        entries.append(entry)
-        del entries[: -self.capacity]
-        return entry.value
-
-
 def _cached(
-    cache: _TensorCache[T] | None,
+    cache: TensorCache[T] | None,
     sample: int,
     key: object,
     tensors: tuple[Tensor | None, ...],

@@ -132,7 +132,7 @@ def _load(weights: Any, config: EngineConfig) -> LoadedModel:
     else:
         components = find_components(weights, local_files_only=config.local_files_only)
         checkpoint, place = open_source(components, config, place)
-    model = LoadedModel.of_checkpoint(checkpoint, components, config, place, has_fp32_head=False)
+    model = LoadedModel(checkpoint, components, config, place, has_fp32_head=False)
     # What the pipeline's own components compute is not the engine's to limit.
     model.memory.limit.lift()
     return model
