@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...engine.companions.components import find_components
-from ...engine.companions.embedding_cache import EmbeddingCache
+from ...engine.companions.tensor_cache import TensorCache
 from ...engine.engine import Engine
 from ...engine.errors import ConfigError
 from ...engine.media.images import load_image
@@ -59,7 +59,7 @@ def compare_pipelines(
             f"--offload moves weights to a CUDA device and back, this is {device}; leave it out"
         )
     config = EngineConfig(device=str(device), precision=precision, vram=vram)
-    with Engine.load(model, config=config) as engine, replace(EmbeddingCache, "read", lambda *_: None):
+    with Engine.load(model, config=config) as engine, replace(TensorCache, "read", lambda *_: None):
         peer = DiffusersPipeline(model, device, DENSE_DTYPES[precision], is_offloaded=is_offloaded)
 
         def ours() -> Tensor:

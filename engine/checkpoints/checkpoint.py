@@ -33,24 +33,16 @@ _FP8_MARKER = "scaled_fp8"
 _BLOCK_ROWS = 1024
 
 
-class ReadConfig(Protocol):
-    """Makes a transformer's configuration of a ``config.json``; ``source`` names it in errors."""
-
-    def __call__(self, raw: Mapping[str, Any], /, *, source: str) -> Any: ...
+# Of tensors by model name.
+Shapes = Mapping[str, tuple[int, ...]]
 
 
-class DeriveConfig(Protocol):
-    """Makes it of the tensors' shapes, for a file without a ``config.json``."""
+class ConfigReader(Protocol):
+    """Makes a transformer's configuration, which this room only passes on; ``source`` names it in errors."""
 
-    def __call__(self, shapes: Mapping[str, tuple[int, ...]], /, *, source: str) -> Any: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigReader:
-    """What tells the configuration of a transformer, which this room only passes on."""
-
-    read: ReadConfig
-    derive: DeriveConfig
+    def __call__(self, raw: Mapping[str, Any], shapes: Shapes | None = None, *, source: str) -> Any:
+        """Of the content of a ``config.json``, or of the tensors' shapes where there is no such file."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +64,7 @@ class Checkpoint:
     scales: Mapping[str, TensorEntry] = field(repr=False)
 
     @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+    def shapes(self) -> Shapes:
         """Shape of every weight by model name."""
         return {name: entry.shape for name, entry in self.entries.items()}
 
@@ -182,7 +174,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
         raise CheckpointError(f"{name} has values that are not finite; copy or download the model again")
 
 
-def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
+def check_shapes(checkpoint: Checkpoint, expected: Shapes) -> None:
     """Raise :class:`CheckpointError` unless the checkpoint has exactly the ``expected`` names and shapes."""
     shapes = checkpoint.shapes
     problems = {
@@ -382,7 +374,7 @@ def _build(
     scales = _split_scales(entries, source)
     _check_dtypes(entries, source)
     if config is None:
-        config = reader.derive({key: entry.shape for key, entry in entries.items()}, source=source)
+        config = reader({}, {key: entry.shape for key, entry in entries.items()}, source=source)
     return Checkpoint(config=config, name=name, source_hash=hash_files(files), entries=entries, scales=scales)
 
 
@@ -446,4 +438,4 @@ def _check_dtypes(entries: Mapping[str, TensorEntry], source: str) -> None:
 
 
 def _read_config(path: Path, reader: ConfigReader) -> Any:
-    return reader.read(read_json(path), source=str(path))
+    return reader(read_json(path), source=str(path))

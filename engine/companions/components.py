@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -208,46 +208,16 @@ def find_components(
     text = os.fspath(source)
     path = _demo_folder() if text == "demo" else Path(text).expanduser()
     if is_store(path):
-        found = _find_of_store(path)
-    elif path.exists():
-        found = _find_local(path, "demo" if text == "demo" else None)
-    else:
-        found = _find_on_hub(text, local_files_only)
-    has_tokenizer = "tokenizer" in found.own or "tokenizer" in given
-    return Components(
-        name=found.name,
-        transformer=str(path) if path.exists() else text,
-        profile=_read_profile(found, has_tokenizer=has_tokenizer),
-        refs={**found.shared, **found.own, **given},
-        is_hub_silent=found.is_hub_silent,
-        family=found.family,
-    )
+        return _find_of_store(path, given)
+    if path.exists():
+        return _find_local(path, given, "demo" if text == "demo" else None)
+    return _find_on_hub(text, given, local_files_only)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """What was found of a model.
-
-    Attributes:
-        name: as :attr:`Components.name`.
-        family: of the transformer.
-        shared: companions of the family that fit.
-        own: companions that the model brings.
-        profile: its profile; None if it has none.
-        order: of a checkpoint that the family knows.
-        is_hub_silent: as :attr:`Components.is_hub_silent`.
-    """
-
-    name: str
-    family: type[Family]
-    shared: Mapping[str, ComponentRef]
-    own: Mapping[str, ComponentRef] = field(default_factory=dict)
-    profile: Path | None = None
-    order: str | None = None
-    is_hub_silent: bool = False
+_Refs = dict[str, ComponentRef]
 
 
-def _find_local(path: Path, name: str | None) -> _Found:
+def _find_local(path: Path, given: _Refs, name: str | None = None) -> Components:
     """A folder's own companions come first; those of the family fill the gaps if the widths are theirs."""
     folder = path if path.is_dir() else path.parent
     names = [name for name in COMPANIONS if path.is_dir() and (folder / name).is_dir()]
@@ -255,52 +225,55 @@ def _find_local(path: Path, name: str | None) -> _Found:
     is_needed = len(names) < len(COMPANIONS) or (folder / "transformer" / "config.json").is_file()
     config = read_transformer_config(path) if is_needed else None
     family = type(family_of(config)) if is_needed else recognise()
-    return _Found(
+    own = {name: _ref(name, str(folder), name) for name in names} | given
+    return Components(
         name=name or (folder_name(path) if path.is_dir() else path.stem),
+        transformer=str(path),
+        profile=_read_profile(family, folder / PROFILE_NAME, own),
+        refs=_shared_refs(family, config) | own,
         family=family,
-        shared=_shared_refs(family, config),
-        own={name: _ref(name, str(folder), name) for name in names},
-        profile=folder / PROFILE_NAME,
     )
 
 
-def _find_of_store(folder: Path) -> _Found:
+def _find_of_store(folder: Path, given: _Refs) -> Components:
     """A store has no companions of its own: they are those of the model it was made from, or fit its widths."""
     store = open_store(folder)
     if store.name == "demo":
-        return _find_local(_demo_folder(), "demo")
-    if any(store.name in family.hub_models() for family in families()):
-        return _find_on_hub(store.name, local_files_only=True)
-    family = type(family_of(store.config))
-    return _Found(
-        name=store.name,
-        family=family,
-        shared=_shared_refs(family, store.config),
-        profile=folder / PROFILE_NAME,
-    )
+        found = _find_local(_demo_folder(), given, "demo")
+    elif any(store.name in family.hub_models() for family in families()):
+        found = _find_on_hub(store.name, given, local_files_only=True)
+    else:
+        family = type(family_of(store.config))
+        found = Components(
+            name=store.name,
+            transformer="",
+            profile=_read_profile(family, folder / PROFILE_NAME, given),
+            refs=_shared_refs(family, store.config) | given,
+            family=family,
+        )
+    return replace(found, transformer=str(folder))
 
 
-def _find_on_hub(source: str, local_files_only: bool) -> _Found:
+def _find_on_hub(source: str, given: _Refs, local_files_only: bool) -> Components:
     """A repository that a family knows, a pipeline with its own companions, or a transformer alone."""
     known = next((family for family in families() if source in family.hub_models()), None)
-    own: list[str] = []
+    family, names = known or recognise(), list[str]()
     profile, is_silent = None, False
     if known is None and is_hub_id(source):
         (index, profile), is_silent = _optional_files(
             source, ("model_index.json", PROFILE_NAME), local_files_only
         )
-        own = _list_companions(index) if index else []
+        names = _list_companions(index) if index else []
     elif known is None and not (is_hub_id(source.rpartition("/")[0]) and source.endswith(".safetensors")):
         raise UnknownModelError(missing_source("model", source))
-    family = known or recognise()
-    return _Found(
+    own = {name: _ref(name, source, name) for name in names} | given
+    return Components(
         name=Path(source).stem if source.endswith(".safetensors") else source,
-        family=family,
-        shared=_shared_refs(family),
-        own={name: _ref(name, source, name) for name in own},
-        profile=profile,
-        order=known.hub_models()[source] if known else None,
+        transformer=source,
+        profile=_read_profile(family, profile, own, order=family.hub_models().get(source)),
+        refs=_shared_refs(family) | own,
         is_hub_silent=is_silent,
+        family=family,
     )
 
 
@@ -355,21 +328,23 @@ def _optional_files(
     return paths, is_silent
 
 
-def _read_profile(found: _Found, *, has_tokenizer: bool) -> ModelProfile:
-    """The model's profile over the published one.
+def _read_profile(
+    family: type[Family], path: Path | None, own: _Refs, *, order: str | None = None
+) -> ModelProfile:
+    """The profile in ``path``, where it is a file, over the published one; ``own`` are companions of the model alone.
 
     The published crop point belongs to the published template and tokenizer; a model that brings its own of
     either has its own counted.
     """
-    defaults, path = found.family.profile(), found.profile
+    defaults = family.profile()
     raw = read_json(path) if path is not None and path.is_file() else {}
-    if has_tokenizer or raw.get("prompt_template") is not None:
+    if "tokenizer" in own or raw.get("prompt_template") is not None:
         defaults["crop_start"] = None
     given = {name: value for name, value in raw.items() if not name.startswith("_")}
     unknown = sorted(given.keys() - {key.name for key in fields(ModelProfile)})
     if unknown:
         raise CheckpointError(f"{path} has unknown keys: {', '.join(unknown)}")
-    merged = defaults | ({"order": found.order} if found.order else {}) | given
+    merged = defaults | ({"order": order} if order else {}) | given
     try:
         return ModelProfile(**{name: _freeze(value) for name, value in merged.items()})
     except (CheckpointError, TypeError) as error:

@@ -18,8 +18,8 @@ from ..families.family import EncoderKind
 from ..files import cache_key, read_json
 from ..model.conditioning import PromptEmbeds
 from .components import LOADING, Components
-from .embedding_cache import EmbeddingCache
 from .layerwise import load_llama_layerwise
+from .tensor_cache import TensorCache
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,7 +57,7 @@ class Encoders:
         self._device = torch.device(device)
         self._dtype = dtype
         self._compute_dtype = torch.float32 if self._device.type == "cpu" else torch.float16
-        self._cache = EmbeddingCache(cache_dir / "embeddings")
+        self._cache = TensorCache(cache_dir / "embeddings")
         self._local_files_only = local_files_only
         self._folders: dict[str, Path] = {}
         self._hashes: dict[str, str] = {}

@@ -1,6 +1,5 @@
 """Pictures of latents without the VAE: a linear map from latent channels to RGB."""
 
-import logging
 import os
 from pathlib import Path
 
@@ -11,9 +10,9 @@ from torch.nn import functional
 from ..errors import InputError
 from ..events import StepEvent
 from ..files import check_folder, make_folder, replace_when_whole
+from .tensor_cache import TensorCache
 from .vae import VideoVAE
 
-_logger = logging.getLogger(__name__)
 _NUM_DECODES = 64
 _LATENT_SIDE = 8
 _COARSE_SIDE = 2
@@ -59,23 +58,12 @@ def fit_latent_rgb(vae: VideoVAE) -> Tensor:
 
 def cached_latent_rgb(vae: VideoVAE, cache_dir: Path) -> Tensor:
     """:func:`fit_latent_rgb`, computed once for a VAE's weights and kept under ``cache_dir``."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
-
-    path = cache_dir / "latent_rgb" / f"{vae.content_hash()}.safetensors"
-    try:
-        return load_file(path)["latent_rgb"]
-    except (OSError, SafetensorError, KeyError):
-        matrix = fit_latent_rgb(vae)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_when_whole(path) as temporary:
-            save_file({"latent_rgb": matrix}, temporary)
-    except OSError as error:
-        _logger.warning(
-            "the preview colours are fitted again next time, %s cannot be written: %s", path, error
-        )
-    return matrix
+    cache, key = TensorCache(cache_dir / "latent_rgb"), vae.content_hash()
+    found = cache.read(key)
+    if found is None:
+        found = {"latent_rgb": fit_latent_rgb(vae)}
+        cache.write(key, found)
+    return found["latent_rgb"]
 
 
 def tile_frames(frames: Tensor) -> Tensor:

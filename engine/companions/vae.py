@@ -69,8 +69,10 @@ class VideoVAE:
         )
 
     @torch.no_grad()
-    def encode_image(self, pixels: Tensor, *, posterior: str, seed: int) -> Tensor:
-        """Encode an image [1, 3, 1, H, W] in [-1, 1] as scaled fp32 latents [1, 16, 1, H/8, W/8].
+    def encode(self, pixels: Tensor, *, posterior: str, seed: int) -> Tensor:
+        """Encode an image or a clip [1, 3, 4k + 1, H, W] in [-1, 1] as scaled fp32 latents [1, 16, k + 1, H/8, W/8].
+
+        More than 16 frames are encoded in the published temporal chunks.
 
         Args:
             pixels: H and W are multiples of 8.
@@ -78,13 +80,9 @@ class VideoVAE:
             seed: seed of that generator.
         """
         check_choice("posterior", posterior, POSTERIORS)
-        if pixels.ndim != 5 or pixels.shape[1:3] != (3, 1) or any(n % 8 for n in pixels.shape[3:]):
-            raise InputError(
-                f"pixels must be [1, 3, 1, H, W] with H and W multiples of 8, got {tuple(pixels.shape)}"
-            )
-        return self._encode(pixels, posterior, seed)
-
-    def _encode(self, pixels: Tensor, posterior: str, seed: int) -> Tensor:
+        shape = tuple(pixels.shape)
+        if len(shape) != 5 or shape[1] != 3 or shape[2] % 4 != 1 or any(n % 8 for n in shape[3:]):
+            raise InputError(f"pixels must be [1, 3, 4k + 1, H, W] with H and W multiples of 8, got {shape}")
         with self._on_device():
             distribution = self.model.encode(pixels.to(self._device, self.model.dtype)).latent_dist
         if posterior == "mode":
@@ -93,19 +91,6 @@ class VideoVAE:
             latents = distribution.sample(torch.Generator("cpu").manual_seed(seed))
         scaled: Tensor = latents.float() * self.scaling_factor
         return scaled
-
-    @torch.no_grad()
-    def encode_clip(self, pixels: Tensor, *, posterior: str, seed: int) -> Tensor:
-        """Encode frames [1, 3, 4k + 1, H, W] as scaled fp32 latents [1, 16, k + 1, H/8, W/8]; else as :meth:`encode_image`.
-
-        More than 16 frames are encoded in the published temporal chunks.
-        """
-        check_choice("posterior", posterior, POSTERIORS)
-        if pixels.ndim != 5 or pixels.shape[2] % 4 != 1 or any(n % 8 for n in pixels.shape[3:]):
-            raise InputError(
-                f"pixels must be [1, 3, 4k + 1, H, W] with H and W multiples of 8, got {tuple(pixels.shape)}"
-            )
-        return self._encode(pixels, posterior, seed)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -7,9 +7,11 @@ transformer's), layout, phases of a section, codec and prompts. :class:`ModelSiz
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ..checkpoints.lora_names import LoraAliases
+from ..files import read_json
 from ..model.precision import PRECISIONS, Precision, UnitSpec
 from ..request.config import SamplingConfig
 
@@ -323,6 +325,7 @@ class Family(ABC):
     Attributes:
         config: sizes of the model's transformer.
         config_class: of ``config``.
+        data: folder of the tables: models and companions on the Hub, profile, names of LoRA layers.
         vae_class: class of the VAE in diffusers.
         encoders: of prompts and images, by their names in diffusers' pipeline.
         max_prompt_tokens: tokens of a prompt that are read.
@@ -330,6 +333,7 @@ class Family(ABC):
 
     config: Any
     config_class: ClassVar[type]
+    data: ClassVar[Path]
     vae_class: ClassVar[str]
     encoders: ClassVar[Mapping[str, EncoderKind]]
     max_prompt_tokens: ClassVar[int]
@@ -341,32 +345,40 @@ class Family(ABC):
 
     @classmethod
     @abstractmethod
-    def read_config(cls, raw: Mapping[str, object], *, source: str) -> Any:
-        """The configuration in ``raw``, a ``config.json``; ``source`` names it in errors.
+    def read_config(
+        cls, raw: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]] | None = None, *, source: str
+    ) -> Any:
+        """The configuration in ``raw``, or the one that tensors of these ``shapes`` have; ``source`` names it in errors.
 
         Raises:
             CheckpointError: another model's, or keys that are unknown, missing or out of range.
         """
 
     @classmethod
-    @abstractmethod
-    def derive_config(cls, shapes: Mapping[str, tuple[int, ...]], *, source: str) -> Any:
-        """The configuration that tensors of these ``shapes`` have, for a file without a ``config.json``."""
-
-    @classmethod
-    @abstractmethod
-    def hub_models(cls) -> Mapping[str, str]:
+    def hub_models(cls) -> dict[str, str]:
         """The published checkpoints, by their ids on the Hub, and the order that each was trained for."""
+        models: dict[str, str] = read_json(cls.data / "companions.json")["models"]
+        return models
 
     @classmethod
-    @abstractmethod
-    def companions(cls, config: Any = None) -> Mapping[str, tuple[str, str]]:
+    def companions(cls, config: Any = None) -> dict[str, tuple[str, str]]:
         """Hub id and folder of the companions that the models share; none where ``config`` has other widths than theirs."""
+        table = read_json(cls.data / "companions.json")
+        if config is not None and any(
+            getattr(config, key) != width for key, width in table["widths"].items()
+        ):
+            return {}
+        return {name: (source, folder) for name, (source, folder) in table["components"].items()}
 
     @classmethod
-    @abstractmethod
     def profile(cls) -> dict[str, Any]:
         """What the models expect beyond their tensors, as an ``isoframe.json`` says it."""
+        return read_json(cls.data / "profile.json")
+
+    @classmethod
+    def lora_aliases(cls) -> LoraAliases:
+        """Names that trainers give to the transformer's layers, besides those of the checkpoint."""
+        return LoraAliases(**read_json(cls.data / "lora_names.json"))
 
     @classmethod
     @abstractmethod
@@ -377,11 +389,6 @@ class Family(ABC):
     @abstractmethod
     def default_order(cls, name: str) -> str | None:
         """The order that a checkpoint called ``name`` was trained for, where the name tells."""
-
-    @classmethod
-    @abstractmethod
-    def lora_aliases(cls) -> LoraAliases:
-        """Names that trainers give to the transformer's layers, besides those of the checkpoint."""
 
     @classmethod
     @abstractmethod

@@ -33,20 +33,19 @@ def encode_images(
     """
     images, request, vae = inputs.images, inputs.request, model.vae
 
-    def checked(latents: Tensor) -> Tensor:
+    def encode(pixels: Tensor) -> Tensor:
+        latents = vae.encode(pixels, posterior=request.posterior, seed=request.seed)
         if not latents.isfinite().all():
             raise CheckpointError(
                 f"the VAE of {model.components.name} encodes the image to NaN or infinity; check its files"
             )
         return latents.cpu()
 
-    def encode(image: Image.Image) -> Tensor:
-        pixels = image_to_tensor(image)
-        return checked(vae.encode_image(pixels, posterior=request.posterior, seed=request.seed))
-
     height, width = images.size
-    start, end = (None if image is None else encode(image) for image in (images.start, images.end))
-    guides = [encode(image) for image in images.guides]
+    start, end = (
+        None if image is None else encode(image_to_tensor(image)) for image in (images.start, images.end)
+    )
+    guides = [encode(image_to_tensor(image)) for image in images.guides]
     embeds = model.encoders.encode_images([images.start or Image.new("RGB", (width, height)), *images.guides])
     if start is None:
         start = torch.zeros(1, vae.num_channels, 1, height // 8, width // 8)
@@ -54,8 +53,7 @@ def encode_images(
     if images.video is not None:
         # At most as many frames as a history holds, next to what is generated.
         pixels, num_leading = images.video.clip(images.size, is_tail=request.direction == "forward")
-        latents = checked(vae.encode_clip(pixels, posterior=request.posterior, seed=request.seed))
-        given = latents[:, :, num_leading:].contiguous()
+        given = encode(pixels)[:, :, num_leading:].contiguous()
     return replace(
         Conditioning.of(prompts[0], negative, image_embeds=embeds[0], start_latent=start),
         section_prompts=tuple(prompts),

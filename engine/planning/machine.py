@@ -29,7 +29,6 @@ class Card:
     Attributes:
         name: as in the table, or the device's own with ``is_estimate``.
         capability: compute capability, 10 * major + minor.
-        sms: multiprocessors.
         bf16: dense TFLOPS with fp32 accumulation; fp16 is the same.
         fp16_accumulate: dense fp16 TFLOPS with fp16 accumulation.
         int8: dense TOPS.
@@ -42,7 +41,6 @@ class Card:
 
     name: str
     capability: int
-    sms: int
     bf16: float
     fp16_accumulate: float
     int8: float
@@ -250,6 +248,6 @@ def _cpu() -> Card:
     """A guess: 50 GFLOPS a core in fp32, twice that in 16 bit."""
     rate = 0.1 * (os.cpu_count() or 1)
     return Card(
-        name="CPU", capability=0, sms=0, bf16=rate, fp16_accumulate=rate, int8=rate, fp8=None, bandwidth=20.0,
+        name="CPU", capability=0, bf16=rate, fp16_accumulate=rate, int8=rate, fp8=None, bandwidth=20.0,
         h2d=10.0, memory=0, is_estimate=True,
     )  # fmt: skip

@@ -32,7 +32,7 @@ def test_a_model_that_cannot_fit_is_refused_before_its_weights_are_read(
     ("owner", "method", "message"),
     [
         (Encoders, "encode_prompts", r"phase 'text' \(no room\); use device='cpu'"),
-        (VideoVAE, "encode_image", r"phase 'image' \(no room\); use device='cpu'"),
+        (VideoVAE, "encode", r"phase 'image' \(no room\); use device='cpu'"),
         (StepPass, "compute", r"phase 'denoise' \(no room\); take a smaller size \(--size\)"),
         (VideoVAE, "decode", r"phase 'decode' \(no room\); set vae_tiles=True \(--vae-tiles\)"),
     ],

@@ -4,8 +4,6 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
-from ...checkpoints.lora_names import LoraAliases
-from ...files import read_json
 from ...model.precision import UnitSpec
 from ..family import EncoderKind, Family, PlannedModel
 from .model_sizes import (
@@ -25,6 +23,7 @@ class FramePack(Family):
 
     config: TransformerConfig
     config_class = TransformerConfig
+    data = DATA
     vae_class = "AutoencoderKLHunyuanVideo"
     # LLaMA gives hidden state -3 of the whole model: its last two layers are not run. SigLIP has no use for its pooling.
     encoders: ClassVar[Mapping[str, EncoderKind]] = {
@@ -41,30 +40,12 @@ class FramePack(Family):
         return class_name in TRANSFORMER_CLASSES or "x_embedder.proj.weight" in tensor_names
 
     @classmethod
-    def read_config(cls, raw: Mapping[str, object], *, source: str) -> TransformerConfig:
+    def read_config(
+        cls, raw: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]] | None = None, *, source: str
+    ) -> TransformerConfig:
+        if shapes is not None:
+            return TransformerConfig.from_shapes(shapes, source=source)
         return TransformerConfig.from_dict(raw, source=source)
-
-    @classmethod
-    def derive_config(cls, shapes: Mapping[str, tuple[int, ...]], *, source: str) -> TransformerConfig:
-        return TransformerConfig.from_shapes(shapes, source=source)
-
-    @classmethod
-    def hub_models(cls) -> dict[str, str]:
-        models: dict[str, str] = _table()["models"]
-        return models
-
-    @classmethod
-    def companions(cls, config: Any = None) -> dict[str, tuple[str, str]]:
-        table = _table()
-        if config is not None and any(
-            getattr(config, key) != width for key, width in table["widths"].items()
-        ):
-            return {}
-        return {name: (source, folder) for name, (source, folder) in table["components"].items()}
-
-    @classmethod
-    def profile(cls) -> dict[str, Any]:
-        return read_json(DATA / "profile.json")
 
     @classmethod
     def published(cls, name: str) -> PlannedModel | None:
@@ -77,10 +58,6 @@ class FramePack(Family):
     @classmethod
     def default_order(cls, name: str) -> str | None:
         return "forward" if re.search(r"(?<![A-Za-z0-9])F1(?![A-Za-z0-9])", name) else None
-
-    @classmethod
-    def lora_aliases(cls) -> LoraAliases:
-        return LoraAliases(**read_json(DATA / "lora_names.json"))
 
     @classmethod
     def prompt_template(cls) -> str:
@@ -99,10 +76,6 @@ class FramePack(Family):
         from .transformer import PackedTransformer
 
         return PackedTransformer
-
-
-def _table() -> dict[str, Any]:
-    return read_json(DATA / "companions.json")
 
 
 FAMILY = FramePack

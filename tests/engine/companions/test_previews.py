@@ -63,7 +63,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     (tmp_path / "latent_rgb").write_text("a file where the folder should be")
     vae = LinearVAE()
     assert torch.allclose(cached_latent_rgb(vae, tmp_path), vae.matrix, atol=1e-4)
-    assert "fitted again next time" in caplog.text
+    assert "latent_rgb are not cached" in caplog.text
 
 
 def test_colours_are_clamped_and_rounded():

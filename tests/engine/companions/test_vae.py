@@ -201,12 +201,12 @@ def test_onednn_convolutions_compute_what_diffusers_computes():
 def test_encoding_is_seeded_and_leaves_the_global_generator_alone(vae):
     image = torch.rand(1, 3, 1, 16, 24) * 2 - 1
     state = torch.get_rng_state()
-    first = vae.encode_image(image, posterior="sample", seed=5)
+    first = vae.encode(image, posterior="sample", seed=5)
     assert torch.equal(torch.get_rng_state(), state)
     assert first.shape == (1, 16, 1, 2, 3)
     assert first.dtype == torch.float32
-    assert torch.equal(vae.encode_image(image, posterior="sample", seed=5), first)
-    assert not torch.equal(vae.encode_image(image, posterior="sample", seed=6), first)
+    assert torch.equal(vae.encode(image, posterior="sample", seed=5), first)
+    assert not torch.equal(vae.encode(image, posterior="sample", seed=6), first)
 
 
 @pytest.mark.parametrize("posterior", ["sample", "mode"])
@@ -218,22 +218,22 @@ def test_encoding_scales_the_posterior(vae, posterior):
     if posterior == "sample":
         noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(5))
         expected = mean + (0.5 * logvar).exp() * noise
-    latents = vae.encode_image(image, posterior=posterior, seed=5)
+    latents = vae.encode(image, posterior=posterior, seed=5)
     torch.testing.assert_close(latents, expected * 0.476986, rtol=1e-5, atol=1e-5)
 
 
 def test_results_can_be_written_to(vae):
     """An inference tensor could not be changed in place by the caller."""
-    latents = vae.encode_image(torch.zeros(1, 3, 1, 16, 16), posterior="mode", seed=0)
+    latents = vae.encode(torch.zeros(1, 3, 1, 16, 16), posterior="mode", seed=0)
     latents += vae.decode(latents).mean()
     assert not latents.requires_grad
 
 
 def test_encode_refuses_other_shapes(vae):
     with pytest.raises(InputError, match=r"multiples of 8, got \(1, 3, 1, 16, 20\)"):
-        vae.encode_image(torch.zeros(1, 3, 1, 16, 20), posterior="mode", seed=0)
+        vae.encode(torch.zeros(1, 3, 1, 16, 20), posterior="mode", seed=0)
     with pytest.raises(ConfigError, match="posterior must be one of sample, mode"):
-        vae.encode_image(torch.zeros(1, 3, 1, 16, 16), posterior="mean", seed=0)
+        vae.encode(torch.zeros(1, 3, 1, 16, 16), posterior="mean", seed=0)
 
 
 def test_a_vae_with_other_chunks_is_refused():

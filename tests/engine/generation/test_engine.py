@@ -308,7 +308,7 @@ def test_non_finite_latents_stop_the_job_and_name_section_and_step(
 def test_a_vae_that_overflows_is_blamed_before_any_step(
     engine: Engine, make_request: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(VideoVAE, "encode_image", lambda *_, **__: torch.full((1, 16, 1, 8, 8), torch.inf))
+    monkeypatch.setattr(VideoVAE, "encode", lambda *_, **__: torch.full((1, 16, 1, 8, 8), torch.inf))
     with pytest.raises(CheckpointError, match="the VAE of demo encodes the image to NaN or infinity"):
         next(engine.generate(make_request()))
 

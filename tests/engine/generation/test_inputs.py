@@ -72,7 +72,7 @@ def test_the_end_image_follows_the_last_section_and_stays_only_if_asked(
 ) -> None:
     request = request_of(end_image=EXAMPLES / "spin.png", end_image_use=use, end_image_strength=0.5)
     sections = list(engine.generate(request))
-    end = engine._model.vae.encode_image(_pixels(EXAMPLES / "spin.png"), posterior="sample", seed=5) * 0.5
+    end = engine._model.vae.encode(_pixels(EXAMPLES / "spin.png"), posterior="sample", seed=5) * 0.5
     first, second, third = map(latents_of, histories)
     assert torch.equal(first[1][:, :, 1:], end)
     # Later the nearest frame is a generated one; the end image moves away with every section of 2, or is gone.
@@ -169,10 +169,10 @@ def test_the_history_is_the_end_of_the_given_video_and_aligned_to_its_frames(
     if direction == "backward":
         # One latent stands for frames 0 to 3 if a frame comes before them.
         pixels = torch.cat([pixels[:, :, :1], pixels[:, :, :72]], dim=2)
-        latents = engine._model.vae.encode_clip(pixels, posterior="mode", seed=0)[:, :, 1:]
+        latents = engine._model.vae.encode(pixels, posterior="mode", seed=0)[:, :, 1:]
         near, mid = latents[:, :, :1], latents[:, :, 1:3]
     else:
-        latents = engine._model.vae.encode_clip(pixels, posterior="mode", seed=0)
+        latents = engine._model.vae.encode(pixels, posterior="mode", seed=0)
         near, mid = latents[:, :, -1:], latents[:, :, -3:-1]
     first = latents_of(histories[0])
     assert torch.equal(first[1][:, :, 1:], near)

@@ -92,7 +92,7 @@ def test_sections_from_a_guides_time_on_see_it_in_place_of_the_start_image(
     sections = list(engine.generate(request))
     images = [fit_to_bucket(load_image(path), (64, 64)) for path in (EXAMPLES / "bounce.png", SPIN, UP)]
     latents = [
-        engine._model.vae.encode_image(image_to_tensor(image), posterior="sample", seed=5) for image in images
+        engine._model.vae.encode(image_to_tensor(image), posterior="sample", seed=5) for image in images
     ]
     # The places 0 | 1 2 | 3 4 of the video, in the order they are made.
     seen = [0, 1, 1, 2, 2] if order == "forward" else [2, 2, 1, 1, 0]

@@ -129,7 +129,7 @@ CUDNN = "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"
     ("owner", "method", "phase", "failing_call", "error"),
     [
         (Encoders, "encode_prompts", "text", 1, torch.OutOfMemoryError("no room")),
-        (VideoVAE, "encode_image", "image", 1, RuntimeError(CUDNN)),
+        (VideoVAE, "encode", "image", 1, RuntimeError(CUDNN)),
         (Encoders, "encode_images", "image", 1, RuntimeError(CUBLAS)),
         (PackedTransformer, "prepare_job", "prepare", 1, RuntimeError(CUBLAS)),
         (StepPass, "compute", "denoise", 2, torch.OutOfMemoryError("no room")),

@@ -1,4 +1,4 @@
-"""Embeddings on disk, by the content of what they were computed from."""
+"""Small tensors on disk (embeddings, preview colours), by the content of what they were computed from."""
 
 import hashlib
 import logging
@@ -15,7 +15,7 @@ from ..files import write_durably
 _logger = logging.getLogger(__name__)
 
 
-class EmbeddingCache:
+class TensorCache:
     """A folder of safetensors files, each written whole or not at all.
 
     A file that is damaged is computed again, and a folder that cannot be written costs only the time: neither
@@ -52,7 +52,9 @@ class EmbeddingCache:
             write_durably(self._path(key), content)
         except OSError as error:
             if self._is_writable:
-                _logger.warning("embeddings are not cached: %s cannot be written: %s", self.folder, error)
+                _logger.warning(
+                    "%s are not cached: %s cannot be written: %s", self.folder.name, self.folder, error
+                )
             self._is_writable = False
 
     def _path(self, key: str) -> Path:
@@ -60,7 +62,7 @@ class EmbeddingCache:
 
 
 def _warn_of_damage(path: Path, reason: str) -> None:
-    _logger.warning("the cached embedding %s is damaged (%s): computing it again", path, reason)
+    _logger.warning("the cached %s is damaged (%s): computing it again", path, reason)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
