@@ -11,6 +11,7 @@ from ...engine.generation.model_lookup import find_model
 from ...engine.model.precision import find_precision
 from ...engine.planning.machine import Card, card_of_device
 from ...engine.request.config import EngineConfig, SamplingConfig
+from ...engine.request.sections import largest_schedule
 from ..meters.accuracy import relative_rms
 from ..meters.memory_meter import MemoryMeter
 from ..operations.correctness import check_operations
@@ -157,7 +158,7 @@ class StepBench:
             sequence=packed_sequence(
                 shapes.transformer,
                 self._size,
-                sampling.latent_window_size,
+                largest_schedule(sampling),
                 shapes.num_image_tokens,
                 NUM_TEXT_TOKENS,
             ),

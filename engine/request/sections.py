@@ -17,9 +17,8 @@ from .config import UNTRAINED_ORDERS, SamplingConfig
 from .schedule import MAX_TAIL_FRAMES, Gap, Generated, Level, Schedule, Side, Tail, published_schedule
 from .seen import SeenFrames, SeenLevel, SeenTail
 
-# Latent frames that enter at full, half and quarter resolution, nearest first; the start latent is extra.
-NUM_CLEAN_1X, NUM_CLEAN_2X, NUM_CLEAN_4X = 1, 2, 16
-NUM_HISTORY = NUM_CLEAN_1X + NUM_CLEAN_2X + NUM_CLEAN_4X
+# Latent frames that a section of the published layouts sees besides the start latent.
+NUM_HISTORY = published_schedule("forward", 1).num_frames("past")
 # Of a video that is extended, those that the history is made of.
 MAX_CLIP_FRAMES = 4 * NUM_HISTORY + 1
 # Sections between two that are planned ahead.
@@ -110,6 +109,18 @@ def most_tail_frames(config: SamplingConfig, schedule: Schedule) -> int:
     return max(past if side == "past" else future, 0)
 
 
+def largest_schedule(config: SamplingConfig) -> Schedule:
+    """How the section is laid out that sees most: the job's schedule, or the one of its order.
+
+    In an order that the model was not trained for, that is a section between two known ones, which sees one frame ahead.
+    """
+    if config.untrained_schedule is not None:
+        return config.untrained_schedule
+    if config.order not in UNTRAINED_ORDERS:
+        return published_schedule(config.order, config.latent_window_size)
+    return Schedule.parse(f"{published_schedule('forward', config.latent_window_size)}_x_f1k1")
+
+
 def _paddings(config: SamplingConfig) -> tuple[int, ...]:
     """Windows between the start of the video and each section, as the model is told."""
     if config.target_index is not None:
@@ -127,8 +138,7 @@ def _own_schedule(config: SamplingConfig, place: int, known: list[int]) -> Sched
     position = bisect.bisect(known, place)
     if place > 0 and known[position - 1 : position] != [place - 1]:
         return Schedule.parse(f"f1k1_x_g{window}_x_f1k1f2k2f16k4")
-    past = published_schedule("forward", window)
-    return Schedule.parse(f"{past}_x_f1k1") if position < len(known) else past
+    return largest_schedule(config) if position < len(known) else published_schedule("forward", window)
 
 
 @dataclass(frozen=True, slots=True)

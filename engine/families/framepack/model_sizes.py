@@ -1,15 +1,15 @@
 """Sizes of a FramePack model and of its companions, which is all that a plan needs of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ...files import read_json
 from ...model.precision import Precision
-from ...request.config import UNTRAINED_ORDERS, SamplingConfig
-from ...request.sections import most_tail_frames
+from ...request.config import SamplingConfig
+from ...request.sections import largest_schedule, most_tail_frames
 from ..family import EncoderShape, ModelSizes
 from .step_sizes import DenoiseShape, packed_sequence
 from .transformer_config import TransformerConfig
@@ -80,20 +80,15 @@ class ModelShapes(ModelSizes):
         attention: str,
         num_text_tokens: int | None,
     ) -> Sequence[DenoiseShape]:
+        schedule = largest_schedule(sampling)
         sequence = packed_sequence(
             self.transformer,
             size,
-            sampling.latent_window_size,
+            schedule,
             self.image_encoder.num_tokens,
             MAX_PROMPT_TOKENS if num_text_tokens is None else num_text_tokens,
-            # A section between two known ones also sees what is ahead.
-            num_clean=3 if sampling.order in UNTRAINED_ORDERS else 2,
+            most_tail_frames(sampling, schedule),
         )
-        schedule = sampling.untrained_schedule
-        if schedule is not None:
-            latents = size[0] // 8, size[1] // 8
-            num_tail_frames = most_tail_frames(sampling, schedule)
-            sequence = replace(sequence, clean=schedule.num_context_tokens(latents, num_tail_frames))
         step = DenoiseShape(
             config=self.transformer,
             precision=precision,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ...model.precision import Precision, align
-from ...request.sections import NUM_CLEAN_1X, NUM_CLEAN_2X, NUM_CLEAN_4X
+from ...request.schedule import Schedule
 from ..family import BlockWork, StepSizes, TokenCounts, WeightSizes
 from .transformer_config import TransformerConfig
 from .units import block_units, unit_specs
@@ -69,25 +69,19 @@ def _step_weight_bytes(config: TransformerConfig, precision: Precision) -> int:
 def packed_sequence(
     config: TransformerConfig,
     size: tuple[int, int],
-    window: int,
+    schedule: Schedule,
     vision: int,
     text: int,
-    num_clean: int = 1 + NUM_CLEAN_1X,
+    num_tail_frames: int = 0,
 ) -> TokenCounts:
-    """Tokens of a section at ``size`` (height, width in pixels) with ``window`` latent frames.
-
-    The start latent is one of the ``num_clean`` known frames at full resolution.
-    """
-    height, width = size[0] // 8, size[1] // 8
-    frame = -(-height // 2) * -(-width // 2)
-    clean_2x = -(-NUM_CLEAN_2X // 2) * -(-height // 4) * -(-width // 4)
-    clean_4x = -(-NUM_CLEAN_4X // 4) * -(-height // 8) * -(-width // 8)
+    """Tokens of a section at ``size`` (height, width in pixels) that ``schedule`` lays out, with frames in its tail."""
+    latents = height, width = size[0] // 8, size[1] // 8
     return TokenCounts(
-        noisy=window * frame,
-        clean=num_clean * frame + clean_2x + clean_4x,
+        noisy=schedule.num_noisy_tokens(latents),
+        clean=schedule.num_context_tokens(latents, num_tail_frames),
         vision=vision,
         text=text,
-        latent_values=config.in_channels * window * height * width,
+        latent_values=config.in_channels * schedule.window * height * width,
     )
 
 

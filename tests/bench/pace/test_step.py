@@ -26,6 +26,7 @@ from isoframe.engine.model.conditioning import Conditioning
 from isoframe.engine.model.precision import find_precision
 from isoframe.engine.planning.machine import find_card
 from isoframe.engine.planning.nvml import CardState
+from isoframe.engine.request.schedule import published_schedule
 from isoframe.engine.sampling.denoiser import EventHandler
 from isoframe.kernels import modulated_layer_norm
 from isoframe.quant import dense
@@ -46,7 +47,7 @@ def make_shape(precision: str = "bf16") -> DenoiseShape:
     return DenoiseShape(
         config=config,
         precision=find_precision(precision),
-        sequence=packed_sequence(config, (640, 608), 9, 729, 32),
+        sequence=packed_sequence(config, (640, 608), published_schedule("inverted", 9), 729, 32),
         num_steps=25,
     )
 

@@ -23,8 +23,6 @@ NAMES = re.compile(
 ALLOWED = {
     "interfaces/diffusers/drop_in.py": "stands in for this very class of diffusers",
     "interfaces/diffusers/pipelines.py": "drives this very pipeline of diffusers",
-    "request/sections.py": "plans the sections of the published layouts, which the schedules replace",
-    "sampling/history.py": "keeps their history",
 }
 
 

@@ -17,6 +17,7 @@ from isoframe.engine.planning.budget import make_plan
 from isoframe.engine.planning.host_bytes import most_held_frames
 from isoframe.engine.planning.machine import Machine, find_card
 from isoframe.engine.planning.planned_job import PlannedJob
+from isoframe.engine.request.schedule import published_schedule
 
 DOC = (Path(__file__).resolve().parents[3] / "docs" / "memory.md").read_text(encoding="utf-8")
 FORMULAS = "\n".join(re.findall(r"```python\n(.*?)```", DOC, re.DOTALL))
@@ -46,7 +47,7 @@ def shape_of(precision: str, size: tuple[int, int], window: int) -> DenoiseShape
     return DenoiseShape(
         config=CONFIG,
         precision=find_precision(precision),
-        sequence=packed_sequence(CONFIG, size, window, vision=729, text=100),
+        sequence=packed_sequence(CONFIG, size, published_schedule("inverted", window), vision=729, text=100),
         num_steps=12,
     )
 

@@ -18,7 +18,7 @@ from isoframe.engine.planning.host_bytes import kept_frames
 from isoframe.engine.reproduction import Recipe, reproduce
 from isoframe.engine.request.config import ALL_ORDERS, UNTRAINED_ORDERS
 from isoframe.engine.request.schedule import Schedule
-from isoframe.engine.request.sections import SectionPlan, plan_sections, section_places
+from isoframe.engine.request.sections import SectionPlan, largest_schedule, plan_sections, section_places
 from isoframe.engine.sampling.history import History, needed_sections
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -141,7 +141,13 @@ def test_the_planner_counts_the_frame_ahead() -> None:
     from isoframe.engine.families.framepack.model_sizes import published_shapes
 
     config = published_shapes().transformer
-    two, three = (packed_sequence(config, (640, 608), 9, 0, 0, num_clean=count) for count in (2, 3))
+    samplings = (
+        SamplingConfig(num_sections=3, order="forward"),
+        SamplingConfig(num_sections=3, order="planned", allow_untrained=True),
+    )
+    two, three = (
+        packed_sequence(config, (640, 608), largest_schedule(sampling), 0, 0) for sampling in samplings
+    )
     assert three.clean - two.clean == 40 * 38
     schedule = Schedule.parse("f1k1_x_td_f16k4f2k2f1k1_g9_x_f1k1")
     assert schedule.num_context_tokens((80, 76)) == three.clean

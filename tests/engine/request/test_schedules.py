@@ -1,6 +1,7 @@
 """The paper's notation: parsed, printed, counted; the published ones are the engine's own layouts."""
 
 import itertools
+from math import ceil
 
 import pytest
 from hypothesis import given, settings
@@ -84,11 +85,14 @@ def test_the_published_schedules_are_the_sections_that_run(order: str, window: i
 
 @pytest.mark.parametrize("size", [(640, 608), (416, 960), (64, 64), (1280, 720)])
 def test_tokens_are_those_that_the_planner_counts(size: tuple[int, int]) -> None:
-    sequence = packed_sequence(published_shapes().transformer, size, 9, vision=0, text=0)
-    schedule, latents = published_schedule("inverted", 9), (size[0] // 8, size[1] // 8)
-    assert schedule.num_noisy_tokens(latents) == sequence.noisy
-    assert schedule.num_context_tokens(latents) == sequence.clean
-    assert schedule.bound(latents) == sequence.latent
+    schedule, (height, width) = published_schedule("inverted", 9), (size[0] // 8, size[1] // 8)
+    sequence = packed_sequence(published_shapes().transformer, size, schedule, vision=0, text=0)
+    frame = ceil(height / 2) * ceil(width / 2)
+    assert sequence.noisy == 9 * frame
+    # Start latent and one frame; two frames at half, sixteen at a quarter of the resolution.
+    far = ceil(height / 4) * ceil(width / 4) + 4 * ceil(height / 8) * ceil(width / 8)
+    assert sequence.clean == 2 * frame + far
+    assert schedule.bound((height, width)) == sequence.latent
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from isoframe.engine.families.framepack.units import unit_specs
 from isoframe.engine.families.framepack.vae_sizes import VaeWork
 from isoframe.engine.model.precision import PRECISIONS, find_precision
 from isoframe.engine.model.units import UnitLayout
+from isoframe.engine.request.schedule import published_schedule
 from isoframe.quant import make_format
 
 META = torch.device("meta")
@@ -74,7 +75,7 @@ def test_preparing_a_job_peaks_below_its_formula(transformer: PackedTransformer)
     shape = DenoiseShape(
         config=CONFIG,
         precision=find_precision("bf16"),
-        sequence=packed_sequence(CONFIG, (640, 608), 9, 729, 256),
+        sequence=packed_sequence(CONFIG, (640, 608), published_schedule("inverted", 9), 729, 256),
         num_steps=25,
     )
 
