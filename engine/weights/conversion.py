@@ -1,4 +1,4 @@
-"""Converting a checkpoint into a unit store: one unit in memory at a time, resumable, whole or not there."""
+"""Converting a checkpoint into a unit store: two units in memory at a time, resumable, whole or not there."""
 
 import contextlib
 import hashlib
@@ -57,7 +57,7 @@ def convert(
     """Write ``checkpoint`` as a store to ``folder`` and open it; a store of the same content is opened as it is.
 
     Until everything is written and read back, it is in ``<folder>.partial``. A conversion that was stopped, however,
-    goes on there. In memory are one unit, one tensor of the checkpoint, and blocks of rows.
+    goes on there. In memory are two units, one tensor of the checkpoint, and blocks of rows.
 
     Raises:
         CheckpointError: the checkpoint does not fit its config, or a weight does not fit the format.
@@ -197,13 +197,14 @@ class _Conversion:
         """Write the files that are not there yet: one is made while the one before it is hashed and written."""
         with self._disk_errors(0):
             notes = self._read_notes()
-        done = 0
-        made = (self._make(part) for part in self._parts if part.file not in notes)
+        kept, done = set(notes), 0
+        made = (None if part.file in kept else self._make(part) for part in self._parts)
         with ThreadPoolExecutor(1, "isoframe-conversion") as pool:
             ahead = pool.submit(next, made, None)
             for part in self._parts:
-                if part.file not in notes and (content := ahead.result()) is not None:
-                    ahead = pool.submit(next, made, None)
+                content = ahead.result()
+                ahead = pool.submit(next, made, None)
+                if content is not None:
                     with self._disk_errors(done):
                         notes[part.file] = self._write(part, *content)
                 done += part.num_bytes

@@ -1,9 +1,8 @@
 """The unit store: a model converted to one weight format, in the order in which it is used.
 
-A folder of safetensors files. ``units-*`` hold one blob (U8) for each unit, contiguous and at whole pages; ``parameters-*``
-hold all other weights under their checkpoint names, as they were. ``manifest.json`` says what is where.
-
-One tensor of a store, and whether its bytes are those that were written.
+A folder of safetensors files. ``units-*`` hold one blob (U8) each, at whole pages; ``parameters-*`` hold all other weights
+under their checkpoint names, as they were. ``manifest.json`` says what is where, and the SHA-256 of every tensor. The first
+version wrote several units into one file: the manifest says so, and nothing else differs.
 """
 
 import hashlib

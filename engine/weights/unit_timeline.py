@@ -32,14 +32,13 @@ class UnitTiming:
     compute_end: float
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Use:
     unit: int
     slot: int
     copy: CopySpan | None
     wanted: Event
     start: Event
-    end: Event | None = None
 
 
 class EventLog:
@@ -49,7 +48,7 @@ class EventLog:
         """Keep the latest ``max_uses`` uses, or all of them."""
         self._copies: dict[int, CopySpan] = {}
         self._open: dict[int, _Use] = {}
-        self._done: deque[_Use] = deque(maxlen=max_uses)
+        self._done: deque[tuple[_Use, Event]] = deque(maxlen=max_uses)
 
     def copied(self, unit: int, span: CopySpan) -> None:
         """``unit`` is being copied."""
@@ -61,43 +60,31 @@ class EventLog:
 
     def released(self, unit: int, end: Event) -> None:
         """Compute is done with ``unit``."""
-        use = self._open.pop(unit)
-        use.end = end
-        self._done.append(use)
+        self._done.append((self._open.pop(unit), end))
 
     def timings(self) -> list[UnitTiming]:
         """All finished uses in the order of their release; blocks until the device has got there."""
         if not self._done:
             return []
-        first = self._done[0].wanted
-        rows = [_seconds(use, first) for use in self._done]
-        zero = min(seconds for row in rows for seconds in row if seconds is not None)
-        return [_timing(use, row, zero) for use, row in zip(self._done, rows, strict=True)]
+        for _, end in self._done:
+            end.synchronize()
+        uses = [use for use, _ in self._done]
+        starts = [use.wanted for use in uses]
+        starts += [use.copy.start for use in uses if use.copy is not None and use.copy.start is not None]
+        origin = min(starts, key=lambda event: event.seconds_since(uses[0].wanted))
+        return [_timing(use, end, origin) for use, end in self._done]
 
 
-_Row = tuple[float | None, float | None, float, float, float]
-
-
-def _seconds(use: _Use, origin: Event) -> _Row:
-    """Begin and end of the copy, when the unit was wanted, begin and end of its use."""
-    assert use.end is not None, "only finished uses are kept"
-    use.end.synchronize()
-    copy: tuple[float | None, float | None] = (None, None)
-    if use.copy is not None and use.copy.start is not None and use.copy.end is not None:
-        copy = (use.copy.start.seconds_since(origin), use.copy.end.seconds_since(origin))
-    return (*copy, *(event.seconds_since(origin) for event in (use.wanted, use.start, use.end)))  # type: ignore[return-value]  # three of them
-
-
-def _timing(use: _Use, row: _Row, zero: float) -> UnitTiming:
-    copy_start, copy_end, wanted, start, end = row
+def _timing(use: _Use, end: Event, origin: Event) -> UnitTiming:
+    copy = use.copy or CopySpan()
     return UnitTiming(
         unit=use.unit,
         slot=use.slot,
-        copy_start=None if copy_start is None else copy_start - zero,
-        copy_end=None if copy_end is None else copy_end - zero,
-        wanted=wanted - zero,
-        compute_start=start - zero,
-        compute_end=end - zero,
+        copy_start=None if copy.start is None else copy.start.seconds_since(origin),
+        copy_end=None if copy.end is None else copy.end.seconds_since(origin),
+        wanted=use.wanted.seconds_since(origin),
+        compute_start=use.start.seconds_since(origin),
+        compute_end=end.seconds_since(origin),
     )
 
 
