@@ -18,7 +18,7 @@ from .jobs.folder import JobFolder
 from .jobs.metadata import FILE_FIELDS, package_versions
 from .media.given import RequestImages
 from .media.images import load_image
-from .media.mp4 import ffmpeg_url
+from .media.source_video import decode_frames
 from .media.video import Video, read_video_info
 from .request.codec import from_dict
 from .request.config import LoraStrength, Request
@@ -262,15 +262,7 @@ def _frame_pairs(
     one: Path, other: Path
 ) -> Iterator[tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]]:
     """Frames of both videos side by side; None beyond the end of the shorter one."""
-    return itertools.zip_longest(_decode(one), _decode(other))
-
-
-def _decode(path: Path) -> Iterator[NDArray[np.uint8]]:
-    import av
-
-    with av.open(ffmpeg_url(path)) as container:
-        for frame in container.decode(video=0):
-            yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+    return itertools.zip_longest(decode_frames(one), decode_frames(other))
 
 
 def _png(path: Path) -> NDArray[np.uint8]:

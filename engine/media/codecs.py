@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -108,6 +109,11 @@ class VideoFormat:
             unit = 32 if self.width == _MIN_HEVC_WIDTH else 64
             return {"x265-params": f"log-level=none:info=0:open-gop=0:ctu={unit}"}
         return {}
+
+
+def ffmpeg_url(path: Path) -> str:
+    """What FFmpeg opens as ``path``, even if its name looks like a protocol."""
+    return f"file:{path}"
 
 
 def _instruction_set() -> str:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from ..errors import ConfigError, DeviceError, InputError
 from ..files import check_export_path, make_folder, replace_when_whole, writing
-from .codecs import VideoFormat
-from .mp4 import ffmpeg_url
+from .codecs import VideoFormat, ffmpeg_url
 from .video import Video, read_video_info
 
 if TYPE_CHECKING:

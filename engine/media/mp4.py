@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from ..files import replace_when_whole
-from .codecs import VideoFormat
+from .codecs import VideoFormat, ffmpeg_url
 from .segments import Segment
 
 if TYPE_CHECKING:
@@ -47,11 +47,6 @@ def write_mp4(
     with replace_when_whole(path, token) as temporary:
         _mux(temporary, video_format, segments, json.dumps(metadata))
     return path.stat().st_size
-
-
-def ffmpeg_url(path: Path) -> str:
-    """What FFmpeg opens as ``path``, even if its name looks like a protocol."""
-    return f"file:{path}"
 
 
 def _mux(path: Path, video_format: VideoFormat, segments: Sequence[Segment], comment: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..companions.previews import save_png
 from ..files import check_png_folder, make_folder
+from .segments import check_frames
 
 
 class PngWriter:
@@ -40,19 +41,14 @@ class PngWriter:
 
     def write(self, frames: Tensor | NDArray[np.uint8], first_frame: int) -> None:
         """Save frames, uint8 [T, H, W, 3]; the first of them is frame ``first_frame`` of the video."""
-        pixels = torch.as_tensor(frames)
-        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
-            raise ValueError(f"frames must be uint8 [T, H, W, 3], got {pixels.dtype} {tuple(pixels.shape)}")
-        if first_frame < 0 or first_frame + len(pixels) > self.num_frames:
-            raise ValueError(
-                f"frames must lie in 0 to {self.num_frames - 1}, "
-                f"got {first_frame} to {first_frame + len(pixels) - 1}"
-            )
+        pixels = check_frames(frames, first_frame, self.num_frames)
         if len(pixels):
             self._make_room()
         for index, frame in enumerate(pixels, start=first_frame):
             comment = json.dumps({**self._metadata, "frame": index})
-            save_png(frame, self.folder / f"frame_{index:0{self._num_digits}d}.png", comment)
+            save_png(
+                torch.from_numpy(frame), self.folder / f"frame_{index:0{self._num_digits}d}.png", comment
+            )
 
     def _make_room(self) -> None:
         make_folder("PNG", self.folder)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .codecs import VideoFormat
 
@@ -194,6 +195,25 @@ class KeptSegments:
     spool: SegmentSpool
     segments: tuple[Segment, ...]
     token: str
+
+
+def check_frames(
+    frames: Tensor | NDArray[np.uint8],
+    first_frame: int,
+    num_frames: int,
+    size: tuple[int, int] | None = None,
+) -> NDArray[np.uint8]:
+    """``frames`` as an array; raise ValueError unless they are uint8 [T, H, W, 3] of ``size`` in a video of ``num_frames``."""
+    pixels = np.asarray(frames)
+    height, width = size or ("H", "W")
+    is_image = pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[3] == 3
+    if not is_image or (size is not None and pixels.shape[1:3] != size):
+        raise ValueError(f"frames must be uint8 [T, {height}, {width}, 3], got {frames.dtype} {pixels.shape}")
+    if first_frame < 0 or first_frame + len(pixels) > num_frames:
+        raise ValueError(
+            f"frames must lie in 0 to {num_frames - 1}, got {first_frame} to {first_frame + len(pixels) - 1}"
+        )
+    return pixels
 
 
 def longest_run(segments: Sequence[Segment]) -> list[Segment]:

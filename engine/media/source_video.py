@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..errors import ConfigError, InputError
 from ..request.sections import NUM_HISTORY
+from .codecs import ffmpeg_url
 from .images import fit_to_bucket
-from .mp4 import ffmpeg_url
 from .video import read_video_info
 
 # Frames that are handed to the encoder at a time.
@@ -68,7 +68,7 @@ class SourceVideo:
         """
         chunk: list[NDArray[np.uint8]] = []
         num_frames = 0
-        for frame in _decode(self.path):
+        for frame in decode_frames(self.path):
             chunk.append(_fit(frame, size))
             num_frames += 1
             if len(chunk) == _CHUNK:
@@ -96,11 +96,11 @@ class SourceVideo:
         """
         wanted = 4 * NUM_HISTORY
         if is_tail:
-            frames = list(deque(_decode(self.path), maxlen=wanted + 1))
+            frames = list(deque(decode_frames(self.path), maxlen=wanted + 1))
             frames = frames[-(4 * ((len(frames) - 1) // 4) + 1) :]
             is_lead_in = len(frames) == wanted + 1
         else:
-            frames = [frame for frame, _ in zip(_decode(self.path), range(wanted), strict=False)]
+            frames = [frame for frame, _ in zip(decode_frames(self.path), range(wanted), strict=False)]
             frames = [frames[0], *frames[: 4 * (len(frames) // 4)]]
             is_lead_in = True
         pixels = torch.from_numpy(np.stack([_fit(frame, size) for frame in frames])).float() / 127.5 - 1
@@ -113,10 +113,15 @@ def first_frame(path: Path) -> Image.Image:
     Raises:
         InputError: it cannot be read.
     """
-    return Image.fromarray(next(_decode(path)))
+    return Image.fromarray(next(decode_frames(path)))
 
 
-def _decode(path: Path) -> Iterator[NDArray[np.uint8]]:
+def decode_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
+    """Frames of a video, RGB [H, W, 3], in its order.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     import av
 
     try:

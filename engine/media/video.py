@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -15,9 +14,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import DISK_FULL, check_video_path, folder_error, free_partial_path, make_folder, writing
-from .codecs import VideoFormat
-from .mp4 import ffmpeg_url, index_bytes, write_mp4
-from .segments import KeptSegments, Segment, SegmentSpool, longest_run
+from .codecs import VideoFormat, ffmpeg_url
+from .mp4 import index_bytes, write_mp4
+from .segments import KeptSegments, Segment, SegmentSpool, check_frames, longest_run
 
 _logger = logging.getLogger(__name__)
 
@@ -82,6 +81,7 @@ class VideoWriter:
         self.path = Path(path)
         self.num_frames = num_frames
         self._format = VideoFormat(height=height, width=width, fps=fps, crf=crf, codec=codec)
+        self._size = height, width
         self._metadata = dict(metadata or {})
         self._segments: list[Segment] = [] if kept is None else list(kept.segments)
         self._token = None if kept is None else kept.token
@@ -111,7 +111,7 @@ class VideoWriter:
 
         Sections come in any order; each frame comes once. No frames (T = 0) is allowed, and makes no segment.
         """
-        pixels = self._check_frames(frames, first_frame)
+        pixels = check_frames(frames, first_frame, self.num_frames, self._size)
         for segment in self._segments:
             if first_frame < segment.end_frame and segment.first_frame < first_frame + len(pixels):
                 raise ValueError(
@@ -141,7 +141,7 @@ class VideoWriter:
         target = Path(path) if path is not None else self._partial_path or free_partial_path(self.path)
         segments = list(self._segments)
         if preview is not None and len(preview[0]):
-            pixels = self._check_frames(*preview)
+            pixels = check_frames(*preview, self.num_frames, self._size)
             segments.append(SegmentSpool.in_memory().append(self._format, pixels, preview[1]))
         if not segments:
             raise InputError(f"{target} cannot be written: no frame of the video is finished yet")
@@ -170,9 +170,7 @@ class VideoWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _make_spool(self) -> SegmentSpool:
@@ -181,20 +179,6 @@ class VideoWriter:
             return SegmentSpool.in_folder(self.path.parent, reserved_bytes=reserved_bytes)
         except OSError as error:
             raise folder_error("output", self.path.parent, error) from error
-
-    def _check_frames(self, frames: Tensor | NDArray[np.uint8], first_frame: int) -> NDArray[np.uint8]:
-        pixels = np.asarray(frames)
-        shape = (self._format.height, self._format.width, 3)
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != shape:
-            raise ValueError(
-                f"frames must be uint8 [T, {shape[0]}, {shape[1]}, 3], got {pixels.dtype} {pixels.shape}"
-            )
-        if first_frame < 0 or first_frame + len(pixels) > self.num_frames:
-            raise ValueError(
-                f"frames must lie in 0 to {self.num_frames - 1}, "
-                f"got {first_frame} to {first_frame + len(pixels) - 1}"
-            )
-        return pixels
 
     def _join(self, path: Path, segments: Sequence[Segment], metadata: dict[str, object]) -> Video:
         make_folder("output", path.parent)

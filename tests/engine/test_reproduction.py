@@ -16,8 +16,8 @@ from isoframe.engine import ConfigError, ContentError, Engine, EngineConfig, Inp
 from isoframe.engine.generation.frame_filter import FrameFilter, load_filter
 from isoframe.engine.interfaces.commands.command_line import build_app
 from isoframe.engine.jobs.folder import JobFolder
+from isoframe.engine.media.codecs import ffmpeg_url
 from isoframe.engine.media.exports import export_video
-from isoframe.engine.media.mp4 import ffmpeg_url
 from isoframe.engine.media.video import read_video_info
 from isoframe.engine.reproduction import Recipe, reproduce
 
