@@ -186,7 +186,7 @@ def _parse_header(path: Path, header: bytes) -> dict[str, TensorEntry]:
 
 def _parse_entry(path: Path, data_start: int, fields: dict[str, object]) -> TensorEntry:
     shape = tuple(int(size) for size in fields["shape"])  # type: ignore[attr-defined]  # checked by the caller
-    begin, end = (int(offset) for offset in fields["data_offsets"])  # type: ignore[attr-defined]  # likewise
+    begin, end = (int(offset) for offset in fields["data_offsets"])  # type: ignore[attr-defined]  # checked by the caller
     dtype = str(fields["dtype"])
     known = _DTYPES.get(dtype)
     if any(size < 0 for size in shape):

@@ -80,7 +80,7 @@ class PinnedWeights:
 
         Raises:
             PinError: the memory cannot be locked; nothing is kept.
-            CheckpointError: a file ends early or is damaged; likewise.
+            CheckpointError: a file ends early or is damaged; nothing is kept.
         """
         weights, disk = cls([]), DiskWeights(blobs)
         try:

@@ -1,6 +1,6 @@
-"""A transformer inside its memory budget: where its weights are, from one job's plan to the next.
+"""A transformer inside its memory budget, from one job's plan to the next, and the limit that the allocator keeps to.
 
-What torch's allocator may take of a device: one limit for the whole process, whatever the number of engines.
+The allocator has one limit for the whole process, so the shares of all open engines add up to it.
 """
 
 import logging
