@@ -11,6 +11,7 @@ from ...engine.companions.vae import SectionDecoder, VideoVAE
 from ...engine.events import FileEvent, PhaseEvent, SectionEvent
 from ...engine.families.framepack.model_sizes import PUBLISHED_NAME
 from ...engine.generation.model_lookup import find_model
+from ...engine.media.codecs import VideoFormat
 from ...engine.media.video import VideoWriter
 from ...engine.request.config import EngineConfig, Request
 from ...engine.sampling.denoiser import EventHandler
@@ -46,7 +47,7 @@ class RandomJob:
             start_latent=conditioning.start_latent,
         )
         num_frames = decoder.num_frames
-        with VideoWriter(path, height=height, width=width, num_frames=num_frames) as writer:
+        with VideoWriter(path, VideoFormat(height=height, width=width), num_frames=num_frames) as writer:
             for section in self._model.sample(conditioning, sampling, on_event=on_event):
                 on_event(PhaseEvent(phase="decode"))
                 decoded = decoder.push(section.latents)

@@ -17,6 +17,7 @@ from ..files import check_video_path
 from ..jobs.folder import JobFolder
 from ..jobs.record import JobRecord, ModelSource
 from ..jobs.run import JobRun, UnkeptRun
+from ..media.codecs import VideoFormat
 from ..media.latents_file import LatentsWriter, check_resumable
 from ..media.png_writer import PngWriter
 from ..media.video import Video, VideoWriter
@@ -173,12 +174,11 @@ class Rendering:
     ) -> Iterator["_Files"]:
         """The writers, which go on where an earlier run stopped; left early, they leave no unfinished file."""
         inputs, outputs = self.inputs, self.outputs
-        request, (height, width) = inputs.request, inputs.images.size
+        video_format = VideoFormat.of(inputs.request, inputs.images.size)
         is_own = self.folder is not None and self.folder.may_replace(self.path)
         with ExitStack() as stack:
             writer = VideoWriter(
-                self.path, height=height, width=width, fps=request.fps, crf=request.crf, codec=request.codec,
-                num_frames=inputs.num_frames, metadata=run.metadata, overwrite=outputs.overwrite or is_own,
+                self.path, video_format, num_frames=inputs.num_frames, metadata=run.metadata, overwrite=outputs.overwrite or is_own,
                 kept=run.segments,
             )  # fmt: skip
             stack.enter_context(writer)

@@ -7,7 +7,7 @@ from ..files import writing
 from ..media.mp4 import write_mp4
 from ..media.segments import SegmentSpool, longest_run
 from .folder import JobFolder
-from .run import SPOOL, video_format
+from .run import SPOOL
 
 
 def write_playable(folder: JobFolder, path: Path) -> int:
@@ -26,8 +26,8 @@ def write_playable(folder: JobFolder, path: Path) -> int:
     except FileNotFoundError:
         return 0
     with writing(path), closing(spool):
-        video = video_format(folder.record)
-        spool.extradata = bytes(video.open_encoder().extradata or b"")
+        video = folder.record.video_format
+        spool.extradata = video.parameter_sets()
         # A run at work may have cut the spool just now: nothing is lost, and nothing made again for this file.
         kept = folder.sections.kept_segments(
             spool, folder.num_sections, spool.extradata, outcome="the file ends before the section"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..media.codecs import VideoFormat
 from ..media.given import IMAGE_FIELDS, guide_field
 from ..request.codec import from_dict, to_dict
 from ..request.config import EngineConfig, Request, SamplingConfig
@@ -131,6 +132,12 @@ class JobRecord:
         names = [name for name in IMAGE_FIELDS if self._has_image(name)]
         images = _kept_images(folder, names, [guide.time for guide in self.request.guide_images])
         return replace(self, request=replace(self.request, **images))
+
+    @property
+    def video_format(self) -> VideoFormat:
+        """Of the video."""
+        assert self.request.size is not None, "the record holds the size of the video"
+        return VideoFormat.of(self.request, self.request.size)
 
     def _has_image(self, name: str) -> bool:
         """Whether the job keeps the image of a field; the end image of a loop is the start image."""

@@ -12,7 +12,6 @@ from torch import Tensor
 from ..errors import InputError
 from ..events import PhaseEvent
 from ..files import temporary_name, write_durably, writing
-from ..media.codecs import VideoFormat
 from ..media.segments import KeptSegments, Segment, SegmentSpool
 from ..request.config import Request
 from ..request.sections import plan_sections
@@ -123,10 +122,12 @@ class JobRun:
             write_durably(self.path / name, json.dumps({"video": str(video.absolute())}).encode())
 
     def _read_segments(self) -> tuple[int, KeptSegments]:
-        num_sampled = self._find_whole()
+        num_sampled, video_format = self._find_whole(), self._record.video_format
         with writing(self.path / SPOOL):
             spool = SegmentSpool.kept(self.path / SPOOL)
-            num_encoded, segments = self._sections.read_segments(spool, num_sampled, self._extradata())
+            num_encoded, segments = self._sections.read_segments(
+                spool, num_sampled, video_format.parameter_sets()
+            )
         return num_encoded, KeptSegments(spool=spool, segments=tuple(segments), token=self.token)
 
     def _find_whole(self) -> int:
@@ -149,10 +150,6 @@ class JobRun:
             generator_state=None if last is None else last[1],
             next_seed=next((redo.seed for redo in self._redos if redo.section == num_sections), None),
         )
-
-    def _extradata(self) -> bytes:
-        """Parameter sets that this machine's encoder gives the video; segments of another encoder do not join."""
-        return bytes(video_format(self._record).open_encoder().extradata or b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,19 +201,6 @@ class _KeptSections:
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         return ((index, self.run.latents(index)) for index in self.indices)
-
-
-def video_format(record: JobRecord) -> VideoFormat:
-    """Of the video of a job."""
-    request = record.request
-    assert request.size is not None, "the record holds the size of the video"
-    return VideoFormat(
-        height=request.size[0],
-        width=request.size[1],
-        fps=request.fps,
-        crf=request.crf,
-        codec=request.codec,
-    )
 
 
 def reprompted(request: Request, prompt: str) -> Request:

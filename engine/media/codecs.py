@@ -4,12 +4,12 @@ import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Self, cast
 
 import torch
 
 from ..errors import ConfigError, DeviceError
-from ..request.config import CODECS, MAX_CRF, check_choice
+from ..request.config import CODECS, MAX_CRF, Request, check_choice
 
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
@@ -38,9 +38,14 @@ class VideoFormat:
 
     height: int
     width: int
-    fps: int
-    crf: int
+    fps: int = 30
+    crf: int = 16
     codec: str = "h264"
+
+    @classmethod
+    def of(cls, request: Request, size: tuple[int, int]) -> Self:
+        """Of the video of ``request`` at ``size`` (height, width)."""
+        return cls(height=size[0], width=size[1], fps=request.fps, crf=request.crf, codec=request.codec)
 
     def __post_init__(self) -> None:
         check_choice("codec", self.codec, CODECS)
@@ -100,6 +105,10 @@ class VideoFormat:
         self.configure(context)
         context.open()
         return context
+
+    def parameter_sets(self) -> bytes:
+        """What this machine's encoder puts before a stream; segments of another encoder do not join."""
+        return bytes(self.open_encoder().extradata or b"")
 
     def _options(self) -> dict[str, str]:
         if self.codec == "h264":

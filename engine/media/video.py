@@ -53,11 +53,7 @@ class VideoWriter:
 
     Args:
         path: the MP4 to make; its folder is created.
-        height: pixels, even.
-        width: pixels, even.
-        fps: frames per second.
-        crf: quality, 0 to 51, for AV1 to 63.
-        codec: "h264", "hevc" or "av1".
+        video_format: size, pace, codec and quality.
         num_frames: frames of the whole video.
         metadata: anything JSON can hold; stored as the file's ``comment``.
         overwrite: replace an existing file.
@@ -67,12 +63,8 @@ class VideoWriter:
     def __init__(
         self,
         path: str | os.PathLike[str],
+        video_format: VideoFormat,
         *,
-        height: int,
-        width: int,
-        fps: int = 30,
-        crf: int = 16,
-        codec: str = "h264",
         num_frames: int,
         metadata: Mapping[str, object] | None = None,
         overwrite: bool = False,
@@ -80,8 +72,8 @@ class VideoWriter:
     ) -> None:
         self.path = Path(path)
         self.num_frames = num_frames
-        self._format = VideoFormat(height=height, width=width, fps=fps, crf=crf, codec=codec)
-        self._size = height, width
+        self._format = video_format
+        self._size = video_format.height, video_format.width
         self._metadata = dict(metadata or {})
         self._segments: list[Segment] = [] if kept is None else list(kept.segments)
         self._token = None if kept is None else kept.token

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from isoframe.engine.generation.frame_filter import apply_filter
+from isoframe.engine.media.codecs import VideoFormat
 from isoframe.engine.media.video import VideoWriter
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "watermark.py"
@@ -65,7 +66,7 @@ def test_the_mark_is_in_every_frame_and_read_as_most_frames_have_it(example: Any
     assert torch.equal(marked[..., :2], frames[..., :2])
     assert not torch.equal(marked[..., 2], frames[..., 2])
     marked = torch.cat([marked, frames[:2]])
-    with VideoWriter(tmp_path / "a.mp4", height=64, width=64, num_frames=7, crf=0) as writer:
+    with VideoWriter(tmp_path / "a.mp4", VideoFormat(height=64, width=64, crf=0), num_frames=7) as writer:
         writer.write(marked.numpy(), 0)
         writer.finish()
     assert example.read(str(tmp_path / "a.mp4")) == b"isoframe"

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from isoframe.engine import ConfigError, InputError
 from isoframe.engine.interfaces.commands.command_line import build_app
+from isoframe.engine.media.codecs import VideoFormat
 from isoframe.engine.media.exports import export_video
 from isoframe.engine.media.video import VideoWriter, read_video_info
 
@@ -28,7 +29,7 @@ def disc(time: float) -> np.ndarray:
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("video") / "disc.mp4"
     with VideoWriter(
-        path, height=SIZE, width=SIZE, num_frames=NUM_FRAMES, crf=8, metadata={"seed": 3}
+        path, VideoFormat(height=SIZE, width=SIZE, crf=8), num_frames=NUM_FRAMES, metadata={"seed": 3}
     ) as writer:
         writer.write(np.stack([disc(time) for time in range(NUM_FRAMES)]), 0)
         writer.finish()

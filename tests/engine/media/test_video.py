@@ -56,7 +56,9 @@ def spans_of(num_sections, order, window=9):
 
 def make_writer(path, num_frames, **options):
     options = {"height": HEIGHT, "width": WIDTH, "metadata": METADATA, **options}
-    return VideoWriter(path, num_frames=num_frames, **options)
+    names = {"height", "width", "fps", "crf", "codec"} & options.keys()
+    video_format = codecs.VideoFormat(**{name: options.pop(name) for name in names})
+    return VideoWriter(path, video_format, num_frames=num_frames, **options)
 
 
 def write_video(path, clip, spans, **options):
@@ -331,10 +333,11 @@ def test_ctrl_c_while_joining(tmp_path):
     script = """
         import os, sys
         import numpy as np
+        from isoframe.engine.media.codecs import VideoFormat
         from isoframe.engine.media.video import VideoWriter
 
         clip = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), np.uint8)
-        with VideoWriter(sys.argv[1], height=64, width=64, num_frames=400) as writer:
+        with VideoWriter(sys.argv[1], VideoFormat(height=64, width=64), num_frames=400) as writer:
             for first_frame in range(0, 400, 20):
                 writer.write(clip, first_frame)
             for _ in range(8):
@@ -490,11 +493,12 @@ def test_a_real_limit_of_the_file_size(tmp_path):
         import resource, sys
         import numpy as np
         from isoframe.engine.errors import InputError
+        from isoframe.engine.media.codecs import VideoFormat
         from isoframe.engine.media.video import VideoWriter, read_video_info
 
         clip = np.random.default_rng(0).integers(0, 256, (40, 64, 96, 3), np.uint8)
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        with VideoWriter(sys.argv[1], height=64, width=96, num_frames=40) as writer:
+        with VideoWriter(sys.argv[1], VideoFormat(height=64, width=96), num_frames=40) as writer:
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), hard))
             try:
                 for start in range(0, 40, 10):

@@ -30,6 +30,7 @@ from isoframe.engine.families.framepack.packing import ContextGroup
 from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.interfaces.commands.command_line import build_app
 from isoframe.engine.interfaces.commands.terminal.options import parse_guides
+from isoframe.engine.media.codecs import VideoFormat
 from isoframe.engine.media.images import fit_to_bucket, image_to_tensor, load_image
 from isoframe.engine.media.video import VideoWriter
 from isoframe.engine.reproduction import Recipe, reproduce
@@ -196,7 +197,7 @@ def test_times_of_guides_count_from_the_start_of_what_is_added_to_a_video(
     engine: Engine, tmp_path: Path, direction: str
 ) -> None:
     clip = tmp_path / "clip.mp4"
-    with VideoWriter(clip, height=64, width=64, num_frames=9) as writer:
+    with VideoWriter(clip, VideoFormat(height=64, width=64), num_frames=9) as writer:
         writer.write(np.full((9, 64, 64, 3), 90, np.uint8), 0)
         writer.finish()
     request = request_of(video=clip, direction=direction)
