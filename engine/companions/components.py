@@ -2,7 +2,6 @@
 
 import logging
 import os
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -19,10 +18,6 @@ from ..request.config import ORDERS, check_choice
 from ..weights.store import is_store, open_store
 
 _logger = logging.getLogger(__name__)
-
-# While transformers and diffusers load a model, they change torch for all threads: the initializers of parameters, the
-# device that they are made on and the default dtype. Two loads at once left parameters without data.
-LOADING = threading.RLock()
 
 COMPANIONS = (
     "vae",

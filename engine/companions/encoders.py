@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.tensor_files import open_tensor_file
-from ..errors import CheckpointError, first_names
+from ..errors import CheckpointError
 from ..families.family import EncoderKind
 from ..files import cache_key, read_json
 from ..model.conditioning import PromptEmbeds
-from .components import LOADING, Components
+from .components import Components
 from .layerwise import load_llama_layerwise
+from .pretrained import LOADING, load_pretrained, quiet
 from .tensor_cache import TensorCache
 
 if TYPE_CHECKING:
@@ -251,7 +252,8 @@ def load_encoder(
     config = model_class.config_class.from_pretrained(folder)
     config.update(kind.changes)
     if kind.num_unused_layers is None:
-        return _from_pretrained(model_class, folder, dtype, config).to(device)
+        model: PreTrainedModel = load_pretrained(model_class, folder, device, dtype=dtype, config=config)
+        return model
     if config.num_hidden_layers <= kind.num_unused_layers:
         raise CheckpointError(
             f"{folder}: num_hidden_layers must be more than {kind.num_unused_layers}, got {config.num_hidden_layers}"
@@ -264,7 +266,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer in ``folder``, exactly as its ``tokenizer.json`` describes it where there is one."""
     import transformers
 
-    with _quiet_transformers():
+    with quiet("transformers"):
         # The class that tokenizer_config.json names must not matter: LlamaTokenizer of transformers 5 splits text as
         # SentencePiece does even where tokenizer.json asks for the byte-level splitting of Llama 3.
         if (folder / "tokenizer.json").is_file():
@@ -312,43 +314,3 @@ def hash_folder(folder: Path) -> str:
         is_weights = path.suffix == ".safetensors"
         digest.update(open_tensor_file(path).fingerprint() if is_weights else path.read_bytes())
     return digest.hexdigest()
-
-
-def _from_pretrained(model_class: Any, folder: Path, dtype: torch.dtype, config: object) -> "PreTrainedModel":
-    with _quiet_transformers():
-        try:
-            model, report = model_class.from_pretrained(
-                folder,
-                dtype=dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                config=config,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{folder} cannot be loaded as {model_class.__name__}: {error}") from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise CheckpointError(
-            f"{folder} lacks {len(missing)} tensors of {model_class.__name__}: {first_names(missing)}"
-        )
-    loaded: PreTrainedModel = model.eval()
-    return loaded
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keep transformers' bars and reports out of the host's terminal, and leave its settings as they were."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity = transformers_logging.get_verbosity()
-    has_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    if has_bars:
-        transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if has_bars:
-            transformers_logging.enable_progress_bar()

@@ -5,16 +5,16 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, InputError, first_names
+from ..errors import CheckpointError, InputError
 from ..families.family import tile_stride
 from ..request.config import ORDERS, POSTERIORS, check_choice
-from .components import LOADING, ComponentRef
+from .components import ComponentRef
+from .pretrained import LOADING, load_pretrained
 
 
 class VideoVAE:
@@ -49,8 +49,13 @@ class VideoVAE:
     ) -> Self:
         """Load the class ``vae_class`` of diffusers from a Hub id or a folder."""
         folder = ref.fetch(local_files_only=local_files_only)
+        import diffusers
+
+        model_class = getattr(diffusers, vae_class)
         with LOADING:
-            return cls(_from_pretrained(vae_class, folder, dtype).to(device))
+            return cls(
+                load_pretrained(model_class, folder, torch.device(device), is_exact=True, torch_dtype=dtype)
+            )
 
     def use_tiles(self, tile: int | None) -> None:
         """Work in square tiles of ``tile`` px that overlap by a quarter; None in whole pictures.
@@ -288,30 +293,6 @@ def to_uint8(frames: Tensor) -> Tensor:
     for index in range(num_frames):
         pixels[index] = (frames[:, index].float().clamp(-1, 1) * 127.5 + 127.5).permute(1, 2, 0)
     return pixels
-
-
-def _from_pretrained(vae_class: str, folder: Path, dtype: torch.dtype) -> Any:
-    import diffusers
-    from diffusers.utils import logging as diffusers_logging
-
-    verbosity = diffusers_logging.get_verbosity()
-    # What it would warn of is an error below.
-    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)
-    try:
-        model, report = getattr(diffusers, vae_class).from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"the VAE cannot be loaded from {folder}: {error}") from error
-    finally:
-        diffusers_logging.set_verbosity(verbosity)
-    for kind, names in (("lacks", report["missing_keys"]), ("has unknown", report["unexpected_keys"])):
-        if names:
-            raise CheckpointError(
-                f"the VAE in {folder} {kind} {len(names)} tensors: {first_names(sorted(names))}; "
-                "download it again, or correct its config.json"
-            )
-    return model
 
 
 def _check_chunks(model: Any) -> None:
