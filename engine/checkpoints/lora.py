@@ -1,7 +1,4 @@
-"""LoRAs: low-rank changes ``W + strength * alpha / r * up down`` of a model's layers, checked against the model.
-
-The LoRAs that an engine has read: by the names that jobs call them, or by their files.
-"""
+"""LoRAs: low-rank changes ``W + strength * alpha / r * up down`` of a model's layers, and those that an engine has read."""
 
 import difflib
 import math

@@ -1,7 +1,4 @@
-"""The machine that a plan is made for: this one, or one that is described.
-
-Graphics cards that the planner knows: tensor-core rates, bandwidths, memory.
-"""
+"""The machine that a plan is made for, this one or one that is described, and the graphics cards that are known."""
 
 import difflib
 import json

@@ -1,7 +1,4 @@
-"""A plan: what a job holds on the device and on the host in each phase, and how long it is expected to take.
-
-A plan as a table for people.
-"""
+"""A plan: what a job holds on the device and on the host in each phase, how long it is expected to take, and its table."""
 
 import dataclasses
 import io
@@ -184,7 +181,6 @@ class Plan:
         return plan | {name: getattr(self, name) for name in derived}
 
     def __str__(self) -> str:
-
         return render(self)
 
 
