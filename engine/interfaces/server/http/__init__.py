@@ -1,1 +1,1 @@
-"""The service over HTTP."""
+"""The service over HTTP: ``application.make_app`` makes the application, ``listening`` serves it on a socket."""

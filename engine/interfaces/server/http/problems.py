@@ -86,18 +86,13 @@ def install(app: FastAPI, retry_seconds: Callable[[], int]) -> None:
         if isinstance(error, QueueFullError):
             headers = {"Retry-After": str(retry_seconds())}
             return problem(429, str(error), "queue", code="queue_full", headers=headers)
-        return answer(error)
+        return _answer(error)
 
-    for kind in (IsoframeError, OSError, HTTPException, RequestValidationError, ValidationError):
+    for kind in (IsoframeError, OSError, HTTPException, RequestValidationError, ValidationError, Exception):
         app.add_exception_handler(kind, refuse)
 
-    async def fail(_: Request, error: Exception) -> JSONResponse:
-        return _failed(error)
 
-    app.add_exception_handler(Exception, fail)
-
-
-def answer(error: Exception) -> JSONResponse:
+def _answer(error: Exception) -> JSONResponse:
     """The problem that ``error`` is."""
     if isinstance(error, HTTPException):
         field = _FIELDS.get(error.status_code, "body")
@@ -119,10 +114,6 @@ def answer(error: Exception) -> JSONResponse:
         )
     if isinstance(error, ConfigError | InputError | CheckpointError):
         return problem(422, str(error), field_of(str(error)))
-    return _failed(error)
-
-
-def _failed(error: Exception) -> JSONResponse:
     _logger.error("a request failed", exc_info=error)
     return problem(500, f"the server failed ({type(error).__name__}); its log says more", None, code="failed")
 

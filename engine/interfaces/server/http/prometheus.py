@@ -35,8 +35,11 @@ class ServerMetrics:
         """Everything in the text format."""
         return generate_latest(self._registry)
 
-    def count(self, method: str, route: str, status: int, seconds: float) -> None:
-        """One request was answered."""
+    def count(self, scope: Scope, status: int, seconds: float) -> None:
+        """A request was answered."""
+        # Names that a client makes up would be a series each.
+        route = getattr(scope.get("route"), "path", _UNKNOWN_ROUTE)
+        method = scope["method"] if route != _UNKNOWN_ROUTE else _UNKNOWN_ROUTE
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
@@ -51,17 +54,11 @@ class MeasureRequests:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         start = time.perf_counter()
 
         async def measured(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # Names that a client makes up would be a series each.
-                route = getattr(scope.get("route"), "path", _UNKNOWN_ROUTE)
-                method = scope["method"] if route != _UNKNOWN_ROUTE else _UNKNOWN_ROUTE
-                self._metrics.count(method, route, message["status"], time.perf_counter() - start)
+                self._metrics.count(scope, message["status"], time.perf_counter() - start)
             await send(message)
 
         await self._app(scope, receive, measured)

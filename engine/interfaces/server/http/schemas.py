@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, Json, WithJsonSchema
 
 from ....jobs.state import JobState
-from ..videos.parameters import VideoParameters
+from ..videos.parameters import LoraParameters, VideoParameters
 
 if TYPE_CHECKING:
     from ..videos.status import VideoStatus
@@ -28,8 +28,10 @@ class VideoForm(VideoParameters):
     """A video to make, with its image, as the parts of a form; read by :mod:`.uploads`."""
 
     image: Annotated[str, WithJsonSchema({"type": "string", "format": "binary"})]
-    # A part of a form is text: a list comes as JSON.
-    loras: str = Field(default="[]", description="JSON, as in the other body.")  # type: ignore[assignment]  # for the document alone
+    # A part of a form is text.
+    loras: Json[Annotated[list[LoraParameters], Field(max_length=16)]] = Field(
+        default_factory=list, description="A list in JSON, as in the other body."
+    )
 
 
 class RedoBody(BaseModel):

@@ -1,7 +1,6 @@
 """A video that a client asks for, as JSON or as a form: how it is read, how large it may be, how slowly it may come."""
 
 import asyncio
-import json
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -13,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..videos.errors import FieldError
 from ..videos.parameters import VideoParameters
 from ..videos.pictures import decode_base64
-from .schemas import VideoBody
+from .schemas import VideoBody, VideoForm
 
 FORM = "multipart/form-data"
 JSON = "application/json"
@@ -46,7 +45,7 @@ class Upload:
             FieldError: the image is no base64.
         """
         if self.fields is not None:
-            return VideoParameters.model_validate(self.fields), self.content
+            return VideoForm.model_validate({**self.fields, "image": ""}), self.content
         body = VideoBody.model_validate_json(self.content, strict=True)
         return body, decode_base64(body.image)
 
@@ -91,15 +90,8 @@ def _fields(form: FormData) -> dict[str, object]:
         if isinstance(value, UploadFile) != (name == "image"):
             raise FieldError(name, f"{name[:60]} must be text, and image alone a file")
         if name != "image":
-            fields[name] = _parse_loras(str(value)) if name == "loras" else value
+            fields[name] = value
     return fields
-
-
-def _parse_loras(text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FieldError("loras", "loras must be a list in JSON") from error
 
 
 class BodyLimit:

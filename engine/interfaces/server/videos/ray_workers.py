@@ -154,8 +154,8 @@ class RayWorkers:
     def _render(self, job: Job, has_previews: bool, on_event: Callable[[Event], None]) -> Video:
         num_unloaded = 0
         for _ in range(_MAX_LOSSES):
-            actor = self._take(job)
-            if not self._is_loaded(actor):
+            actor, is_loaded = self._take(job)
+            if not is_loaded:
                 num_unloaded += 1
                 self._replace(actor)
                 continue
@@ -175,8 +175,8 @@ class RayWorkers:
             causes = f"failed, {num_unloaded} of them to load their engine; the log of the server says why"
         raise LostJobError(f"this job is not tried again: {_MAX_LOSSES} actors {causes}")
 
-    def _take(self, job: Job) -> Any:
-        """An actor without a job, once there is one."""
+    def _take(self, job: Job) -> tuple[Any, bool]:
+        """An actor without a job, once there is one, and whether its engine is loaded."""
         while not job.is_cancelled:
             try:
                 actor = self._free.get(timeout=_POLL_SECONDS)
@@ -185,12 +185,8 @@ class RayWorkers:
             with self._lock:
                 # Somebody else may have found it lost, and has replaced it.
                 if actor in self._actors:
-                    return actor
+                    return actor, actor in self._loaded
         raise JobCancelledError(f"job {job.path} was cancelled before an actor was free")
-
-    def _is_loaded(self, actor: Any) -> bool:
-        with self._lock:
-            return actor in self._loaded
 
     def _ask(self, call: Callable[[Any], Any]) -> Any:
         """What an actor answers; those that are found to be lost are replaced."""

@@ -28,6 +28,7 @@ from isoframe.engine.interfaces.app.shown_files import ShownFiles
 from isoframe.engine.interfaces.app.studio import QUALITIES, Studio
 from isoframe.engine.interfaces.server.videos.errors import NotFinishedError
 from isoframe.engine.interfaces.server.videos.service import VideoService
+from isoframe.engine.jobs.record import JobRecord
 from isoframe.engine.jobs.run import Redo
 from isoframe.engine.media.video import read_video_info
 from isoframe.engine.sampling.codebook import save_codebook
@@ -223,6 +224,24 @@ def test_a_redo_draws_its_seed_unless_a_seed_or_a_prompt_is_given(studio: Studio
     assert studio.title(status) == f"{status.prompt} (2.4 s, seed 5)"
     with pytest.raises(ConfigError, match="seed must be a whole number, got 'new'"):
         studio.redo(status.id, 2, seed="new")
+
+
+def test_a_page_that_is_refreshed_reads_no_record_of_a_job(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = studio.create(form())
+    studio.service.wait(status.id)
+    reads: list[object] = []
+    monkeypatch.setattr(JobRecord, "from_json", lambda *args: reads.append(args))
+    for shown in studio.gallery():
+        studio.thumbnail(shown)
+        studio.caption(shown)
+    status = studio.service.get(status.id)
+    assert len(studio.sections(status)) == 2
+    assert studio.strip(status) is not None
+    assert studio.video(status) is not None
+    assert "Done" in studio.describe(status)
+    assert reads == []
 
 
 def test_what_was_stopped_stays_in_the_gallery_with_what_it_was_asked_for(studio: Studio) -> None:
