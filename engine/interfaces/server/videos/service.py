@@ -416,7 +416,8 @@ class VideoService:
             except (IsoframeError, OSError) as error:
                 failure = failure_of(error, self._jobs)
                 status = replace(status, state=JobState.FAILED, ended=time.time(), failure=failure)
-        self._videos[status.id] = VideoEntry(folder, status)
+        with self._lock:
+            self._videos[status.id] = VideoEntry(folder, status)
 
 
 def _failure(job: Job) -> VideoFailure | None:
