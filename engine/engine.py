@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .companions.vae import DecodedFrames
-from .events import OnConversion
+from .events import EventHandler, OnConversion
 from .files import check_extras
 from .generation.decoding import decode_latents
 from .generation.frame_filter import FrameFilter
@@ -29,7 +29,7 @@ from .planning.machine import Machine, with_budget
 from .planning.plan import Plan
 from .request.config import EngineConfig, Request, SamplingConfig
 from .request.sizes import Size
-from .sampling.denoiser import EventHandler, LatentSection, assemble
+from .sampling.denoiser import LatentSection, assemble
 from .sampling.step_cache import StepCacheFactory
 from .weights.timeline_file import write_timeline
 

@@ -257,3 +257,5 @@ Event = (
     | FailureEvent
     | CancelledEvent
 )
+
+EventHandler = Callable[[Event], None]

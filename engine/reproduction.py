@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .checkpoints.lora_files import open_lora_file
 from .errors import InputError
+from .events import EventHandler
 from .jobs.folder import JobFolder
 from .jobs.metadata import FILE_FIELDS, package_versions
 from .media.given import RequestImages
@@ -24,7 +25,6 @@ from .request.codec import from_dict
 from .request.config import LoraStrength, Request
 from .request.guides import GuideImage
 from .sampling.codebook import Codebook
-from .sampling.denoiser import EventHandler
 
 if TYPE_CHECKING:
     from .engine import Engine

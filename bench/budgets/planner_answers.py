@@ -109,13 +109,12 @@ def find_step_owners(plan: Plan, known: PlannedModel, sampling: SamplingConfig) 
             has_fp32_head=weight_format.dtype == torch.bfloat16,
             units=PlannedUnits(plan, known, weight_format),
         )
-        if plan.precision == "int8":
-            transformer.self_attention = CANDIDATES["int8"].make()
-        transformer.token_chunk = plan.token_chunk
+        attention = CANDIDATES["int8" if plan.precision == "int8" else "sdpa"].make()
+        context = transformer.context(None, attention, plan.token_chunk)
         job = make_job(transformer, plan, known)
         section = _pack(transformer, plan, sampling)
         latents = _empty_latents(transformer, plan, plan.window)
-        transformer.step(latents, 0, job, section).compute()
+        transformer.step(latents, 0, job, section, context).compute()
         peaks: list[PhasePeak] = live.peaks()
     return peaks
 

@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -20,6 +19,8 @@ from ...engine.engine import Engine
 from ...engine.errors import BudgetError, DeviceError
 from ...engine.events import Event, SectionEvent, StepEvent
 from ...engine.generation.model_lookup import find_model
+from ...engine.model.attention import SelfAttention
+from ...engine.model.attention_backends import AttentionShape
 from ...engine.planning.machine import Machine, card_of_device, neutral_card
 from ...engine.planning.plan import Plan
 from ...engine.request.config import EngineConfig, Request, SamplingConfig
@@ -112,7 +113,13 @@ def run_steps(
         memory = RandomMemory(known.shapes, config, weight_format, device, machine)
         planned = memory.plan(sampling, job.size, is_latents_only=True)
         memory.log = EventLog(max_uses=planned.plan.num_units * (job.num_steps - 1))
-        denoiser = Denoiser(memory.transformer, partial(chosen_attention, config, job.precision, device))
+        chosen: list[SelfAttention] = []
+
+        def choose(shape: AttentionShape) -> SelfAttention:
+            chosen.append(chosen_attention(config, job.precision, device, shape))
+            return chosen[-1]
+
+        denoiser = Denoiser(memory.transformer, choose)
         try:
             for _ in denoiser.sample(model_conditioning(known, job.size), sampling, on_event, planned):
                 # Slots and residents are still there.
@@ -120,7 +127,7 @@ def run_steps(
         except BudgetError as error:
             # The plan was accepted: what lacks now was promised.
             raise DeviceError(str(error)) from MemoryError()
-        attention = memory.transformer.self_attention.name
+        attention = chosen[-1].name
         waits = exposed_wait(memory.log.timings())
         memory.close()
     step = median_step(ends)

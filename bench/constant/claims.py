@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ...engine.events import EventHandler
 from ...engine.request.config import Request
-from ...engine.sampling.denoiser import EventHandler
 from ..meters.job_cost import SECTION_PHASES, CostRecorder, JobCost, Meter
 from ..meters.section_counts import FIRST_CONSTANT_SECTION, SectionCounts, count_sections, find_differences
 from ..records.rows import Gate

@@ -136,10 +136,9 @@ def measure_isoframe(precision: str = "bf16") -> Traffic:
     """One step of our transformer at the 13B shape, 640x608; ``precision`` is one of :data:`LIMITS`."""
     weight_format = make_format(precision, torch.bfloat16)
     transformer = allocate_transformer(MODEL_13B, weight_format, _META)
-    if precision == "int8":
-        transformer.self_attention = CANDIDATES["int8"].make()
+    attention = CANDIDATES["int8" if precision == "int8" else "sdpa"].make()
     inputs = draw_inputs(MODEL_13B, SHAPE_640X608, transformer.dtype, _META)
-    step, _ = isoframe_step(transformer, inputs)
+    step, _ = isoframe_step(transformer, inputs, attention)
     # The first step of a section also takes the mean of its keys, which later steps find.
     step()
     return _count(step)

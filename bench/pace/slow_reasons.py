@@ -105,9 +105,10 @@ class BusyCard:
         """Note the attention of what runs inside the block."""
 
         def note(args: tuple[Any, ...], _: object) -> None:
-            self.attention = args[0].self_attention.name
+            _, *_, context = args
+            self.attention = context.attention.name
 
-        with observe(PackedTransformer, "pack_section", note):
+        with observe(PackedTransformer, "step", note):
             yield self
 
     def observe(self, share: float, pace: StepPace) -> Observation:

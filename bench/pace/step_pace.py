@@ -12,13 +12,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...engine.events import Event, StepEvent
+from ...engine.events import Event, EventHandler, StepEvent
 from ...engine.families.framepack.step_sizes import DenoiseShape
 from ...engine.model.conditioning import Conditioning
 from ...engine.planning.machine import Card
 from ...engine.planning.roofline import step_time
 from ...engine.request.config import SamplingConfig
-from ...engine.sampling.denoiser import EventHandler, LatentSection
+from ...engine.sampling.denoiser import LatentSection
 from ..meters.job_cost import CostRecorder, JobCost, Meter
 from ..meters.section_streams import SectionStreams
 from ..records.rows import Gate

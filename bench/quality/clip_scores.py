@@ -14,9 +14,8 @@ from torch import Tensor
 from ...engine.companions.components import find_components
 from ...engine.companions.vae import VideoVAE
 from ...engine.engine import Engine
-from ...engine.events import Event, StepEvent
+from ...engine.events import Event, EventHandler, StepEvent
 from ...engine.request.config import Request
-from ...engine.sampling.denoiser import EventHandler
 from .world import MOTIONS, Scene, Truth, center_of_mass, render, sample_scene, truth
 
 FPS = 30

@@ -71,7 +71,7 @@ class RandomMemory(ModelMemory):
             unit_bytes=max(layout.num_bytes for layout in self._layouts),
             is_timed=self.log is not None,
         )
-        self.transformer.units = Streamer(
+        self.units = Streamer(
             self._layouts, copies, ring=plan.ring or 2, residents=plan.residents, log=self.log
         )
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...engine.errors import ConfigError
+from ...engine.events import EventHandler
 from ...engine.families.family import PlannedModel
 from ...engine.families.framepack.transformer import PackedTransformer
 from ...engine.families.framepack.transformer_config import TransformerConfig
@@ -18,7 +19,7 @@ from ...engine.model.attention_backends import AttentionShape
 from ...engine.model.attention_choice import make_self_attention
 from ...engine.model.conditioning import Conditioning
 from ...engine.request.config import EngineConfig, SamplingConfig
-from ...engine.sampling.denoiser import Denoiser, EventHandler, LatentSection
+from ...engine.sampling.denoiser import Denoiser, LatentSection
 from ...quant import DENSE_DTYPES, WeightFormat, make_format
 
 # Tokens of a short prompt.

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...engine.families.framepack.packing import ContextGroup
 from ...engine.families.framepack.transformer import PackedTransformer
 from ...engine.families.framepack.transformer_config import TransformerConfig
+from ...engine.model.attention import SDPA_ATTENTION, SelfAttention
 from ...engine.model.attention_backends import AttentionShape
 from ...engine.request.config import EngineConfig
 from ...quant import WeightFormat
@@ -119,7 +120,9 @@ def draw_inputs(
     )
 
 
-def isoframe_step(transformer: PackedTransformer, inputs: StepInputs) -> tuple[Callable[[], Tensor], int]:
+def isoframe_step(
+    transformer: PackedTransformer, inputs: StepInputs, attention: SelfAttention = SDPA_ATTENTION
+) -> tuple[Callable[[], Tensor], int]:
     """A step whose job's and section's invariants are computed here, as in a real job; and its latent tokens."""
     timestep = torch.tensor([_TIMESTEP], device=inputs.latents.device)
     with torch.inference_mode():
@@ -128,7 +131,11 @@ def isoframe_step(transformer: PackedTransformer, inputs: StepInputs) -> tuple[C
         num_frames, height, width = inputs.latents.shape[2:]
         groups = list(reversed(inputs.history.values()))
         section = transformer.pack_section(groups, _LATENT, (num_frames, height, width))
-    return lambda: transformer.step(inputs.latents, 0, job, section).compute(), section.num_latent_tokens
+    step = transformer.context(attention=attention)
+    return (
+        lambda: transformer.step(inputs.latents, 0, job, section, step).compute(),
+        section.num_latent_tokens,
+    )
 
 
 def random_step(
@@ -151,8 +158,8 @@ def random_step(
     with tempfile.TemporaryDirectory() as folder:
         engine_config = EngineConfig(attention=attention, cache_dir=folder)
         found = chosen_attention(engine_config, weight_format.name, device, attended)
-    transformer.self_attention = found
-    step, _ = isoframe_step(transformer, draw_inputs(config, shape, transformer.dtype, device))
+    inputs = draw_inputs(config, shape, transformer.dtype, device)
+    step, _ = isoframe_step(transformer, inputs, found)
     return step, found.name
 
 

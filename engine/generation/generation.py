@@ -11,11 +11,10 @@ from torch import Tensor
 
 from ..companions.vae import DecodedFrames
 from ..device import memory_errors
-from ..events import PhaseEvent
+from ..events import EventHandler, PhaseEvent
 from ..jobs.run import JobRun, UnkeptRun
 from ..model.conditioning import Conditioning, PromptEmbeds, blend_prompts
 from ..request.config import Request
-from ..sampling.denoiser import EventHandler
 from ..weights.memory import JobMemory
 from .decoding import Decoder, decode_within, filter_decoded, make_decoder
 from .encode_images import encode_images

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from ..companions.previews import LatentPreviews
 from ..errors import ContentError, InputError
-from ..events import Event, FileEvent, PartialEvent, PhaseEvent, PreviewEvent, SectionEvent, StepEvent
+from ..events import (
+    Event,
+    EventHandler,
+    FileEvent,
+    PartialEvent,
+    PhaseEvent,
+    PreviewEvent,
+    SectionEvent,
+    StepEvent,
+)
 from ..files import check_video_path
 from ..jobs.folder import JobFolder
 from ..jobs.record import JobRecord, ModelSource
@@ -22,7 +31,6 @@ from ..media.latents_file import LatentsWriter, check_resumable
 from ..media.png_writer import PngWriter
 from ..media.video import Video, VideoWriter
 from ..request.config import Request
-from ..sampling.denoiser import EventHandler
 from ..weights.memory import JobMemory
 from .generation import Generation, Section, ignore
 from .inputs import JobInputs

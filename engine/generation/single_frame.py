@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ..companions.previews import save_png
 from ..companions.vae import to_uint8
+from ..events import EventHandler
 from ..files import check_png_path, make_folder
 from ..jobs.run import UnkeptRun
 from ..request.config import Request
-from ..sampling.denoiser import EventHandler
 from .decoding import decode_within
 from .frame_filter import apply_filter
 from .generation import Generation, ignore

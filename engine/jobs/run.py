@@ -19,7 +19,8 @@ from ..sampling.history import SampledSections, needed_sections
 from .record import JobRecord
 
 if TYPE_CHECKING:
-    from ..sampling.denoiser import EventHandler, LatentSection
+    from ..events import EventHandler
+    from ..sampling.denoiser import LatentSection
     from .section_files import SectionFiles
 
 _logger = logging.getLogger(__name__)

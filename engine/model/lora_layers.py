@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 from ...kernels import gated_residual
 from ...quant import Activation, Projection, StoredLayer
 from ..checkpoints.lora import ActiveLoras
-from .precision import LayerSpec, UnitSpec
+from .precision import UnitSpec
 from .units import Unit, UnitSource
 
 # Rows whose side branch exists at a time: 8-bit activations are expanded for it.
@@ -175,17 +175,10 @@ class LoraLayer:
 class LoraUnits:
     """Units whose layers have side branches; wherever the units live, the branches are on the device."""
 
-    def __init__(
-        self,
-        base: UnitSource,
-        specs: Sequence[UnitSpec],
-        loras: ActiveLoras,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        """Put ``loras`` beside the units of ``base``; ``dtype`` is that of the activations."""
+    def __init__(self, base: UnitSource, branches: Sequence[Mapping[str, SideBranch]]) -> None:
+        """Put ``branches``, by unit and layer, beside the units of ``base``; see :func:`unit_branches`."""
         self.base = base
-        self._branches = [_unit_branches(spec.layers, loras, dtype, device) for spec in specs]
+        self._branches = branches
 
     def acquire(self, index: int) -> Unit:
         unit, branches = self.base.acquire(index), self._branches[index]
@@ -219,8 +212,15 @@ def branch_bytes(specs: Sequence[UnitSpec], loras: ActiveLoras, dtype: torch.dty
     return dtype.itemsize * (values + scratch)
 
 
-def _unit_branches(
-    layers: Sequence[LayerSpec], loras: ActiveLoras, dtype: torch.dtype, device: torch.device
-) -> Mapping[str, SideBranch]:
-    branches = {layer.name: side_branch(layer.sources, layer.rows, loras, dtype, device) for layer in layers}
-    return {name: branch for name, branch in branches.items() if branch is not None}
+def unit_branches(
+    specs: Sequence[UnitSpec], loras: ActiveLoras, dtype: torch.dtype, device: torch.device
+) -> list[dict[str, SideBranch]]:
+    """The branches of every unit by the names of its layers, on ``device``; ``dtype`` is that of the activations."""
+    return [
+        {
+            layer.name: branch
+            for layer in spec.layers
+            if (branch := side_branch(layer.sources, layer.rows, loras, dtype, device)) is not None
+        }
+        for spec in specs
+    ]

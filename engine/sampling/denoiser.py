@@ -1,38 +1,37 @@
 """Latents in, latents out: the section loop and the step loop."""
 
-import bisect
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..checkpoints.lora import Lora, LoraLibrary
+from ..checkpoints.lora import ActiveLoras, LoraLibrary
 from ..errors import InputError, NumericalError
-from ..events import Event, PhaseEvent, StepEvent
+from ..events import EventHandler, PhaseEvent, StepEvent
 from ..families.framepack.invariants import JobInvariants
+from ..families.framepack.layers import StepContext
 from ..families.framepack.packing import ContextGroup, PackedSection
 from ..families.framepack.transformer import PackedTransformer
 from ..families.framepack.units import unit_specs
 from ..families.registry import family_of
 from ..model.attention import SDPA_ATTENTION, SelfAttention
 from ..model.attention_backends import AttentionShape
-from ..model.conditioning import Anchor, Conditioning, PromptEmbeds
+from ..model.conditioning import Conditioning
 from ..model.lora_layers import branch_bytes
 from ..request.config import SamplingConfig
 from ..request.schedule import Level
 from ..request.sections import SectionPlan, plan_sections
-from ..weights.memory import JobMemory
+from ..weights.memory import JobMemory, UnplannedMemory
 from .codebook import Codebook
 from .history import History, JobNoise, SampledSections
+from .preparation import Preparation, SectionMemory
 from .sampler import Sampler, make_sampler, sigma_schedule
 from .step_cache import StepCache, StepCacheFactory, make_step_cache
 
 _logger = logging.getLogger(__name__)
-
-EventHandler = Callable[[Event], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,30 +55,29 @@ class LatentSection:
 class _Branch:
     """The conditional or the negative pass of one section."""
 
-    transformer: PackedTransformer
-    job: JobInvariants
+    invariants: JobInvariants
     cache: StepCache
 
 
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """What a section samples with: the transformer with the LoRAs at work, and what is computed once for a prompt."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Job:
+    """What the sections of a job share.
 
-    loras: list[tuple[Lora, float]]
-    prompt: PromptEmbeds
-    anchor: Anchor
-    transformer: PackedTransformer
-    jobs: list[JobInvariants]
+    Attributes:
+        sampling: how to sample.
+        sigmas: noise levels [num_steps + 1], the last one 0.
+        attention: of every step.
+        memory: places the units.
+        prepared: what the section at work samples with.
+        report: called with every event.
+    """
 
-    def serves(self, loras: list[tuple[Lora, float]], prompt: PromptEmbeds) -> bool:
-        """Whether a section with these samples with this, whatever its anchor is."""
-        return self.loras == loras and self.prompt is prompt
-
-    @torch.inference_mode()
-    def anchored(self, anchor: Anchor) -> "_Model":
-        """The same with another image in view; nothing else depends on it."""
-        vision = self.transformer.project_image(anchor.image_embeds)
-        return replace(self, anchor=anchor, jobs=[replace(job, vision_tokens=vision) for job in self.jobs])
+    sampling: SamplingConfig
+    sigmas: Tensor
+    attention: SelfAttention
+    memory: SectionMemory
+    prepared: Preparation
+    report: EventHandler
 
 
 class Denoiser:
@@ -139,12 +137,24 @@ class Denoiser:
             )
         conditioning.anchors(sampling.guide_places)
         self.check(sampling)
+        placed = memory or UnplannedMemory(self.transformer.units)
         choose = partial(self._choose_attention, self._shape_of(conditioning, sampling))
-        attention = choose() if memory is None else memory.attempt("prepare", choose)
-        sections = self._sections(
-            conditioning, sampling, attention, on_event or _ignore, memory, resume or SampledSections()
+        attention = placed.attempt("prepare", choose)
+        batch, channels, _, height, width = conditioning.start_latent.shape
+        shape = (batch, channels, sampling.latent_window_size, height, width)
+        sigmas = sigma_schedule(sampling.num_steps, shape[2] * height * width // 4)
+        # All are found before the first section: a file may change while the job runs.
+        loras = [self._active(sampling, section) for section in range(sampling.num_sections)]
+        report = on_event or _ignore
+        job = _Job(
+            sampling=sampling,
+            sigmas=sigmas,
+            attention=attention,
+            memory=placed,
+            prepared=Preparation(self.transformer, conditioning, sampling, sigmas, loras, placed, report),
+            report=report,
         )
-        return sections if memory is None else _giving_back(sections, memory)
+        return self._sections(job, conditioning, shape, resume or SampledSections())
 
     def check(self, sampling: SamplingConfig) -> None:
         """Raise an error where the step cache or a LoRA cannot work with this checkpoint; reads the LoRAs."""
@@ -176,82 +186,53 @@ class Denoiser:
             for loras in distinct.values()
         )
 
-    def _active(self, sampling: SamplingConfig, section: int) -> list[tuple[Lora, float]]:
+    def _active(self, sampling: SamplingConfig, section: int) -> ActiveLoras:
         """The LoRAs at work in ``section``, each with its strength."""
         uses = [use for use in sampling.loras if use.is_active(section)]
         return [(self.loras.find(use.source), use.strength) for use in uses]
 
     def _sections(
-        self,
-        conditioning: Conditioning,
-        sampling: SamplingConfig,
-        attention: SelfAttention,
-        report: EventHandler,
-        memory: JobMemory | None,
-        resume: SampledSections,
+        self, job: _Job, conditioning: Conditioning, shape: tuple[int, ...], resume: SampledSections
     ) -> Iterator[LatentSection]:
-        batch, channels, _, height, width = conditioning.start_latent.shape
-        shape = (batch, channels, sampling.latent_window_size, height, width)
-        sigmas = sigma_schedule(sampling.num_steps, shape[2] * height * width // 4)
-        job_noise = JobNoise(sampling.seed, shape, resume)
-        plans = plan_sections(sampling)
-        history = History.of_job(conditioning, sampling, plans, resume)
-        # All are found before the first section: a file may change while the job runs.
-        active = [self._active(sampling, section) for section in range(sampling.num_sections)]
-        prompts = conditioning.prompts(sampling.num_sections)
-        anchors = conditioning.anchors(sampling.guide_places)
-        model: _Model | None = None
-        for section in plans[resume.num_sections :]:
-            loras, prompt = active[section.index], prompts[section.index]
-            anchor = anchors[bisect.bisect(sampling.guide_places, section.place)]
-            if model is not None and not model.serves(loras, prompt):
-                # There may not be room for the old and the new LoRAs, nor for the old and the new tables.
-                model = None
-            if model is None or model.anchor is not anchor:
-                report(PhaseEvent(phase="prepare"))
-                # Nor for units beside what is computed once.
-                if memory is not None:
-                    memory.make_room()
-                prepare = partial(self._prepare, loras, prompt, anchor, conditioning, sampling, sigmas)
-                if model is not None:
-                    prepare = partial(model.anchored, anchor)
-                model = prepare() if memory is None else memory.attempt("prepare", prepare)
-            report(PhaseEvent(phase="pack"))
-            noise = job_noise.draw()
-            # Jobs of one engine may take turns, section by section.
-            self.transformer.self_attention = attention
-            seen = history.groups(section, None if anchor is anchors[0] else anchor.latent)
-            latents = _run_within(
-                memory, partial(self._run_section, noise, sigmas, seen, model, section, sampling, report)
-            )
-            history.append(section, latents)
-            _logger.info("section %d of %d sampled", section.index + 1, sampling.num_sections)
-            yield LatentSection(
-                index=section.index,
-                first_latent_frame=section.first_latent_frame,
-                latents=latents,
-                generator_state=job_noise.state(),
-            )
+        """The sections that are not finished; slots and residents are given up at the end, also of a job that fails."""
+        plans = plan_sections(job.sampling)
+        try:
+            history = History.of_job(conditioning, job.sampling, plans, resume)
+            noise = JobNoise(job.sampling.seed, shape, resume)
+            for section in plans[resume.num_sections :]:
+                job.prepared.settle(section)
+                job.report(PhaseEvent(phase="pack"))
+                seen = history.groups(section, job.prepared.guide)
+                latents = job.memory.attempt(
+                    "denoise", partial(self._run_section, noise.draw(), section, seen, job)
+                )
+                history.append(section, latents)
+                _logger.info("section %d of %d sampled", section.index + 1, job.sampling.num_sections)
+                yield LatentSection(
+                    index=section.index,
+                    first_latent_frame=section.first_latent_frame,
+                    latents=latents,
+                    generator_state=noise.state(),
+                )
+        finally:
+            job.memory.make_room()
 
     @torch.inference_mode()
     def _run_section(
-        self,
-        noise: Tensor,
-        sigmas: Tensor,
-        seen: list[ContextGroup],
-        model: _Model,
-        section: SectionPlan,
-        sampling: SamplingConfig,
-        report: EventHandler,
+        self, noise: Tensor, section: SectionPlan, seen: list[ContextGroup], job: _Job
     ) -> Tensor:
         """Latents of one section on the CPU, fp32."""
-        transformer = model.transformer.settled_as(self.transformer)
-        transformer.self_attention.reset()
+        transformer = job.prepared.transformer
+        units, token_chunk = job.memory.place()
+        context = transformer.context(units, job.attention, token_chunk)
+        context.attention.reset()
         _, _, frames, height, width = noise.shape
         packed = transformer.pack_section(seen, section.latent_indices, (frames, height, width))
-        branches = [_Branch(transformer, job, self.step_caches(sampling)) for job in model.jobs]
-        report(PhaseEvent(phase="denoise"))
-        latents = self._denoise(noise, sigmas, packed, branches, section, sampling, report)
+        branches = [
+            _Branch(invariants, self.step_caches(job.sampling)) for invariants in job.prepared.invariants
+        ]
+        job.report(PhaseEvent(phase="denoise"))
+        latents = self._denoise(noise, packed, branches, context, section, job)
         # A tensor made in inference mode cannot be used outside in every way.
         with torch.inference_mode(False):
             return latents.clone()
@@ -278,60 +259,28 @@ class Denoiser:
             dtype=self.transformer.dtype,
         )
 
-    @torch.inference_mode()
-    def _prepare(
-        self,
-        loras: list[tuple[Lora, float]],
-        prompt: PromptEmbeds,
-        anchor: Anchor,
-        conditioning: Conditioning,
-        sampling: SamplingConfig,
-        sigmas: Tensor,
-    ) -> _Model:
-        """The transformer with ``loras``; invariants of the conditional branch and, with true guidance, of the negative."""
-        transformer = self.transformer.with_loras(loras)
-        timesteps = self._round_time(sigmas[:-1] * 1000)
-        guidance = None
-        if self.transformer.config.guidance_embeds:
-            guidance = self._round_time(
-                torch.tensor(sampling.guidance_scale * 1000, dtype=torch.float32)
-            ).item()
-        vision = transformer.project_image(anchor.image_embeds)
-        texts = [(prompt.text_embeds, prompt.text_mask, prompt.pooled_embeds)]
-        if sampling.cfg_scale != 1.0:
-            embeds, mask = conditioning.negative_text_embeds, conditioning.negative_text_mask
-            pooled = conditioning.negative_pooled_embeds
-            # Conditioning.check has seen to it.
-            assert embeds is not None
-            assert mask is not None
-            assert pooled is not None
-            texts.append((embeds, mask, pooled))
-        jobs = [transformer.prepare_job(timesteps, guidance, *text, vision) for text in texts]
-        return _Model(loras, prompt, anchor, transformer, jobs)
-
     def _denoise(
         self,
         noise: Tensor,
-        sigmas: Tensor,
         packed: PackedSection,
         branches: list[_Branch],
+        context: StepContext,
         section: SectionPlan,
-        sampling: SamplingConfig,
-        report: EventHandler,
+        job: _Job,
     ) -> Tensor:
         """Latents of one section on the CPU, fp32."""
-        sampler: Sampler = make_sampler(sampling.sampler, sigmas)
+        sampler: Sampler = make_sampler(job.sampling.sampler, job.sigmas)
         latents = noise.to(self.transformer.device)
         was_finite: Tensor | None = None
-        for step, sigma in enumerate(sigmas[:-1].tolist()):
+        for step, sigma in enumerate(job.sigmas[:-1].tolist()):
             model_input = self._round_latents(latents)
-            x0 = model_input - sigma * self._velocity(model_input, step, packed, branches, sampling)
+            x0 = model_input - sigma * self._velocity(model_input, step, packed, branches, context, job)
             latents = sampler.update(latents, x0, step)
             # One step late: the device has this step queued while the host waits for the answer.
-            self._check_finite(was_finite, section.index, step - 1)
+            _check_finite(was_finite, section.index, step - 1, job.attention)
             was_finite = x0.isfinite().all()
-            report(_step_event(section, step, branches[0], sampling, x0))
-        self._check_finite(was_finite, section.index, sampling.num_steps - 1)
+            job.report(_step_event(section, step, branches[0], job.sampling, x0))
+        _check_finite(was_finite, section.index, job.sampling.num_steps - 1, job.attention)
         return latents.cpu()
 
     def _velocity(
@@ -340,11 +289,15 @@ class Denoiser:
         step: int,
         packed: PackedSection,
         branches: list[_Branch],
-        sampling: SamplingConfig,
+        context: StepContext,
+        job: _Job,
     ) -> Tensor:
         """Velocity of one step, fp32; two branches are combined by true guidance."""
+        transformer, sampling = job.prepared.transformer, job.sampling
         velocities = [
-            branch.cache.velocity(step, branch.transformer.step(latents, step, branch.job, packed)).float()
+            branch.cache.velocity(
+                step, transformer.step(latents, step, branch.invariants, packed, context)
+            ).float()
             for branch in branches
         ]
         conditional = velocities[0]
@@ -357,22 +310,6 @@ class Denoiser:
         rescaled = guided * (conditional.std() / guided.std())
         return sampling.cfg_rescale * rescaled + (1 - sampling.cfg_rescale) * guided
 
-    def _check_finite(self, is_finite: Tensor | None, section: int, step: int) -> None:
-        if is_finite is None or bool(is_finite):
-            return
-        attention = self.transformer.self_attention.name
-        raise NumericalError(
-            f"latents of section {section + 1} became NaN or infinite at step {step + 1} (attention: {attention}); "
-            "check the model's files, and below fp32 try precision='fp32' (--precision fp32)",
-            section=section,
-            step=step,
-            backend=attention,
-        )
-
-    def _round_time(self, values: Tensor) -> Tensor:
-        """Timesteps and guidance as the model was given them: bf16 values wherever activations are 16 bit."""
-        return values if self.transformer.dtype == torch.float32 else values.to(torch.bfloat16).float()
-
     def _round_latents(self, latents: Tensor) -> Tensor:
         """The sampler's latents as the transformer takes them: bf16 values where the residual stream is bf16."""
         return latents.to(self.transformer.residual_dtype).float()
@@ -384,24 +321,20 @@ def assemble(sections: list[LatentSection], start_latent: Tensor) -> Tensor:
     return torch.cat([start_latent.float().cpu(), *(section.latents for section in ordered)], dim=2)
 
 
-def _giving_back(sections: Iterator[LatentSection], memory: JobMemory) -> Iterator[LatentSection]:
-    """The sections; slots and residents are given up at the end, also where the job is cancelled or fails."""
-    try:
-        yield from sections
-    finally:
-        memory.make_room()
-
-
-def _run_within(memory: JobMemory | None, run: Callable[[], Tensor]) -> Tensor:
-    """The latents of a section, with the units where the job wants them."""
-    if memory is None:
-        return run()
-    memory.place()
-    return memory.attempt("denoise", run, before_retry=memory.place)
+def _check_finite(is_finite: Tensor | None, section: int, step: int, attention: SelfAttention) -> None:
+    if is_finite is None or bool(is_finite):
+        return
+    raise NumericalError(
+        f"latents of section {section + 1} became NaN or infinite at step {step + 1} (attention: {attention.name}); "
+        "check the model's files, and below fp32 try precision='fp32' (--precision fp32)",
+        section=section,
+        step=step,
+        backend=attention.name,
+    )
 
 
 def _ignore(event: object) -> None:
-    """Nobody listens."""
+    """Takes the events of a job that nobody follows."""
 
 
 def _step_event(

@@ -6,7 +6,7 @@ The allocator has one limit for the whole process, so the shares of all open eng
 import logging
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -14,13 +14,14 @@ import torch
 
 from ...quant import DENSE_DTYPES, WeightFormat
 from ..checkpoints.checkpoint import Checkpoint, load_into
+from ..checkpoints.destinations import Destination
 from ..device import is_out_of_memory
 from ..errors import BudgetError
 from ..events import OnConversion
 from ..families.family import ModelSizes
 from ..families.framepack.transformer import PackedTransformer
 from ..families.registry import family_of
-from ..model.units import ResidentUnits, Unit, UnitLayout
+from ..model.units import ResidentUnits, Unit, UnitLayout, UnitSource
 from ..planning.budget import make_plan
 from ..planning.machine import Machine
 from ..planning.plan import Plan
@@ -112,7 +113,8 @@ class ModelMemory:
     """Places the units of one model as the plan of the job at hand says.
 
     Attributes:
-        transformer: the model; its units move between jobs.
+        transformer: the model.
+        units: its blocks' weights, which move between jobs.
         machine: the budget.
         others: bytes that other engines of the process held on the device when this one came.
         limit: the model's share in what the process may take of the device.
@@ -162,6 +164,7 @@ class ModelMemory:
         self.limit = MemoryShare(device)
         self.set_budget(machine)
         try:
+            self.units: UnitSource = UnplacedUnits()
             self.transformer = self._load()
         except BaseException:
             self.limit.withdraw()
@@ -208,7 +211,7 @@ class ModelMemory:
             ),
         )
 
-    def place(self, plan: Plan) -> None:
+    def place(self, plan: Plan) -> UnitSource:
         """Place the units as ``plan`` says; those that are in their place already stay."""
         is_whole = plan.ring == 0 and plan.is_arena_kept and not self._is_stored
         placement = ("whole",) if is_whole else (plan.ring, plan.residents, plan.tier)
@@ -216,22 +219,22 @@ class ModelMemory:
             # There may not be room for the old and the new place.
             self.close()
             if is_whole:
-                self._place_whole()
+                self._place_whole(self.transformer.outer_destinations)
             else:
                 self._place_stored(plan)
             self._placement = placement
-        self.transformer.token_chunk = plan.token_chunk
+        return self.units
 
     def trace(self) -> None:
         """Log copies and uses from now on, the latest ones."""
-        if isinstance(self.transformer.units, Streamer):
+        if isinstance(self.units, Streamer):
             # The next job opens the units with events that are timed.
             self.close()
         self.log = EventLog(max_uses=_LOGGED_USES)
 
     def suspend(self) -> None:
         """Give up the units' memory on the device until a unit is asked for."""
-        units = self.transformer.units
+        units = self.units
         if not isinstance(units, Streamer):
             return
         if not units.has_failed:
@@ -242,9 +245,9 @@ class ModelMemory:
 
     def close(self) -> None:
         """Stop the copies and let go of the units."""
-        if isinstance(self.transformer.units, Streamer):
-            self.transformer.units.close()
-        self.transformer.units = UnplacedUnits()
+        if isinstance(self.units, Streamer):
+            self.units.close()
+        self.units = UnplacedUnits()
         self._placement = ()
 
     def _load(self) -> PackedTransformer:
@@ -252,16 +255,18 @@ class ModelMemory:
             return stored_transformer(
                 self._store(), self._device, UnplacedUnits(), has_fp32_head=self._has_fp32_head
             )
-        assert isinstance(self._checkpoint, Checkpoint)
-        self._placement = ("whole",)
-        return PackedTransformer.load(
-            self._checkpoint,
+        transformer = PackedTransformer(
+            self._checkpoint.config,
             self._format.dtype,
             self._device,
             weight_format=self._format,
             job_device=torch.device("cpu"),
             has_fp32_head=self._has_fp32_head,
+            units=UnplacedUnits(),
         )
+        self._place_whole(transformer.outer_destinations)
+        self._placement = ("whole",)
+        return transformer
 
     def _store(self) -> Store:
         """Opened anew: it may have been deleted and converted again."""
@@ -269,14 +274,14 @@ class ModelMemory:
             return open_store(self._checkpoint.folder)
         return cached_store(self._checkpoint, self._format, self._config.cache_path(), self._on_progress)
 
-    def _place_whole(self) -> None:
+    def _place_whole(self, others: Mapping[str, Destination]) -> None:
+        """Read all units, and the weights outside them into ``others``."""
         assert isinstance(self._checkpoint, Checkpoint)
-        units = ResidentUnits(self._layouts, self._device)
-        self.transformer.units = units
-        load_into(self._checkpoint, self.transformer.destinations)
+        self.units = units = ResidentUnits(self._layouts, self._device)
+        load_into(self._checkpoint, {**others, **units.destinations()})
 
     def _place_stored(self, plan: Plan) -> None:
-        self.transformer.units = open_units(
+        self.units = open_units(
             self._store(),
             self._device,
             tier=plan.tier,
@@ -300,9 +305,9 @@ class JobMemory:
         self._machine = model.machine
         self._job = job
 
-    def place(self) -> None:
-        """Have the units where this job wants them; call it when a section begins."""
-        self._model.place(self.plan)
+    def place(self) -> tuple[UnitSource, int | None]:
+        """The units where this job wants them when a section begins, and most tokens to take through an MLP at a time."""
+        return self._model.place(self.plan), self.plan.token_chunk
 
     def make_room_to_decode(self) -> None:
         """Give up slots and residents where the plan needs their memory; the next step copies them again."""
@@ -381,6 +386,24 @@ class JobMemory:
             plan.token_chunk or "all",
             f"{plan.vae_tile} px" if plan.vae_tile else "none",
         )
+
+
+class UnplannedMemory:
+    """Stands for the memory of a job whose units stay where they are."""
+
+    def __init__(self, units: UnitSource) -> None:
+        self._units = units
+
+    def place(self) -> tuple[UnitSource, int | None]:
+        """The units; all tokens go through an MLP at once."""
+        return self._units, None
+
+    def attempt(self, phase: str, work: Callable[[], T]) -> T:
+        """The result of ``work``; there is no smaller plan."""
+        return work()
+
+    def make_room(self) -> None:
+        """Nothing moves."""
 
 
 def planned_job(

@@ -18,7 +18,7 @@ from isoframe.bench.meters.accuracy import find_errors, run
 from isoframe.engine.families.framepack.packing import ContextGroup
 from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.families.framepack.transformer_config import TransformerConfig
-from isoframe.engine.model.attention import Int8Attention
+from isoframe.engine.model.attention import SDPA_ATTENTION, Int8Attention, SelfAttention
 from isoframe.engine.sampling.step_cache import TeaCache
 from isoframe.kernels import KERNELS, KernelSpec
 from isoframe.quant import WeightFormat, make_format
@@ -30,11 +30,10 @@ SEEN = {1: (0, 3), 2: (4, 5), 4: (6, 7, 8, 9, 10)}
 
 def main(precision: str, dtype: str, attention: str) -> None:
     transformer = build(make_format(precision, getattr(torch, dtype)))
-    if attention != "sdpa":
-        transformer.self_attention = Int8Attention(attention)
-    expected = forward(transformer)
+    attended = SDPA_ATTENTION if attention == "sdpa" else Int8Attention(attention)
+    expected = forward(transformer, attended)
     launches, wrong = relaunch_every_operator()
-    actual = forward(transformer)
+    actual = forward(transformer, attended)
     error = float((actual - expected).double().norm() / expected.double().norm())
     sys.stdout.write(json.dumps({"error": error, "launches": launches, "wrong": wrong}))
 
@@ -51,7 +50,7 @@ def build(weight_format: WeightFormat) -> PackedTransformer:
 
 
 @torch.inference_mode()
-def forward(transformer: PackedTransformer) -> Tensor:
+def forward(transformer: PackedTransformer, attention: SelfAttention) -> Tensor:
     """Two computed steps and a reused one between them, of one section with all history groups."""
     generator = torch.Generator().manual_seed(1)
 
@@ -67,10 +66,12 @@ def forward(transformer: PackedTransformer) -> Tensor:
     vision = transformer.project_image(draw(1, 5, IMAGE_WIDTH))
     job = transformer.prepare_job(torch.tensor([612.0, 612.0, 500.0]), 9984.0, *text, vision)
     section = transformer.pack_section(list(reversed(groups)), range(1, 3), SIZE)
+    attention.reset()
+    context = transformer.context(attention=attention)
     cache = TeaCache(num_steps=3, threshold=0.15)
     velocities = []
     for step in range(3):
-        velocities.append(cache.velocity(step, transformer.step(latents, step, job, section)))
+        velocities.append(cache.velocity(step, transformer.step(latents, step, job, section, context)))
         assert cache.was_computed == (step != 1)
     return torch.cat(velocities)
 

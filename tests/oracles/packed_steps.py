@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from isoframe.engine.families.framepack.layers import StepContext
 from isoframe.engine.families.framepack.packing import ContextGroup
 from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.families.framepack.transformer_config import TransformerConfig
@@ -27,15 +28,19 @@ def blobs_of(layouts: list[UnitLayout], state: Mapping[str, Tensor]) -> list[Ten
 
 
 def one_step(
-    transformer: PackedTransformer, *, num_passes: int = 1, grid: tuple[int, int] = (4, 6)
+    transformer: PackedTransformer,
+    context: StepContext | None = None,
+    *,
+    num_passes: int = 1,
+    grid: tuple[int, int] = (4, 6),
 ) -> Tensor:
     """Velocities of ``num_passes`` different steps of one section of one latent frame, stacked."""
-    return prepared_steps(transformer, num_passes=num_passes, grid=grid)()
+    return prepared_steps(transformer, num_passes=num_passes, grid=grid)(context)
 
 
 def prepared_steps(
     transformer: PackedTransformer, *, num_passes: int = 1, grid: tuple[int, int] = (4, 6)
-) -> Callable[[], Tensor]:
+) -> Callable[[StepContext | None], Tensor]:
     """:func:`one_step` that can be called again; what a job and a section compute once is not computed again."""
     config, generator = transformer.config, torch.Generator().manual_seed(5)
 
@@ -56,9 +61,9 @@ def prepared_steps(
         latents = draw(config.in_channels, 1, *grid)
 
     @torch.inference_mode()
-    def run() -> Tensor:
+    def run(context: StepContext | None = None) -> Tensor:
         return torch.stack(
-            [transformer.step(latents, step, job, section).compute() for step in range(num_passes)]
+            [transformer.step(latents, step, job, section, context).compute() for step in range(num_passes)]
         )
 
     return run

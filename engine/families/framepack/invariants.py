@@ -6,7 +6,7 @@ memory: each is on the device while it computes.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,10 @@ class JobInvariants:
     @property
     def num_condition_tokens(self) -> int:
         return self.vision_tokens.shape[1] + self.refined_text.shape[1]
+
+    def with_image(self, vision_tokens: Tensor) -> "JobInvariants":
+        """The same beside another image, on which nothing else depends."""
+        return replace(self, vision_tokens=vision_tokens)
 
     def vectors(self, step: int) -> list[Tensor]:
         """All modulation vectors [1, D] of ``step``."""

@@ -7,7 +7,6 @@ by lifetime: :meth:`PackedTransformer.prepare_job` and :meth:`pack_section` hold
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from ...checkpoints.lora import ActiveLoras
 from ...errors import CheckpointError
 from ...families.framepack.units import unit_specs
 from ...model.attention import SDPA_ATTENTION, SelfAttention
-from ...model.lora_layers import LoraUnits
+from ...model.lora_layers import LoraUnits, SideBranch, unit_branches
 from ...model.outer_weights import OuterLinear, OuterWeights, ReadWeight
 from ...model.units import ResidentUnits, UnitLayout, UnitSource
 from ...request.schedule import KERNELS
@@ -32,7 +31,7 @@ from .invariants import (
     TimeTextEmbedding,
     modulation_table,
 )
-from .layers import BlockContext, DualBlock, HeadNorms, SingleBlock
+from .layers import BlockContext, DualBlock, HeadNorms, SingleBlock, StepContext
 from .packing import ContextGroup, Indices, PackedSection, rope_axes
 from .transformer_config import TransformerConfig
 
@@ -81,7 +80,7 @@ class PackedTransformer:
                 for ``device``.
             weight_format: of the blocks' linear layers, for activations in ``dtype``; None stores them in ``dtype``.
             has_fp32_head: run the output projection in fp32, as the published program does in bf16.
-            units: where the blocks' weights come from; None allocates them all.
+            units: where the blocks' weights come from where a step's context names no others; None allocates them all.
             read_job_weight: gives the weights that only the start of a job needs, each when it computes; None
                 allocates them on ``job_device``.
 
@@ -95,8 +94,6 @@ class PackedTransformer:
         self.residual_dtype = torch.float32 if dtype == torch.float16 else dtype
         self.device = device
         self.has_fp32_head = has_fp32_head
-        self.self_attention: SelfAttention = SDPA_ATTENTION
-        self.token_chunk: int | None = None
         self._weights = OuterWeights(self.residual_dtype, device)
         self._job_weights = OuterWeights(self.residual_dtype, job_device or device, read_job_weight)
         self._build(self._weights, self._job_weights)
@@ -113,6 +110,7 @@ class PackedTransformer:
             layouts = [UnitLayout(spec, self.weight_format) for spec in unit_specs(config)]
             units = ResidentUnits(layouts, device)
         self.units: UnitSource = units
+        self._branches: Sequence[Mapping[str, SideBranch]] = ()
 
     def _build(self, weights: OuterWeights, job_weights: OuterWeights) -> None:
         """The layers outside the blocks; ``job_weights`` gives those that only the start of a job needs."""
@@ -187,30 +185,29 @@ class PackedTransformer:
         return blocks | self._weights.shapes | self._job_weights.shapes
 
     def with_loras(self, loras: ActiveLoras) -> "PackedTransformer":
-        """This transformer with LoRAs beside its weights, which it shares; itself without any.
-
-        What a job sets on this one (attention, units, token chunk) comes over with :meth:`settled_as`.
-        """
+        """A transformer with LoRAs beside the weights of this one, which it shares; this one without any."""
         loras = [(lora, strength) for lora, strength in loras if strength != 0]
         if not loras:
             return self
         adapted = copy.copy(self)
-        adapted.__dict__.pop("_fp32_proj_out", None)
         adapted._build(
             self._weights.with_loras(loras, self.device),
             self._job_weights.with_loras(loras, torch.device("cpu")),
         )
-        adapted.units = LoraUnits(self.units, unit_specs(self.config), loras, self.dtype, self.device)
+        adapted._branches = unit_branches(unit_specs(self.config), loras, self.dtype, self.device)
         return adapted
 
-    def settled_as(self, base: "PackedTransformer") -> "PackedTransformer":
-        """This transformer, which is ``base`` or has LoRAs beside it, with the attention, units and token chunk of it."""
-        if self is not base:
-            assert isinstance(self.units, LoraUnits)
-            self.units.base = base.units
-            self.self_attention = base.self_attention
-            self.token_chunk = base.token_chunk
-        return self
+    def context(
+        self,
+        units: UnitSource | None = None,
+        attention: SelfAttention = SDPA_ATTENTION,
+        token_chunk: int | None = None,
+    ) -> StepContext:
+        """What steps use, with the LoRAs of this transformer beside ``units``; None takes its own."""
+        units = units or self.units
+        if self._branches:
+            units = LoraUnits(units, self._branches)
+        return StepContext(units=units, attention=attention, token_chunk=token_chunk)
 
     def project_image(self, image_embeds: Tensor) -> Tensor:
         """Vision tokens [1, I, D] from image embeddings [1, I, V]."""
@@ -289,9 +286,19 @@ class PackedTransformer:
         grid = (size[1] // config.patch_size, size[2] // config.patch_size)
         return rope_axes(frames, grid, config.rope_axes_dim, config.rope_theta, self.device)
 
-    def step(self, latents: Tensor, step: int, job: JobInvariants, section: PackedSection) -> "StepPass":
-        """One forward of the noisy latents [1, C, T, Y, X] at ``step``; nothing runs yet."""
-        return StepPass(self, latents, step, job, section)
+    def step(
+        self,
+        latents: Tensor,
+        step: int,
+        job: JobInvariants,
+        section: PackedSection,
+        context: StepContext | None = None,
+    ) -> "StepPass":
+        """One forward of the noisy latents [1, C, T, Y, X] at ``step``; nothing runs yet.
+
+        Without a ``context`` of :meth:`context` it takes the transformer's own units and torch's attention.
+        """
+        return StepPass(self, latents, step, job, section, context or self.context())
 
     def pack_tokens(self, latents: Tensor, step: int, job: JobInvariants, section: PackedSection) -> Tensor:
         """Joint buffer [1, N, D] of ``step``: history, embedded noisy latents, image, text."""
@@ -326,11 +333,8 @@ class PackedTransformer:
     def _project_in_fp32(self, hidden: Tensor) -> Tensor:
         """In parts: an fp32 copy of all noisy tokens would be a third of what the step holds in int8."""
         parts = hidden.split(FP32_HEAD_TOKENS, dim=1)
-        return torch.cat([self._fp32_proj_out(part.float()) for part in parts], dim=1)
-
-    @cached_property
-    def _fp32_proj_out(self) -> OuterLinear:
-        return self.proj_out.float()
+        projection = self.proj_out.float()
+        return torch.cat([projection(part.float()) for part in parts], dim=1)
 
 
 class StepPass:
@@ -343,6 +347,7 @@ class StepPass:
         step: int,
         job: JobInvariants,
         section: PackedSection,
+        context: StepContext,
     ) -> None:
         """Use :meth:`PackedTransformer.step`."""
         self.transformer = transformer
@@ -350,12 +355,17 @@ class StepPass:
         self.step = step
         self.job = job
         self.section = section
+        self.context = context
         self.modulation = StepModulation(job.vectors(step), job.num_dual_blocks)
+        self._tokens: Tensor | None = None
+        self._first_input: Tensor | None = None
 
-    @cached_property
+    @property
     def tokens(self) -> Tensor:
         """Joint buffer [1, N, D]; the blocks update it in place."""
-        return self.transformer.pack_tokens(self.latents, self.step, self.job, self.section)
+        if self._tokens is None:
+            self._tokens = self.transformer.pack_tokens(self.latents, self.step, self.job, self.section)
+        return self._tokens
 
     @property
     def noisy_tokens(self) -> Tensor:
@@ -363,19 +373,20 @@ class StepPass:
         end = self.section.num_latent_tokens
         return self.tokens[:, end - self.section.num_noisy_tokens : end]
 
-    @cached_property
+    @property
     def first_input(self) -> Tensor:
         """Modulated norm of the latent tokens [1, N_latent, D]: the input of the first attention."""
-        shift, scale = self.modulation.dual(0)[0][:2]
-        latent_tokens = self.tokens[:, : self.section.num_latent_tokens]
-        first_input: Tensor = modulated_layer_norm(latent_tokens, scale, shift)
-        return first_input
+        if self._first_input is None:
+            shift, scale = self.modulation.dual(0)[0][:2]
+            latent_tokens = self.tokens[:, : self.section.num_latent_tokens]
+            self._first_input = modulated_layer_norm(latent_tokens, scale, shift)
+        return self._first_input
 
     def hidden(self) -> Tensor:
         """Run all blocks; the noisy tokens [1, num_noisy, D]. Call once: ``tokens`` are consumed."""
-        context, units = self._context(), self.transformer.units
+        context, units = self._block_context(), self.context.units
         # A step cache may have asked for it; it is as large as the tokens, so it does not outlive its block.
-        latent_input = self.__dict__.pop("first_input", None)
+        latent_input, self._first_input = self._first_input, None
         index = 0
         for i, dual_block in enumerate(self.transformer.dual_blocks):
             dual_block(self.tokens, units, index, self.modulation.dual(i), context, latent_input)
@@ -393,14 +404,14 @@ class StepPass:
         units.release(index)
         return hidden
 
-    def _context(self) -> BlockContext:
+    def _block_context(self) -> BlockContext:
         return BlockContext(
             cos=self.section.cos,
             sin=self.section.sin,
-            attention=self.transformer.self_attention,
+            attention=self.context.attention,
             workspace=self.section.workspace,
             dtype=self.transformer.dtype,
-            token_chunk=self.transformer.token_chunk,
+            token_chunk=self.context.token_chunk,
         )
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -410,7 +421,7 @@ class StepPass:
     def reuse(self, residual: Tensor) -> Tensor:
         """Velocity if the blocks added ``residual`` [1, num_noisy, D] to the noisy tokens; runs no block."""
         scale, shift = self.modulation.final()
-        if "tokens" in self.__dict__:
+        if self._tokens is not None:
             embedded = self.noisy_tokens
         else:
             # The step was skipped without a look at it: nothing but these rows is needed.

@@ -3,11 +3,10 @@
 from typing import Any
 
 from ...engine import Engine
-from ...events import Event, StepEvent
+from ...events import Event, EventHandler, StepEvent
 from ...model.conditioning import Conditioning
 from ...request.config import LoraStrength, SamplingConfig
 from ...request.fields import Offered, offered
-from ...sampling.denoiser import EventHandler
 from . import host
 from .load_node import EngineHandle
 from .node import ENGINE, LORAS, Input, Node, Output

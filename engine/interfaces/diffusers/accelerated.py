@@ -11,11 +11,13 @@ from ...checkpoints.lora import ActiveLoras, LoraLibrary
 from ...device import memory_errors
 from ...errors import ConfigError, NumericalError
 from ...families.framepack.invariants import JobInvariants
+from ...families.framepack.layers import StepContext
 from ...families.framepack.packing import PackedSection
 from ...families.framepack.transformer import PackedTransformer
 from ...families.framepack.units import unit_specs
 from ...families.registry import family_of
 from ...generation.loaded_model import LoadedModel
+from ...model.attention import SDPA_ATTENTION, SelfAttention
 from ...model.attention_backends import AttentionShape
 from ...model.lora_layers import branch_bytes
 from ...request.config import SamplingConfig
@@ -83,6 +85,8 @@ class AcceleratedTransformer(DiffusersForward):
         self._num_branches = 1
         self._num_found = 0
         self._memory: JobMemory | None = None
+        self._attention: SelfAttention = SDPA_ATTENTION
+        self._context: StepContext | None = None
         self._planned: object = None
         self._samples: dict[int, _Sample] = {}
         self._jobs: TensorCache[JobInvariants] = TensorCache(1, trusts_inference=True)
@@ -120,6 +124,7 @@ class AcceleratedTransformer(DiffusersForward):
         """Give the memory back; it cannot be called any more."""
         self._samples.clear()
         self._jobs.clear()
+        self._context = None
         self._timesteps = ()
         self._model.close()
 
@@ -128,6 +133,7 @@ class AcceleratedTransformer(DiffusersForward):
         with memory_errors("denoise"):
             if sample not in self._samples:
                 self._settle(call)
+                self._attention.reset()
                 self._samples[sample] = _Sample(call.pack(self._transformer, sample))
             state = self._samples[sample]
             branch = state.enter(step)
@@ -138,7 +144,7 @@ class AcceleratedTransformer(DiffusersForward):
                 self._settle(call)
             job = self._job(call, sample, branch)
             latents = call.latents(sample).to(self.device).float()
-            step_pass = self._transformer.step(latents, step, job, state.section)
+            step_pass = self._transformer.step(latents, step, job, state.section, self._context)
             velocity = state.caches[branch].velocity(step, step_pass)
         self._count(state.caches[branch].was_computed)
         if step == len(self._timesteps) - 1:
@@ -176,7 +182,7 @@ class AcceleratedTransformer(DiffusersForward):
             self._memory = self._model.memory.plan(
                 sampling, (8 * height, 8 * width), is_latents_only=True, lora_bytes=num_bytes
             )
-            base.self_attention = self._model.make_attention(
+            self._attention = self._model.make_attention(
                 AttentionShape(
                     num_tokens=call.num_latent_tokens() + call.text[0].shape[1] + call.image_embeds.shape[1],
                     num_heads=config.num_attention_heads,
@@ -185,8 +191,8 @@ class AcceleratedTransformer(DiffusersForward):
                 )
             )
             self._planned = wanted
-        self._memory.place()
-        self._transformer.settled_as(base)
+        units, token_chunk = self._memory.place()
+        self._context = self._transformer.context(units, self._attention, token_chunk)
 
     def _job(self, call: ForwardCall, sample: int, branch: int) -> JobInvariants:
         """What the steps of a branch share; computed again where a tensor or the timesteps changed."""
@@ -210,7 +216,7 @@ class AcceleratedTransformer(DiffusersForward):
     def _check_finite(self, velocity: Tensor, step: int) -> None:
         if bool(velocity.isfinite().all()):
             return
-        attention = self._model.memory.transformer.self_attention.name
+        attention = self._attention.name
         raise NumericalError(
             f"the velocity became NaN or infinite at step {step + 1} of section {self._num_sections} since accelerate "
             f"(attention: {attention}); check the model's files, and below fp32 try precision='fp32'",

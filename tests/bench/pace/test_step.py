@@ -19,7 +19,7 @@ from isoframe.bench.pace.step_pace import expected_step, measure_pace, roofline_
 from isoframe.bench.records.rows import Gate, read_rows
 from isoframe.bench.subjects.random_model import RandomModel, draw_conditioning, draw_weight
 from isoframe.engine import ConfigError, EngineConfig, LatentSection, SamplingConfig
-from isoframe.engine.events import PhaseEvent, StepEvent
+from isoframe.engine.events import EventHandler, PhaseEvent, StepEvent
 from isoframe.engine.families.framepack.step_sizes import DenoiseShape, packed_sequence
 from isoframe.engine.generation.model_lookup import find_model
 from isoframe.engine.model.conditioning import Conditioning
@@ -27,7 +27,6 @@ from isoframe.engine.model.precision import find_precision
 from isoframe.engine.planning.machine import find_card
 from isoframe.engine.planning.nvml import CardState
 from isoframe.engine.request.schedule import published_schedule
-from isoframe.engine.sampling.denoiser import EventHandler
 from isoframe.kernels import modulated_layer_norm
 from isoframe.quant import dense
 

@@ -47,7 +47,6 @@ def stacks(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return found
 
 
-@pytest.mark.xfail(reason="the section loop has three wrappers")
 def test_render_is_at_most_seven_frames_from_the_loop(
     engine: Engine, tmp_path: Path, stacks: list[list[str]]
 ) -> None:
@@ -65,7 +64,6 @@ def test_render_is_at_most_seven_frames_from_the_loop(
     assert (names[-1], len(names) <= 7) == ("Engine.render", True), names
 
 
-@pytest.mark.xfail(reason="the section loop has three wrappers")
 def test_generate_is_at_most_eleven_frames_from_the_loop(tmp_path: Path, stacks: list[list[str]]) -> None:
     Image.new("RGB", (70, 64), (200, 60, 40)).save(tmp_path / "start.png")
     options = [

@@ -29,6 +29,7 @@ from isoframe.engine.jobs.metadata import video_metadata
 from isoframe.engine.media.given import RequestImages
 from isoframe.engine.model.lora_layers import LoraUnits
 from isoframe.engine.model.units import UnitSource
+from isoframe.engine.weights.memory import JobMemory
 
 SHAPES = layer_shapes(tiny_model())
 SAMPLING = SamplingConfig(num_sections=3, num_steps=3, latent_window_size=2, seed=4)
@@ -304,7 +305,6 @@ def test_a_lora_follows_the_units_and_the_chunks_of_the_job(
     """A plan may move the units or cut the MLP between two sections, or again after a section ran out of memory."""
     style = LoraStrength(source=folder / "style.safetensors", strength=0.5)
     expected = run(engine, style)
-    model = engine._denoiser.transformer
     failures = [torch.OutOfMemoryError("no memory")]
     denoise = engine._denoiser._denoise
 
@@ -314,19 +314,21 @@ def test_a_lora_follows_the_units_and_the_chunks_of_the_job(
         return denoise(*arguments)
 
     used: list[tuple[bool, int | None]] = []
-    place, step = engine._memory.place, PackedTransformer.step
+    place, step = JobMemory.place, PackedTransformer.step
+    moved: list[UnitSource] = []
 
-    def place_elsewhere(plan: Any) -> None:
-        place(plan)
-        model.units, model.token_chunk = MovedUnits(model.units), 64
+    def place_elsewhere(self: JobMemory) -> tuple[UnitSource, int | None]:
+        moved.append(MovedUnits(place(self)[0]))
+        return moved[-1], 64
 
     def watch(self: PackedTransformer, *arguments: Any) -> Any:
-        assert isinstance(self.units, LoraUnits)
-        used.append((self.units.base is model.units, self.token_chunk))
+        *_, context = arguments
+        assert isinstance(context.units, LoraUnits)
+        used.append((context.units.base is moved[-1], context.token_chunk))
         return step(self, *arguments)
 
     monkeypatch.setattr(engine._denoiser, "_denoise", fail_once)
-    monkeypatch.setattr(engine._memory, "place", place_elsewhere)
+    monkeypatch.setattr(JobMemory, "place", place_elsewhere)
     monkeypatch.setattr(PackedTransformer, "step", watch)
     actual = run(engine, style)
     assert used == [(True, 64)] * (SAMPLING.num_sections * SAMPLING.num_steps)

@@ -120,8 +120,6 @@ def measured_peak(
     model = PackedTransformer(
         config, weight_format.dtype, META, weight_format=weight_format, has_fp32_head=True
     )
-    model.self_attention = attention
-    model.token_chunk = plan.token_chunk
     tracker = StorageTracker(parameters(model))
     dim, (y, x) = config.inner_dim, (plan.size[0] // 8, plan.size[1] // 8)
     vectors = 12 * config.num_layers + 3 * config.num_single_layers + 2
@@ -131,7 +129,8 @@ def measured_peak(
         return torch.empty(shape, dtype=dtype, device=META)
 
     with torch.inference_mode(), tracker:
-        model.units = Arena([UnitLayout(spec, weight_format) for spec in unit_specs(config)], plan)
+        arena = Arena([UnitLayout(spec, weight_format) for spec in unit_specs(config)], plan)
+        context = model.context(arena, attention, plan.token_chunk)
         job = JobInvariants(
             modulation=empty(sampling.num_steps, vectors * dim),
             refined_text=empty(sampling.num_steps, 256, dim),
@@ -149,7 +148,7 @@ def measured_peak(
         latents = empty(1, 16, plan.window, y, x, dtype=torch.float32)
         cache = make_step_cache(sampling, [1.0] * sampling.num_steps)
         for step in range(num_steps):
-            cache.velocity(step, model.step(latents, step, job, packed))
+            cache.velocity(step, model.step(latents, step, job, packed, context))
     return tracker.peak
 
 

@@ -68,11 +68,11 @@ def test_units_that_do_not_fit_are_streamed_and_nothing_changes(
 ) -> None:
     size = (48, 32)
     with Engine.load(model, config=config(tmp_path), size=size) as engine:
-        assert isinstance(engine._denoiser.transformer.units, ResidentUnits)
+        assert isinstance(engine._memory.units, ResidentUnits)
         expected = engine.sample_video(conditioning, SAMPLING)
     with Engine.load(model, config=config(tmp_path, ram="220MiB"), size=size) as engine:
         actual = engine.sample_video(conditioning, SAMPLING)
-        units = engine._denoiser.transformer.units
+        units = engine._memory.units
         assert isinstance(units, Streamer)
         assert units.num_bytes < 200 * 2**20
     assert torch.equal(actual, expected)
@@ -288,7 +288,7 @@ def test_a_cancelled_job_gives_its_slots_back(
     with Engine.load(model, config=config(tmp_path, ram="220MiB"), size=(48, 32)) as engine:
         sections = engine.sample(conditioning, SAMPLING)
         next(sections)
-        units = engine._denoiser.transformer.units
+        units = engine._memory.units
         assert isinstance(units, Streamer)
         assert units._slots
         sections.close()  # type: ignore[attr-defined]  # a generator
@@ -297,7 +297,7 @@ def test_a_cancelled_job_gives_its_slots_back(
 
 def test_a_closed_engine_keeps_no_weights_of_the_blocks(tmp_path: Path) -> None:
     engine = Engine.load("demo", config=config(tmp_path))
-    units = engine._denoiser.transformer.units
+    units = engine._memory.units
     assert isinstance(units, ResidentUnits)
     blobs = [weakref.ref(blob.untyped_storage()) for blob in units._blobs]
     del units

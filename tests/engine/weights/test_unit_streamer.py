@@ -132,18 +132,16 @@ def narrow() -> tuple[PackedTransformer, list[Tensor], Callable[[], Tensor], Ten
 def test_neither_delays_nor_poison_change_the_output(seed: int, ring: int, residents: set[int]) -> None:
     """Copies and compute linger at random; a slot is NaN from the moment it is freed."""
     transformer, blobs, steps, expected = narrow()
-    chance, resident_units = random.Random(seed), transformer.units
+    chance = random.Random(seed)
     late = LateStream("test-copies", random.Random(seed + 1))
     copies = PoisonedCopies(LateCaller(chance), late, BlobWeights(blobs), CPU)
     streamer = Streamer(
         layouts_of(transformer.config, transformer.weight_format), copies, ring=ring, residents=residents
     )
-    transformer.units = streamer
     try:
         assert expected.isfinite().all()
-        assert torch.equal(steps(), expected)
+        assert torch.equal(steps(transformer.context(streamer)), expected)
     finally:
-        transformer.units = resident_units
         streamer.close()
 
 
@@ -252,14 +250,8 @@ def test_the_transformer_turns_poison_into_nan() -> None:
 
 def streamed_without_close(name: str, copies: CopyEngine) -> Tensor:
     transformer, _, _ = resident(name, "fp32")
-    before = transformer.units
-    transformer.units = Streamer(
-        layouts_of(transformer.config, make_format("fp32", torch.float32)), copies, ring=3
-    )
-    try:
-        return one_step(transformer)
-    finally:
-        transformer.units = before
+    streamer = Streamer(layouts_of(transformer.config, make_format("fp32", torch.float32)), copies, ring=3)
+    return one_step(transformer, transformer.context(streamer))
 
 
 def test_skipped_steps_copy_nothing_and_the_next_one_finds_its_first_units() -> None:
@@ -285,13 +277,11 @@ def test_a_step_that_was_left_does_not_spoil_the_next() -> None:
     streamer = Streamer(
         layouts_of(transformer.config, make_format("fp32", torch.float32)), host_copies(blobs), ring=2
     )
-    before, transformer.units = transformer.units, streamer
     try:
         streamer.acquire(0)
         streamer.acquire(1)
-        assert torch.equal(one_step(transformer, num_passes=2), expected)
+        assert torch.equal(one_step(transformer, transformer.context(streamer), num_passes=2), expected)
     finally:
-        transformer.units = before
         streamer.close()
 
 
@@ -303,14 +293,13 @@ def test_suspended_memory_comes_back_with_the_next_unit() -> None:
         ring=3,
         residents=(0, 5),
     )
-    before, transformer.units = transformer.units, streamer
+    context = transformer.context(streamer)
     try:
-        one_step(transformer)
+        one_step(transformer, context)
         streamer.suspend()
         assert streamer._copies._slots == []  # type: ignore[attr-defined]
-        assert torch.equal(one_step(transformer, num_passes=2), expected)
+        assert torch.equal(one_step(transformer, context, num_passes=2), expected)
     finally:
-        transformer.units = before
         streamer.close()
 
 

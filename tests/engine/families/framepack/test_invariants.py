@@ -16,7 +16,9 @@ from isoframe.engine.families.framepack.invariants import ImageProjection, JobIn
 from isoframe.engine.families.framepack.layers import BlockContext
 from isoframe.engine.families.framepack.packing import PackedSection
 from isoframe.engine.families.framepack.transformer import PackedTransformer, StepPass
+from isoframe.engine.model.attention import SDPA_ATTENTION
 from isoframe.engine.model.workspace import Workspace
+from isoframe.engine.weights.memory import JobMemory
 
 SAMPLING = SamplingConfig(num_sections=3, num_steps=6)
 
@@ -55,11 +57,12 @@ class RecomputedEveryStep:
             section_args.append(args)
             return pack_section(self, *args)
 
-        def recompute(self: PackedTransformer, latents: torch.Tensor, index: int, *_: object) -> StepPass:
+        def recompute(self: PackedTransformer, latents: torch.Tensor, index: int, *rest: Any) -> StepPass:
+            *_, context = rest
             timesteps, *others = job_args[-1]
             job = prepare_job(self, timesteps[index : index + 1], *others)
             self.num_recomputed = getattr(self, "num_recomputed", 0) + 1
-            return step(self, latents, 0, job, pack_section(self, *section_args[-1]))
+            return step(self, latents, 0, job, pack_section(self, *section_args[-1]), context)
 
         monkeypatch.setattr(PackedTransformer, "prepare_job", remember_job)
         monkeypatch.setattr(PackedTransformer, "pack_section", remember_section)
@@ -83,12 +86,13 @@ def test_one_forward_with_invariants_equals_one_without(engine: Engine, conditio
     text = (conditioning.text_embeds, conditioning.text_mask, conditioning.pooled_embeds)
     vision = model.project_image(conditioning.image_embeds)
     section = model.pack_section([], range(9), (9, 8, 12))
+    context = model.context(engine._memory.units)
     latents = torch.randn(1, 16, 9, 8, 12)
     together = model.prepare_job(timesteps, 10_000.0, *text, vision)
     for i in range(3):
         alone = model.prepare_job(timesteps[i : i + 1], 10_000.0, *text, vision)
-        actual = model.step(latents, i, together, section).compute()
-        assert relative_error(actual, model.step(latents, 0, alone, section).compute()) <= 1e-6
+        actual = model.step(latents, i, together, section, context).compute()
+        assert relative_error(actual, model.step(latents, 0, alone, section, context).compute()) <= 1e-6
 
 
 @pytest.fixture
@@ -145,9 +149,9 @@ def test_true_guidance_prepares_two_branches_and_shares_the_image(
     assert calls["PackedTransformer.pack_section"] == 3
 
 
-def block_context(model: PackedTransformer, token_chunk: int | None = None) -> BlockContext:
+def block_context(token_chunk: int | None = None) -> BlockContext:
     cos, sin = rope_tables(range(3), (2, 2), (16, 24, 24), 256.0)
-    return BlockContext(cos, sin, model.self_attention, Workspace(), torch.float32, token_chunk)
+    return BlockContext(cos, sin, SDPA_ATTENTION, Workspace(), torch.float32, token_chunk)
 
 
 @pytest.mark.parametrize("token_chunk", [None, 3])
@@ -156,19 +160,21 @@ def test_the_last_single_block_drops_only_rows_that_nothing_reads(
 ) -> None:
     model = engine._denoiser.transformer
     block, dim = model.single_blocks[-1], model.config.inner_dim
-    unit = model.units.acquire(2 * model.config.num_layers + model.config.num_single_layers - 1)
+    unit = engine._memory.units.acquire(2 * model.config.num_layers + model.config.num_single_layers - 1)
     modulation = tuple(torch.randn(1, dim) for _ in range(3))
     tokens = torch.randn(1, 17, dim)
-    context = block_context(model, token_chunk)
+    context = block_context(token_chunk)
     noisy_only = block.last(tokens.clone(), unit, modulation, context, num_noisy=5)  # type: ignore[arg-type]  # three vectors
-    block(tokens, unit, modulation, block_context(model))  # type: ignore[arg-type]  # three vectors
+    block(tokens, unit, modulation, block_context())  # type: ignore[arg-type]  # three vectors
     assert relative_error(noisy_only, tokens[:, 7:12]) <= 1e-6
 
 
-def test_token_chunks_change_nothing(engine: Engine, conditioning: Conditioning) -> None:
+def test_token_chunks_change_nothing(
+    engine: Engine, conditioning: Conditioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sampling = SamplingConfig(num_sections=1, num_steps=2)
     whole = engine.sample_video(conditioning, sampling)
-    engine._denoiser.transformer.token_chunk = 31
+    monkeypatch.setattr(JobMemory, "place", lambda _: (engine._memory.units, 31))
     assert relative_error(engine.sample_video(conditioning, sampling), whole) <= 2e-6
 
 

@@ -273,7 +273,7 @@ def test_the_loader_takes_files_and_budgets_and_its_engine_closes_when_comfyui_l
     del handle
     gc.collect()
     with pytest.raises(RuntimeError):
-        engine._denoiser.transformer.units.acquire(0)
+        engine._memory.units.acquire(0)
     assert workflow.sample()["samples"].isfinite().all()
 
 
@@ -284,7 +284,7 @@ def test_an_engine_whose_weights_stream_gives_the_same(
     (handle,) = execute(workflow.nodes["IsoframeLoadEngine"], device="cpu", ram="116MiB")
     streamed = replace(workflow, engine=handle)
     assert torch.equal(streamed.sample()["samples"], workflow.sample()["samples"])
-    assert isinstance(handle.engine._denoiser.transformer.units, Streamer)
+    assert isinstance(handle.engine._memory.units, Streamer)
 
 
 def test_comfyui_has_the_whole_card_for_its_own_models(
