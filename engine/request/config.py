@@ -15,8 +15,8 @@ from .fields import (
     check_at_least,
     check_choice,
     check_settings,
+    described,
     is_finite,
-    required,
     setting,
 )
 from .guides import GuideImage, plan_guides, section_seconds
@@ -154,7 +154,7 @@ class EngineConfig:
     vae_tiles: bool | None = setting(
         None,
         "Run the VAE in tiles: less memory, slightly different pixels (default: where the budget needs it).",
-        panel=MACHINE, names={"command": "--vae-tiles/--no-vae-tiles"},
+        panel=MACHINE, option="--vae-tiles/--no-vae-tiles",
     )  # fmt: skip
     max_queued_jobs: int = 64
 
@@ -219,17 +219,17 @@ class Request(SharedFields):
     """
 
     image: "str | os.PathLike[str] | Image | object | None" = field(
-        metadata=required(
+        metadata=described(
             "Image the video starts from; without one the video is made from text, which the published models were not "
             "trained for.",
-            panel=JOB, names={"command": "IMAGE", "app": "image is_text_alone"},
+            panel=JOB, option="IMAGE", names={"app": "image is_text_alone"},
         )
     )  # fmt: skip
     prompt: str = field(
-        metadata=required(
+        metadata=described(
             'What happens in the video; with times, as in "A dog. [0s] It sits. [2.5s: 4s] It barks.", what happens when. '
             "Times snap to sections; text before the first one belongs to all.",
-            panel=JOB, names={"command": "--prompt -p"}, limit=8192,
+            panel=JOB, option="--prompt -p", limit=8192,
         )
     )  # fmt: skip
     negative_prompt: str = setting(
@@ -237,7 +237,7 @@ class Request(SharedFields):
     )
     seconds: float = setting(
         5.0, "Length of the video, rounded to whole sections: 1.2 s each at 30 fps and window 9.", panel=JOB,
-        names={"command": "--seconds -s"}, is_positive=True,
+        option="--seconds -s", is_positive=True,
     )  # fmt: skip
     size: tuple[int, int] | None = setting(
         None,
@@ -260,7 +260,7 @@ class Request(SharedFields):
     )
     force: bool = setting(
         False, "Accept more than 3600 seconds and images of unusual size or shape.", panel=JOB,
-        names={"command": "--force --force-size"},
+        option="--force --force-size",
         absent=dict.fromkeys(("server", "app"), "would lift limits that protect who offers the door"),
     )  # fmt: skip
     prompt_spans: tuple[PromptSpan, ...] = setting(
@@ -284,7 +284,7 @@ class Request(SharedFields):
     loop: bool = setting(False, "End where the image begins: repeats without a seam.", panel=JOB)
     video: str | os.PathLike[str] | None = setting(
         None, "Video to extend by {seconds}; its frames stay as they are, and IMAGE may be left out.", panel=JOB,
-        names={"command": "--extend"}, metavar="VIDEO", absent=_UPLOAD | _LONGER,
+        option="--extend", metavar="VIDEO", absent=_UPLOAD | _LONGER,
     )  # fmt: skip
     direction: str = setting(
         "forward", "forward continues {video}, backward makes what comes before it.", panel=JOB,
@@ -300,7 +300,7 @@ class Request(SharedFields):
         (),
         "Image that takes the place of IMAGE from a time on, such as 2.4s=later.png; times snap to sections; repeatable. No "
         "published model was trained with it.",
-        panel=JOB, names={"command": "--guide-image", "app": "guide_images guide_times"}, metavar="TIMEs=FILE",
+        panel=JOB, option="--guide-image", names={"app": "guide_images guide_times"}, metavar="TIMEs=FILE",
         absent=_UPLOAD,
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ They are made from these descriptions, so that a new field of a request is writt
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from ..errors import ConfigError
@@ -27,9 +27,10 @@ class Setting:
     Attributes:
         help: one line for people, with the unit; {name} is another field as the door calls it.
         hint: what the command line alone has to say after that.
-        panel: heading under which the command line lists it.
-        names: what a door calls it where that is not the field's name, by door. An option of the command line may have
-            several spellings, separated by spaces.
+        panel: heading under which the command line lists it; None is its general one.
+        option: how the command line spells it where that is not "--" and its name: several spellings are separated by
+            spaces, and capitals are an argument.
+        names: what another door calls it where that is not the field's name; several fields of a door are separated too.
         metavar: what stands for the value of an option.
         choices: the values that there are; empty where they are not counted.
         untrained: further ones that no published checkpoint was trained for; most doors leave them out.
@@ -42,7 +43,8 @@ class Setting:
 
     help: str
     hint: str = ""
-    panel: str = SAMPLING
+    panel: str | None = SAMPLING
+    option: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
     metavar: str | None = None
     choices: tuple[str, ...] = ()
@@ -77,12 +79,17 @@ class Offered:
 
 def setting(default: T, help: str, **about: Any) -> T:
     """A field that doors offer; ``about`` are the other arguments of :class:`Setting`."""
-    made: T = field(default=default, metadata={_KEY: Setting(help, **about)})
+    made: T = field(default=default, metadata=described(help, **about))
     return made
 
 
-def required(help: str, **about: Any) -> Any:
-    """The same without a default, as the metadata of a field."""
+def needed(help: str, **about: Any) -> Any:
+    """A parameter of a command that must be given; a field of a dataclass says ``field(metadata=described(...))``."""
+    return field(metadata=described(help, **about))
+
+
+def described(help: str, **about: Any) -> dict[str, Setting]:
+    """The metadata of such a field."""
     return {_KEY: Setting(help, **about)}
 
 
@@ -92,30 +99,25 @@ def offered(configuration: type, door: str) -> dict[str, Offered]:
     ordered = sorted(
         fields(configuration), key=lambda entry: [entry.name in names for names in own].index(True)
     )
-    known = {entry.name: entry for entry in ordered if _KEY in entry.metadata}
-    names = {name: _name(name, entry.metadata[_KEY], door) for name, entry in known.items()}
-    shown = {name: text.split()[0] for name, text in names.items()}
+    known = {
+        entry.name: offer(entry.name, entry.type, entry, door) for entry in ordered if _KEY in entry.metadata
+    }
+    shown = {name: one.name.split()[0] for name, one in known.items()}
     return {
-        name: Offered(
-            field=name,
-            name=names[name],
-            type=entry.type,
-            default=entry.default,
-            help=_help(entry.metadata[_KEY], door).format_map(shown),
-            setting=entry.metadata[_KEY],
-        )
-        for name, entry in known.items()
-        if door not in entry.metadata[_KEY].absent
+        name: replace(one, help=one.help.format_map(shown))
+        for name, one in known.items()
+        if door not in one.setting.absent
     }
 
 
-def _name(field_name: str, about: Setting, door: str) -> str:
-    usual = f"--{field_name.replace('_', '-')}" if door == "command" else field_name
-    return about.names.get(door, usual)
-
-
-def _help(about: Setting, door: str) -> str:
-    return f"{about.help} {about.hint}" if door == "command" and about.hint else about.help
+def offer(name: str, kind: Any, entry: "Field[Any]", door: str) -> Offered:
+    """What ``door`` makes of one field."""
+    about: Setting = entry.metadata[_KEY]
+    shown, help = about.names.get(door, name), about.help
+    if door == "command":
+        shown = about.option or f"--{name.replace('_', '-')}"
+        help = f"{help} {about.hint}".strip()
+    return Offered(field=name, name=shown, type=kind, default=entry.default, help=help, setting=about)
 
 
 def check_settings(configuration: Any) -> None:

@@ -118,7 +118,8 @@ class SharedFields(Experimental):
     num_steps: int = setting(
         25,
         "Denoising steps per section.",
-        names={"command": "--steps", "comfyui": "steps"},
+        option="--steps",
+        names={"comfyui": "steps"},
         least=1,
         limit=10_000,
     )
@@ -128,16 +129,14 @@ class SharedFields(Experimental):
         choices=ORDERS,
         untrained=UNTRAINED_ORDERS,
     )
-    guidance_scale: float = setting(
-        10.0, "Distilled guidance.", names={"command": "--guidance"}, least=0, limit=1000
-    )
+    guidance_scale: float = setting(10.0, "Distilled guidance.", option="--guidance", least=0, limit=1000)
     cfg_scale: float = setting(
         1.0, "True classifier-free guidance; 1 is off, else twice the time.",
-        names={"command": "--cfg", "comfyui": "cfg"}, least=0, limit=1000,
+        option="--cfg", names={"comfyui": "cfg"}, least=0, limit=1000,
     )  # fmt: skip
     seed: int = setting(31337, "Seed of the noise.", least=0, most=2**63 - 1)
     latent_window_size: int = setting(
-        9, "Latent frames per section (4 frames each).", names={"command": "--window"}, least=1, limit=64
+        9, "Latent frames per section (4 frames each).", option="--window", least=1, limit=64
     )
     sampler: str = setting("unipc", ", ".join(SAMPLERS), choices=SAMPLERS)
     step_cache: str = setting(
@@ -148,14 +147,14 @@ class SharedFields(Experimental):
         None,
         "Windows between the start image and each section in the order they are made, such as 3,2,1,0 (default: the "
         "published rule); inverted order.",
-        names={"command": "--paddings"}, metavar="N,N,...",
+        option="--paddings", metavar="N,N,...",
         absent=dict.fromkeys(("server", "app", "comfyui"), "a list needs a field of its own: a later version"),
     )  # fmt: skip
     loras: tuple[LoraStrength, ...] = setting(
         (),
         "A LoRA as .safetensors, such as style.safetensors:0.8; @1,3-5 limits it to these sections in the order they are "
         "made; repeatable.",
-        names={"command": "--lora", "app": "loras lora_strength"}, metavar="FILE[:STRENGTH[@SECTIONS]]",
+        option="--lora", names={"app": "loras lora_strength"}, metavar="FILE[:STRENGTH[@SECTIONS]]",
     )  # fmt: skip
     end_image_use: str = setting(
         "first-section",

@@ -4,29 +4,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import Option
 
-from ...request.fields import OUTPUT
+from ...request.fields import OUTPUT, needed, setting
 from .terminal import options
 from .terminal.command import command
-
-Files = Annotated[
-    list[Path], typer.Argument(metavar="LATENTS...", help="Files that `generate --latents` wrote.")
-]
-Target = Annotated[
-    Path, Option("--out", "-o", help="The codebook to write, .safetensors.", rich_help_panel=OUTPUT)
-]
-Size = Annotated[int, Option("--centroids", min=1, help="How many; fewer keep less of the history.")]
-Seed = Annotated[int, Option("--seed", help="Of the first centroids.")]
 
 
 @command()
 def codebook(
-    files: Files,
-    out: Target,
-    centroids: Size = 128,
-    seed: Seed = 0,
-    overwrite: options.Overwrite = False,
+    files: list[Path] = needed(
+        "Files that `generate --latents` wrote.", option="LATENTS", metavar="LATENTS..."
+    ),
+    out: Path = needed("The codebook to write, .safetensors.", option="--out -o", panel=OUTPUT),
+    centroids: Annotated[int, typer.Option(min=1, help="How many; fewer keep less of the history.")] = 128,
+    seed: int = setting(0, "Of the first centroids.", panel=None),
+    overwrite: bool = options.OVERWRITE,
 ) -> None:
     """Fit K centroids of latent pixels, for generate --history-codebook (experimental)."""
     from ...files import check_latents_path, writing

@@ -1,12 +1,13 @@
 """``isoframe convert``: write a model as a unit store."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from ...errors import ConfigError
 from ...request.config import COMPUTE_DTYPES, PRECISIONS, EngineConfig, LoraStrength, check_choice
+from ...request.fields import needed, setting
 from .terminal import options
 from .terminal.command import command
 from .terminal.progress import conversion_bar
@@ -15,53 +16,31 @@ if TYPE_CHECKING:
     from ...weights.store import Store
 
 
-_Verify = Annotated[
-    bool,
-    typer.Option(
-        "--verify",
-        help="SRC is a store: compare every byte with the hashes of its manifest, exit 1 if one differs.",
-    ),
-]
-_Report = Annotated[
-    bool,
-    typer.Option(
-        "--report", help="List every weight: its signal to quantization noise in dB, or that it was kept."
-    ),
-]
-
-
 @command(config=("cache_dir", "local_files_only"))
 def convert(
     config: EngineConfig,
-    source: Annotated[
-        str, typer.Argument(metavar="SRC", help="demo, a Hub id, a model folder or a .safetensors file.")
-    ],
-    destination: Annotated[
-        Path | None,
-        typer.Argument(metavar="[DST]", help="Folder of the store (default: where the engine looks for it)."),
-    ] = None,
-    precision: Annotated[
-        str, typer.Option("--precision", help=f"Of the blocks' weights: {', '.join(PRECISIONS)}.")
-    ] = "int8",
-    compute_dtype: Annotated[
-        str,
-        typer.Option(
-            "--compute-dtype",
-            help=f"Of the activations: {', '.join(COMPUTE_DTYPES)} (auto: bf16; without [DST] as this machine computes).",
-        ),
-    ] = "auto",
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--lora",
-            metavar="FILE[:STRENGTH]",
-            help="Work a LoRA into the weights for good; repeatable. Without it, generate takes LoRAs too.",
-        ),
-    ] = None,
-    verify: _Verify = False,
-    report: _Report = False,
-    quiet: options.Quiet = False,
-) -> None:
+    source: str = needed("demo, a Hub id, a model folder or a .safetensors file.", option="SRC"),
+    destination: Path | None = setting(
+        None, "Folder of the store (default: where the engine looks for it).", option="DST"
+    ),
+    precision: str = setting("int8", f"Of the blocks' weights: {', '.join(PRECISIONS)}.", panel=None),
+    compute_dtype: str = setting(
+        "auto",
+        f"Of the activations: {', '.join(COMPUTE_DTYPES)} (auto: bf16; without [DST] as this machine computes).",
+        panel=None,
+    ),
+    lora: list[str] | None = setting(
+        None, "Work a LoRA into the weights for good; repeatable. Without it, generate takes LoRAs too.",
+        metavar="FILE[:STRENGTH]", panel=None,
+    ),
+    verify: bool = setting(
+        False, "SRC is a store: compare every byte with the hashes of its manifest, exit 1 if one differs.", panel=None
+    ),
+    report: bool = setting(
+        False, "List every weight: its signal to quantization noise in dB, or that it was kept.", panel=None
+    ),
+    quiet: bool = options.QUIET,
+) -> None:  # fmt: skip
     """Write a model in the order and the precision in which it is used: loads faster, runs in less memory.
 
     The source stays as it is. A conversion that was stopped goes on where it stopped when it is run again.

@@ -2,13 +2,10 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
-
-from typer import Option
 
 from ...demo import find_example
 from ...request.config import EngineConfig, Request
-from ...request.fields import JOB, OUTPUT
+from ...request.fields import JOB, OUTPUT, setting
 from .terminal.command import Asked, command
 from .terminal.interrupt import Interrupt
 from .terminal.options import Outputs
@@ -26,23 +23,15 @@ def demo(
     config: EngineConfig,
     outputs: Outputs,
     interrupt: Interrupt,
-    example: Annotated[
-        str | None,
-        Option(
-            "--example",
-            help=f"Which built-in image: {', '.join(EXAMPLE_NAMES)} (default: the first).",
-            rich_help_panel=JOB,
-        ),
-    ] = None,
-    out: Annotated[
-        Path,
-        Option(
-            "--out",
-            "-o",
-            help=f"The MP4 to write; {DEFAULT_OUT} may exist and is replaced.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = DEFAULT_OUT,
+    example: str | None = setting(
+        None, f"Which built-in image: {', '.join(EXAMPLE_NAMES)} (default: the first).", panel=JOB
+    ),
+    out: Path = setting(
+        DEFAULT_OUT,
+        f"The MP4 to write; {DEFAULT_OUT} may exist and is replaced.",
+        option="--out -o",
+        panel=OUTPUT,
+    ),
 ) -> None:
     """Make a video with the model that is built in: no download, no graphics card."""
     image, prompt = find_example(example)

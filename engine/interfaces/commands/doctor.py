@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from ...errors import EXIT_FAILED
 from ...request.config import EngineConfig
 from .terminal.command import command
+from .terminal.options import JSON
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,9 +20,7 @@ _MARKS = {"good": "[green]good   [/]", "note": "[yellow]note   [/]", "problem": 
 
 
 @command(config=("device", "cache_dir"))
-def doctor(
-    config: EngineConfig, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
-) -> None:
+def doctor(config: EngineConfig, as_json: bool = JSON) -> None:
     """Examine card, driver, Triton, attention, memory and disk; exit 1 where something will not work.
 
     Every finding comes with its remedy. Without a graphics card it says what this machine can do.

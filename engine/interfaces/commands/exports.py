@@ -3,39 +3,30 @@
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import typer
-from typer import Option
 
 from ...request.config import EngineConfig
+from ...request.fields import JOB, OUTPUT, needed, setting
 from .terminal import options
 from .terminal.command import Asked, command
 
-Target = Annotated[
-    Path,
-    Option("--out", "-o", help="The file to write: .gif, .webp or .mp4.", rich_help_panel=options.OUTPUT),
-]
-Interpolate = Annotated[
-    int,
-    Option(
-        "--interpolate",
-        metavar="FACTOR",
-        help="So many times as many frames per second. The frames between are made up by FFmpeg's minterpolate, a "
-        "post-process without a model.",
-        rich_help_panel=options.OUTPUT,
-    ),
-]
+INCONCLUSIVE = 3
 
 
 @command(asked=("codec", "crf"))
 def export(
     asked: Asked,
-    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="An MP4.")],
-    out: Target,
-    interpolate: Interpolate = 1,
-    overwrite: options.Overwrite = False,
-) -> None:
+    video: Path = needed("An MP4.", option="VIDEO"),
+    out: Path = needed("The file to write: .gif, .webp or .mp4.", option="--out -o", panel=OUTPUT),
+    interpolate: int = setting(
+        1,
+        "So many times as many frames per second. The frames between are made up by FFmpeg's minterpolate, a post-process "
+        "without a model.",
+        metavar="FACTOR", panel=OUTPUT,
+    ),
+    overwrite: bool = options.OVERWRITE,
+) -> None:  # fmt: skip
     """Write a video as an animated GIF or WebP, in another codec, or with more frames per second."""
     from ...media.exports import export_video
 
@@ -43,53 +34,24 @@ def export(
     typer.echo(f"{made.path}: {made.num_frames} frames, {made.fps:g} per second, {made.seconds:.1f} s")
 
 
-INCONCLUSIVE = 3
-
-Source = Annotated[
-    Path, typer.Argument(metavar="FILE", help="An MP4 of isoframe, or a PNG of one of its frames.")
-]
-StartImage = Annotated[
-    Path | None,
-    Option(
-        "--image",
-        help="The start image (default: by its name).",
-        rich_help_panel=options.JOB,
-    ),
-]
-OtherModel = Annotated[
-    str | None,
-    Option(
-        "--model",
-        "-m",
-        help="The model, if it was a folder or file (default: by its name).",
-        rich_help_panel=options.JOB,
-    ),
-]
-Files = Annotated[
-    Path | None,
-    Option(
-        "--files",
-        metavar="DIR",
-        help="Folder of its images, video and LoRAs (default: that of FILE, then this one).",
-        rich_help_panel=options.JOB,
-    ),
-]
-NewOut = Annotated[
-    Path | None, Option("--out", "-o", help="Keep the new video here.", rich_help_panel=options.OUTPUT)
-]
-
-
 @command(config=("device", "vram", "ram", "cache_dir", "local_files_only"))
 def reproduce(
-    file: Source,
     config: EngineConfig,
-    image: StartImage = None,
-    model: OtherModel = None,
-    files: Files = None,
-    out: NewOut = None,
-    overwrite: options.Overwrite = False,
-    frame_filter: options.FrameFilter = None,
-    quiet: options.Quiet = False,
+    file: Path = needed("An MP4 of isoframe, or a PNG of one of its frames.", option="FILE"),
+    image: Path | None = setting(None, "The start image (default: by its name).", panel=JOB),
+    model: str | None = setting(
+        None, "The model, if it was a folder or file (default: by its name).", option="--model -m", panel=JOB
+    ),
+    files: Path | None = setting(
+        None,
+        "Folder of its images, video and LoRAs (default: that of FILE, then this one).",
+        metavar="DIR",
+        panel=JOB,
+    ),
+    out: Path | None = setting(None, "Keep the new video here.", option="--out -o", panel=OUTPUT),
+    overwrite: bool = options.OVERWRITE,
+    frame_filter: str | None = options.FRAME_FILTER,
+    quiet: bool = options.QUIET,
 ) -> None:
     """Make a video again from its metadata; checks the hashes of image, model and LoRAs, and compares every frame.
 

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import Option
 
 from ...request.config import EngineConfig, Request
-from ...request.fields import JOB, OUTPUT
+from ...request.fields import JOB, OUTPUT, needed
 from .terminal import options
 from .terminal.command import Asked, command
 
@@ -22,18 +21,17 @@ from .terminal.command import Asked, command
 def frame(
     asked: Asked,
     config: EngineConfig,
-    out: Annotated[Path, Option("--out", "-o", help="The PNG to write.", rich_help_panel=OUTPUT)],
+    out: Path = needed("The PNG to write.", option="--out -o", panel=OUTPUT),
     index: Annotated[
         int,
-        Option(
-            "--index",
+        typer.Option(
             min=1,
             help="Which latent frame after the image: 9 is 1.2 s later at 30 fps. What far ones show depends on the model.",
             rich_help_panel=JOB,
         ),
     ] = 9,
-    model: options.Model = "demo",
-    overwrite: options.Overwrite = False,
+    model: str = options.MODEL,
+    overwrite: bool = options.OVERWRITE,
 ) -> None:
     """Make one picture: the frame that comes so much later in a video of the image."""
     from ...files import check_png_path

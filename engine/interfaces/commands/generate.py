@@ -1,65 +1,45 @@
 """``isoframe generate``: an image and a prompt in, an MP4 out."""
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
-from typer import Option
 
 from ...errors import ConfigError
 from ...jobs.paths import new_job_path
 from ...request.config import PRESETS, EngineConfig, Request, check_choice
-from ...request.fields import OUTPUT, SAMPLING
+from ...request.fields import OUTPUT, needed, setting
 from .terminal import options
 from .terminal.command import Asked, command
 from .terminal.interrupt import Interrupt
 from .terminal.video_command import VideoCommand
-
-Preset = Annotated[
-    str | None,
-    Option(
-        "--preset",
-        help="draft (15 steps, magcache), balanced (25 steps, magcache) or final (25 steps, no cache); --steps and "
-        "--step-cache go before it.",
-        rich_help_panel=SAMPLING,
-    ),
-]
-ReportError = Annotated[
-    bool,
-    Option(
-        "--report-error",
-        help="Afterwards make the first section with and without the step cache and print the difference.",
-        rich_help_panel=SAMPLING,
-    ),
-]
-Out = Annotated[Path, Option("--out", "-o", help="The MP4 to write.", rich_help_panel=OUTPUT)]
-JobDir = Annotated[
-    Path | None,
-    Option(
-        "--job",
-        metavar="DIR",
-        help="Folder that keeps every finished section, for `isoframe resume` and `isoframe redo` (default: a new one in "
-        "the cache folder). A folder of the same job is continued.",
-        rich_help_panel=OUTPUT,
-    ),
-]
 
 
 @command(asked=options.ASKED, config=options.CONFIG)
 def generate(
     context: typer.Context,
     asked: Asked,
-    out: Out,
     interrupt: Interrupt,
     config: EngineConfig,
     outputs: options.Outputs,
-    model: options.Model = "demo",
-    preset: Preset = None,
-    report_error: ReportError = False,
-    job: JobDir = None,
-    no_job: options.NoJob = False,
-    component: options.ComponentOverrides = None,
-) -> None:
+    out: Path = needed("The MP4 to write.", option="--out -o", panel=OUTPUT),
+    model: str = options.MODEL,
+    preset: str | None = setting(
+        None,
+        "draft (15 steps, magcache), balanced (25 steps, magcache) or final (25 steps, no cache); --steps and --step-cache go "
+        "before it.",
+    ),
+    report_error: bool = setting(
+        False, "Afterwards make the first section with and without the step cache and print the difference."
+    ),
+    job: Path | None = setting(
+        None,
+        "Folder that keeps every finished section, for `isoframe resume` and `isoframe redo` (default: a new one in the "
+        "cache folder). A folder of the same job is continued.",
+        metavar="DIR", panel=OUTPUT,
+    ),
+    no_job: bool = options.NO_JOB,
+    component: list[str] | None = options.COMPONENT,
+) -> None:  # fmt: skip
     """Generate a video from an image and a prompt."""
     VideoCommand(
         request=Request(**asked | _preset(preset, context)), model=model, config=config,

@@ -5,12 +5,14 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from ...request.config import EngineConfig
+from ...request.fields import needed
 from .terminal.command import command
+from .terminal.options import JSON
 
 if TYPE_CHECKING:
     from ...checkpoints.checkpoint import Checkpoint
@@ -19,14 +21,11 @@ if TYPE_CHECKING:
 
 @command(config=("local_files_only",))
 def info(
-    file: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE", help="An MP4, a model folder, a unit store, a .safetensors file or a Hub id."
-        ),
-    ],
     config: EngineConfig,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    file: str = needed(
+        "An MP4, a model folder, a unit store, a .safetensors file or a Hub id.", option="FILE"
+    ),
+    as_json: bool = JSON,
 ) -> None:
     """Show what is known about a video or a model."""
     suffix = Path(file).suffix.lower()

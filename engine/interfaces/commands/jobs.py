@@ -3,17 +3,16 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
-from typer import Option
 
 from ...jobs.state import JobState
 from ...request.config import EngineConfig
-from ...request.fields import JOB, OUTPUT, SAMPLING
+from ...request.fields import JOB, OUTPUT, needed, setting
 from .terminal.command import command
 from .terminal.interrupt import Interrupt
-from .terminal.options import Outputs
+from .terminal.options import JSON, Outputs
 from .terminal.video_command import VideoCommand
 
 if TYPE_CHECKING:
@@ -25,9 +24,7 @@ app = typer.Typer(help="Jobs that are kept on the disk.", no_args_is_help=True)
 
 @app.command("list")
 @command(config=("cache_dir",))
-def list_all(
-    config: EngineConfig, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
-) -> None:
+def list_all(config: EngineConfig, as_json: bool = JSON) -> None:
     """List the jobs in the cache folder: their state, their sections and their videos."""
     from ...errors import InputError
     from ...jobs.folder import list_jobs
@@ -47,9 +44,7 @@ def list_all(
 @command(config=("cache_dir",))
 def clean(
     config: EngineConfig,
-    unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="Also remove jobs that could still be resumed.")
-    ] = False,
+    unfinished: bool = setting(False, "Also remove jobs that could still be resumed.", panel=None),
 ) -> None:
     """Remove the folders of jobs that are done; their videos stay, redo is not possible any more."""
     from ...errors import InputError
@@ -83,18 +78,15 @@ def _state(status: "JobStatus") -> JobState:
     return JobState.DONE if status.is_done else JobState.STOPPED
 
 
-Job = Annotated[
-    str, typer.Argument(metavar="JOB", help="Folder of the job, or its name in `isoframe jobs list`.")
-]
-JobOut = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="Another MP4 than the job was started with.", rich_help_panel=OUTPUT),
-]
+_JOB: str = needed("Folder of the job, or its name in `isoframe jobs list`.", option="JOB")
+_OUT: Path | None = setting(
+    None, "Another MP4 than the job was started with.", option="--out -o", panel=OUTPUT
+)
 
 
 @command(config=("cache_dir",))
 def resume(
-    job: Job, outputs: Outputs, config: EngineConfig, interrupt: Interrupt, out: JobOut = None
+    outputs: Outputs, config: EngineConfig, interrupt: Interrupt, job: str = _JOB, out: Path | None = _OUT
 ) -> None:
     """Finish a job that was stopped or killed, bit for bit as if it had never stopped."""
     from ...jobs.folder import find_job
@@ -104,34 +96,21 @@ def resume(
 
 @command(config=("cache_dir",))
 def redo(
-    job: Job,
-    section: Annotated[
-        int,
-        Option(
-            "--section",
-            "-k",
-            help="First section to make again, counted from 1 in the order in which they are made. With the inverted order "
-            "the first one is the end of the video.",
-            rich_help_panel=JOB,
-        ),
-    ],
     outputs: Outputs,
     config: EngineConfig,
     interrupt: Interrupt,
-    seed: Annotated[
-        int | None,
-        Option(
-            "--seed",
-            help="Seed of that section's noise; later sections keep theirs.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        Option("--prompt", "-p", help="Prompt of that section and all later ones.", rich_help_panel=JOB),
-    ] = None,
-    out: JobOut = None,
-) -> None:
+    job: str = _JOB,
+    section: int = needed(
+        "First section to make again, counted from 1 in the order in which they are made. With the inverted order the first "
+        "one is the end of the video.",
+        option="--section -k", panel=JOB,
+    ),
+    seed: int | None = setting(None, "Seed of that section's noise; later sections keep theirs."),
+    prompt: str | None = setting(
+        None, "Prompt of that section and all later ones.", option="--prompt -p", panel=JOB
+    ),
+    out: Path | None = _OUT,
+) -> None:  # fmt: skip
     """Make a section of a job and all later ones again, with another seed or prompt.
 
     Needs --out or --overwrite where the video exists. A later redo of an earlier section forgets this one.

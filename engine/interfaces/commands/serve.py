@@ -7,60 +7,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import Option
 
 from ...errors import ConfigError
 from ...request.config import EngineConfig
+from ...request.fields import setting
 from ..server.serving import Serving
 from ..server.videos.engine_source import EngineSource
 from .terminal.command import command
-from .terminal.options import CONFIG, ComponentOverrides, Model, parse_components
+from .terminal.options import COMPONENT, CONFIG, MODEL, parse_components
 
 SERVER = "Server"
 _KEY_VARIABLE = "ISOFRAME_API_KEY"
 _LIMITS = "Limits of one request"
 
-Host = Annotated[
-    str,
-    Option("--host", help="Address to listen on; other than 127.0.0.1 needs a key.", rich_help_panel=SERVER),
-]
-Port = Annotated[int, Option("--port", help="0 takes any free one.", rich_help_panel=SERVER)]
-ApiKey = Annotated[
-    str | None,
-    Option(
-        "--api-key",
-        help=f"What clients must send; better in ${_KEY_VARIABLE}, which other users of the machine do not see.",
-        rich_help_panel=SERVER,
-    ),
-]
-CorsOrigins = Annotated[
-    list[str] | None,
-    Option(
-        "--cors-origin",
-        metavar="ORIGIN",
-        help="Web pages that may ask, such as https://app.example; repeatable (default: none).",
-        rich_help_panel=SERVER,
-    ),
-]
-RayAddress = Annotated[
-    str | None,
-    Option(
-        "--ray",
-        metavar="ADDRESS",
-        help="Make the videos on this Ray cluster, one actor for every GPU: HOST:PORT, auto, or local. All nodes must see "
-        "--data under the same path.",
-        rich_help_panel=SERVER,
-    ),
-]
-RayActors = Annotated[
-    int | None,
-    Option("--ray-actors", help="Actors (default: one for every GPU).", rich_help_panel=SERVER),
-]
-MaxUpload = Annotated[
-    int, Option("--max-upload", metavar="MIB", help="Of an image.", rich_help_panel=_LIMITS)
-]
-MaxSeconds = Annotated[float, Option("--max-seconds", help="Of a video.", rich_help_panel=_LIMITS)]
-MaxSteps = Annotated[int, Option("--max-steps", help="Of a section.", rich_help_panel=_LIMITS)]
+_PORT_HELP = "0 takes any free one."
+_MAX_SECONDS: float = setting(120, "Of a video.", option="--max-seconds", panel=_LIMITS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,37 +37,22 @@ class Served:
         component: other sources of companion models.
     """
 
-    model: Model = "demo"
-    data: Annotated[
-        Path | None,
-        Option(
-            "--data",
-            metavar="DIR",
-            help="Folder of the videos, which another start goes on with (default: one in the cache folder).",
-            rich_help_panel=SERVER,
-        ),
-    ] = None
-    max_queue: Annotated[
-        int, Option("--max-queue", help="Videos that may wait; more are refused.", rich_help_panel=SERVER)
-    ] = 16
-    lora: Annotated[
-        list[str] | None,
-        Option(
-            "--lora",
-            metavar="FILE",
-            help="A LoRA that requests may name, by its file's name without .safetensors; repeatable.",
-            rich_help_panel=SERVER,
-        ),
-    ] = None
-    threads: Annotated[
-        int | None,
-        Option(
-            "--threads",
-            help="Threads that compute on the CPU (default: one less than there are cores, so that the server answers).",
-            rich_help_panel=SERVER,
-        ),
-    ] = None
-    component: ComponentOverrides = None
+    model: str = MODEL
+    data: Path | None = setting(
+        None, "Folder of the videos, which another start goes on with (default: one in the cache folder).", metavar="DIR",
+        panel=SERVER,
+    )  # fmt: skip
+    max_queue: int = setting(16, "Videos that may wait; more are refused.", panel=SERVER)
+    lora: list[str] | None = setting(
+        None, "A LoRA that requests may name, by its file's name without .safetensors; repeatable.", metavar="FILE",
+        panel=SERVER,
+    )  # fmt: skip
+    threads: int | None = setting(
+        None,
+        "Threads that compute on the CPU (default: one less than there are cores, so that the server answers).",
+        panel=SERVER,
+    )  # fmt: skip
+    component: list[str] | None = COMPONENT
 
     def serving(self, config: EngineConfig, folder: str) -> Serving:
         """What is served; its videos lie in ``folder`` of the cache, if nothing else is said."""
@@ -123,16 +69,29 @@ class Served:
 def serve(
     config: EngineConfig,
     served: Served,
-    host: Host = "127.0.0.1",
-    port: Port = 8000,
-    api_key: ApiKey = None,
-    cors_origin: CorsOrigins = None,
-    ray: RayAddress = None,
-    ray_actors: RayActors = None,
-    max_upload: MaxUpload = 20,
-    max_seconds: MaxSeconds = 120,
-    max_steps: MaxSteps = 100,
-) -> None:
+    host: str = setting(
+        "127.0.0.1", "Address to listen on; other than 127.0.0.1 needs a key.", panel=SERVER
+    ),
+    port: int = setting(8000, _PORT_HELP, panel=SERVER),
+    api_key: str | None = setting(
+        None, f"What clients must send; better in ${_KEY_VARIABLE}, which other users of the machine do not see.",
+        panel=SERVER,
+    ),
+    cors_origin: list[str] | None = setting(
+        None, "Web pages that may ask, such as https://app.example; repeatable (default: none).", metavar="ORIGIN",
+        panel=SERVER,
+    ),
+    ray: str | None = setting(
+        None,
+        "Make the videos on this Ray cluster, one actor for every GPU: HOST:PORT, auto, or local. All nodes must see --data "
+        "under the same path.",
+        metavar="ADDRESS", panel=SERVER,
+    ),
+    ray_actors: int | None = setting(None, "Actors (default: one for every GPU).", panel=SERVER),
+    max_upload: int = setting(20, "Of an image.", metavar="MIB", panel=_LIMITS),
+    max_seconds: float = _MAX_SECONDS,
+    max_steps: int = setting(100, "Of a section.", panel=_LIMITS),
+) -> None:  # fmt: skip
     """Serve videos over HTTP: /v1/videos with progress as Server-Sent Events; /docs describes it."""
     serving = replace(
         served.serving(config, "server"), upload_bytes=max_upload * 2**20, max_seconds=max_seconds,
@@ -169,7 +128,7 @@ def mcp(
     served: Served,
     images: Annotated[
         list[Path] | None,
-        Option(
+        typer.Option(
             "--images",
             metavar="DIR",
             exists=True,
@@ -192,35 +151,21 @@ def mcp(
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
-PageHost = Annotated[
-    str,
-    Option("--host", help="Address to listen on; other than 127.0.0.1 needs --auth.", rich_help_panel=SERVER),
-]
-Open = Annotated[bool, Option("--open", help="Open the page in the browser.", rich_help_panel=SERVER)]
-Share = Annotated[
-    bool,
-    Option(
-        "--share",
-        help="Make a public address through Gradio's tunnel; needs --auth.",
-        rich_help_panel=SERVER,
-    ),
-]
-Auth = Annotated[
-    str | None,
-    Option("--auth", metavar="USER:PASSWORD", help="What the page asks for.", rich_help_panel=SERVER),
-]
-
 
 @command(config=CONFIG)
 def app(
     config: EngineConfig,
     served: Served,
-    host: PageHost = "127.0.0.1",
-    port: Port = 7860,
-    is_opened: Open = False,
-    is_shared: Share = False,
-    auth: Auth = None,
-    max_seconds: MaxSeconds = 120,
+    host: str = setting(
+        "127.0.0.1", "Address to listen on; other than 127.0.0.1 needs --auth.", panel=SERVER
+    ),
+    port: int = setting(7860, _PORT_HELP, panel=SERVER),
+    is_opened: bool = setting(False, "Open the page in the browser.", option="--open", panel=SERVER),
+    is_shared: bool = setting(
+        False, "Make a public address through Gradio's tunnel; needs --auth.", option="--share", panel=SERVER
+    ),
+    auth: str | None = setting(None, "What the page asks for.", metavar="USER:PASSWORD", panel=SERVER),
+    max_seconds: float = _MAX_SECONDS,
 ) -> None:
     """Make videos on a page in the browser; they survive a restart."""
     serving = replace(served.serving(config, "app"), max_seconds=max_seconds)

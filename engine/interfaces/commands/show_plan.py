@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -17,68 +16,10 @@ from ...planning.machine import Machine, described_machine
 from ...planning.plan import Plan
 from ...planning.planned_job import PlannedJob
 from ...request.config import COMPUTE_DTYPES, EngineConfig, Request, SamplingConfig
-from ...request.fields import JOB, MACHINE, OUTPUT, SAMPLING
+from ...request.fields import JOB, MACHINE, OUTPUT, setting
 from ...request.schedule import MAX_TAIL_FRAMES, Schedule, published_schedule
 from .terminal import options
 from .terminal.command import Asked, command
-
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        help=f"{PUBLISHED_NAME} (the published model, built in: nothing is downloaded), demo, a Hub id, a folder or a "
-        ".safetensors file.",
-        rich_help_panel=JOB,
-    ),
-]
-Size = Annotated[
-    str | None,
-    typer.Option(
-        "--size",
-        metavar="HxW",
-        help="Height x width in pixels, multiples of 16 (default: the model's size that needs most memory).",
-        rich_help_panel=JOB,
-    ),
-]
-Precision = Annotated[str, typer.Option("--precision", help=", ".join(PRECISIONS), rich_help_panel=MACHINE)]
-Card = Annotated[
-    str | None,
-    typer.Option(
-        "--card",
-        help="Card to plan for, such as 'RTX 3060 Laptop' (default: the one in this machine).",
-        rich_help_panel=MACHINE,
-    ),
-]
-Schedules = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--schedule",
-        metavar="NOTATION",
-        help="Count the tokens of this packing schedule, such as td_f16k4f4k2f1k1_g9_x_f1k1, beside those of the published "
-        "one; repeatable. With --allow-untrained the first one is what is planned.",
-        rich_help_panel=SAMPLING,
-    ),
-]
-Traces = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--trace",
-        metavar="FILE",
-        help="Predicted copies and uses of the weights: .json for chrome://tracing, .svg or .png for a chart of two steps; "
-        "repeatable.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-ComputeDtype = Annotated[
-    str,
-    typer.Option(
-        "--compute-dtype",
-        help=f"Of the activations: {', '.join(COMPUTE_DTYPES)}.",
-        rich_help_panel=MACHINE,
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
 
 
 @command(
@@ -91,15 +32,35 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_pane
 def plan(
     asked: Asked,
     config: EngineConfig,
-    model: Model = PUBLISHED_NAME,
-    size: Size = None,
-    schedule: Schedules = None,
-    card: Card = None,
-    precision: Precision = "bf16",
-    compute_dtype: ComputeDtype = "auto",
-    trace: Traces = None,
-    as_json: Json = False,
-) -> None:
+    model: str = setting(
+        PUBLISHED_NAME,
+        f"{PUBLISHED_NAME} (the published model, built in: nothing is downloaded), demo, a Hub id, a folder or a "
+        ".safetensors file.",
+        option="--model -m", panel=JOB,
+    ),
+    size: str | None = setting(
+        None, "Height x width in pixels, multiples of 16 (default: the model's size that needs most memory).",
+        metavar="HxW", panel=JOB,
+    ),
+    schedule: list[str] | None = setting(
+        None,
+        "Count the tokens of this packing schedule, such as td_f16k4f4k2f1k1_g9_x_f1k1, beside those of the published one; "
+        "repeatable. With --allow-untrained the first one is what is planned.",
+        metavar="NOTATION",
+    ),
+    card: str | None = setting(
+        None, "Card to plan for, such as 'RTX 3060 Laptop' (default: the one in this machine).", panel=MACHINE
+    ),
+    precision: str = setting("bf16", ", ".join(PRECISIONS), panel=MACHINE),
+    compute_dtype: str = setting("auto", f"Of the activations: {', '.join(COMPUTE_DTYPES)}.", panel=MACHINE),
+    trace: list[Path] | None = setting(
+        None,
+        "Predicted copies and uses of the weights: .json for chrome://tracing, .svg or .png for a chart of two steps; "
+        "repeatable.",
+        metavar="FILE", panel=OUTPUT,
+    ),
+    as_json: bool = setting(False, "Print JSON.", option="--json", panel=OUTPUT),
+) -> None:  # fmt: skip
     """Show how a video would fit into the memory of a card, and how long it would take; nothing is loaded.
 
     Exits with 2 and the nearest settings that fit where it does not.

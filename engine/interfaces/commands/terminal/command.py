@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from ....request.config import EngineConfig, LoraStrength
-from ....request.fields import Offered
+from ....request.fields import Offered, offer, offered
 from ....request.guides import GuideImage
 from ....request.sizes import Size
 from . import options
@@ -43,7 +43,8 @@ def command(
     """Make a command of a function: its parameters become options, and three of them stand for several.
 
     ``asked`` gets the fields of a request that the options give; ``config`` an :class:`EngineConfig`; a parameter whose
-    type is a dataclass of options, such as :class:`~.options.Outputs`, one of these. ``interrupt`` gets the
+    type is a dataclass of described fields, such as :class:`~.options.Outputs`, one of these; any other is one option,
+    and a described field its default. ``interrupt`` gets the
     :class:`~.interrupt.Interrupt` of the process. Every command takes --debug, and tells errors and Ctrl-C in one line.
 
     Args:
@@ -58,7 +59,7 @@ def command(
         parts = {
             name: _part(parameter, fields, machine) for name, parameter in own.items() if name != "interrupt"
         }
-        debug = Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=options.Debug)
+        debug = _parameter(offer("debug", bool, cast(Any, options.DEBUG), "command"))
         made = [*(option for part in parts.values() for option in part.parameters), debug]
 
         @wraps(function)
@@ -76,25 +77,21 @@ def command(
     return decorate
 
 
-def _part(parameter: Parameter, fields: list[Offered], machine: list[Offered]) -> _Part:
-    name = parameter.name
-    group: Any = parameter.annotation
+def _part(parameter: Parameter, asked: list[Offered], machine: list[Offered]) -> _Part:
+    name, default = parameter.name, parameter.default
+    kind: Any = parameter.annotation
     if name == "asked":
-        return _Part([_parameter(known) for known in fields], lambda given: _read(fields, given))
+        return _Part([_parameter(known) for known in asked], lambda given: _read(asked, given))
     if name == "config":
         return _Part(
             [_parameter(known) for known in machine], lambda given: EngineConfig(**_read(machine, given))
         )
-    if not (isinstance(group, type) and dataclasses.is_dataclass(group)):
+    if isinstance(default, dataclasses.Field):
+        return _Part([_parameter(offer(name, kind, default, "command"))], lambda given: given[name])
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         return _Part([parameter], lambda given: given[name])
-    entries = dataclasses.fields(group)
-    return _Part(
-        [
-            Parameter(entry.name, parameter.kind, default=entry.default, annotation=entry.type)
-            for entry in entries
-        ],
-        lambda given: group(**{entry.name: given[entry.name] for entry in entries}),
-    )
+    group = list(offered(kind, "command").values())
+    return _Part([_parameter(known) for known in group], lambda given: kind(**_read(group, given)))
 
 
 def _parameter(known: Offered) -> Parameter:
@@ -102,7 +99,7 @@ def _parameter(known: Offered) -> Parameter:
     kind = str | None if isinstance(known.type, str) else _FORMS.get(known.type, (known.type, None))[0]
     default = None if known.default == () else known.default
     if default is dataclasses.MISSING:
-        default = None if known.name.isupper() else Parameter.empty
+        default = None if isinstance(known.type, str) else Parameter.empty
     annotation: Any = Annotated[kind, options.option(known)]
     return Parameter(known.field, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 

@@ -4,14 +4,13 @@ import dataclasses
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
-from typer import Option
 
 from ....errors import ConfigError
 from ....request.config import EngineConfig, LoraStrength, Request
-from ....request.fields import JOB, MACHINE, OUTPUT, Offered, offered
+from ....request.fields import JOB, MACHINE, OUTPUT, Offered, offer, offered, setting
 from ....request.guides import GuideImage
 
 # More than any job has: a day of video at window 9.
@@ -19,42 +18,31 @@ _MAX_SECTION = 72_000
 ASKED = offered(Request, "command")
 CONFIG = offered(EngineConfig, "command")
 
-Model = Annotated[
-    str,
-    Option(
-        "--model",
-        "-m",
-        help="demo (built in), a Hub id, a folder, a .safetensors file or what `isoframe convert` wrote. Downloaded models keep their own "
-        "licence: see NOTICE.",
-        rich_help_panel=JOB,
-    ),
-]
-Overwrite = Annotated[bool, Option("--overwrite", help="Replace --out if it exists.", rich_help_panel=OUTPUT)]
-NoJob = Annotated[
-    bool,
-    Option("--no-job", help="Keep no job folder: a job that is killed is lost.", rich_help_panel=OUTPUT),
-]
-ComponentOverrides = Annotated[
-    list[str] | None,
-    Option(
-        "--component",
-        metavar="NAME=SOURCE",
-        help="Other source of a companion model, such as vae=FOLDER; repeatable.",
-        rich_help_panel=MACHINE,
-    ),
-]
-FrameFilter = Annotated[
-    str | None,
-    Option(
-        "--frame-filter",
-        metavar="MODULE:FUNCTION",
-        help="A function of yours that every frame passes through, uint8 [T, H, W, 3] and the place of the first in the "
-        "video: to blur, to mark, or to stop with ContentError.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.", rich_help_panel=OUTPUT)]
-Debug = Annotated[bool, Option("--debug", help="Log everything; show tracebacks.", rich_help_panel=MACHINE)]
+MODEL: str = setting(
+    "demo",
+    "demo (built in), a Hub id, a folder, a .safetensors file or what `isoframe convert` wrote. Downloaded models keep their "
+    "own licence: see NOTICE.",
+    option="--model -m", panel=JOB,
+)  # fmt: skip
+OVERWRITE: bool = setting(False, "Replace --out if it exists.", option="--overwrite", panel=OUTPUT)
+NO_JOB: bool = setting(
+    False, "Keep no job folder: a job that is killed is lost.", option="--no-job", panel=OUTPUT
+)
+COMPONENT: list[str] | None = setting(
+    None,
+    "Other source of a companion model, such as vae=FOLDER; repeatable.",
+    metavar="NAME=SOURCE",
+    panel=MACHINE,
+)
+FRAME_FILTER: str | None = setting(
+    None,
+    "A function of yours that every frame passes through, uint8 [T, H, W, 3] and the place of the first in the video: to "
+    "blur, to mark, or to stop with ContentError.",
+    metavar="MODULE:FUNCTION", panel=OUTPUT,
+)  # fmt: skip
+QUIET: bool = setting(False, "Print errors only.", option="--quiet -q", panel=OUTPUT)
+DEBUG: bool = setting(False, "Log everything; show tracebacks.", panel=MACHINE)
+JSON: bool = setting(False, "Print JSON.", option="--json", panel=None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,56 +60,44 @@ class Outputs:
         quiet: no progress.
     """
 
-    overwrite: Overwrite = False
-    preview: Annotated[
-        Path | None, Option("--preview", help="Folder for small pictures of the run.", rich_help_panel=OUTPUT)
-    ] = None
-    png: Annotated[
-        Path | None,
-        Option("--png", help="Also write every frame as PNG into this folder.", rich_help_panel=OUTPUT),
-    ] = None
-    latents: Annotated[
-        Path | None,
-        Option(
-            "--latents", help="Also write the latents of the video, .safetensors.", rich_help_panel=OUTPUT
-        ),
-    ] = None
-    frame_filter: FrameFilter = None
-    trace: Annotated[
-        list[Path] | None,
-        Option(
-            "--trace",
-            metavar="FILE",
-            help="When weights were copied and used, and what compute waited for: .json for chrome://tracing, .svg or .png for "
-            "a chart of the last two steps; repeatable.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None
-    json_progress: Annotated[
-        bool,
-        Option(
-            "--json-progress",
-            help="One JSON object per event on stdout, nothing else there; failure and Ctrl-C included.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = False
-    quiet: Quiet = False
+    overwrite: bool = OVERWRITE
+    preview: Path | None = setting(None, "Folder for small pictures of the run.", panel=OUTPUT)
+    png: Path | None = setting(None, "Also write every frame as PNG into this folder.", panel=OUTPUT)
+    latents: Path | None = setting(None, "Also write the latents of the video, .safetensors.", panel=OUTPUT)
+    frame_filter: str | None = FRAME_FILTER
+    trace: list[Path] | None = setting(
+        None,
+        "When weights were copied and used, and what compute waited for: .json for chrome://tracing, .svg or .png for a "
+        "chart of the last two steps; repeatable.",
+        metavar="FILE", panel=OUTPUT,
+    )  # fmt: skip
+    json_progress: bool = setting(
+        False,
+        "One JSON object per event on stdout, nothing else there; failure and Ctrl-C included.",
+        panel=OUTPUT,
+    )
+    quiet: bool = QUIET
 
 
 def option(known: Offered) -> Any:
-    """The option, or argument, of a field."""
-    about, shown = known.setting, known.default not in (None, dataclasses.MISSING)
-    if known.name.isupper():
-        return typer.Argument(metavar=f"[{known.name}]", help=known.help, show_default=False)
-    return Option(
-        *known.name.split(),
-        metavar=about.metavar,
-        help=known.help,
-        show_default=shown,
-        rich_help_panel=about.panel,
+    """What typer is told of a parameter: an option, or an argument where its name is in capitals."""
+    about, is_required = (
+        known.setting,
+        known.default is dataclasses.MISSING and not isinstance(known.type, str),
     )
+    if known.name.isupper():
+        shown = known.name if is_required else f"[{known.name}]"
+        return typer.Argument(metavar=about.metavar or shown, help=known.help, show_default=False)
+    return typer.Option(
+        *known.name.split(), metavar=about.metavar, help=known.help, rich_help_panel=about.panel,
+        show_default=known.default not in (None, dataclasses.MISSING),
+    )  # fmt: skip
 
 
+# As annotations, for commands that other packages add.
+Model = Annotated[str, option(offer("model", str, cast(Any, MODEL), "command"))]
+NoJob = Annotated[bool, option(offer("no_job", bool, cast(Any, NO_JOB), "command"))]
+Debug = Annotated[bool, option(offer("debug", bool, cast(Any, DEBUG), "command"))]
 Size = Annotated[str | None, option(ASKED["size"])]
 Order = Annotated[str, option(ASKED["order"])]
 Steps = Annotated[int, option(ASKED["num_steps"])]
@@ -131,8 +107,6 @@ Precision = Annotated[str | None, option(CONFIG["precision"])]
 Attention = Annotated[str, option(CONFIG["attention"])]
 Vram = Annotated[str | None, option(CONFIG["vram"])]
 Ram = Annotated[str | None, option(CONFIG["ram"])]
-CacheDir = Annotated[Path | None, option(CONFIG["cache_dir"])]
-LocalFilesOnly = Annotated[bool, option(CONFIG["local_files_only"])]
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
