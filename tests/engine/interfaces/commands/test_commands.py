@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ class FakeEngine:
         """Nothing is open."""
 
     def render(self, request: Request, path: Path, *, on_event: Handler, **options: Any) -> Video:
-        self.renders.append((request, path, options))
+        # An image that was read already still names its file.
+        assert isinstance(request.image, os.PathLike)
+        self.renders.append((replace(request, image=os.fspath(request.image)), path, options))
         for section in range(2):
             for step in range(3):
                 on_event(step_event(section, step))
