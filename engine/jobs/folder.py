@@ -185,7 +185,7 @@ class JobFolder:
     def status(self) -> JobStatus:
         """How far the job is; asks the files, not the process."""
         return JobStatus(
-            num_finished_sections=self._count_sampled(),
+            num_finished_sections=self.sections.count_latents(self.num_sections),
             num_sections=self.num_sections,
             is_done=(self.path / DONE).exists(),
             is_running=self._is_running(),
@@ -260,9 +260,6 @@ class JobFolder:
             write_durably(self.path / _REDOS, json.dumps([asdict(redo) for redo in redos]).encode())
         self.redos = redos
 
-    def _count_sampled(self) -> int:
-        return self.sections.count_latents(self.num_sections)
-
     def _is_running(self) -> bool:
         try:
             with exclusive_lock(self.path / _LOCK, ""):
@@ -282,7 +279,7 @@ class JobFolder:
         """Raise :class:`InputError` where the latents of the sections to come do not fit on the disk."""
         height, width = self.record.request.size or (0, 0)
         latents = 4 * 16 * self.record.sampling.latent_window_size * (height // 8) * (width // 8)
-        missing = self.num_sections - self._count_sampled()
+        missing = self.num_sections - self.sections.count_latents(self.num_sections)
         needed, free = missing * (latents + _SECTION_EXTRA_BYTES), shutil.disk_usage(self.path).free
         if needed > free:
             raise InputError(

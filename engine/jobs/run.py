@@ -68,11 +68,6 @@ class JobRun:
         self.num_encoded, self.segments = self._read_segments()
         self.sampled = self._read_sampled()
 
-    @property
-    def token(self) -> str:
-        """Tells the job's temporary files from those of others."""
-        return self._record.token
-
     def latents(self, index: int) -> Tensor:
         """Latents of a finished section, [1, C, window, Y, X] fp32."""
         found = self._sections.read_latents(index)
@@ -129,7 +124,7 @@ class JobRun:
             num_encoded, segments = self._sections.read_segments(
                 spool, num_sampled, video_format.parameter_sets()
             )
-        return num_encoded, KeptSegments(spool=spool, segments=tuple(segments), token=self.token)
+        return num_encoded, KeptSegments(spool=spool, segments=tuple(segments), token=self._record.token)
 
     def _find_whole(self) -> int:
         """Sections in a row, from the first, that are sampled and undamaged."""

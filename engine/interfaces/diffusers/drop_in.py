@@ -1,8 +1,8 @@
 """Callable as diffusers' ``HunyuanVideoFramepackTransformer3DModel`` is, one forward at a time."""
 
 import os
-from collections.abc import Callable, Iterator
-from typing import Self, TypeVar
+from collections.abc import Iterator
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -17,8 +17,6 @@ from ...families.framepack.transformer_config import TransformerConfig
 from ...families.opening import open_transformer
 from .forward_call import DiffusersForward, ForwardCall
 from .tensor_cache import TensorCache
-
-T = TypeVar("T")
 
 # True guidance calls the transformer twice a step, with other conditioning.
 _NUM_BRANCHES = 2
@@ -56,13 +54,15 @@ class FramepackTransformer(DiffusersForward):
     Tensors made under ``torch.inference_mode`` carry no version and are never cached.
     """
 
+    _vision: TensorCache[Tensor]
+    _jobs: TensorCache[JobInvariants]
+    _sections: TensorCache[PackedSection]
+
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
         """Load the weights; see :func:`load_transformer`."""
         self._checkpoint = checkpoint
         self.transformer = PackedTransformer.load(checkpoint, dtype, device)
-        self._vision: TensorCache[Tensor] | None = None
-        self._jobs: TensorCache[JobInvariants] | None = None
-        self._sections: TensorCache[PackedSection] | None = None
+        self._forget()
 
     @property
     def config(self) -> TransformerConfig:
@@ -101,7 +101,7 @@ class FramepackTransformer(DiffusersForward):
             # Two copies of the weights at a time may not fit.
             del self.transformer
             self.transformer = PackedTransformer.load(self._checkpoint, *wanted)
-            self._vision = self._jobs = self._sections = None
+            self._forget()
         return self
 
     def eval(self) -> Self:
@@ -123,14 +123,17 @@ class FramepackTransformer(DiffusersForward):
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
         self._sections = TensorCache(_NUM_BRANCHES)
-        if self._jobs is None or self._jobs.capacity != _NUM_BRANCHES * num_steps:
+        if self._jobs.capacity != _NUM_BRANCHES * num_steps:
             self._jobs = TensorCache(_NUM_BRANCHES * num_steps)
             self._vision = TensorCache(_NUM_BRANCHES)
 
+    def _forget(self) -> None:
+        """Keep nothing from call to call, until a section begins."""
+        self._vision, self._jobs, self._sections = TensorCache(0), TensorCache(0), TensorCache(0)
+
     def velocity(self, call: ForwardCall, sample: int) -> Tensor:
         latents = call.latents(sample)
-        section = _cached(
-            self._sections,
+        section = self._sections.get(
             sample,
             call.size,
             (*call.history, *call.indices),
@@ -140,23 +143,11 @@ class FramepackTransformer(DiffusersForward):
 
     def _job(self, call: ForwardCall, sample: int) -> JobInvariants:
         image = (call.image_embeds,)
-        vision = _cached(
-            self._vision, sample, None, image, lambda: call.project_image(self.transformer, sample)
-        )
+        vision = self._vision.get(sample, None, image, lambda: call.project_image(self.transformer, sample))
 
         def prepare() -> JobInvariants:
             time = call.timestep.reshape(-1)[sample : sample + 1]
             return call.prepare(self.transformer, sample, time, vision)
 
         key = call.time(sample), call.scale(sample)
-        return _cached(self._jobs, sample, key, (*call.text, *image), prepare)
-
-
-def _cached(
-    cache: TensorCache[T] | None,
-    sample: int,
-    key: object,
-    tensors: tuple[Tensor | None, ...],
-    compute: Callable[[], T],
-) -> T:
-    return compute() if cache is None else cache.get(sample, key, tensors, compute)
+        return self._jobs.get(sample, key, (*call.text, *image), prepare)

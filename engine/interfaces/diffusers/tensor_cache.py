@@ -21,7 +21,7 @@ class TensorCache(Generic[T]):
     """Values computed from tensors, found again by identity and version; of each owner the oldest goes first.
 
     Args:
-        capacity: values of one owner.
+        capacity: values of one owner; with 0 every one is computed each time.
         trusts_inference: whether a tensor made under ``torch.inference_mode``, which carries no version, counts as
             unchanged; else what depends on it is computed each time.
     """
@@ -47,7 +47,7 @@ class TensorCache(Generic[T]):
                 return entry.value
         entry = _Entry(key, tensors, versions, compute())
         entries.append(entry)
-        del entries[: -self.capacity]
+        del entries[: len(entries) - self.capacity]
         return entry.value
 
     def clear(self) -> None:
