@@ -1,20 +1,28 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test soak setup clean
+.PHONY: help demo test check soak setup clean
 
-demo: setup
+help:  ## what can be made
+	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+demo: setup  ## set up, then make isoframe-demo.mp4
 	$(BIN)/isoframe demo --out isoframe-demo.mp4
 
-test: setup
+test: setup  ## the tests, with the ten slowest listed
 	$(BIN)/pytest --durations=10
 	TRITON_INTERPRET=1 $(BIN)/pytest -k kernel --durations=10
 
-soak: setup
+check: setup  ## what a commit must pass besides the tests: lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+soak: setup  ## the slow proofs, minutes each
 	$(BIN)/pip install -c constraints.txt -e '.[dev,ray]'
 	ISOFRAME_SOAK=1 $(BIN)/pytest -m soak --durations=10
 
-setup: .venv/.installed
+setup: .venv/.installed  ## a virtual environment with everything for development
 
 .venv/.installed: pyproject.toml constraints.txt setup.py
 	$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0] + "; set PYTHON=...")'
@@ -22,5 +30,5 @@ setup: .venv/.installed
 	$(BIN)/pip install -c constraints.txt -e '.[dev]'
 	touch $@
 
-clean:
+clean:  ## remove the virtual environment and what builds left
 	rm -rf .venv build dist *.egg-info
