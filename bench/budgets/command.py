@@ -8,7 +8,7 @@ import typer
 
 from ...engine.request.config import PRECISIONS, check_choice
 from ...engine.request.sizes import parse_size
-from ..options import (
+from ..records.options import (
     Budgets,
     Cases,
     JsonFile,

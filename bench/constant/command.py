@@ -11,7 +11,7 @@ import typer
 
 from ...engine.errors import ConfigError
 from ...engine.request.config import Request, check_choice
-from ..options import Machine, Output, Weights, grouped, options, readable_errors
+from ..records.options import Machine, Output, Weights, grouped, options, readable_errors
 
 if TYPE_CHECKING:
     from ..meters.job_cost import JobCost

@@ -10,7 +10,7 @@ import typer
 
 from ...engine.errors import ConfigError
 from ...engine.request.config import check_choice
-from ..options import Document, JsonFile, append, check_choices, publish, readable_errors
+from ..records.options import Document, JsonFile, append, check_choices, publish, readable_errors
 
 if TYPE_CHECKING:
     from ..meters.traffic import Traffic

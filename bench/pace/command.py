@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...engine.request.config import EngineConfig, check_choice
-from ..options import Output, SomeModel, Weights, grouped, options, readable_errors
+from ..records.options import Output, SomeModel, Weights, grouped, options, readable_errors
 
 if TYPE_CHECKING:
     from .step_bench import StepBench

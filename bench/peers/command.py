@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ...engine.request.config import ORDERS, check_choice
-from ..options import Cases, JsonFile, append, check_choices, options, readable_errors
+from ..records.options import Cases, JsonFile, append, check_choices, options, readable_errors
 
 _What = Annotated[
     str,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...engine.request.config import ORDERS, check_choice
-from ..options import JsonFile, check_choices, options, readable_errors
+from ..records.options import JsonFile, check_choices, options, readable_errors
 
 if TYPE_CHECKING:
     from ...engine import Engine

@@ -7,7 +7,7 @@ import typer
 
 from ...engine.errors import InputError
 from ...engine.request.config import check_choice
-from ..options import Document, publish, readable_errors
+from .options import Document, publish, readable_errors
 
 _FOLDER = Path(__file__).resolve().parents[1] / "results"
 _File = Annotated[

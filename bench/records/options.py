@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from ..engine.interfaces.commands.terminal import options
-from ..engine.interfaces.commands.terminal.failures import readable_errors
-from ..engine.request.config import check_choice
+from ...engine.interfaces.commands.terminal import options
+from ...engine.interfaces.commands.terminal.failures import readable_errors
+from ...engine.request.config import check_choice
 
 if TYPE_CHECKING:
-    from ..engine.request.config import EngineConfig
-    from .records.rows import BenchRow
+    from ...engine.request.config import EngineConfig
+    from .rows import BenchRow
 
 __all__ = ["check_choices", "options", "readable_errors"]
 
@@ -56,7 +56,7 @@ class Machine:
 
     def config(self) -> "EngineConfig":
         """For ``Engine.load``."""
-        from ..engine.request.config import EngineConfig
+        from ...engine.request.config import EngineConfig
 
         return EngineConfig(
             device=self.device,
@@ -77,7 +77,7 @@ class Output:
     def check(self) -> None:
         """Raise ConfigError where the page could not be drawn, before anything is measured."""
         if self.report is not None:
-            from .records.html_page import check_report_libraries
+            from .html_page import check_report_libraries
 
             check_report_libraries()
 
@@ -91,7 +91,7 @@ class Output:
 def append(json_file: Path | None, rows: "Sequence[BenchRow]") -> None:
     """Append ``rows`` to a file, if there is one."""
     if json_file is not None:
-        from .records.rows import append_rows
+        from .rows import append_rows
 
         append_rows(json_file, rows)
 
