@@ -47,7 +47,7 @@ class TensorCache(Generic[T]):
                 return entry.value
         entry = _Entry(key, tensors, versions, compute())
         entries.append(entry)
-        del entries[: len(entries) - self.capacity]
+        del entries[: max(len(entries) - self.capacity, 0)]
         return entry.value
 
     def clear(self) -> None:
