@@ -68,10 +68,10 @@ class Euler:
     """``x + (sigma_next - sigma) * v`` with ``v = (x - x0) / sigma``; ends at sigma 0."""
 
     def __init__(self, sigmas: Tensor) -> None:
-        self.sigmas = sigmas
+        self._sigmas: list[float] = sigmas.tolist()
 
     def update(self, latents: Tensor, x0: Tensor, step: int) -> Tensor:
-        sigma, sigma_next = self.sigmas[step].item(), self.sigmas[step + 1].item()
+        sigma, sigma_next = self._sigmas[step : step + 2]
         return latents + (sigma_next - sigma) * ((latents - x0) / sigma)
 
 

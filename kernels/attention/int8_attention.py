@@ -12,6 +12,8 @@ accumulator: with P at most 1, ``v_scale`` is the power of two that brings max|v
 nearly always; e4m3 uses P at most 256 and max|v| of each channel at 3.75.
 """
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,19 +37,8 @@ _FP8_SHIFT = 8
 _FP8_CAPABILITY = (8, 9)
 
 
-def int8_attention_reference(
-    q8: Tensor, q_scale: Tensor, k8: Tensor, k_scale: Tensor, v: Tensor, out: Tensor, first_query: int
-) -> None:
-    _reference(q8, q_scale, k8, k_scale, v, out, first_query, torch.float16)
-
-
-def int8_attention_fp8_reference(
-    q8: Tensor, q_scale: Tensor, k8: Tensor, k_scale: Tensor, v: Tensor, out: Tensor, first_query: int
-) -> None:
-    _reference(q8, q_scale, k8, k_scale, v, out, first_query, torch.float8_e4m3fn)
-
-
 def _reference(
+    dtype: torch.dtype,
     q8: Tensor,
     q_scale: Tensor,
     k8: Tensor,
@@ -55,7 +46,6 @@ def _reference(
     v: Tensor,
     out: Tensor,
     first_query: int,
-    dtype: torch.dtype,
 ) -> None:
     queries = torch.arange(first_query, first_query + out.shape[1], device=out.device)
     keys = torch.arange(k8.shape[1], device=out.device)
@@ -248,27 +238,8 @@ def _int8_attention_kernel(  # type: ignore[no-untyped-def]
     tl.store(out, y.to(out_ptr.dtype.element_ty), mask=(rows < num_queries)[:, None])
 
 
-def _launch_fp16(
-    q8: Tensor, q_scale: Tensor, k8: Tensor, k_scale: Tensor, v: Tensor, out: Tensor, first_query: int
-) -> None:
-    _check(q8, q_scale, k8, k_scale, v, out, first_query)
-    _launch("int8_attention", q8, q_scale, k8, k_scale, v, out, first_query, torch.float16)
-
-
-def _launch_fp8(
-    q8: Tensor, q_scale: Tensor, k8: Tensor, k_scale: Tensor, v: Tensor, out: Tensor, first_query: int
-) -> None:
-    _check(q8, q_scale, k8, k_scale, v, out, first_query)
-    if q8.device.type == "cuda" and torch.cuda.get_device_capability(q8.device) < _FP8_CAPABILITY:
-        raise ValueError(
-            f"int8_attention_fp8 needs a GPU of compute capability 8.9 or higher, got "
-            f"{torch.cuda.get_device_name(q8.device)}; use int8_attention"
-        )
-    _launch("int8_attention_fp8", q8, q_scale, k8, k_scale, v, out, first_query, torch.float8_e4m3fn)
-
-
 def _launch(
-    name: str,
+    dtype: torch.dtype,
     q8: Tensor,
     q_scale: Tensor,
     k8: Tensor,
@@ -276,11 +247,17 @@ def _launch(
     v: Tensor,
     out: Tensor,
     first_query: int,
-    dtype: torch.dtype,
 ) -> None:
+    _check(q8, q_scale, k8, k_scale, v, out, first_query)
+    is_fp8 = dtype == torch.float8_e4m3fn
+    if is_fp8 and q8.is_cuda and torch.cuda.get_device_capability(q8.device) < _FP8_CAPABILITY:
+        raise ValueError(
+            f"int8_attention_fp8 needs a GPU of compute capability 8.9 or higher, got "
+            f"{torch.cuda.get_device_name(q8.device)}; use int8_attention"
+        )
     batch, num_keys, num_heads, head_dim = q8.shape
     num_queries = out.shape[1]
-    options = dict(settings(name, q8.device))
+    options = dict(settings("int8_attention_fp8" if is_fp8 else "int8_attention", q8.device))
     # An fp32 result is worth the slower sums.
     options["HALF_SUMS"] &= out.dtype != torch.float32
     v_scale = _value_scale(v, dtype)
@@ -360,8 +337,7 @@ def int8_attention(
         out: ``[B, M, H, K]``, any strides with contiguous channels; written. One rounding from fp32.
         first_query: row of the first of the M queries.
     """
-    _check(q8, q_scale, k8, k_scale, v, out, first_query)
-    _attend(q8, q_scale, k8, k_scale, v, out, first_query, torch.float16)
+    _attend(torch.float16, q8, q_scale, k8, k_scale, v, out, first_query)
 
 
 @torch.library.custom_op("isoframe::int8_attention_fp8", mutates_args=("out",), device_types="cpu")
@@ -372,11 +348,11 @@ def int8_attention_fp8(
 
     Needs compute capability 8.9 or higher on a GPU.
     """
-    _check(q8, q_scale, k8, k_scale, v, out, first_query)
-    _attend(q8, q_scale, k8, k_scale, v, out, first_query, torch.float8_e4m3fn)
+    _attend(torch.float8_e4m3fn, q8, q_scale, k8, k_scale, v, out, first_query)
 
 
 def _attend(
+    dtype: torch.dtype,
     q8: Tensor,
     q_scale: Tensor,
     k8: Tensor,
@@ -384,9 +360,9 @@ def _attend(
     v: Tensor,
     out: Tensor,
     first_query: int,
-    dtype: torch.dtype,
 ) -> None:
     """The CPU path: 128 queries of one head at a time, whose scores stay in the cache."""
+    _check(q8, q_scale, k8, k_scale, v, out, first_query)
     v_scale = _value_scale(v, dtype)
     key_scale = k_scale.repeat_interleave(KEY_BLOCK, dim=2)[..., : k8.shape[1]]
     stop_query = first_query + out.shape[1]
@@ -403,6 +379,8 @@ def _attend(
                 out[batch, start - first_query : stop - first_query, head] = y.div_(p.sum(-1, keepdim=True))
 
 
+_launch_fp16 = partial(_launch, torch.float16)
+_launch_fp8 = partial(_launch, torch.float8_e4m3fn)
 int8_attention.register_kernel("cuda")(_launch_fp16)
 int8_attention_fp8.register_kernel("cuda")(_launch_fp8)
 
@@ -454,52 +432,43 @@ def _make_inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> tupl
     return q8, q_scale, k8, k_scale, v, out, first_query
 
 
-# batch, keys, heads, head dim, first query, queries
-_TEST_SHAPES = (
-    (1, 1, 1, 64, 0, 1),
-    (1, 64, 2, 64, 0, 64),
-    (2, 63, 2, 128, 0, 63),
-    (1, 200, 3, 64, 30, 150),
-    (2, 257, 1, 128, 100, 157),
-)
-# The packed sequence of one section at 640x608, and the noisy rows of the last block.
-_BENCH_SHAPES = ((1, 18261, 24, 128, 0, 18261), (1, 18261, 24, 128, 3820, 13680))
 _FUSES = "int32 scores, their scales, softmax, cast to {}, product with the values, scale, cast"
 
-register(
-    KernelSpec(
-        name="int8_attention",
-        formula="out = softmax2(q_scale * k_scale * (q8 . k8)) @ v, P and v in fp16",
-        fuses=_FUSES.format("fp16"),
-        exactness="approximate",
-        op=int8_attention,
-        reference=int8_attention_reference,
-        launch=_launch_fp16,
-        make_inputs=_make_inputs,
-        test_shapes=_TEST_SHAPES,
-        bench_shapes=_BENCH_SHAPES,
-        max_error={torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 3e-3},
-        mutates=(5,),
-        strided=(4, 5),
-        mma={"_int8_attention_kernel": ("s8", "f16")},
-    )
+_SPEC = KernelSpec(
+    name="int8_attention",
+    formula="out = softmax2(q_scale * k_scale * (q8 . k8)) @ v, P and v in fp16",
+    fuses=_FUSES.format("fp16"),
+    exactness="approximate",
+    op=int8_attention,
+    reference=partial(_reference, torch.float16),
+    launch=_launch_fp16,
+    make_inputs=_make_inputs,
+    # batch, keys, heads, head dim, first query, queries
+    test_shapes=(
+        (1, 1, 1, 64, 0, 1),
+        (1, 64, 2, 64, 0, 64),
+        (2, 63, 2, 128, 0, 63),
+        (1, 200, 3, 64, 30, 150),
+        (2, 257, 1, 128, 100, 157),
+    ),
+    # The packed sequence of one section at 640x608, and the noisy rows of the last block.
+    bench_shapes=((1, 18261, 24, 128, 0, 18261), (1, 18261, 24, 128, 3820, 13680)),
+    max_error={torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 3e-3},
+    mutates=(5,),
+    strided=(4, 5),
+    mma={"_int8_attention_kernel": ("s8", "f16")},
 )
 
+register(_SPEC)
 register(
-    KernelSpec(
+    replace(
+        _SPEC,
         name="int8_attention_fp8",
         formula="out = softmax2(q_scale * k_scale * (q8 . k8)) @ v, P and v in e4m3",
         fuses=_FUSES.format("e4m3"),
-        exactness="approximate",
         op=int8_attention_fp8,
-        reference=int8_attention_fp8_reference,
+        reference=partial(_reference, torch.float8_e4m3fn),
         launch=_launch_fp8,
-        make_inputs=_make_inputs,
-        test_shapes=_TEST_SHAPES,
-        bench_shapes=_BENCH_SHAPES,
-        max_error={torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 3e-3},
-        mutates=(5,),
-        strided=(4, 5),
         archs=(89, 90, 120),
         mma={"_int8_attention_kernel": ("s8", "e4m3")},
     )
