@@ -16,12 +16,12 @@ from ..records.options import (
     SomeModel,
     append,
     check_choices,
-    grouped,
+    command,
     options,
-    readable_errors,
 )
 
 
+@command()
 def budgets(
     model: Annotated[
         str,
@@ -37,7 +37,6 @@ def budgets(
     budget: Budgets = None,
     device: options.Device = "auto",
     json_file: JsonFile = None,
-    debug: options.Debug = False,
 ) -> None:
     """Run steps of a model with random weights inside budgets (default: 4, 6, 8, 12 GiB and no limit), each in a process
     of its own; exit 1 if one is exceeded."""
@@ -47,33 +46,33 @@ def budgets(
     from .point import MemoryJob, Outcome
     from .step_budgets import BUDGETS, budget_rows, gate, measure_budgets
 
-    with readable_errors(debug=debug):
-        check_choice("--precision", precision, PRECISIONS)
-        found = options.parse_size(size)
-        assert found is not None, "it has a default"
-        job = MemoryJob(
-            work="steps",
-            model=model,
-            precision=precision,
-            size=found,
-            num_steps=steps,
-            device=str(resolve_device(device)),
-            budget=None,
-        )
-        sizes = [parse_size("--budget", text) for text in budget] if budget else BUDGETS
-        outcomes: list[Outcome] = []
-        try:
-            for outcome in measure_budgets([replace(job, budget=limit) for limit in sizes], typer.echo):
-                outcomes.append(outcome)
-        finally:
-            # Minutes of measuring are not lost with whatever stops the rest.
-            append(json_file, budget_rows(job, outcomes))
-        verdict = gate(outcomes)
-        typer.echo(verdict.text)
-        if not verdict.is_green:
-            raise typer.Exit(1)
+    check_choice("--precision", precision, PRECISIONS)
+    found = options.parse_size(size)
+    assert found is not None, "it has a default"
+    job = MemoryJob(
+        work="steps",
+        model=model,
+        precision=precision,
+        size=found,
+        num_steps=steps,
+        device=str(resolve_device(device)),
+        budget=None,
+    )
+    sizes = [parse_size("--budget", text) for text in budget] if budget else BUDGETS
+    outcomes: list[Outcome] = []
+    try:
+        for outcome in measure_budgets([replace(job, budget=limit) for limit in sizes], typer.echo):
+            outcomes.append(outcome)
+    finally:
+        # Minutes of measuring are not lost with whatever stops the rest.
+        append(json_file, budget_rows(job, outcomes))
+    verdict = gate(outcomes)
+    typer.echo(verdict.text)
+    if not verdict.is_green:
+        raise typer.Exit(1)
 
 
+@command()
 def ram(
     case: Cases = None,
     folder: Annotated[
@@ -86,7 +85,7 @@ def ram(
     from .ram_cases import CASES, RamResult, build_store, measure_ram, ram_rows
 
     results: list[RamResult] = []
-    with readable_errors(debug=False), tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary:
         check_choices("--case", case, list(CASES))
         for name in case or CASES:
             store = build_store(CASES[name], (folder or Path(temporary)) / name)
@@ -98,6 +97,7 @@ def ram(
         raise typer.Exit(1)
 
 
+@command()
 def predict(
     precision: Annotated[
         list[str] | None, typer.Option("--precision", help="Repeatable; bf16 and int8.")
@@ -112,18 +112,17 @@ def predict(
     from .card_predictions import predict as predict_cards
     from .card_predictions import prediction_rows
 
-    with readable_errors(debug=False):
-        rows = []
-        pixels = options.parse_size(size)
-        assert pixels is not None, "the option has a default"
-        for found in predict_cards(precision or ("bf16", "int8"), size=pixels, ram=ram):
-            plan = found.plan
-            typer.echo(
-                f"{found.card:20}{found.precision:12}{plan.seconds_per_step:8.2f} s/it{plan.seconds_per_frame:8.2f} s/frame"
-                f"{plan.peak / 2**30:7.1f} GiB  {len(plan.residents):3d} of {plan.num_units} units stay  {plan.bottleneck}"
-            )
-            rows += prediction_rows(found)
-        append(json_file, rows)
+    rows = []
+    pixels = options.parse_size(size)
+    assert pixels is not None, "the option has a default"
+    for found in predict_cards(precision or ("bf16", "int8"), size=pixels, ram=ram):
+        plan = found.plan
+        typer.echo(
+            f"{found.card:20}{found.precision:12}{plan.seconds_per_step:8.2f} s/it{plan.seconds_per_frame:8.2f} s/frame"
+            f"{plan.peak / 2**30:7.1f} GiB  {len(plan.residents):3d} of {plan.num_units} units stay  {plan.bottleneck}"
+        )
+        rows += prediction_rows(found)
+    append(json_file, rows)
 
 
 _Predict = Annotated[
@@ -154,7 +153,7 @@ _Resolution = Annotated[
 ]
 
 
-@grouped
+@command()
 def vram(
     output: Output,
     model: SomeModel = None,
@@ -171,7 +170,6 @@ def vram(
     attention: options.Attention = "auto",
     ram: options.Ram = None,
     resolution: _Resolution = "256MiB",
-    debug: options.Debug = False,
 ) -> None:
     """Find the smallest budget that finishes and the largest size and window that fit, by bisection.
 
@@ -182,30 +180,29 @@ def vram(
     from .ceiling_rows import ceiling_rows, describe, write_ceilings_page
     from .ceilings import CeilingSearch
 
-    with readable_errors(debug=debug):
-        output.check()
-        subject = CardSubject(
-            model=model,
-            card=card,
-            device=device,
-            emulate=emulate,
-            ram=ram,
-            is_predicted=predict or card is not None,
-        )
-        pixels = options.parse_size(size)
-        job = subject.job(
-            into=into, size=pixels, window=window, steps=steps, precision=precision, attention=attention
-        )
-        gate = subject.gate()
-        if not gate.is_green:
-            typer.echo(gate.text)
-            raise typer.Exit(1)
-        search = CeilingSearch(
-            subject.runner, job, most=subject.most, resolution=parse_size("--resolution", resolution)
-        )
-        result = search.measure([parse_size("--budget", text) for text in budget or ()])
-        typer.echo("\n".join(describe(result)))
-        rows = ceiling_rows(result, gate=gate, settings=subject.settings())
-        output.store(rows, lambda path: write_ceilings_page(path, result, rows))
+    output.check()
+    subject = CardSubject(
+        model=model,
+        card=card,
+        device=device,
+        emulate=emulate,
+        ram=ram,
+        is_predicted=predict or card is not None,
+    )
+    pixels = options.parse_size(size)
+    job = subject.job(
+        into=into, size=pixels, window=window, steps=steps, precision=precision, attention=attention
+    )
+    gate = subject.gate()
+    if not gate.is_green:
+        typer.echo(gate.text)
+        raise typer.Exit(1)
+    search = CeilingSearch(
+        subject.runner, job, most=subject.most, resolution=parse_size("--resolution", resolution)
+    )
+    result = search.measure([parse_size("--budget", text) for text in budget or ()])
+    typer.echo("\n".join(describe(result)))
+    rows = ceiling_rows(result, gate=gate, settings=subject.settings())
+    output.store(rows, lambda path: write_ceilings_page(path, result, rows))
     if result.least is None:
         raise typer.Exit(1)

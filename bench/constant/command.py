@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...engine.errors import ConfigError
-from ...engine.request.config import Request, check_choice
-from ..records.options import Machine, Output, Weights, grouped, options, readable_errors
+from ...engine.request.config import EngineConfig, Request, check_choice
+from ..records.options import Output, Weights, command, options
 
 if TYPE_CHECKING:
     from ..meters.job_cost import JobCost
@@ -80,10 +80,10 @@ class Job:
         )
 
 
-@grouped
+@command(config=("device", "precision", "attention", "vram", "ram"))
 def constant(
     job: Job,
-    machine: Machine,
+    config: EngineConfig,
     output: Output,
     lengths: _Lengths = _ALL,
     model: options.Model = "demo",
@@ -93,37 +93,35 @@ def constant(
     repeats: _Repeats = 1,
     clock: _Clock = "auto",
     cards: _Others = None,
-    debug: options.Debug = False,
 ) -> None:
     """Run one job at several lengths; exit 0 if a second costs the same in all, 1 if not, 3 if noise hides it."""
-    with readable_errors(debug=debug):
-        check_choice("--clock", clock, ("auto", *_CLOCKS))
-        seconds = parse_lengths(lengths)
-        # A page that cannot be written is found out before anything is measured.
-        output.check()
-        others = _read_others(cards or [])
-        request = job.request()
-        check_choice("--weights", weights, ("model", "random"))
-        from .claim_rows import ConstantSubject, constant_rows
-        from .claims_page import write_constant_report
+    check_choice("--clock", clock, ("auto", *_CLOCKS))
+    seconds = parse_lengths(lengths)
+    # A page that cannot be written is found out before anything is measured.
+    output.check()
+    others = _read_others(cards or [])
+    request = job.request()
+    check_choice("--weights", weights, ("model", "random"))
+    from .claim_rows import ConstantSubject, constant_rows
+    from .claims_page import write_constant_report
 
-        if weights == "random":
-            subject = ConstantSubject.draw(model, machine.config())
-        else:
-            subject = ConstantSubject.open(model, machine.config(), has_job_folder=not no_job)
-        if counters:
-            raise typer.Exit(_count(subject, request))
-        if clock == "auto":
-            clock = "reference" if subject.device.type == "cpu" else "wall"
-        if clock != "wall" and subject.device.type != "cpu":
-            raise ConfigError(
-                f"--clock {clock} is for work on the CPU, this is on {subject.device}; use --clock wall"
-            )
-        result = _measure(subject, request, seconds, repeats, clock)
-        rows = constant_rows(result, subject, request, clock)
-        output.store(rows, lambda path: write_constant_report(path, result, rows, others))
-        if output.report is not None:
-            typer.echo(f"report: {output.report}")
+    if weights == "random":
+        subject = ConstantSubject.draw(model, config)
+    else:
+        subject = ConstantSubject.open(model, config, has_job_folder=not no_job)
+    if counters:
+        raise typer.Exit(_count(subject, request))
+    if clock == "auto":
+        clock = "reference" if subject.device.type == "cpu" else "wall"
+    if clock != "wall" and subject.device.type != "cpu":
+        raise ConfigError(
+            f"--clock {clock} is for work on the CPU, this is on {subject.device}; use --clock wall"
+        )
+    result = _measure(subject, request, seconds, repeats, clock)
+    rows = constant_rows(result, subject, request, clock)
+    output.store(rows, lambda path: write_constant_report(path, result, rows, others))
+    if output.report is not None:
+        typer.echo(f"report: {output.report}")
     raise typer.Exit(result.exit_code)
 
 

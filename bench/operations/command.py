@@ -10,7 +10,7 @@ import typer
 
 from ...engine.errors import ConfigError
 from ...engine.request.config import check_choice
-from ..records.options import Document, JsonFile, append, check_choices, publish, readable_errors
+from ..records.options import Document, JsonFile, append, check_choices, command, publish
 
 if TYPE_CHECKING:
     from ..meters.traffic import Traffic
@@ -23,6 +23,7 @@ _HEADER = (
 )
 
 
+@command()
 def aot(
     kernel: Annotated[
         list[str] | None, typer.Option("--kernel", help="Only this operation; repeatable.")
@@ -38,12 +39,9 @@ def aot(
     from .compiled_kernels import check_triton, compile_pairs
 
     names = list(KERNELS)
-    with readable_errors(debug=False):
-        check_triton()
-        check_choices("--kernel", kernel, names)
-        check_choices(
-            "--arch", [str(capability) for capability in arch or ()], [str(known) for known in ARCHS]
-        )
+    check_triton()
+    check_choices("--kernel", kernel, names)
+    check_choices("--arch", [str(capability) for capability in arch or ()], [str(known) for known in ARCHS])
     names, archs = kernel or names, arch or list(ARCHS)
     typer.echo(_HEADER)
     failures = []
@@ -83,6 +81,7 @@ def _sm(arch: int) -> str:
     return f"sm_{arch}"
 
 
+@command()
 def kernels(
     docs: Document = None,
     processes: _Processes = 2,
@@ -93,10 +92,9 @@ def kernels(
     from .compiled_kernels import check_triton, compile_pairs
     from .kernels_page import render
 
-    with readable_errors(debug=False):
-        check_triton()
-        pairs = compile_pairs(list(KERNELS), num_processes=processes)
-        publish(render(KERNELS, pairs, installed_version("triton") or "unknown"), docs)
+    check_triton()
+    pairs = compile_pairs(list(KERNELS), num_processes=processes)
+    publish(render(KERNELS, pairs, installed_version("triton") or "unknown"), docs)
 
 
 # pytest finds modules by their files, and would import this package by another name.
@@ -104,6 +102,7 @@ _SUITE = "from isoframe.bench.operations.micro_suite import test_micro\n\n__all_
 _LIBRARIES = {"pytest": "pytest", "pytest_benchmark": "pytest-benchmark"}
 
 
+@command()
 def micro(
     only: Annotated[
         str | None, typer.Option("--only", metavar="WORDS", help="Pieces whose name has it, as pytest's -k.")
@@ -112,27 +111,26 @@ def micro(
 ) -> None:
     """Time single kernels, a small step, the sampler and the planner on this machine; exit 1 if one fails."""
 
-    with readable_errors(debug=False):
-        missing = [pip for name, pip in _LIBRARIES.items() if importlib.util.find_spec(name) is None]
-        if missing:
-            raise ConfigError(
-                f"bench micro needs {' and '.join(missing)}: pip install {' '.join(missing)}, or the extra isoframe[bench]"
-            )
-        import pytest
+    missing = [pip for name, pip in _LIBRARIES.items() if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"bench micro needs {' and '.join(missing)}: pip install {' '.join(missing)}, or the extra isoframe[bench]"
+        )
+    import pytest
 
-        with tempfile.TemporaryDirectory() as folder:
-            stored = Path(folder) / "benchmark.json"
-            suite, settings = Path(folder) / "test_micro.py", Path(folder) / "none.ini"
-            suite.write_text(_SUITE, encoding="utf-8")
-            # The settings of whatever project the user is in are not ours.
-            settings.write_text("[pytest]\n", encoding="utf-8")
-            chosen = [] if only is None else ["-k", only]
-            code = pytest.main(
-                ["-q", "-c", str(settings), "--rootdir", folder, "-p", "no:cacheprovider", *chosen, "--benchmark-enable",
-                 "--benchmark-columns=median,iqr,rounds", f"--benchmark-json={stored}", "--import-mode=importlib", str(suite)]
-            )  # fmt: skip
-            if code == 0 and json_file is not None:
-                append(json_file, _rows(json.loads(stored.read_text(encoding="utf-8"))))
+    with tempfile.TemporaryDirectory() as folder:
+        stored = Path(folder) / "benchmark.json"
+        suite, settings = Path(folder) / "test_micro.py", Path(folder) / "none.ini"
+        suite.write_text(_SUITE, encoding="utf-8")
+        # The settings of whatever project the user is in are not ours.
+        settings.write_text("[pytest]\n", encoding="utf-8")
+        chosen = [] if only is None else ["-k", only]
+        code = pytest.main(
+            ["-q", "-c", str(settings), "--rootdir", folder, "-p", "no:cacheprovider", *chosen, "--benchmark-enable",
+             "--benchmark-columns=median,iqr,rounds", f"--benchmark-json={stored}", "--import-mode=importlib", str(suite)]
+        )  # fmt: skip
+        if code == 0 and json_file is not None:
+            append(json_file, _rows(json.loads(stored.read_text(encoding="utf-8"))))
     if code != 0:
         raise typer.Exit(1)
 
@@ -158,6 +156,7 @@ def _rows(report: dict[str, Any]) -> "list[BenchRow]":
     ]
 
 
+@command()
 def traffic(
     precision: Annotated[str, typer.Option("--precision", help="Of our transformer.")] = "bf16",
     movers: Annotated[int, typer.Option("--movers", min=1, help="Operations listed for each program.")] = 8,
@@ -174,9 +173,8 @@ def traffic(
         measure_isoframe,
     )
 
-    with readable_errors(debug=False):
-        check_choice("--precision", precision, LIMITS)
-        ours, theirs = measure_isoframe(precision), measure_diffusers()
+    check_choice("--precision", precision, LIMITS)
+    ours, theirs = measure_isoframe(precision), measure_diffusers()
     is_reached = ours.num_bytes <= LIMITS[precision]
     is_believable = abs(theirs.num_bytes / DIFFUSERS_BYTES - 1) <= DIFFUSERS_TOLERANCE
     _print_traffic(f"isoframe {precision}", ours, movers)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...engine.request.config import EngineConfig, check_choice
-from ..records.options import Output, SomeModel, Weights, grouped, options, readable_errors
+from ..records.options import Output, SomeModel, Weights, command, options
 
 if TYPE_CHECKING:
     from .step_bench import StepBench
@@ -23,7 +23,7 @@ _Attention = Annotated[list[str] | None, typer.Option("--attention", help="Repea
 _StepCache = Annotated[list[str] | None, typer.Option("--step-cache", help="Repeatable.")]
 
 
-@grouped
+@command()
 def step(
     output: Output,
     weights: Weights = "model",
@@ -37,7 +37,6 @@ def step(
     device: options.Device = "auto",
     vram: options.Vram = None,
     ram: options.Ram = None,
-    debug: options.Debug = False,
 ) -> None:
     """Denoise some sections, without VAE and file: s/it, s/frame, s/section. Exit 1 where an operation is wrong."""
     from ...engine.device import resolve_device
@@ -45,31 +44,30 @@ def step(
     from .step_bench import StepBench
     from .step_pace import Variant
 
-    with readable_errors(debug=debug):
-        check_choice("--weights", weights, ("model", "random"))
-        output.check()
-        found = resolve_device(device)
-        bench = StepBench(
-            source=model or ("framepack-13b" if weights == "random" else "demo"),
-            is_random=weights == "random",
-            size=options.parse_size(size),
-            num_steps=steps,
-            num_sections=sections,
-            config=EngineConfig(device=str(found), vram=vram, ram=ram),
-        )
-        typer.echo(f"{bench.describe()}; {bench.gate.text}")
-        if not bench.gate.is_green:
-            # A pace of wrong results would be believed.
-            raise typer.Exit(1)
-        fallback = "fp32" if found.type == "cpu" else "bf16"
-        chosen = product(precision or [fallback], attention or ["auto"], step_cache or ["none"])
-        variants = [
-            Variant(precision=name, attention=backend, step_cache=cache) for name, backend, cache in chosen
-        ]
-        is_right = _run(bench, variants)
-        if bench.results:
-            rows = bench.rows()
-            output.store(rows, lambda path: write_step_report(path, bench.describe(), bench.results, rows))
+    check_choice("--weights", weights, ("model", "random"))
+    output.check()
+    found = resolve_device(device)
+    bench = StepBench(
+        source=model or ("framepack-13b" if weights == "random" else "demo"),
+        is_random=weights == "random",
+        size=options.parse_size(size),
+        num_steps=steps,
+        num_sections=sections,
+        config=EngineConfig(device=str(found), vram=vram, ram=ram),
+    )
+    typer.echo(f"{bench.describe()}; {bench.gate.text}")
+    if not bench.gate.is_green:
+        # A pace of wrong results would be believed.
+        raise typer.Exit(1)
+    fallback = "fp32" if found.type == "cpu" else "bf16"
+    chosen = product(precision or [fallback], attention or ["auto"], step_cache or ["none"])
+    variants = [
+        Variant(precision=name, attention=backend, step_cache=cache) for name, backend, cache in chosen
+    ]
+    is_right = _run(bench, variants)
+    if bench.results:
+        rows = bench.rows()
+        output.store(rows, lambda path: write_step_report(path, bench.describe(), bench.results, rows))
     if not is_right:
         raise typer.Exit(1)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ...engine.request.config import ORDERS, check_choice
-from ..records.options import Cases, JsonFile, append, check_choices, options, readable_errors
+from ..records.options import Cases, JsonFile, append, check_choices, command, options
 
 _What = Annotated[
     str,
@@ -26,6 +26,7 @@ _Offload = Annotated[
 ]
 
 
+@command()
 def peers(
     what: _What = "section",
     model: options.Model = "demo",
@@ -39,7 +40,6 @@ def peers(
     vram: options.Vram = None,
     device: options.Device = "auto",
     json_file: JsonFile = None,
-    debug: options.Debug = False,
 ) -> None:
     """Run diffusers' FramePack and ours on the same weights and inputs, in turn: a section, or a whole video.
 
@@ -49,26 +49,24 @@ def peers(
     from .peers_bench import PeersBench
     from .section import MAX_ERRORS
 
-    with readable_errors(debug=debug):
-        check_choice("--what", what, ("section", "pipeline"))
-        check_choice("--order", order, ORDERS)
-        found = resolve_device(device)
-        precisions = precision or ["fp32" if found.type == "cpu" else "bf16"]
-        check_choices("--precision", precisions, list(MAX_ERRORS))
-        bench = PeersBench(
-            model=model, device=found, size=options.parse_size(size), steps=steps, repeats=repeats
-        )
-        for name in precisions:
-            if what == "section":
-                line, rows = bench.compare_sections(name)
-            else:
-                line, rows = bench.compare_videos(
-                    name, seconds=seconds, order=order, is_offloaded=offload, vram=vram
-                )
-            typer.echo(line)
-            append(json_file, rows)
+    check_choice("--what", what, ("section", "pipeline"))
+    check_choice("--order", order, ORDERS)
+    found = resolve_device(device)
+    precisions = precision or ["fp32" if found.type == "cpu" else "bf16"]
+    check_choices("--precision", precisions, list(MAX_ERRORS))
+    bench = PeersBench(model=model, device=found, size=options.parse_size(size), steps=steps, repeats=repeats)
+    for name in precisions:
+        if what == "section":
+            line, rows = bench.compare_sections(name)
+        else:
+            line, rows = bench.compare_videos(
+                name, seconds=seconds, order=order, is_offloaded=offload, vram=vram
+            )
+        typer.echo(line)
+        append(json_file, rows)
 
 
+@command()
 def forward(
     case: Cases = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Steps of each; the median counts.")] = 20,
@@ -77,12 +75,11 @@ def forward(
     """Time one denoising step against diffusers' class, same weights, on the CPU; exit 1 above the limit."""
     from . import step
 
-    with readable_errors(debug=False):
-        check_choices("--case", case, list(step.CASES))
-        results = {}
-        for name in case or step.CASES:
-            results[name] = step.compare_steps(step.CASES[name], repeats)
-            typer.echo(step.describe(step.CASES[name], results[name]))
-        append(json_file, step.forward_rows(results))
+    check_choices("--case", case, list(step.CASES))
+    results = {}
+    for name in case or step.CASES:
+        results[name] = step.compare_steps(step.CASES[name], repeats)
+        typer.echo(step.describe(step.CASES[name], results[name]))
+    append(json_file, step.forward_rows(results))
     if any(result.ratio > step.CASES[name].max_ratio for name, result in results.items()):
         raise typer.Exit(1)

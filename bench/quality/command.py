@@ -1,4 +1,7 @@
-"""``isoframe bench`` quality and magcache: the demo model against the truth of its world, and a step cache's ratios."""
+"""``isoframe bench`` quality and magcache: the demo model against the truth of its world, and a step cache's ratios.
+
+``isoframe codebook``, a command of its own: centroids for history discretisation.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...engine.request.config import ORDERS, check_choice
-from ..records.options import JsonFile, check_choices, options, readable_errors
+from ..records.options import JsonFile, check_choices, command, options
 
 if TYPE_CHECKING:
     from ...engine import Engine
@@ -52,6 +55,7 @@ _Schedule = Annotated[
 ]
 
 
+@command()
 def quality(
     what: _What = "truth",
     order: _Order = None,
@@ -73,22 +77,22 @@ def quality(
     from .option_errors import OPTIONS
     from .printed_results import QualityView, TruthView
 
-    with readable_errors(debug=False):
-        check_choice("--what", what, ("truth", "drift", "errors"))
-        check_choices("--order", order, (*ORDERS, "endpoints", "planned") if what == "truth" else ORDERS)
-        check_choices("--option", option, list(OPTIONS))
-        view = QualityView(pairs=pairs, steps=steps, sheet=sheet, json_file=json_file)
-        if what == "drift":
-            view.show_drift(seconds)
-        elif what == "errors":
-            first_order, sections = (order or ["forward"])[0], max(round(seconds / 1.2), 1)
-            view.show_errors(model=model, options=option or (), order=first_order, sections=sections)
-        else:
-            truth = TruthView(view, seconds, history_codebook, schedule)
-            if not truth.show(order or ORDERS, option or (), baselines):
-                raise typer.Exit(1)
+    check_choice("--what", what, ("truth", "drift", "errors"))
+    check_choices("--order", order, (*ORDERS, "endpoints", "planned") if what == "truth" else ORDERS)
+    check_choices("--option", option, list(OPTIONS))
+    view = QualityView(pairs=pairs, steps=steps, sheet=sheet, json_file=json_file)
+    if what == "drift":
+        view.show_drift(seconds)
+    elif what == "errors":
+        first_order, sections = (order or ["forward"])[0], max(round(seconds / 1.2), 1)
+        view.show_errors(model=model, options=option or (), order=first_order, sections=sections)
+    else:
+        truth = TruthView(view, seconds, history_codebook, schedule)
+        if not truth.show(order or ORDERS, option or (), baselines):
+            raise typer.Exit(1)
 
 
+@command()
 def magcache(
     model: options.Model = "demo",
     order: Annotated[
@@ -111,24 +115,23 @@ def magcache(
     from ...engine.demo import EXAMPLES, find_example
     from .magnitude_ratios import MagnitudeProbe, measure_magnitudes, recording
 
-    with readable_errors(debug=False):
-        check_choices("--order", order, ORDERS)
-        pairs = [find_example(path.stem) for path in sorted(EXAMPLES.glob("*.png"))]
-        if image is not None:
-            pairs = [(image, prompt)]
-        probes: list[MagnitudeProbe] = []
-        config = EngineConfig(device=device, precision=precision, cache_dir=cache_dir)
-        engine = Engine.load(model, config=config, step_caches=recording(probes))
-        for name in order or ORDERS:
-            result = measure_magnitudes(
-                engine,
-                probes,
-                [
-                    Request(image=str(path), prompt=text, seconds=seconds, order=name, num_steps=steps)
-                    for path, text in pairs
-                ],
-            )
-            _keep(engine, result, model=model, num_videos=len(pairs))
+    check_choices("--order", order, ORDERS)
+    pairs = [find_example(path.stem) for path in sorted(EXAMPLES.glob("*.png"))]
+    if image is not None:
+        pairs = [(image, prompt)]
+    probes: list[MagnitudeProbe] = []
+    config = EngineConfig(device=device, precision=precision, cache_dir=cache_dir)
+    engine = Engine.load(model, config=config, step_caches=recording(probes))
+    for name in order or ORDERS:
+        result = measure_magnitudes(
+            engine,
+            probes,
+            [
+                Request(image=str(path), prompt=text, seconds=seconds, order=name, num_steps=steps)
+                for path, text in pairs
+            ],
+        )
+        _keep(engine, result, model=model, num_videos=len(pairs))
 
 
 def _keep(engine: "Engine", result: "MagnitudeResult", *, model: str, num_videos: int) -> None:
@@ -152,3 +155,34 @@ def _keep(engine: "Engine", result: "MagnitudeResult", *, model: str, num_videos
     )
     typer.echo(f"  {''.join('s' if is_skipped else 'C' for is_skipped in schedule)}  (C computed, s skipped)")
     typer.echo(f"  {path}")
+
+
+@command()
+def codebook(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="LATENTS...", help="Files that `generate --latents` wrote.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The codebook to write, .safetensors.")],
+    centroids: Annotated[
+        int, typer.Option("--centroids", min=1, help="How many; fewer keep less of the history.")
+    ] = 128,
+    seed: Annotated[int, typer.Option("--seed", help="Of the first centroids.")] = 0,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Fit K centroids of latent pixels, for generate --history-codebook (experimental)."""
+    from ...engine.files import check_latents_path, write_error
+    from ...engine.sampling.codebook import Codebook
+    from .codebook_fit import fit_codebook, read_points, save_codebook
+
+    check_latents_path(out, overwrite=overwrite)
+    points = read_points(files)
+    fitted = fit_codebook(points, centroids, seed=seed)
+    try:
+        save_codebook(out, fitted, [path.name for path in files])
+    except OSError as error:
+        raise write_error(error, out) from error
+    spread = (points - points.mean(dim=0)).square().sum()
+    error_share = (Codebook.load(out).nearest(points) - points).square().sum() / spread
+    typer.echo(
+        f"{out}: {centroids} centroids of {len(points)} latent pixels, {error_share:.1%} of the variance lost"
+    )

@@ -1,23 +1,20 @@
 """What the commands of ``isoframe bench`` have in common: options, groups of options, and where results go."""
 
-import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ...engine.interfaces.commands.terminal import options
-from ...engine.interfaces.commands.terminal.failures import readable_errors
+from ...engine.interfaces.commands.terminal.command import command
 from ...engine.request.config import check_choice
 
 if TYPE_CHECKING:
-    from ...engine.request.config import EngineConfig
     from .rows import BenchRow
 
-__all__ = ["check_choices", "options", "readable_errors"]
+__all__ = ["command", "options"]
 
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Append the results to FILE as JSON lines.")
@@ -42,29 +39,6 @@ SomeModel = Annotated[
         help="demo, framepack-13b, a Hub id or a folder (default: demo; framepack-13b where only its shape is needed).",
     ),
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """What a model computes on, and how."""
-
-    device: options.Device = "auto"
-    precision: options.Precision = None
-    attention: options.Attention = "auto"
-    vram: options.Vram = None
-    ram: options.Ram = None
-
-    def config(self) -> "EngineConfig":
-        """For ``Engine.load``."""
-        from ...engine.request.config import EngineConfig
-
-        return EngineConfig(
-            device=self.device,
-            precision=self.precision,
-            attention=self.attention,
-            vram=self.vram,
-            ram=self.ram,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,29 +82,3 @@ def check_choices(argument: str, values: Sequence[str] | None, choices: Sequence
     """Raise ConfigError unless every one of ``values`` is among ``choices``."""
     for value in values or ():
         check_choice(argument, value, choices)
-
-
-def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameters that are dataclasses are told to typer field by field, as options of their own."""
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
-    flat: dict[str, inspect.Parameter] = {}
-    for name, parameter in inspect.signature(command).parameters.items():
-        own = [parameter.replace(annotation=hints[name])]
-        if name in groups:
-            types = get_type_hints(groups[name], include_extras=True)
-            own = [
-                parameter.replace(name=field.name, default=field.default, annotation=types[field.name])
-                for field in fields(groups[name])
-            ]
-        flat |= {one.name: one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own}
-
-    @wraps(command)
-    def run(**values: Any) -> None:
-        for name, group in groups.items():
-            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
-        command(**values)
-
-    run.__signature__ = inspect.Signature(list(flat.values()))  # type: ignore[attr-defined]  # typer reads it
-    run.__annotations__ = {name: parameter.annotation for name, parameter in flat.items()}
-    return run

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from .codebook import codebook
 from .convert import convert
 from .demo import demo
 from .doctor import doctor
@@ -33,7 +32,6 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     for command in (
-        codebook,
         convert,
         demo,
         doctor,
@@ -53,7 +51,11 @@ def build_app() -> typer.Typer:
     app.add_typer(jobs, name="jobs")
     plugins = {plugin.name: plugin for plugin in metadata.entry_points(group=PLUGIN_GROUP)}
     for name, plugin in sorted(plugins.items()):
-        app.add_typer(plugin.load(), name=name)
+        loaded = plugin.load()
+        if isinstance(loaded, typer.Typer):
+            app.add_typer(loaded, name=name)
+        else:
+            app.command(name)(loaded)
     return app
 
 

@@ -5,30 +5,19 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from seen_groups import latents_of, watch_groups
 from typer.testing import CliRunner
 
+from isoframe.bench.quality.codebook_fit import read_points, save_codebook
+from isoframe.bench.quality.command import codebook as codebook_command
 from isoframe.engine import ConfigError, Engine, EngineConfig, InputError, Request, SamplingConfig
-from isoframe.engine.interfaces.commands.command_line import build_app
 from isoframe.engine.reproduction import Recipe, reproduce
 from isoframe.engine.request.sections import plan_sections
-from isoframe.engine.sampling.codebook import Codebook, fit_codebook, read_points, save_codebook
+from isoframe.engine.sampling.codebook import Codebook
 from isoframe.engine.sampling.history import History
 
 BOUNCE = Path(__file__).parents[3] / "examples" / "bounce.png"
-
-
-def test_k_means_finds_separate_clusters_and_repeats_itself() -> None:
-    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
-    points = (centres[:, None] + 0.1 * torch.randn(3, 50, 2)).flatten(0, 1)
-    fitted = fit_codebook(points, 3, seed=2)
-    assert torch.cdist(centres, fitted).amin(dim=1).max() < 0.1
-    assert torch.equal(fitted, fit_codebook(points, 3, seed=2))
-    assert torch.allclose(fit_codebook(points, 1)[0], points.mean(dim=0), atol=1e-5)
-    many = fit_codebook(points, 150)
-    assert torch.cdist(points, many).amin(dim=1).mean() < 0.05
-    with pytest.raises(InputError, match="from 1 to 150 centroids for so many points, got 151"):
-        fit_codebook(points, 151)
 
 
 def test_the_history_moves_to_its_nearest_centroids_and_start_and_empty_frames_stay() -> None:
@@ -66,8 +55,10 @@ def test_a_job_with_a_codebook_sees_centroids_and_is_resumed_and_reproduced(
         return Request(**fields | changes)
 
     engine.render(request_of(), tmp_path / "plain.mp4", latents_path=tmp_path / "plain.safetensors")
+    app = typer.Typer()
+    app.command()(codebook_command)
     result = CliRunner().invoke(
-        build_app(), ["codebook", str(tmp_path / "plain.safetensors"), "--centroids", "9", "-o", str(tmp_path / "c.safetensors")]
+        app, [str(tmp_path / "plain.safetensors"), "--centroids", "9", "-o", str(tmp_path / "c.safetensors")]
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "9 centroids of 256 latent pixels" in result.output.replace("\n", " ")

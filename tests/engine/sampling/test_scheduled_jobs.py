@@ -14,6 +14,7 @@ from seen_groups import latents_of, positions_of, watch_groups
 from torch import Tensor
 from typer.testing import CliRunner
 
+from isoframe.bench.quality.codebook_fit import save_codebook
 from isoframe.engine import Conditioning, ConfigError, Engine, EngineConfig, JobEvent, Request, SamplingConfig
 from isoframe.engine.families.framepack.packing import ContextGroup
 from isoframe.engine.generation.model_lookup import find_model
@@ -27,7 +28,6 @@ from isoframe.engine.reproduction import Recipe, reproduce
 from isoframe.engine.request.config import ALL_ORDERS
 from isoframe.engine.request.schedule import Schedule, check_sides, published_schedule
 from isoframe.engine.request.sections import SectionPlan, most_tail_frames, plan_sections
-from isoframe.engine.sampling.codebook import save_codebook
 from isoframe.engine.sampling.history import History, SampledSections, needed_sections
 
 EXAMPLES = Path(__file__).parents[3] / "examples"

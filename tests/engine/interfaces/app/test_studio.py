@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from video_server import KeptWorkers, load
 
+from isoframe.bench.quality.codebook_fit import save_codebook
 from isoframe.engine import ConfigError, Engine, InputError, Request
 from isoframe.engine.demo import find_example, list_examples
 from isoframe.engine.interfaces.app.drawings import (
@@ -31,7 +32,6 @@ from isoframe.engine.interfaces.server.videos.service import VideoService
 from isoframe.engine.jobs.record import JobRecord
 from isoframe.engine.jobs.run import Redo
 from isoframe.engine.media.video import read_video_info
-from isoframe.engine.sampling.codebook import save_codebook
 
 
 @pytest.fixture(scope="module")
