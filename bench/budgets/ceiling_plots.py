@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
-from ..constant.plots import HOST_COLOUR, MEMORY_CURVES, PHASE_COLOURS, phase_patches
 from ..meters.memory_timeline import TimelineSample
-from ..records.html_page import draw, to_svg
+from ..records.figures import HOST_COLOUR, MEMORY_CURVES, PHASE_COLOURS, draw, phase_patches, to_svg
 from .ceilings import Ceilings
 
 if TYPE_CHECKING:

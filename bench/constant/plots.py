@@ -1,32 +1,16 @@
 """Plots of a constant-cost measurement as SVG, with the page's own fonts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..meters.job_cost import SECTION_PHASES, JobCost, PhaseCost
-from ..records.html_page import draw, to_svg
+from ..records.figures import HOST_COLOUR, MEMORY_CURVES, PHASE_COLOURS, draw, phase_patches, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.patches import Patch
 
 _MIB = 2**20
-# Colour-blind safe (Okabe and Ito), in the order of the phases; then those outside of sections.
-PHASE_COLOURS: Mapping[str, str] = {
-    **dict(
-        zip(SECTION_PHASES, ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#999999"), strict=True)
-    ),
-    "text": "#F0E442",
-    "image": "#56B4E9",
-    "prepare": "#666666",
-}
 _LENGTH_COLOURS = ("#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b", "#041f44", "#000000")
-MEMORY_CURVES = (
-    ("allocated", "allocated (tensors)", "#0072B2"),
-    ("reserved", "reserved (allocator)", "#E69F00"),
-    ("device_used", "in use on the device (all programs)", "#D55E00"),
-)
-HOST_COLOUR = "#333333"
 # Sections whose phases can still be told apart by eye.
 _MAX_BANDS = 8
 
@@ -102,15 +86,3 @@ def _draw_memory(axes: "Axes", phases: Sequence[PhaseCost]) -> None:
             axes.plot(edges[1:], [value / _MIB for value in values], color=colour, linewidth=1, label=label)
     axes.set(ylabel="MiB")
     axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
-
-
-def phase_patches(phases: Iterable[str]) -> "list[Patch]":
-    """A legend's patches for the phases among ``phases`` that have a colour."""
-    from matplotlib.patches import Patch
-
-    known = set(phases)
-    return [
-        Patch(color=colour, alpha=0.4, label=phase)
-        for phase, colour in PHASE_COLOURS.items()
-        if phase in known
-    ]

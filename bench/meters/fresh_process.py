@@ -1,6 +1,6 @@
 """A measurement in a process of its own: what an earlier one left in memory cannot help or harm it.
 
-Whether a measurement failed for lack of memory, which says something about a budget, or for another reason.
+Where one fails for lack of memory, that says something about a budget; another failure does not.
 """
 
 import json

@@ -4,7 +4,8 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 
-from ..records.html_page import Table, draw, to_svg, write_report
+from ..records.figures import draw, to_svg
+from ..records.html_page import Table, write_report
 from ..records.rows import BenchRow, Gate, Setting, activation_dtype, make_rows
 from .step_pace import StepResult
 

@@ -1,7 +1,4 @@
-"""The card and the attention in the middle of the work: a card at rest tells nothing.
-
-Why a card does less than it should: what the driver saw while it worked, and how the step was run.
-"""
+"""Why a card does less than it should: what the driver tells of it in the middle of the work, and how the step was run."""
 
 import statistics
 import sys

@@ -1,7 +1,4 @@
-"""The pace of denoising at real shapes: steps and sections of one model, in every unit that people use.
-
-One variant of a model's denoising, and what was measured of it.
-"""
+"""The pace of one variant of a model's denoising: steps and sections at real shapes, in every unit that people use."""
 
 import statistics
 import time

@@ -2,9 +2,7 @@
 
 Everything is a formula of the frame number, so the truth about any frame is known. Every motion repeats
 after PERIOD frames, one section of FramePack: the phase of a section follows from its start frame alone, for any
-number of sections and in both orders.
-
-Signed distances of the drawn shapes; negative inside, in canvas pixels.
+number of sections and in both orders. Shapes are drawn from signed distances, negative inside, in canvas pixels.
 """
 
 import colorsys
@@ -19,6 +17,23 @@ from torch import Tensor
 SHAPES = ("circle", "square", "triangle", "star")
 # Turns after which a shape looks the same; the circle does not show its rotation.
 SYMMETRIES = {"square": 4, "triangle": 3, "star": 5}
+CANVAS = 64
+PERIOD = 36
+TRAVEL = 20.0
+COLORS = {
+    "red": (220, 40, 40),
+    "green": (40, 170, 70),
+    "blue": (50, 90, 230),
+    "yellow": (245, 225, 50),
+    "purple": (150, 60, 200),
+    "orange": (245, 140, 30),
+    "white": (245, 245, 245),
+    "black": (20, 20, 20),
+}
+MOTIONS = ("moves right", "moves left", "moves up", "moves down", "bounces", "spins", "grows", "shrinks")
+_MIN_CONTRAST = 85.0
+
+Color = tuple[float, float, float]
 
 
 def signed_distance(shape: str, u: Tensor, v: Tensor, radius: Tensor) -> Tensor:
@@ -46,25 +61,6 @@ def signed_distance(shape: str, u: Tensor, v: Tensor, radius: Tensor) -> Tensor:
 def coverage(distance: Tensor) -> Tensor:
     """Share of a pixel that the shape covers, from the distance of its centre in pixels."""
     return (0.5 - distance).clamp(0, 1)
-
-
-CANVAS = 64
-PERIOD = 36
-TRAVEL = 20.0
-COLORS = {
-    "red": (220, 40, 40),
-    "green": (40, 170, 70),
-    "blue": (50, 90, 230),
-    "yellow": (245, 225, 50),
-    "purple": (150, 60, 200),
-    "orange": (245, 140, 30),
-    "white": (245, 245, 245),
-    "black": (20, 20, 20),
-}
-MOTIONS = ("moves right", "moves left", "moves up", "moves down", "bounces", "spins", "grows", "shrinks")
-_MIN_CONTRAST = 85.0
-
-Color = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

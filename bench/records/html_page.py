@@ -1,25 +1,14 @@
-"""A page of results that needs nothing but itself: HTML with SVG inside.
-
-Figures as SVG, with the page's own fonts.
-"""
+"""A page of results that needs nothing but itself: HTML with SVG inside."""
 
 import importlib.util
-import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from ...engine.errors import ConfigError
 from .rows import Basis, BenchRow
 from .trend import Status
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 
 _TEMPLATE = Path(__file__).resolve().parents[1] / "data" / "report.html"
 _LIBRARIES = ("jinja2", "matplotlib")
@@ -60,15 +49,6 @@ class MachineResult:
     is_green: bool
 
 
-def check_report_libraries() -> None:
-    """Raise :class:`ConfigError` with the pip line where what draws the page is missing."""
-    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"a report needs {' and '.join(missing)}: pip install {' '.join(missing)}, or the extra isoframe[bench]"
-        )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """Figures under a caption; the first column is text.
@@ -84,6 +64,15 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+
+
+def check_report_libraries() -> None:
+    """Raise :class:`ConfigError` with the pip line where what draws the page is missing."""
+    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"a report needs {' and '.join(missing)}: pip install {' '.join(missing)}, or the extra isoframe[bench]"
+        )
 
 
 def write_report(
@@ -205,39 +194,3 @@ def describe_environment(rows: Sequence[BenchRow]) -> list[tuple[str, str]]:
         ("command", rows[-1].command),
         ("date", rows[-1].date),
     ]
-
-
-@contextmanager
-def draw(num_rows: int) -> "Iterator[tuple[Figure, Sequence[Axes]]]":
-    """A figure of ``num_rows`` plots; neither a window system nor global state is touched."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    # Any: its stubs list every key as a literal.
-    settings: Any = {
-        "svg.fonttype": "none",
-        # The same figures give the same file.
-        "svg.hashsalt": "isoframe",
-        "font.family": "sans-serif",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.25,
-        "legend.frameon": True,
-        "legend.fontsize": 8,
-        "figure.facecolor": "none",
-    }
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(9, 2.9 * num_rows), layout="constrained")
-        axes = figure.subplots(num_rows, squeeze=False)[:, 0]
-        yield figure, list(axes)
-
-
-def to_svg(figure: "Figure") -> str:
-    """The figure as an element of a page."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    # Inside HTML there is no room for an XML prologue.
-    return svg[svg.index("<svg") :]

@@ -1,6 +1,6 @@
-"""The committed results as Markdown: every figure with its interval, its machine and how it came about.
+"""The committed results as Markdown: docs/benchmarks.md, and of them what docs/precision.md says of every precision.
 
-docs/precision.md: what every precision stores, how it computes, and what that changes on the demo model.
+Every figure comes with its interval, its machine and how it came about.
 """
 
 from collections import defaultdict

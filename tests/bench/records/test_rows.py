@@ -11,12 +11,11 @@ import pytest
 from bench_rows import ENVIRONMENT, ROW
 
 from isoframe.bench.records.environment import Environment
+from isoframe.bench.records.row_schema import find_violations, load_schema
 from isoframe.bench.records.rows import (
     BenchRow,
     Gate,
     append_rows,
-    find_violations,
-    load_schema,
     now,
     read_rows,
     this_command,
@@ -76,7 +75,7 @@ def test_an_incomplete_row_is_not_written(tmp_path: Path, row: BenchRow, message
     assert not (tmp_path / "rows.jsonl").exists()
 
 
-@pytest.mark.parametrize("name", load_schema("row")["required"])
+@pytest.mark.parametrize("name", load_schema()["required"])
 def test_a_line_that_lacks_a_field_is_not_read(tmp_path: Path, name: str) -> None:
     content = json.loads(ROW.to_json())
     del content[name]
@@ -93,10 +92,20 @@ def test_a_foreign_file_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_schema_and_class_have_the_same_fields() -> None:
-    schema = load_schema("row")
+    schema = load_schema()
     assert set(schema["required"]) == set(schema["properties"])
     assert set(schema["properties"]) == {*BenchRow.__dataclass_fields__, "version", "median"}
     assert set(schema["properties"]["environment"]["properties"]) <= set(Environment.__dataclass_fields__)
+
+
+def test_jsonschema_agrees_with_our_reading_of_the_schema() -> None:
+    validator = pytest.importorskip("jsonschema").Draft202012Validator(load_schema())
+    content = json.loads(ROW.to_json())
+    assert validator.is_valid(content)
+    for name in content:
+        others = {**content, name: None}
+        assert not validator.is_valid(others)
+        assert list(find_violations(others, load_schema()))
 
 
 def test_committed_results_fit_the_schema() -> None:
