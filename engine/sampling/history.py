@@ -102,6 +102,11 @@ class History:
         for plan in plans:
             self._last_use |= dict.fromkeys(plan.seen.frames(), plan.index)
         self._passing = self._snapped(passing or {})
+        there = {0, *(given or ()), *(frame for plan in plans for frame in plan.frames)}
+        # Frames that never come are held, empty, until nobody sees them: memory is the same from the first section on.
+        self._absent = {
+            place: torch.zeros_like(self._start) for place in self._last_use if place not in there
+        }
         self.frames: dict[int, Tensor] = {}
         self.means: dict[int, Tensor] = {}
         self._folded, self._num_folded = torch.zeros_like(self._start[:, 0, 0], dtype=torch.float64), 0
@@ -188,6 +193,9 @@ class History:
             place: frame
             for place, frame in (self.frames | frames).items()
             if self._last_use.get(place, -1) > index
+        }
+        self._absent = {
+            place: frame for place, frame in self._absent.items() if self._last_use[place] > index
         }
         folded, kept = self._tails.after(index)
         means = self.means | {
