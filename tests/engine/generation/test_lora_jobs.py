@@ -198,7 +198,7 @@ def test_a_file_is_read_once_and_again_when_it_has_changed(
     reads: list[object] = []
     read = lora_library.read_lora
     monkeypatch.setattr(
-        lora_library, "read_lora", lambda path, shapes: reads.append(path) or read(path, shapes)
+        lora_library, "read_lora", lambda path, *names: reads.append(path) or read(path, *names)
     )
     path = tmp_path / "mine.safetensors"
     path.write_bytes((folder / "style.safetensors").read_bytes())
