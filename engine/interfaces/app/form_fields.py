@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from ...request.fields import Offered
+from ...request.sampling_config import ORDERS, STEP_CACHES
 from .form import PLAIN, Form
 from .refusals import leave_unchecked, told
 from .studio import QUALITIES, Studio, draw_seed
@@ -127,15 +128,13 @@ def _sampling_fields() -> dict[str, Any]:
     first = QUALITIES[_QUALITY]
     steps = gr.Slider(1, 100, value=first["num_steps"], step=1, label="Steps", elem_id="steps")
     cache = gr.Radio(
-        ["none", "teacache", "magcache"],
+        list(STEP_CACHES),
         value=str(first["step_cache"]),
         label="Step cache",
         info="Skips steps that would change little: faster, approximate.",
     )
     guidance = gr.Slider(1, 32, value=10, step=0.1, label="Guidance")
-    order = gr.Radio(
-        ["auto", "inverted", "forward"], value="auto", label="Order", info="inverted makes the end first"
-    )
+    order = gr.Radio(["auto", *ORDERS], value="auto", label="Order", info="inverted makes the end first")
     return {"num_steps": steps, "step_cache": cache, "guidance_scale": guidance, "order": order}
 
 
