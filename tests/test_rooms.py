@@ -1,11 +1,14 @@
 """The rooms point one way, none knows itself in a circle, and the documentation shows them as they are."""
 
+import re
+
 import grimp
 import pytest
 from rooms import (
     BASE,
     LEVELS,
     PAGE,
+    ROOT,
     circle,
     description,
     files_of,
@@ -77,3 +80,29 @@ def test_a_page_that_lacks_a_room_is_caught() -> None:
     shown = rooms_page()
     line = next(line for line in shown.splitlines() if line.startswith("| engine/sampling |"))
     assert page_with(shown.replace(line + "\n", "")) != PAGE.read_text(encoding="utf-8")
+
+
+def missing_paths(text: str) -> list[str]:
+    """Files and modules of the project that ``text`` names and that are not there."""
+    files = re.findall(r"(?<![\w/.-])(?:bench|engine|examples|kernels|quant|tests)/[\w/]+\.\w+", text)
+    modules = re.findall(r"\bisoframe((?:\.\w+)+)(?<!\.json)", text)
+    missing = [name for name in files if not (ROOT / name).exists()]
+    return missing + [f"isoframe{name}" for name in modules if not has_module(name[1:].split("."))]
+
+
+def has_module(parts: list[str]) -> bool:
+    """Whether the longest part of a dotted name that may be a module is one: its last word may be a name inside."""
+    folders = [ROOT.joinpath(*parts[:length]) for length in (len(parts), len(parts) - 1) if length]
+    return any(path.is_dir() or path.with_suffix(".py").is_file() for path in folders)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_what_a_page_names_is_there(page: str) -> None:
+    assert missing_paths((ROOT / page).read_text(encoding="utf-8")) == []
+
+
+def test_names_that_are_not_there_are_caught() -> None:
+    text = "`engine/sampling/denoiser.py` `engine/denoiser.py` isoframe.engine.Engine isoframe.engine.packing.PATCH isoframe.kernels"
+    assert missing_paths(text) == ["engine/denoiser.py", "isoframe.engine.packing.PATCH"]
