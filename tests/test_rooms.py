@@ -85,7 +85,7 @@ def test_a_page_that_lacks_a_room_is_caught() -> None:
 def missing_paths(text: str) -> list[str]:
     """Files and modules of the project that ``text`` names and that are not there."""
     files = re.findall(r"(?<![\w/.-])(?:bench|engine|examples|kernels|quant|tests)/[\w/]+\.\w+", text)
-    modules = re.findall(r"\bisoframe((?:\.\w+)+)(?<!\.json)", text)
+    modules = re.findall(r"\bisoframe(?!\.json)((?:\.\w+)+)", text)
     missing = [name for name in files if not (ROOT / name).exists()]
     return missing + [f"isoframe{name}" for name in modules if not has_module(name[1:].split("."))]
 
