@@ -4,7 +4,7 @@ import os
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from .fields import (
@@ -19,7 +19,7 @@ from .fields import (
     is_finite,
     setting,
 )
-from .guides import GuideImage, plan_guides, section_seconds
+from .guides import GuideImage, plan_guides
 from .prompts import PromptSpan, PromptTimeline, plan_prompts
 from .sampling_config import (
     ALL_ORDERS,
@@ -32,6 +32,7 @@ from .sampling_config import (
     SamplingConfig,
     SharedFields,
 )
+from .section_times import SectionTimes
 from .sizes import Size, parse_size
 
 if TYPE_CHECKING:
@@ -83,15 +84,6 @@ TUNED_SETTINGS = "launch_settings.json"
 # Why a door does not offer a field.
 _UPLOAD = {"server": "a second upload: a later version"}
 _LONGER = {"app": "finished videos are made longer with a button of their own"}
-
-
-class _Sections(TypedDict):
-    """Arguments of what places times on sections."""
-
-    num_sections: int
-    section_frames: int
-    fps: int
-    num_leading: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,12 +348,12 @@ class Request(SharedFields):
                 )
         if self.guide_images:
             self._check_guided("guide_images")
-        plan_guides(self.guide_images, **self._sections_of())
+        plan_guides(self.guide_images, self.section_times)
 
     @property
     def guide_places(self) -> tuple[int, ...]:
         """The section (video order, from 0) that begins at each guide image."""
-        return plan_guides(self.guide_images, **self._sections_of())
+        return plan_guides(self.guide_images, self.section_times)
 
     def _check_prompts(self) -> None:
         if not all(isinstance(span, PromptSpan) for span in self.prompt_spans):
@@ -371,19 +363,16 @@ class Request(SharedFields):
     def prompt_timeline(self) -> PromptTimeline:
         """Which prompt every section has."""
         return plan_prompts(
-            self.prompt,
-            self.prompt_spans,
-            **self._sections_of(),
-            blend_seconds=self.prompt_blend,
+            self.prompt, self.prompt_spans, self.section_times, blend_seconds=self.prompt_blend
         )
 
-    def _sections_of(self) -> "_Sections":
-        return {
-            "num_sections": self.num_sections,
-            "section_frames": 4 * self.latent_window_size,
-            "fps": self.fps,
-            "num_leading": self.num_leading_frames,
-        }
+    @property
+    def section_times(self) -> SectionTimes:
+        """When the sections begin."""
+        return SectionTimes(
+            num_sections=self.num_sections, section_frames=4 * self.latent_window_size, fps=self.fps,
+            num_leading=self.num_leading_frames,
+        )  # fmt: skip
 
     @property
     def num_leading_frames(self) -> int:
@@ -398,12 +387,7 @@ class Request(SharedFields):
 
     def section_seconds(self, place: int) -> float:
         """When section ``place`` (video order, from 0) begins, from the start of what is made."""
-        return section_seconds(
-            place,
-            section_frames=4 * self.latent_window_size,
-            fps=self.fps,
-            num_leading=self.num_leading_frames,
-        )
+        return self.section_times.start(place)
 
     @property
     def num_sections(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from .section_times import SectionTimes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,26 +26,14 @@ class GuideImage:
     time: float
 
 
-def plan_guides(
-    guides: Sequence[GuideImage], *, num_sections: int, section_frames: int, fps: float, num_leading: int
-) -> tuple[int, ...]:
-    """The section (video order, from 0) that begins at each guide image.
-
-    Args:
-        guides: in the order of their times.
-        num_sections: of the video.
-        section_frames: frames of a section.
-        fps: frames per second.
-        num_leading: see :attr:`Request.num_leading_frames`.
+def plan_guides(guides: Sequence[GuideImage], times: SectionTimes) -> tuple[int, ...]:
+    """The section (video order, from 0) that begins at each guide image, in the order of their times.
 
     Raises:
         ConfigError: a time is outside of the video, nearer to its start or end than to a border between two sections,
             before that of the guide image ahead of it, or snaps to the same border.
     """
-    borders = [
-        section_seconds(i, section_frames=section_frames, fps=fps, num_leading=num_leading)
-        for i in range(num_sections + 1)
-    ]
+    borders = times.borders()
     places = tuple(_snap(guide, borders) for guide in guides)
     for (one, place), (other, next_place) in itertools.pairwise(zip(guides, places, strict=True)):
         if other.time < one.time:
@@ -53,15 +42,10 @@ def plan_guides(
             )
         if place == next_place:
             raise ConfigError(
-                f"guide_images must be a section apart ({section_frames / fps:.2f} s), {one.time:g} s and {other.time:g} s "
+                f"guide_images must be a section apart ({times.section_seconds:.2f} s), {one.time:g} s and {other.time:g} s "
                 f"both snap to {borders[place]:.2f} s"
             )
     return places
-
-
-def section_seconds(place: int, *, section_frames: int, fps: float, num_leading: int) -> float:
-    """When section ``place`` (video order, from 0) begins; what leads the first one belongs to it."""
-    return (num_leading + section_frames * place) / fps if place else 0.0
 
 
 def _snap(guide: GuideImage, borders: Sequence[float]) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import ConfigError
+from .section_times import SectionTimes
 
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 _MARK = re.compile(rf"\[\s*{_NUMBER}\s*s\s*(?:[:-]\s*{_NUMBER}\s*s\s*)?\]")
@@ -106,24 +107,14 @@ def parse_prompt(prompt: str) -> tuple[str, tuple[PromptSpan, ...]]:
 
 
 def plan_prompts(
-    prompt: str,
-    spans: Sequence[PromptSpan],
-    *,
-    num_sections: int,
-    section_frames: int,
-    fps: float,
-    num_leading: int,
-    blend_seconds: float = 0.0,
+    prompt: str, spans: Sequence[PromptSpan], times: SectionTimes, *, blend_seconds: float = 0.0
 ) -> PromptTimeline:
     """The prompts of a video's sections.
 
     Args:
         prompt: base text, or the notation of :func:`parse_prompt`.
         spans: with times, instead of the notation.
-        num_sections: of the video.
-        section_frames: frames of a section.
-        fps: frames per second.
-        num_leading: see :attr:`Request.num_leading_frames`.
+        times: of the sections.
         blend_seconds: each section takes the mean of the prompts in force so long around its middle.
 
     Raises:
@@ -133,11 +124,13 @@ def plan_prompts(
     base, marked = parse_prompt(prompt)
     if marked and spans:
         raise ConfigError("prompt_spans must be empty where prompt has times such as [2.5s]")
-    bounds = [0.0, *((num_leading + section_frames * (i + 1)) / fps for i in range(num_sections))]
+    bounds = times.borders()
     ordered = sorted([*marked, *spans], key=lambda span: span.start)
-    _check_times(ordered, bounds[-1], section_frames / fps)
+    _check_times(ordered, bounds[-1], times.section_seconds)
     stretches = _fill(base, ordered, _snap(ordered, bounds), bounds)
-    return PromptTimeline(stretches=stretches, blend_sections=blend_seconds * fps / section_frames)
+    return PromptTimeline(
+        stretches=stretches, blend_sections=blend_seconds * times.fps / times.section_frames
+    )
 
 
 def _check_times(spans: Sequence[PromptSpan], video_end: float, section_seconds: float) -> None:

@@ -27,6 +27,7 @@ from isoframe.engine.jobs.folder import JobFolder
 from isoframe.engine.model.conditioning import blend_prompts
 from isoframe.engine.request.guides import GuideImage
 from isoframe.engine.request.prompts import parse_prompt, plan_prompts
+from isoframe.engine.request.section_times import SectionTimes
 
 # 4 sections of 1.2 s: 145 frames.
 FOUR = {"num_sections": 4, "section_frames": 36, "fps": 30, "num_leading": 1}
@@ -34,7 +35,7 @@ FOUR = {"num_sections": 4, "section_frames": 36, "fps": 30, "num_leading": 1}
 
 def texts(prompt: str, *spans: PromptSpan, **changes: Any) -> list[str]:
     """The prompt of every section, in video order."""
-    timeline = plan_prompts(prompt, spans, **FOUR | changes)
+    timeline = plan_prompts(prompt, spans, SectionTimes(**FOUR | changes))
     return [timeline.weights(section)[0][0] for section in range(timeline.num_sections)]
 
 
@@ -100,8 +101,8 @@ def test_shares_of_every_section_sum_to_one_and_a_blend_of_zero_is_pure(
 ) -> None:
     spans = [PromptSpan(text=str(start), start=start) for start in starts]
     timeline = plan_prompts(
-        "[0s] first" if not spans else "base", spans, num_sections=num_sections, section_frames=30, fps=30,
-        num_leading=1, blend_seconds=blend,
+        "[0s] first" if not spans else "base", spans,
+        SectionTimes(num_sections=num_sections, section_frames=30, fps=30, num_leading=1), blend_seconds=blend,
     )  # fmt: skip
     for section in range(num_sections):
         shares = [share for _, share in timeline.weights(section)]
@@ -111,7 +112,7 @@ def test_shares_of_every_section_sum_to_one_and_a_blend_of_zero_is_pure(
 
 
 def test_a_blend_weighs_prompts_by_their_distance() -> None:
-    timeline = plan_prompts("[0s] a [2.4s] b", (), **FOUR, blend_seconds=3.6)
+    timeline = plan_prompts("[0s] a [2.4s] b", (), SectionTimes(**FOUR), blend_seconds=3.6)
     shares = [dict(timeline.weights(section)).get("b", 0.0) for section in range(4)]
     assert shares == pytest.approx([0, 1 / 3, 2 / 3, 1])
 
