@@ -1,9 +1,5 @@
-"""Self-attention over the joint sequence of latent and condition tokens, from projection to heads.
+"""Self-attention over the joint sequence of latent and condition tokens, from projection to heads, in float or int8."""
 
-Self-attention on int8 queries and keys.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import int8_attention, int8_attention_fp8, qk_norm_rope, qk_norm_rope_int8
-from .attention_backends import BACKENDS, AttentionBackend, AttentionShape, Exactness, device_capability
+from .attention_backends import BACKENDS, AttentionBackend, Exactness, Requirements
 
 
 class SelfAttention(Protocol):
@@ -110,7 +106,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     return attended.transpose(1, 2).flatten(2)
 
 
-Capability = Callable[[torch.device], int]
+INT8_REQUIREMENTS = (
+    Requirements(name="int8", head_dims=(64, 128)),
+    Requirements(name="int8-fp8", head_dims=(64, 128), least=89),
+)
 
 
 class Int8Attention:
@@ -150,31 +149,3 @@ class Int8Attention:
         *quantized, self._key_means[block] = qk_norm_rope_int8(qk, *norms_and_tables, self._key_means[block])
         first_query, _, _ = queries.indices(qkv.shape[1])
         self._attention(*quantized, qkv[:, :, 2], out.unflatten(2, qkv.shape[3:]), first_query)
-
-
-def int8_obstacle(
-    shape: AttentionShape, device: torch.device, capability: Capability = device_capability
-) -> str | None:
-    """Why "int8" cannot run, or None; ``capability`` stands in for the device's own."""
-    return _obstacle("int8", 80, shape, device, capability)
-
-
-def int8_fp8_obstacle(
-    shape: AttentionShape, device: torch.device, capability: Capability = device_capability
-) -> str | None:
-    """Why "int8-fp8" cannot run, or None; ``capability`` stands in for the device's own."""
-    return _obstacle("int8-fp8", 89, shape, device, capability)
-
-
-def _obstacle(
-    name: str, least: int, shape: AttentionShape, device: torch.device, capability: Capability
-) -> str | None:
-    if shape.head_dim not in (64, 128):
-        return f"attention {name!r} takes heads of 64 or 128 channels, got {shape.head_dim}; use attention='sdpa'"
-    if device.type == "cuda" and capability(device) < least:
-        found = capability(device)
-        return (
-            f"attention {name!r} needs compute capability {least // 10}.{least % 10}, "
-            f"got {found // 10}.{found % 10}; use attention='sdpa' (--attention sdpa)"
-        )
-    return None

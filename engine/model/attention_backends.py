@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -32,6 +33,7 @@ class AttentionShape:
 
 
 Obstacle = Callable[[AttentionShape, torch.device], str | None]
+Run = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +49,7 @@ class AttentionBackend:
 
     name: str
     exactness: Exactness
-    run: Callable[[Tensor, Tensor, Tensor], Tensor]
+    run: Run
     obstacle: Obstacle
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -65,21 +67,24 @@ class AttentionBackend:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Library:
-    """What a backend of another package needs.
+class Requirements:
+    """What an attention needs of the machine and of a job.
 
     Attributes:
-        backend: name of the backend.
-        module: module that has the function.
-        install: pip line.
-        capabilities: compute capabilities, 10 * major + minor, that its kernels run on.
-        head_dims: channels of a head that they take.
+        name: of the attention.
+        module: of another package, which has the function; None for an attention of Isoframe, which any dtype and the
+            CPU have too.
+        install: pip line of the package.
+        least: compute capability on CUDA, 10 * major + minor.
+        most: newest compute capability that its kernels run on; None where newer cards run them too.
+        head_dims: channels of a head that it takes.
     """
 
-    backend: str
-    module: str
-    install: str
-    capabilities: range = range(80, 1000)
+    name: str
+    module: str | None = None
+    install: str = ""
+    least: int = 80
+    most: int | None = None
     head_dims: tuple[int, ...] = tuple(range(8, 257, 8))
 
     def obstacle(
@@ -88,25 +93,24 @@ class Library:
         device: torch.device,
         capability: "Callable[[torch.device], int] | None" = None,
     ) -> str | None:
-        """Why the backend cannot run ``shape`` on ``device``; ``capability`` stands in for the device's own."""
-        name = f"attention {self.backend!r}"
-        if device.type != "cuda":
-            return f"{name} needs a CUDA device, got {device}; use attention='sdpa' (--attention sdpa)"
-        try:
-            importlib.import_module(self.module)
-        except ImportError as error:
-            return f"{name} needs the module {self.module} ({error}): {self.install}"
-        if shape.dtype not in (torch.float16, torch.bfloat16):
-            dtype = str(shape.dtype).removeprefix("torch.")
-            return f"{name} computes in 16 bit, got {dtype}; use precision='bf16' (--precision bf16)"
+        """Why it cannot run ``shape`` on ``device``; ``capability`` stands in for the device's own."""
+        name, instead = f"attention {self.name!r}", "use attention='sdpa' (--attention sdpa)"
+        if self.module is not None:
+            if device.type != "cuda":
+                return f"{name} needs a CUDA device, got {device}; {instead}"
+            try:
+                importlib.import_module(self.module)
+            except ImportError as error:
+                return f"{name} needs the module {self.module} ({error}): {self.install}"
+            if shape.dtype not in (torch.float16, torch.bfloat16):
+                dtype = str(shape.dtype).removeprefix("torch.")
+                return f"{name} computes in 16 bit, got {dtype}; use precision='bf16' (--precision bf16)"
         if shape.head_dim not in self.head_dims:
-            return f"{name} does not take heads of {shape.head_dim} channels; use attention='sdpa' (--attention sdpa)"
-        found = (capability or device_capability)(device)
-        if found not in self.capabilities:
-            return (
-                f"{name} does not run on compute capability {found // 10}.{found % 10}; "
-                "use attention='sdpa' (--attention sdpa)"
-            )
+            return f"{name} does not take heads of {shape.head_dim} channels; {instead}"
+        found = (capability or device_capability)(device) if device.type == "cuda" else self.least
+        if not self.least <= found <= (self.most or found):
+            wanted = f"{self.least / 10}" + (f" to {self.most / 10}" if self.most else "")
+            return f"{name} needs compute capability {wanted}, got {found / 10}; {instead}"
         return None
 
 
@@ -154,77 +158,62 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-def _function(module: str, name: str) -> Callable[..., Any]:
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return function
-
-
-def _flash_attn_2(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    result: Tensor = _function("flash_attn", "flash_attn_func")(q, k, v, softmax_scale=q.shape[-1] ** -0.5)
-    return result
-
-
-def _flash_attn_3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    function = _function("flash_attn_interface", "flash_attn_func")
-    result = function(q, k, v, softmax_scale=q.shape[-1] ** -0.5)
-    # Early versions also return the log-sum-exp.
+def _run(module: str, function: str, scale: str, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """A function of another package, which takes the scale of the scores as its argument ``scale``."""
+    run = getattr(importlib.import_module(module), function)
+    result = run(q, k, v, **{scale: q.shape[-1] ** -0.5}, **options)
+    # Early versions of FlashAttention 3 also return the log-sum-exp.
     attended: Tensor = result[0] if isinstance(result, tuple) else result
     return attended
 
 
 def _sageattention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    function, scale = _function("sageattention", "sageattn"), q.shape[-1] ** -0.5
     # Version 1 subtracts the mean from the caller's k; version 2 changes the current device.
     with torch.cuda.device_of(q):
-        result: Tensor = function(q, k.clone(), v, tensor_layout="NHD", is_causal=False, sm_scale=scale)
-    return result
+        options = {"tensor_layout": "NHD", "is_causal": False}
+        return _run("sageattention", "sageattn", "sm_scale", q, k.clone(), v, **options)
 
 
-def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    function = _function("xformers.ops", "memory_efficient_attention")
-    result: Tensor = function(q, k, v, scale=q.shape[-1] ** -0.5)
-    return result
+def _of_package(needs: Requirements, exactness: Exactness, run: Run) -> AttentionBackend:
+    return AttentionBackend(name=needs.name, exactness=exactness, run=run, obstacle=needs.obstacle)
 
 
-_FLASH_ATTN_2 = Library(
-    backend="flash-attn",
-    module="flash_attn",
-    install="pip install flash-attn, or the extra isoframe[attention]",
-)
-_FLASH_ATTN_3 = Library(
-    backend="flash-attn-3",
-    module="flash_attn_interface",
-    install='pip install "git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper"',
-    capabilities=range(90, 91),
-)
-_SAGEATTENTION = Library(
-    backend="sageattention",
-    module="sageattention",
-    install="pip install sageattention, or the extra isoframe[attention]",
-    head_dims=(64, 96, 128),
-)
-_XFORMERS = Library(
-    backend="xformers",
-    module="xformers.ops",
-    install="pip install xformers, or the extra isoframe[attention]",
-)
+_EXTRA = "or the extra isoframe[attention]"
 
 BACKENDS = {
     backend.name: backend
     for backend in (
         AttentionBackend(name="sdpa", exactness="exact", run=_sdpa, obstacle=sdpa_obstacle),
-        AttentionBackend(
-            name="flash-attn", exactness="rounding", run=_flash_attn_2, obstacle=_FLASH_ATTN_2.obstacle
+        _of_package(
+            Requirements(name="flash-attn", module="flash_attn", install=f"pip install flash-attn, {_EXTRA}"),
+            "rounding",
+            partial(_run, "flash_attn", "flash_attn_func", "softmax_scale"),
         ),
-        AttentionBackend(
-            name="flash-attn-3", exactness="rounding", run=_flash_attn_3, obstacle=_FLASH_ATTN_3.obstacle
+        _of_package(
+            Requirements(
+                name="flash-attn-3",
+                module="flash_attn_interface",
+                install='pip install "git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper"',
+                least=90,
+                most=90,
+            ),
+            "rounding",
+            partial(_run, "flash_attn_interface", "flash_attn_func", "softmax_scale"),
         ),
-        AttentionBackend(
-            name="sageattention",
-            exactness="approximate",
-            run=_sageattention,
-            obstacle=_SAGEATTENTION.obstacle,
+        _of_package(
+            Requirements(
+                name="sageattention",
+                module="sageattention",
+                install=f"pip install sageattention, {_EXTRA}",
+                head_dims=(64, 96, 128),
+            ),
+            "approximate",
+            _sageattention,
         ),
-        AttentionBackend(name="xformers", exactness="rounding", run=_xformers, obstacle=_XFORMERS.obstacle),
+        _of_package(
+            Requirements(name="xformers", module="xformers.ops", install=f"pip install xformers, {_EXTRA}"),
+            "rounding",
+            partial(_run, "xformers.ops", "memory_efficient_attention", "scale"),
+        ),
     )
 }

@@ -16,7 +16,7 @@ from ..device import is_out_of_memory
 from ..errors import DeviceError
 from ..files import cache_key, write_durably
 from ..request.config import ATTENTIONS, check_choice
-from .attention import FloatAttention, Int8Attention, SelfAttention, int8_fp8_obstacle, int8_obstacle
+from .attention import INT8_REQUIREMENTS, FloatAttention, Int8Attention, SelfAttention
 from .attention_backends import BACKENDS, AttentionShape, Exactness, Obstacle, device_capability
 
 _logger = logging.getLogger(__name__)
@@ -53,8 +53,10 @@ CANDIDATES: dict[str, Candidate] = {
     )
     for name, backend in BACKENDS.items()
 } | {
-    name: Candidate(exactness=Int8Attention.exactness, obstacle=obstacle, make=partial(Int8Attention, name))
-    for name, obstacle in (("int8", int8_obstacle), ("int8-fp8", int8_fp8_obstacle))
+    needs.name: Candidate(
+        exactness=Int8Attention.exactness, obstacle=needs.obstacle, make=partial(Int8Attention, needs.name)
+    )
+    for needs in INT8_REQUIREMENTS
 }
 
 

@@ -17,7 +17,7 @@ from isoframe.engine.model.attention_backends import (
     BACKENDS,
     AttentionBackend,
     AttentionShape,
-    Library,
+    Requirements,
     has_fused_kernel,
     sdpa_obstacle,
 )
@@ -180,16 +180,14 @@ def test_missing_library_is_named_with_its_pip_line(name: str, tmp_path: Path) -
         ({}, CPU, 80, "'lib' needs a CUDA device, got cpu; use attention='sdpa'"),
         ({"dtype": torch.float32}, CUDA, 80, "computes in 16 bit, got float32; use precision='bf16'"),
         ({"head_dim": 72}, CUDA, 80, "does not take heads of 72 channels"),
-        ({}, CUDA, 75, r"does not run on compute capability 7\.5"),
-        ({}, CUDA, 120, r"does not run on compute capability 12\.0"),
+        ({}, CUDA, 75, r"needs compute capability 8\.0 to 9\.0, got 7\.5"),
+        ({}, CUDA, 120, r"needs compute capability 8\.0 to 9\.0, got 12\.0"),
     ],
 )
 def test_library_names_its_obstacle(
     shape: dict[str, Any], device: torch.device, capability: int, message: str
 ) -> None:
-    library = Library(
-        backend="lib", module="json", install="", capabilities=range(80, 91), head_dims=(64, 128)
-    )
+    library = Requirements(name="lib", module="json", most=90, head_dims=(64, 128))
     asked = AttentionShape(
         **{"num_tokens": 9, "num_heads": 2, "head_dim": 128, "dtype": torch.bfloat16, **shape}
     )
@@ -200,7 +198,7 @@ def test_library_names_its_obstacle(
 
 
 def test_library_with_all_it_needs_has_no_obstacle() -> None:
-    library = Library(backend="lib", module="json", install="")
+    library = Requirements(name="lib", module="json")
     assert library.obstacle(LONG, CUDA, lambda _: 89) is None
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from isoframe.engine import Engine, EngineConfig, Request
 from isoframe.engine.demo import find_example
 from isoframe.engine.model import attention as module
-from isoframe.engine.model.attention import SDPA_ATTENTION, Int8Attention, int8_fp8_obstacle, int8_obstacle
+from isoframe.engine.model.attention import INT8_REQUIREMENTS, SDPA_ATTENTION, Int8Attention
 from isoframe.engine.model.attention_backends import AttentionShape
 from isoframe.engine.model.attention_choice import CANDIDATES, choose_attention
 
@@ -106,21 +106,21 @@ def test_output_may_lie_over_the_queries() -> None:
 
 
 @pytest.mark.parametrize(
-    ("obstacle", "device", "capability", "head_dim", "message"),
+    ("index", "device", "capability", "head_dim", "message"),
     [
-        (int8_obstacle, CPU, 0, 64, None),
-        (int8_obstacle, CUDA, 80, 128, None),
-        (int8_fp8_obstacle, CUDA, 120, 128, None),
-        (int8_obstacle, CUDA, 75, 128, "attention 'int8' needs compute capability 8.0, got 7.5"),
-        (int8_fp8_obstacle, CUDA, 86, 128, "attention 'int8-fp8' needs compute capability 8.9, got 8.6"),
-        (int8_obstacle, CPU, 0, 96, "attention 'int8' takes heads of 64 or 128 channels, got 96"),
+        (0, CPU, 0, 64, None),
+        (0, CUDA, 80, 128, None),
+        (1, CUDA, 120, 128, None),
+        (0, CUDA, 75, 128, "attention 'int8' needs compute capability 8.0, got 7.5"),
+        (1, CUDA, 86, 128, "attention 'int8-fp8' needs compute capability 8.9, got 8.6"),
+        (0, CPU, 0, 96, "attention 'int8' does not take heads of 96 channels; use attention='sdpa'"),
     ],
 )
 def test_int8_names_its_obstacle(
-    obstacle: object, device: torch.device, capability: int, head_dim: int, message: str | None
+    index: int, device: torch.device, capability: int, head_dim: int, message: str | None
 ) -> None:
     shape = AttentionShape(num_tokens=9, num_heads=2, head_dim=head_dim, dtype=torch.bfloat16)
-    found = obstacle(shape, device, lambda _: capability)  # type: ignore[operator]  # one of the two functions
+    found = INT8_REQUIREMENTS[index].obstacle(shape, device, lambda _: capability)
     assert found is None if message is None else found.startswith(message)
 
 
