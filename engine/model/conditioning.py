@@ -156,43 +156,32 @@ class Conditioning:
 
     def check(self, config: ConditioningWidths, cfg_scale: float) -> None:
         """Raise :class:`InputError` unless every tensor fits ``config`` and the guidance."""
-        _check_shape("image_embeds", self.image_embeds, (1, None, config.image_proj_dim))
-        _check_shape("start_latent", self.start_latent, (1, config.in_channels, 1, None, None))
-        height, width = self.start_latent.shape[3:]
-        if height % 2 or width % 2 or not height or not width:
-            raise InputError(f"start_latent must have even height and width, got {(height, width)}")
-        _check_finite("image_embeds", self.image_embeds)
-        _check_finite("start_latent", self.start_latent)
+        _check("image_embeds", self.image_embeds, (1, None, config.image_proj_dim))
+        _check("start_latent", self.start_latent, (1, config.in_channels, 1, None, None))
+        latent = tuple(self.start_latent.shape)
+        if any(size % 2 or not size for size in latent[3:]):
+            raise InputError(f"start_latent must have even height and width, got {latent[3:]}")
+        if self.given_latents is not None and self.end_latent is not None:
+            raise InputError("given_latents and end_latent exclude each other, got both")
         if self.end_latent is not None:
-            _check_shape("end_latent", self.end_latent, tuple(self.start_latent.shape))
-            _check_finite("end_latent", self.end_latent)
+            _check("end_latent", self.end_latent, latent)
         if self.given_latents is not None:
-            if self.end_latent is not None:
-                raise InputError("given_latents and end_latent exclude each other, got both")
-            shape = (*self.start_latent.shape[:2], None, *self.start_latent.shape[3:])
-            _check_shape("given_latents", self.given_latents, shape)
-            _check_finite("given_latents", self.given_latents)
+            _check("given_latents", self.given_latents, (*latent[:2], None, *latent[3:]))
         for guide in self.guides:
-            _check_shape("guides' latent", guide.latent, tuple(self.start_latent.shape))
-            _check_shape("guides' image_embeds", guide.image_embeds, tuple(self.image_embeds.shape))
-            _check_finite("guides' latent", guide.latent)
-            _check_finite("guides' image_embeds", guide.image_embeds)
+            _check("guides' latent", guide.latent, latent)
+            _check("guides' image_embeds", guide.image_embeds, tuple(self.image_embeds.shape))
         _check_text(config, "", self.prompt)
         for prompt in set(self.section_prompts):
             _check_text(config, "section_prompts' ", prompt)
         negative = (self.negative_text_embeds, self.negative_text_mask, self.negative_pooled_embeds)
-        if cfg_scale == 1.0:
-            if any(tensor is not None for tensor in negative):
-                raise InputError(
-                    "negative_text_embeds, negative_text_mask and negative_pooled_embeds must be None at "
-                    "cfg_scale = 1, where no second pass runs; leave them out, or set another cfg_scale"
-                )
-        elif self.negative is None:
+        names = "negative_text_embeds, negative_text_mask and negative_pooled_embeds must be"
+        if cfg_scale == 1.0 and any(tensor is not None for tensor in negative):
             raise InputError(
-                "negative_text_embeds, negative_text_mask and negative_pooled_embeds must be given "
-                f"at cfg_scale = {cfg_scale}"
+                f"{names} None at cfg_scale = 1, where no second pass runs; leave them out, or set another cfg_scale"
             )
-        else:
+        if cfg_scale != 1.0:
+            if self.negative is None:
+                raise InputError(f"{names} given at cfg_scale = {cfg_scale}")
             _check_text(config, "negative_", self.negative)
 
 
@@ -207,6 +196,11 @@ def _check_text(config: ConditioningWidths, prefix: str, prompt: PromptEmbeds) -
     # What padding tokens hold does not matter.
     _check_finite(f"{prefix}text_embeds", embeds[0, valid.to(embeds.device)])
     _check_finite(f"{prefix}pooled_embeds", pooled)
+
+
+def _check(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
+    _check_shape(name, tensor, shape)
+    _check_finite(name, tensor)
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
