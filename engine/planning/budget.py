@@ -1,7 +1,8 @@
 """The planner: how a job fits into a budget of device memory and RAM, or what would fit instead."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cache
 
 from ..errors import BudgetError
 from ..model.precision import PRECISIONS
@@ -39,35 +40,17 @@ def check_fits(job: PlannedJob, machine: Machine) -> None:
         raise _refusal(job, machine)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Choice:
-    """One way to run the step loop and the decoder; fields as in a plan.
-
-    Attributes:
-        num_residents: units that stay.
-        section_seconds: denoising and decoding of a section.
-        copied_bytes: weights that a section copies.
-    """
-
-    token_chunk: int | None
-    ring: int
-    num_residents: int
-    vae_tile: int | None
-    is_arena_kept: bool
-    step: StepTime
-    decode_seconds: float
-    section_seconds: float
-    copied_bytes: int
-
-    def rank(self) -> tuple[float, ...]:
-        """Least is best: time, then MLP chunks of 4096 tokens, then a ring of 4 where there is room, then copies."""
-        if self.token_chunk is None:
-            chunk = 0 if self.ring == 0 else len(TOKEN_CHUNKS) + 1
-        else:
-            chunk = 1 + TOKEN_CHUNKS.index(self.token_chunk)
-        wanted = 4 if self.ring + self.num_residents >= 8 else 3
-        # Differences below a microsecond are those of rounding.
-        return (round(self.section_seconds, 6), chunk, abs(self.ring - wanted), self.copied_bytes)
+def _rank(plan: Plan) -> tuple[float, ...]:
+    """Least is best: time, then MLP chunks of 4096 tokens, then a ring of 4 where there is room, then copies."""
+    if plan.token_chunk is None:
+        chunk = 0 if plan.ring == 0 else len(TOKEN_CHUNKS) + 1
+    else:
+        chunk = 1 + TOKEN_CHUNKS.index(plan.token_chunk)
+    num_residents = len(plan.residents)
+    wanted = 4 if plan.ring + num_residents >= 8 else 3
+    copied = plan.num_steps * (plan.num_units - num_residents) + (0 if plan.is_arena_kept else num_residents)
+    # Differences below a microsecond are those of rounding.
+    return (round(4 * plan.window * plan.seconds_per_frame, 6), chunk, abs(plan.ring - wanted), copied)
 
 
 class _Planner:
@@ -77,59 +60,21 @@ class _Planner:
         self._job = job
         self._machine = machine
         self._phases = Phases(job, machine)
+        self._sections = tuple(plan_sections(job.sampling))
         self._host, self._tier = choose_host(job, machine)
+        self._on_disk = host_on_disk(job, machine)
+        self._step_times = cache(self._step_time)
         # On the CPU, frames lie in the same memory as everything else.
         self._room = machine.vram - (self._host.total if machine.is_cpu else 0)
 
     def plan(self) -> Plan | None:
         """The best plan that fits, or None."""
-        choice = min(self._choices(), key=_Choice.rank, default=None)
-        if choice is None or self._host.total > self._machine.ram:
-            return None
-        plan = self._to_plan(choice)
-        return plan if plan.fits else None
+        plan = min(self._plans(), key=_rank, default=None)
+        fits = plan is not None and self._host.total <= self._machine.ram and plan.fits
+        return plan if fits else None
 
-    def _to_plan(self, choice: _Choice) -> Plan:
-        job, machine, window = self._job, self._machine, self._job.sampling.latent_window_size
-        host, tier = self._host, self._tier
-        if choice.ring == 0 and choice.is_arena_kept:
-            # Units that are copied once need no place in RAM; on the CPU, residents are in RAM themselves.
-            host, tier = host_on_disk(job, machine), "pinned" if machine.is_cpu else "disk"
-        phases = self._phases.all(
-            token_chunk=choice.token_chunk,
-            num_residents=choice.num_residents,
-            ring=choice.ring,
-            tile=choice.vae_tile,
-            is_arena_kept=choice.is_arena_kept,
-        )
-        return Plan(
-            model=job.shapes.name,
-            precision=job.precision,
-            size=job.size,
-            window=window,
-            num_steps=job.sampling.num_steps,
-            card=machine.card,
-            vram=machine.vram,
-            ram=machine.ram,
-            is_cpu=machine.is_cpu,
-            sections=tuple(plan_sections(job.sampling)),
-            num_more_frames=job.num_more_frames,
-            phases=phases,
-            host=host,
-            tier=tier,
-            num_units=self._phases.num_units,
-            ring=choice.ring,
-            residents=spread_evenly(self._phases.num_units, choice.num_residents),
-            token_chunk=choice.token_chunk,
-            vae_tile=choice.vae_tile,
-            is_arena_kept=choice.is_arena_kept,
-            step=choice.step,
-            decode_seconds=choice.decode_seconds,
-            seconds_per_frame=choice.section_seconds / (4 * window),
-        )
-
-    def _choices(self) -> Iterator[_Choice]:
-        """Every way whose denoising and decoding fit."""
+    def _plans(self) -> Iterator[Plan]:
+        """Every way to run the step loop and the decoder that fits."""
         phases, vram = self._phases, self._room
         total = phases.shape.sequence.total
         chunks = [None, *(chunk for chunk in TOKEN_CHUNKS if chunk < total)]
@@ -146,9 +91,9 @@ class _Planner:
             decode = decode_seconds(phases.work(tile).decode_flops(2 * window), self._machine.card)
             for chunk, room in zip(chunks, rooms, strict=True):
                 for ring, residents in self._divisions(room):
-                    yield self._choice(chunk, ring, residents, tile, decode, is_arena_kept=False)
+                    yield self._plan(chunk, ring, residents, tile, decode, is_arena_kept=False)
                 for ring, residents in self._divisions(min(room, beside_decode)):
-                    yield self._choice(chunk, ring, residents, tile, decode, is_arena_kept=True)
+                    yield self._plan(chunk, ring, residents, tile, decode, is_arena_kept=True)
 
     def _divisions(self, num_slots: int) -> Iterator[tuple[int, int]]:
         """Ways to divide ``num_slots`` into a ring and residents."""
@@ -160,7 +105,7 @@ class _Planner:
             if num_slots >= ring:
                 yield ring, num_slots - ring
 
-    def _choice(
+    def _plan(
         self,
         token_chunk: int | None,
         ring: int,
@@ -169,22 +114,46 @@ class _Planner:
         decode: float,
         *,
         is_arena_kept: bool,
-    ) -> _Choice:
-        units, steps = self._phases.num_units, self._job.sampling.num_steps
-        step = self._step_time(num_residents, ring)
+    ) -> Plan:
+        job, machine, phases = self._job, self._machine, self._phases
+        window, num_steps = job.sampling.latent_window_size, job.sampling.num_steps
+        host, tier = self._host, self._tier
+        if ring == 0 and is_arena_kept:
+            # Units that are copied once need no place in RAM; on the CPU, residents are in RAM themselves.
+            host, tier = self._on_disk, "pinned" if machine.is_cpu else "disk"
+        step = self._step_times(num_residents, ring)
         # Residents that made room for the decoder come back with the first step.
-        first = step if is_arena_kept else self._step_time(0, ring)
-        copied = steps * (units - num_residents) + (0 if is_arena_kept else num_residents)
-        return _Choice(
-            token_chunk=token_chunk,
+        first = step if is_arena_kept else self._step_times(0, ring)
+        return Plan(
+            model=job.shapes.name,
+            precision=job.precision,
+            size=job.size,
+            window=window,
+            num_steps=num_steps,
+            card=machine.card,
+            vram=machine.vram,
+            ram=machine.ram,
+            is_cpu=machine.is_cpu,
+            sections=self._sections,
+            num_more_frames=job.num_more_frames,
+            phases=phases.all(
+                token_chunk=token_chunk,
+                num_residents=num_residents,
+                ring=ring,
+                tile=tile,
+                is_arena_kept=is_arena_kept,
+            ),
+            host=host,
+            tier=tier,
+            num_units=phases.num_units,
             ring=ring,
-            num_residents=num_residents,
+            residents=spread_evenly(phases.num_units, num_residents),
+            token_chunk=token_chunk,
             vae_tile=tile,
             is_arena_kept=is_arena_kept,
             step=step,
             decode_seconds=decode,
-            section_seconds=(steps - 1) * step.total + first.total + decode,
-            copied_bytes=copied * self._phases.slot,
+            seconds_per_frame=((num_steps - 1) * step.total + first.total + decode) / (4 * window),
         )
 
     def _step_time(self, num_residents: int, ring: int) -> StepTime:
