@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import CheckpointError, UnknownModelError, count_problems, first_names
 from ..files import read_json
 from .destinations import Destination
-from .hub import hub_file, is_cached, is_hub_id, nearest_path
+from .hub import hub_file, is_cached, is_hub_id, nearest_path, require_hub_file
 from .tensor_files import FLOAT_DTYPES, TensorEntry, TensorFile, map_tensor, open_tensor_file
 
 _logger = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ def _open_path_or_file(text: str, reader: ConfigReader, local_files_only: bool) 
         return _open_file(path, reader, name=path.stem)
     repository, _, filename = text.rpartition("/")
     if is_hub_id(repository) and filename.endswith(".safetensors"):
-        path = _require_hub_file(repository, filename, local_files_only)
+        path = require_hub_file(repository, filename, local_files_only=local_files_only)
         return _open_file(path, reader, name=Path(filename).stem)
     raise UnknownModelError(missing_source("model", text))
 
@@ -176,8 +176,13 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 def check_shapes(checkpoint: Checkpoint, expected: Shapes) -> None:
     """Raise :class:`CheckpointError` unless the checkpoint has exactly the ``expected`` names and shapes."""
-    shapes = checkpoint.shapes
-    problems = {
+    if found := count_problems(shape_problems(checkpoint.shapes, expected)):
+        raise CheckpointError(f"the tensors of {checkpoint.name} do not fit its config: {found}")
+
+
+def shape_problems(shapes: Shapes, expected: Shapes) -> dict[str, list[str]]:
+    """What sets ``shapes`` apart from those that are ``expected``: tensors by kind of problem."""
+    return {
         "missing": sorted(expected.keys() - shapes.keys()),
         "extra": sorted(shapes.keys() - expected.keys()),
         "misshapen": [
@@ -186,8 +191,6 @@ def check_shapes(checkpoint: Checkpoint, expected: Shapes) -> None:
             if shapes[name] != expected[name]
         ],
     }
-    if found := count_problems(problems):
-        raise CheckpointError(f"the tensors of {checkpoint.name} do not fit its config: {found}")
 
 
 def missing_source(argument: str, source: str) -> str:
@@ -272,7 +275,8 @@ def _open_repository(
     weight_map = _find_hub_index(repository, prefix, local_files_only)
     names = sorted(set(weight_map.values())) or [WEIGHTS_NAME]
     files = [
-        open_tensor_file(_require_hub_file(repository, prefix + name, local_files_only)) for name in names
+        open_tensor_file(require_hub_file(repository, prefix + name, local_files_only=local_files_only))
+        for name in names
     ]
     return _build(files, weight_map, reader, config, repository, repository)
 
@@ -294,13 +298,6 @@ def _find_hub_index(repository: str, prefix: str, local_files_only: bool) -> dic
         return {}
     index = hub_file(repository, index_name, local_files_only=local_files_only)
     return read_index(index) if index is not None else {}
-
-
-def _require_hub_file(repository: str, filename: str, local_files_only: bool) -> Path:
-    path = hub_file(repository, filename, local_files_only=local_files_only)
-    if path is None:
-        raise CheckpointError(f"{repository} on the Hub has no file {filename}")
-    return path
 
 
 def _find_files(folder: Path) -> tuple[list[TensorFile], dict[str, str]]:

@@ -7,13 +7,12 @@ import logging
 import os
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from ..errors import CheckpointError
 
 _logger = logging.getLogger(__name__)
-_Result = TypeVar("_Result")
 
 
 class NotCachedError(CheckpointError):
@@ -46,13 +45,16 @@ def hub_file(repository: str, filename: str, *, local_files_only: bool) -> Path 
 
     if not local_files_only and not is_cached(repository, filename):
         _announce_license(repository)
+    download = partial(huggingface_hub.hf_hub_download, repository, filename)
+    return _ask(repository, filename, partial(download, local_files_only=local_files_only))
 
-    def fetch() -> Path:
-        return Path(
-            huggingface_hub.hf_hub_download(repository, filename, local_files_only=local_files_only),
-        )
 
-    return _ask(repository, filename, fetch)
+def require_hub_file(repository: str, filename: str, *, local_files_only: bool) -> Path:
+    """As :func:`hub_file`; a repository without the file is a :class:`CheckpointError`."""
+    path = hub_file(repository, filename, local_files_only=local_files_only)
+    if path is None:
+        raise CheckpointError(f"{repository} on the Hub has no file {filename}")
+    return path
 
 
 def hub_folder(repository: str, filenames: Sequence[str], *, required: str, local_files_only: bool) -> Path:
@@ -66,16 +68,9 @@ def hub_folder(repository: str, filenames: Sequence[str], *, required: str, loca
     """
     import huggingface_hub
 
-    if hub_file(repository, required, local_files_only=local_files_only) is None:
-        raise CheckpointError(f"{repository} on the Hub has no file {required}")
-
-    def fetch() -> Path:
-        snapshot = huggingface_hub.snapshot_download(
-            repository, allow_patterns=list(filenames), local_files_only=local_files_only
-        )
-        return Path(str(snapshot))
-
-    snapshot = _ask(repository, required, fetch)
+    require_hub_file(repository, required, local_files_only=local_files_only)
+    download = partial(huggingface_hub.snapshot_download, repository, allow_patterns=list(filenames))
+    snapshot = _ask(repository, required, partial(download, local_files_only=local_files_only))
     assert snapshot is not None, "the repository has just given a file"
     return snapshot
 
@@ -120,13 +115,13 @@ def _as_path(repository: str) -> str:
     return f". (There is no local path {os.path.abspath(repository)} either{hint}.)"
 
 
-def _ask(repository: str, filename: str, fetch: Callable[[], _Result]) -> _Result | None:
+def _ask(repository: str, filename: str, fetch: Callable[[], object]) -> Path | None:
     from huggingface_hub import errors
 
     # The HTTP library's base error: what a download that breaks off raises.
     http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     try:
-        return fetch()
+        return Path(str(fetch()))
     except errors.LocalEntryNotFoundError as error:
         raise not_cached(repository, filename) from error
     except errors.EntryNotFoundError:

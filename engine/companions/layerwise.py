@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..checkpoints.checkpoint import shape_problems
 from ..checkpoints.tensor_files import TensorEntry, map_tensor, open_tensor_file
-from ..errors import CheckpointError, first_names
+from ..errors import CheckpointError, count_problems
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaModel
@@ -91,15 +92,9 @@ def _entries(folder: Path) -> dict[str, TensorEntry]:
 
 def _check(llama: torch.nn.Module, entries: Mapping[str, TensorEntry], folder: Path) -> None:
     wanted = {name: tuple(parameter.shape) for name, parameter in llama.named_parameters()}
-    missing = sorted(wanted.keys() - entries.keys())
-    if missing:
+    # A file may have more layers, and a head.
+    shapes = {name: entry.shape for name, entry in entries.items() if name in wanted}
+    if found := count_problems(shape_problems(shapes, wanted)):
         raise CheckpointError(
-            f"{folder} lacks {len(missing)} tensors of LlamaModel: {first_names(missing)}; copy or download it again"
+            f"the tensors in {folder} are not those of LlamaModel: {found}; copy or download it again"
         )
-    wrong = [
-        f"{name} {list(entries[name].shape)} instead of {list(shape)}"
-        for name, shape in wanted.items()
-        if entries[name].shape != shape
-    ]
-    if wrong:
-        raise CheckpointError(f"{folder}: {len(wrong)} tensors do not fit config.json: {first_names(wrong)}")

@@ -478,7 +478,7 @@ def test_absent_tensors_are_named(folder: Path, tmp_path: Path) -> None:
     del tensors["layers.1.mlp.up_proj.weight"]
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(
-        CheckpointError, match=r"lacks 1 tensors of LlamaModel: layers\.1\.mlp\.up_proj\.weight"
+        CheckpointError, match=r"not those of LlamaModel: 1 missing: layers\.1\.mlp\.up_proj\.weight"
     ):
         make_encoders(folder, tmp_path / "cache").encode_prompt("red")
 
