@@ -121,33 +121,25 @@ def _check_keys(given: Mapping[str, object], source: str) -> None:
 
 
 def _convert(name: str, kind: object, given: Mapping[str, object], source: str) -> Any:
-    value = given[name]
-    if kind is bool and value in (True, False):
-        return bool(value)
-    if kind is str and isinstance(value, str):
-        return value
-    if (
-        kind is int
-        and isinstance(value, int)
-        and not isinstance(value, bool)
-        and value >= (name not in _MAY_BE_0)
-    ):
-        return value
-    if kind is float and isinstance(value, int | float) and value > 0:
-        return float(value)
+    value: Any = given[name]
     if name == "rope_axes_dim" and isinstance(value, list | tuple) and len(value) == 3:
         return tuple(int(size) for size in value)
+    fits = {
+        bool: value in (True, False),
+        str: isinstance(value, str),
+        int: type(value) is int and value >= (name not in _MAY_BE_0),
+        float: isinstance(value, int | float) and value > 0,
+    }
+    if isinstance(kind, type) and fits.get(kind):
+        return kind(value)
     raise CheckpointError(f"{source}: {name} has the wrong type or is out of range: {value!r}")
 
 
 def _derive_config(shapes: Mapping[str, tuple[int, ...]]) -> TransformerConfig:
     inner_dim, in_channels, patch_size_t, patch_size, _ = shapes["x_embedder.proj.weight"]
-    block = (
-        "transformer_blocks.0"
-        if "transformer_blocks.0.attn.norm_q.weight" in shapes
-        else "single_transformer_blocks.0"
-    )
-    mlp = f"{block}.ff.net.0.proj.weight" if block == "transformer_blocks.0" else f"{block}.proj_mlp.weight"
+    block, mlp = "transformer_blocks.0", "ff.net.0.proj"
+    if f"{block}.attn.norm_q.weight" not in shapes:
+        block, mlp = "single_transformer_blocks.0", "proj_mlp"
     head_dim = shapes[f"{block}.attn.norm_q.weight"][0]
     if head_dim not in _ROPE_AXES:
         raise CheckpointError(
@@ -163,7 +155,7 @@ def _derive_config(shapes: Mapping[str, tuple[int, ...]]) -> TransformerConfig:
         num_layers=_count_layers(shapes, "transformer_blocks"),
         num_single_layers=_count_layers(shapes, "single_transformer_blocks"),
         num_refiner_layers=_count_layers(shapes, "context_embedder.token_refiner.refiner_blocks"),
-        mlp_ratio=shapes[mlp][0] / inner_dim,
+        mlp_ratio=shapes[f"{block}.{mlp}.weight"][0] / inner_dim,
         patch_size=patch_size,
         patch_size_t=patch_size_t,
         qk_norm="rms_norm",

@@ -13,16 +13,27 @@ _ENCODED_FRAMES = 17
 
 @dataclass(frozen=True, slots=True)
 class Convolution:
-    """A causal convolution of the VAE; ``level`` counts the upsamplings between the latents and its output."""
+    """A causal convolution of the VAE.
+
+    Attributes:
+        in_channels: channels of its input.
+        out_channels: channels of its output.
+        kernel: edge of its kernel.
+        level: upsamplings between the latents and its output.
+        is_normed: whether a group norm comes before it.
+    """
 
     in_channels: int
     out_channels: int
     kernel: int
     level: int
+    is_normed: bool = False
 
     @property
     def num_params(self) -> int:
-        return self.kernel**3 * self.in_channels * self.out_channels + self.out_channels
+        """Of its norm too."""
+        norm = 2 * self.in_channels * self.is_normed
+        return norm + self.kernel**3 * self.in_channels * self.out_channels + self.out_channels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,17 +56,16 @@ class VaeShape:
         deepest = self.channels[3]
         # Norm, q, k, v and output of the middle's attention.
         attention = 2 * deepest + 4 * (deepest**2 + deepest)
-        norms = sum(2 * channels for channels in self._normed("encoder") + self._normed("decoder"))
         convolutions = sum(conv.num_params for conv in (*self.encoder(), *self.decoder()))
         points = sum(n**2 + n for n in (2 * self.latent_channels, self.latent_channels))
-        return convolutions + norms + 2 * attention + points
+        return convolutions + 2 * attention + points
 
     def decoder(self) -> Iterator[Convolution]:
         """Convolutions from latents to pixels, in order."""
         deepest = self.channels[3]
         yield Convolution(self.latent_channels, deepest, 3, 0)
-        for _ in range(4):
-            yield Convolution(deepest, deepest, 3, 0)
+        for _ in range(2):
+            yield from _residual_block(deepest, deepest, 0)
         width = deepest
         for level, channels in enumerate(reversed(self.channels)):
             for _ in range(self.layers_per_block + 1):
@@ -63,7 +73,7 @@ class VaeShape:
                 width = channels
             if level < 3:
                 yield Convolution(channels, channels, 3, level + 1)
-        yield Convolution(width, 3, 3, 3)
+        yield Convolution(width, 3, 3, 3, is_normed=True)
 
     def encoder(self) -> Iterator[Convolution]:
         """Convolutions from pixels to latents, in order."""
@@ -75,25 +85,14 @@ class VaeShape:
                 width = channels
             if depth < 3:
                 yield Convolution(channels, channels, 3, 2 - depth)
-        for _ in range(4):
-            yield Convolution(width, width, 3, 0)
-        yield Convolution(width, 2 * self.latent_channels, 3, 0)
-
-    def _normed(self, half: str) -> list[int]:
-        """Channels of every group norm of one half, the attention's left out."""
-        blocks = self.layers_per_block + (half == "decoder")
-        order = self.channels if half == "encoder" else self.channels[::-1]
-        normed, width = [self.channels[3]] * 4, self.channels[0] if half == "encoder" else self.channels[3]
-        for channels in order:
-            for _ in range(blocks):
-                normed += [width, channels]
-                width = channels
-        return [*normed, width]
+        for _ in range(2):
+            yield from _residual_block(width, width, 0)
+        yield Convolution(width, 2 * self.latent_channels, 3, 0, is_normed=True)
 
 
 def _residual_block(width: int, channels: int, level: int) -> Iterator[Convolution]:
-    yield Convolution(width, channels, 3, level)
-    yield Convolution(channels, channels, 3, level)
+    yield Convolution(width, channels, 3, level, is_normed=True)
+    yield Convolution(channels, channels, 3, level, is_normed=True)
     if width != channels:
         yield Convolution(width, channels, 1, level)
 
