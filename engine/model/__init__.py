@@ -1,1 +1,5 @@
-"""What every packed transformer is made of: attention, units of weights, LoRA layers."""
+"""What transformers of every family are made of: conditioning, attention, units of weights, LoRA layers.
+
+Imports request, checkpoints and below. Others use ``conditioning.Conditioning``, ``attention.SelfAttention``
+and ``units.UnitLayout``.
+"""

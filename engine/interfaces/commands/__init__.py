@@ -1,4 +1,8 @@
-"""The ``isoframe`` command; one file a sub-command."""
+"""The ``isoframe`` command: one file for each sub-command, or for a few that belong together.
+
+Imports every other interface. The entry point of the package is ``main``; the sub-commands are put together by
+``command_line.build_app``.
+"""
 
 import signal
 import sys

@@ -1,1 +1,5 @@
-"""The service over HTTP: ``application.make_app`` makes the application, ``listening`` serves it on a socket."""
+"""The service over HTTP: its operations, their data, and who may call them.
+
+Imports the engine and ``videos``. Others use ``application.make_app`` and, to serve it on a socket,
+``listening.make_server``.
+"""
