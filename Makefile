@@ -1,5 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# Every test runs on one thread, so that its bits repeat; the files of tests are spread over the cores.
+SPREAD := -n logical --maxprocesses=4 --dist=loadfile
 
 .PHONY: help demo test check soak setup clean
 
@@ -10,8 +12,8 @@ demo: setup  ## set up, then make isoframe-demo.mp4
 	$(BIN)/isoframe demo --out isoframe-demo.mp4
 
 test: setup  ## the tests, with the ten slowest listed
-	$(BIN)/pytest --durations=10
-	TRITON_INTERPRET=1 $(BIN)/pytest -k kernel --durations=10
+	$(BIN)/pytest $(SPREAD) --durations=10
+	TRITON_INTERPRET=1 $(BIN)/pytest -k kernel $(SPREAD) --durations=10
 
 check: setup  ## what a commit must pass besides the tests: lint, format, types
 	$(BIN)/ruff check .
