@@ -105,17 +105,17 @@ def check_video_path(path: Path, *, overwrite: bool) -> None:
 
 
 def check_export_path(path: Path, *, overwrite: bool) -> None:
-    """As :func:`check_video_path`, for what a video may be exported to."""
+    """Raise :class:`InputError` unless a video can be exported to ``path``; nothing is created."""
     _check_file(path, (".mp4", ".gif", ".webp"), overwrite)
 
 
 def check_png_path(path: Path, *, overwrite: bool) -> None:
-    """As :func:`check_video_path`, for a single picture."""
+    """Raise :class:`InputError` unless a single PNG can be written to ``path``; nothing is created."""
     _check_file(path, (".png",), overwrite)
 
 
 def check_latents_path(path: Path, *, overwrite: bool) -> None:
-    """As :func:`check_video_path`, for latents."""
+    """Raise :class:`InputError` unless latents can be written to ``path``; nothing is created."""
     _check_file(path, (".safetensors",), overwrite)
 
 
@@ -156,7 +156,7 @@ def check_png_folder(folder: Path, *, overwrite: bool) -> list[Path]:
 def check_extras(
     png_dir: str | os.PathLike[str] | None, latents_path: str | os.PathLike[str] | None, *, overwrite: bool
 ) -> None:
-    """As :func:`check_video_path`, for what a video may have beside it."""
+    """Raise :class:`InputError` unless a video's PNG frames and latents can be written; None is not asked for."""
     if png_dir is not None:
         check_png_folder(Path(png_dir), overwrite=overwrite)
     if latents_path is not None:
@@ -217,5 +217,5 @@ def free_partial_path(path: Path) -> Path:
 
 
 def _suffixes() -> "itertools.chain[str]":
-    """Nothing, then -2, -3, ..."""
+    """Suffixes to try for a free name: nothing, then "-2", "-3" and so on."""
     return itertools.chain([""], (f"-{number}" for number in itertools.count(2)))

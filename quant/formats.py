@@ -76,12 +76,12 @@ class WeightFormat(Protocol):
 
     @property
     def name(self) -> str:
-        """As in a configuration."""
+        """The precision as a configuration names it, such as "int8"."""
         ...
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the activations."""
+        """The dtype of the activations that the layers take and give."""
         ...
 
     def storage(self, rows: int, cols: int, split: int = 0) -> dict[str, StoredTensor]:

@@ -100,7 +100,7 @@ class Fp8Linear:
         gated_residual(residual, self._product(x)[None], gate)
 
     def _product(self, x: Fp8Rows) -> Tensor:
-        """[M, N]."""
+        """The product [M, N] of fp8 rows and the weight, scaled, with the bias added."""
         return torch._scaled_mm(
             x.values[0].contiguous(),
             self.weight.t(),

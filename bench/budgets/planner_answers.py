@@ -64,7 +64,7 @@ class PlannedUnits:
         return self._layouts[index].bind(slot)
 
     def release(self, index: int) -> None:
-        """Nothing is overwritten here."""
+        """Do nothing: the planner's slots are never filled with another unit."""
 
 
 # Two functions, since owners are told by the function that made them.

@@ -68,7 +68,7 @@ def cap_device(device: torch.device, num_bytes: int) -> None:
 
 
 def _of_plan(plan: Plan) -> Outcome:
-    """What a plan says of a job that is done."""
+    """The fields of an :class:`Outcome` that its plan decides."""
     residents = len(plan.residents) if plan.ring else plan.num_units
     return Outcome(
         status="done",

@@ -45,14 +45,14 @@ def measure_budgets(
 
 
 def _reason(error: ProcessError) -> str:
-    """In one line."""
+    """The reason of a failure in one line."""
     if error.signal is not None:
         return f"the process was killed by signal {error.signal}"
     return f"the process failed: {str(error).splitlines()[-1]}"
 
 
 def judge(outcomes: Sequence[Outcome]) -> list[str]:
-    """What is not as promised; nothing if all is."""
+    """What an outcome breaks of what the plan promised, in words; nothing if all is as promised."""
     done = [outcome for outcome in outcomes if outcome.is_done]
     found = [
         f"budget {_name(one)} was exceeded: {format_size(one.peak)} ({one.source})"
@@ -85,7 +85,7 @@ def gate(outcomes: Sequence[Outcome]) -> Gate:
 
 
 def problem(outcome: Outcome) -> str:
-    """Why it was not measured."""
+    """Why a budget was not measured."""
     is_lacking = outcome.status == "out of memory"
     return f"out of memory while running: {outcome.text}" if is_lacking else outcome.text
 

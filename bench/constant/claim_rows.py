@@ -19,7 +19,7 @@ Quantity = tuple[str, str, str, Sequence[float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConstantSubject:
-    """What is measured.
+    """The model whose cost per second of video is measured.
 
     Attributes:
         model: its name.
@@ -59,7 +59,7 @@ class ConstantSubject:
         return cls(model=model, model_hash="random", device=device, config=config, render=render)
 
     def settings(self, request: Request, clock: str) -> dict[str, Setting]:
-        """Of every row of a job, whose length does not count."""
+        """The settings that every row of a job carries; the length of the video is not among them."""
         config = self.config
         return {
             "model": self.model,

@@ -139,7 +139,7 @@ def parse_lengths(text: str) -> tuple[float, ...]:
 
 
 def _read_others(files: list[Path]) -> "list[BenchRow]":
-    """Rows of other machines."""
+    """Rows that were measured on other machines, from files of JSON lines."""
     from ..records.rows import read_rows
 
     return [row for file in files for row in read_rows(file)]

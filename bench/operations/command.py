@@ -136,7 +136,7 @@ def micro(
 
 
 def _rows(report: dict[str, Any]) -> "list[BenchRow]":
-    """Rows of what pytest-benchmark stored."""
+    """Rows of the times in pytest-benchmark's ``report``."""
     import torch
 
     from ..records.rows import make_rows

@@ -32,12 +32,12 @@ class KernelCase:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its tensors: bf16 as in the model, unless the operation takes another alone."""
+        """Dtype of the drawn tensors: bf16 as in the model, or the first one that the operation takes where that is not bf16."""
         limits = self.spec.max_error
         return torch.bfloat16 if torch.bfloat16 in limits else next(iter(limits))
 
     def draw(self, device: torch.device) -> tuple[Any, ...]:
-        """Positional arguments."""
+        """Random positional arguments of the operation at this shape."""
         return self.spec.make_inputs(self.shape, self.dtype, device)
 
     def name_arguments(self, args: tuple[Any, ...]) -> Arguments:

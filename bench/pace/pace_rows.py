@@ -34,7 +34,7 @@ HEADER = (
 
 
 def line(result: StepResult) -> str:
-    """One result under :data:`HEADER`."""
+    """One result as a line of the table that :data:`HEADER` heads."""
     variant, pace = result.variant, result.pace
     return (
         f"{variant.precision:12}{result.attention:14}{variant.step_cache:11}{pace.step:9.4g}{pace.frame:9.4g}"
@@ -67,7 +67,7 @@ def pace_rows(
 
 
 def _quantities(result: StepResult) -> dict[str, tuple[str, tuple[float, ...]]]:
-    """Unit and values by name."""
+    """Unit and values of everything that a result says, by its name."""
     pace = result.pace
     found: dict[str, tuple[str, tuple[float, ...]]] = {
         "step": ("s/it", pace.steps),

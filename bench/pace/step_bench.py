@@ -114,7 +114,7 @@ class StepBench:
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """Of every row; what is a variant's own is missing."""
+        """The settings that all rows share; those that a variant chooses come with its rows."""
         return {
             "weights": "random" if self._is_random else "model",
             "size": in_words(self._size),

@@ -60,7 +60,7 @@ def check_step(device: torch.device, *, precision: str, attention: str = "auto")
 
 
 def _reference() -> tuple[str, Tensor]:
-    """What computed the reference, and its velocity."""
+    """Name of the reference implementation, and the velocity that it computes in fp32 on the CPU."""
     with torch.inference_mode():
         if installed_version("diffusers") is None:
             step, _ = random_step(GATE_MODEL, GATE_SHAPE, make_format("fp32", torch.float32), _CPU)

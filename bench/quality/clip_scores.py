@@ -127,7 +127,7 @@ def measure_quality(
 
 
 def measure_baseline(generate: Generate, *, name: str, num_pairs: int, num_frames: int) -> QualityRow:
-    """The same figures for ``generate``, which makes uint8 frames [T, H, W, 3] of a scene without the model."""
+    """Scores of ``generate``, which makes uint8 frames [T, H, W, 3] of a scene without the model."""
     scenes = [held_out_scene(index) for index in range(num_pairs)]
     scores = [score_clip(generate(scene, num_frames), scene) for scene in scenes]
     return _mean_row(scores, name=name, num_steps=0, computed_share=0)
@@ -172,12 +172,12 @@ def make_request(scene: Scene, **changes: Any) -> Request:
 
 
 def static_frames(scene: Scene, num_frames: int) -> Tensor:
-    """The start image all the time."""
+    """The start image of ``scene`` repeated for the whole video, uint8 [T, H, W, 3]."""
     return to_uint8(render(scene, torch.zeros(num_frames)))
 
 
 def draw_frames(scene: Scene, num_frames: int) -> Tensor:
-    """The truth."""
+    """The frames of ``scene`` as its formulas draw them, uint8 [T, H, W, 3]."""
     return to_uint8(render(scene, torch.arange(num_frames)))
 
 

@@ -278,7 +278,7 @@ def _alpha(scene: Scene, frames: Tensor, size: int) -> Tensor:
 
 
 def _draw_background(background: Background, size: int) -> Tensor:
-    """[3, size, size] in [-1, 1]."""
+    """The background as a picture [3, size, size] in [-1, 1]."""
     y, x = pixel_grid(size)
     middle, wave = CANVAS / 2, 2 * math.pi / CANVAS
     slope = (x - middle) * math.cos(background.angle) + (y - middle) * math.sin(background.angle)
@@ -298,5 +298,5 @@ def _draw_background(background: Background, size: int) -> Tensor:
 
 
 def _unit(rgb: Tensor) -> Tensor:
-    """0 to 255 to [-1, 1]."""
+    """Map colours from 0 to 255 to [-1, 1]."""
     return (rgb / 127.5 - 1).clamp(-1, 1)

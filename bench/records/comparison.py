@@ -16,7 +16,7 @@ _CONDITIONS = ("gpu", "cpu", "num_threads", "driver", "os", "python", "torch", "
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The same quantity in two files."""
+    """One quantity as two files of results have it."""
 
     before: BenchRow
     after: BenchRow

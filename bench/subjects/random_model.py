@@ -27,7 +27,7 @@ NUM_TEXT_TOKENS = 32
 
 
 def draw_weight(name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """The same weight for a name whoever asks: matrices that keep the deviation of unit inputs, small vectors."""
+    """Draw a weight that depends on its name alone: matrices that keep the deviation of unit inputs, small vectors."""
     generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
     deviation = 0.02 if len(shape) == 1 else math.prod(shape[1:]) ** -0.5
     return torch.randn(shape, generator=generator, device=device).mul_(deviation)
@@ -57,7 +57,7 @@ def fill_randomly(transformer: PackedTransformer, source: torch.device | None = 
 def draw_conditioning(
     config: TransformerConfig, *, size: tuple[int, int], num_text_tokens: int, num_image_tokens: int
 ) -> Conditioning:
-    """The same embeddings and start latent on every call, on the CPU; ``size`` is (height, width) in pixels."""
+    """Draw embeddings and a start latent on the CPU, equal on every call; ``size`` is (height, width) in pixels."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:

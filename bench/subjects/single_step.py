@@ -64,14 +64,14 @@ class StepShape:
 
     @property
     def num_latent_tokens(self) -> int:
-        """Of window and history; a patch at the far end of an axis may be cut."""
+        """Tokens of window and history; a patch that the far end of an axis cuts counts as a whole one."""
         height, width = self.size
         per_frame = [-(-height // patch) * -(-width // patch) for patch in (2, 4, 8)]
         return (WINDOW + 2) * per_frame[0] + per_frame[1] + 4 * per_frame[2]
 
     @property
     def num_tokens(self) -> int:
-        """Latent and condition tokens."""
+        """Latent and condition tokens together."""
         return self.num_latent_tokens + self.num_text_tokens + self.num_image_tokens
 
 
@@ -101,7 +101,7 @@ class StepInputs:
 def draw_inputs(
     config: TransformerConfig, shape: StepShape, dtype: torch.dtype, device: torch.device
 ) -> StepInputs:
-    """The same inputs on every call and device."""
+    """Draw the inputs of a step of ``shape``; every call on every device draws the same values."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*sizes: int) -> Tensor:

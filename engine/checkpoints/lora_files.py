@@ -146,7 +146,7 @@ def _scale_rule(file: TensorFile) -> Callable[[str, int], float]:
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """As PEFT matches: the end of a layer's name, from a dot on, or with "^" the whole name."""
+    """Whether a pattern matches a layer as PEFT does: the end of its name from a dot on, or with "^" the whole name."""
     return name == pattern.removeprefix("^") or (not pattern.startswith("^") and name.endswith(f".{pattern}"))
 
 

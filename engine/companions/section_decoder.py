@@ -50,7 +50,7 @@ class OrderedDecoder:
         return frames
 
     def restart(self, num_pushed: int, read: Callable[[int], Tensor]) -> None:
-        """As :meth:`SectionDecoder.restart`, for sections in any order."""
+        """Stand where ``num_pushed`` sections leave a decoder; ``read`` gives latents by index in generation order."""
         self._num_pushed = num_pushed
         index_of = {place: index for index, place in enumerate(self._places[:num_pushed])}
         while self._next_place in index_of:

@@ -65,11 +65,11 @@ class BlockWork:
 
     @property
     def products(self) -> float:
-        """Of all matrix products."""
+        """Work of all matrix products of the block: projections and rests of its units."""
         return sum(self.projections) + sum(self.rests)
 
     def scaled(self, products: float, attention: float) -> "BlockWork":
-        """The same with matrix products times ``products`` and the attention times ``attention``."""
+        """This work with matrix products multiplied by ``products`` and the attention by ``attention``."""
         return BlockWork(
             units=self.units,
             projections=tuple(products * part for part in self.projections),
@@ -118,7 +118,7 @@ class StepSizes(ABC):
     @property
     @abstractmethod
     def weights(self) -> WeightSizes:
-        """Of the transformer."""
+        """Bytes of the transformer's weights in this precision."""
 
     @property
     @abstractmethod
@@ -127,27 +127,27 @@ class StepSizes(ABC):
 
     @abstractmethod
     def stream_bytes(self) -> int:
-        """The residual stream, counted once for every block that it passes."""
+        """Bytes of the residual stream, counted once for every block that it passes."""
 
     @abstractmethod
     def embeds_bytes(self) -> int:
-        """The encoded prompts and image, which stay for the whole job."""
+        """Bytes of the encoded prompts and image, which stay for the whole job."""
 
     @abstractmethod
     def job_table_bytes(self) -> int:
-        """What a job computes once and keeps while it decodes too."""
+        """Bytes of what a job computes once and keeps, also while it decodes."""
 
     @abstractmethod
     def prepare_bytes(self) -> int:
-        """Most that computing it holds, weights left out."""
+        """Most bytes at once while a job computes what its steps share, weights left out."""
 
     @abstractmethod
     def table_bytes(self) -> int:
-        """The tables of the job, and what a section computes once."""
+        """Bytes of the job's tables and of what a section computes once."""
 
     @abstractmethod
     def activation_bytes(self, token_chunk: int | None) -> int:
-        """Most that a step holds at once, tables and weights left out; None takes all tokens through an MLP at once."""
+        """Most bytes that a step holds at once, tables and weights left out; None takes all tokens through an MLP at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +212,7 @@ class CodecWork(ABC):
 
     @abstractmethod
     def encode_workspace_bytes(self, num_frames: int = 1) -> int:
-        """As :meth:`decode_workspace_bytes`."""
+        """What cuDNN may ask for at the largest convolution of encoding: its input and result in another layout."""
 
     @abstractmethod
     def decode_flops(self, num_latents: int) -> float:
@@ -248,7 +248,7 @@ class ModelSizes(ABC):
     @property
     @abstractmethod
     def encoders(self) -> Sequence[EncoderShape]:
-        """Of prompts and images, in the order in which they run."""
+        """The encoders of prompts and images, in the order in which they run."""
 
     @abstractmethod
     def phases(

@@ -214,4 +214,4 @@ def _memory(device: torch.device) -> dict[str, int]:
 
 
 def ignore(event: object) -> None:
-    """Take an event of a job that nobody watches."""
+    """Drop an event: the default where the caller gives no ``on_event``."""

@@ -218,7 +218,7 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a configuration comes to on this machine.
+    """What a configuration means on this machine.
 
     Attributes:
         device: where the transformer computes.
@@ -282,7 +282,7 @@ def open_source(
 
 
 def _stored_format(store: Store, config: EngineConfig) -> WeightFormat:
-    """That of ``store``; the configuration may name it, but no other.
+    """The weight format of ``store``; a configuration may leave the precision open or name the store's.
 
     Raises:
         ConfigError: it names another.

@@ -1,6 +1,6 @@
-"""The folder of one job: everything that a later process needs to go on bit for bit.
+"""The folder of one job, with everything that a later process needs to go on bit for bit, and lists of such folders.
 
-All jobs of a folder; the job folders are the truth, nothing else is kept.
+Nothing is kept about jobs anywhere else.
 """
 
 import fnmatch
@@ -126,7 +126,7 @@ class JobFolder:
         return cls(path, record.kept_in(path))
 
     def copy(self, path: str | os.PathLike[str], output: Path) -> Self:
-        """The same job in a new folder, with what is finished of it, that writes its own video.
+        """Copy the job with what is finished of it into a new folder; the copy writes its own video.
 
         Args:
             path: the new folder.

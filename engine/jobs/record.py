@@ -128,14 +128,14 @@ class JobRecord:
         return from_dict(cls, values)
 
     def kept_in(self, folder: Path) -> "JobRecord":
-        """The same job; its request takes its images from ``folder``, and holds none itself."""
+        """The record of this job with a request that names images in ``folder`` in place of pictures in memory."""
         names = [name for name in IMAGE_FIELDS if self._has_image(name)]
         images = _kept_images(folder, names, [guide.time for guide in self.request.guide_images])
         return replace(self, request=replace(self.request, **images))
 
     @property
     def video_format(self) -> VideoFormat:
-        """Of the video."""
+        """Size, pace, codec and quality of the video file."""
         assert self.request.size is not None, "the record holds the size of the video"
         return VideoFormat.of(self.request, self.request.size)
 

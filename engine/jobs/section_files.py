@@ -80,7 +80,7 @@ class SectionFiles:
         write_durably(self._record_path(index), json.dumps(values).encode())
 
     def read_segments(self, spool: SegmentSpool, most: int, extradata: bytes) -> tuple[int, list[Segment]]:
-        """Of at most ``most`` sections, those in a row, from the first, whose frames are in ``spool``; their segments.
+        """How many of the first ``most`` sections in a row have their frames in ``spool``, and their segments.
 
         The rest of the spool is cut off.
         """

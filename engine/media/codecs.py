@@ -44,7 +44,7 @@ class VideoFormat:
 
     @classmethod
     def of(cls, request: Request, size: tuple[int, int]) -> Self:
-        """Of the video of ``request`` at ``size`` (height, width)."""
+        """The format of the video that ``request`` asks for, at ``size`` (height, width)."""
         return cls(height=size[0], width=size[1], fps=request.fps, crf=request.crf, codec=request.codec)
 
     def __post_init__(self) -> None:

@@ -108,7 +108,7 @@ class SourceVideo:
 
 
 def first_frame(path: Path) -> Image.Image:
-    """Of a video of any length, at its own size.
+    """The first frame of a video of any length, at its own size.
 
     Raises:
         InputError: it cannot be read.

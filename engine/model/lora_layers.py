@@ -83,7 +83,7 @@ class SideBranch:
         return SideBranch(self.down.to(device), parts)
 
     def float(self) -> "SideBranch":
-        """In fp32."""
+        """The branch in fp32."""
         return SideBranch(self.down.float(), tuple(replace(part, up=part.up.float()) for part in self.parts))
 
 

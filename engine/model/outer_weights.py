@@ -106,7 +106,7 @@ class OuterWeights:
         self._lora_device = device
 
     def with_loras(self, loras: ActiveLoras, device: torch.device) -> "OuterWeights":
-        """The same weights with LoRAs, whose factors live on ``device``: beside linear layers, merged into others.
+        """These weights with LoRAs, whose factors live on ``device``: beside linear layers, merged into all others.
 
         What is merged is a copy, and these are the small patch embeddings.
         """

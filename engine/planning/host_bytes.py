@@ -101,7 +101,10 @@ def host_on_disk(job: PlannedJob, machine: Machine) -> HostBytes:
 
 
 def _once_bytes(job: PlannedJob, machine: Machine) -> int:
-    """Of a stored model one layer is read at a time, in whatever dtype the checkpoint has."""
+    """Bytes of the weights that only the start of a job needs.
+
+    A stored model reads them one layer at a time, and its checkpoint may have them in fp32.
+    """
     shape = job.denoise_shape(machine)
     if job.is_stored(machine):
         return replace(shape, precision=PRECISIONS["fp32"]).weights.largest_once_layer

@@ -128,7 +128,7 @@ class Machine:
 
     @property
     def companion_bytes(self) -> int:
-        """Of a value in the encoders and the VAE, which run in fp16 on CUDA and in fp32 on the CPU."""
+        """Bytes of a value in the encoders and the VAE, which run in fp16 on CUDA and in fp32 on the CPU."""
         return 4 if self.is_cpu else 2
 
 
@@ -232,7 +232,7 @@ def _device_budget(vram: Size, device: "torch.device", held: int) -> int:
 
 
 def _host_budget(ram: Size | None, *, is_here: bool = True) -> int:
-    """``is_here``: the plan is for this machine, so that ``ram`` may not be more than it has."""
+    """Bytes of the budget in RAM; with ``is_here`` the plan is for this machine, and more than it has is an error."""
     import psutil
 
     memory = psutil.virtual_memory()

@@ -50,7 +50,7 @@ class Phases:
         )
 
     def work(self, tile: int | None) -> CodecWork:
-        """Of the VAE in tiles of ``tile`` px."""
+        """Work of the VAE in tiles of ``tile`` px; None is whole pictures."""
         return self.job.shapes.codec_work(self.job.size, tile, self.machine.companion_bytes)
 
     def _encode_with(self, reads: str) -> PhaseBytes:

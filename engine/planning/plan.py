@@ -151,7 +151,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of all sections; encoding and the first reading of the model come on top."""
+        """Seconds of all sections; encoding and the first reading of the model come on top."""
         return self.seconds_per_frame * 4 * self.window * len(self.sections)
 
     @property

@@ -49,7 +49,7 @@ class PlannedJob:
     is_latents_only: bool = False
 
     def denoise_shape(self, machine: Machine) -> StepSizes:
-        """Of the step loop."""
+        """What bytes and time of the step loop depend on."""
         auto = "fp32" if machine.is_cpu else "bf16"
         dtype = auto if self.compute_dtype == "auto" else self.compute_dtype
         # The planner counts one phase a section, which is all that the families have.
@@ -76,7 +76,7 @@ class PlannedJob:
         return sum(self.denoise_shape(machine).weights.units)
 
     def _precision(self, machine: Machine, dtype: str) -> Precision:
-        """Of the units; fp8 weights are expanded where the card has no products in fp8."""
+        """The precision of the units; fp8 weights are expanded where the card has no products in fp8."""
         precision = find_precision(self.precision, dtype)
         if self.precision == "fp8" and (machine.is_cpu or machine.card.fp8 is None or dtype != "bf16"):
             return replace(precision, is_quantized=False, is_expanded=True)

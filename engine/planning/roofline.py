@@ -113,7 +113,7 @@ def copy_rate(card: Card, tier: str) -> float:
 
 
 def decode_seconds(flops: float, card: Card) -> float:
-    """Of VAE arithmetic, in fp16."""
+    """Seconds of decoding a section: the VAE's arithmetic, in fp16."""
     return flops / (card.bf16 * 1e12 * _CONVOLUTION)
 
 

@@ -89,7 +89,7 @@ def needed(help: str, **about: Any) -> Any:
 
 
 def described(help: str, **about: Any) -> dict[str, Setting]:
-    """The metadata of such a field."""
+    """The metadata of a dataclass field that doors offer, see :class:`Setting`."""
     return {_KEY: Setting(help, **about)}
 
 

@@ -40,7 +40,7 @@ class Level:
         return f"f{self.frames}k{self.kernel}"
 
     def num_tokens(self, size: tuple[int, int]) -> int:
-        """At latents of ``size`` (Y, X)."""
+        """Tokens that the level takes at latents of ``size`` (Y, X)."""
         t, y, x = KERNELS[self.kernel]
         return -(-self.frames // t) * -(-size[0] // y) * -(-size[1] // x)
 
@@ -203,7 +203,7 @@ class Schedule:
 
     @property
     def _anchor(self) -> Context | None:
-        """The context at the start of the video, beyond a gap."""
+        """The context at the start of the video, which a gap separates from the rest; None where there is none."""
         first, second = (*self.groups, None, None)[:2]
         return first if isinstance(first, Context) and isinstance(second, Gap) else None
 
@@ -323,13 +323,13 @@ _SIDE_NAMES = {"past": "right before", "future": "right behind", "ahead": "beyon
 
 
 def _same(one: Schedule, other: Schedule) -> bool:
-    """Whether both see the same: to name the deleted tail or not is all one."""
+    """Whether two schedules see the same frames: a tail "td" is deleted, so it may be named or left out."""
     first, second = ([group for group in schedule.groups if group != Tail("td")] for schedule in (one, other))
     return first == second
 
 
 def _split(groups: tuple[Group, ...]) -> list[tuple[Group, ...]]:
-    """The groups between gaps."""
+    """Split the groups of a schedule at its gaps."""
     found: list[list[Group]] = [[]]
     for group in groups:
         if isinstance(group, Gap):

@@ -122,7 +122,7 @@ def largest_schedule(config: SamplingConfig) -> Schedule:
 
 
 def _paddings(config: SamplingConfig) -> tuple[int, ...]:
-    """Windows between the start of the video and each section, as the model is told."""
+    """Windows between the start of the video and each section, in generation order; at most three in most orders."""
     if config.target_index is not None:
         return (config.target_index - 1,)
     if config.order == "inverted":
@@ -174,7 +174,9 @@ class _Section:
         )
 
     def _told_padding(self) -> int:
-        """Of a section that is made in another order than inverted, only the layouts of its own have a padding."""
+        """Windows between the start frame and the section as the model is told: 0 in other orders than inverted, except where
+        the job names no schedule and the section does not see its past.
+        """
         if self.config.order == "inverted":
             return self.padding
         has_padding = self.config.schedule is None and not self.schedule.num_frames("past")

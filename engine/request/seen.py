@@ -68,7 +68,7 @@ class SeenFrames:
         return [(level,) for level in by_kernel if level.kernel > 1] + ([single] if single else [])
 
     def num_tokens(self, size: tuple[int, int]) -> int:
-        """At latents of ``size`` (Y, X)."""
+        """Tokens of all that the section sees at latents of ``size`` (Y, X)."""
         levels = sum(Level(len(level.frames), level.kernel).num_tokens(size) for level in self.levels)
         return levels + (0 if self.tail is None else self.tail.num_tokens)
 

@@ -37,7 +37,7 @@ def parse_size(argument: str, value: Size, *, available: int | None = None, owne
 
 
 def _bytes(value: Size) -> int | None:
-    """None where ``value`` is no amount."""
+    """Bytes that ``value`` stands for; None where it is no amount."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):

@@ -334,7 +334,7 @@ def _check_finite(is_finite: Tensor | None, section: int, step: int, attention: 
 
 
 def _ignore(event: object) -> None:
-    """Takes the events of a job that nobody follows."""
+    """Drop an event: the default where the caller gives no ``on_event``."""
 
 
 def _step_event(

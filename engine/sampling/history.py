@@ -33,7 +33,7 @@ class SampledSections:
 
 
 def needed_sections(plans: Sequence[SectionPlan], num_finished: int) -> list[int]:
-    """Of the first ``num_finished`` sections in generation order those that later ones see."""
+    """Those of the first ``num_finished`` sections (generation order) whose latents later sections still need."""
     if any(plan.seen.tail is not None and plan.seen.tail.kind == "tc" for plan in plans):
         # One mean of all: it is added up in the order in which they were made.
         return list(range(num_finished)) if num_finished < len(plans) else []
@@ -237,7 +237,7 @@ class _TailReach:
             self._reach[i] = _hull(frames, self._reach[i + 1])
 
     def after(self, index: int) -> tuple[range, range]:
-        """Frames of which one sum will do, and frames that are needed one by one, once section ``index`` is there."""
+        """Once section ``index`` is made: frames of which tails need only the sum, and frames that they need one by one."""
         folded = self._common[index + 1] if self._is_total else range(0)
         return folded, self._reach[index + 1]
 

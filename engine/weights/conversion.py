@@ -312,7 +312,7 @@ def _named(kind: str, groups: Sequence[tuple[tuple[str, ...], int]]) -> list[_Pa
 
 
 def _read_note(path: Path) -> _Note | None:
-    """None where ``path`` is not whole, or was written by something else."""
+    """What the file at ``path`` says of itself; None where it is not whole, or was written by something else."""
     try:
         header = json.loads(open_tensor_file(path).header)
         return _Note(**json.loads(header["__metadata__"][_NOTE]))
@@ -352,5 +352,5 @@ def _encode(name: str, tensor: Tensor, destination: Destination) -> tuple[float,
 
 
 def _decibel(signal: float, noise: float) -> float | None:
-    """Signal to noise; None for no noise."""
+    """Signal to noise ratio in dB; None where there is no noise."""
     return None if noise == 0 else 10 * math.log10(signal / noise)

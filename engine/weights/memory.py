@@ -269,7 +269,7 @@ class ModelMemory:
         return transformer
 
     def _store(self) -> Store:
-        """Opened anew: it may have been deleted and converted again."""
+        """The unit store, opened anew: it may have been deleted and converted again."""
         if isinstance(self._checkpoint, Store):
             return open_store(self._checkpoint.folder)
         return cached_store(self._checkpoint, self._format, self._config.cache_path(), self._on_progress)
@@ -426,7 +426,7 @@ def planned_job(
 
 
 class UnplacedUnits:
-    """Stands where no job has begun."""
+    """The units of a model before its first job: none is placed yet."""
 
     def acquire(self, index: int) -> Unit:
         raise RuntimeError(f"unit {index} has no place yet: a job must begin first")

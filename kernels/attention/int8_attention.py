@@ -63,7 +63,7 @@ def _reference(
 
 
 def _shift(dtype: torch.dtype) -> int:
-    """log2 of the largest probability."""
+    """log2 of the largest probability before it is rounded to fp16 or e4m3."""
     return 0 if dtype == torch.float16 else _FP8_SHIFT
 
 

@@ -35,7 +35,7 @@ def aligned_rope_reference(axes: Sequence[Tensor], cos: Tensor, sin: Tensor, off
 
 
 def write_rows(axes: Sequence[Tensor], cos: Tensor, sin: Tensor, offset: int, pool: int) -> None:
-    """The same by axis, without the table of all positions."""
+    """Write the rows of :func:`aligned_rope` from means along each axis, without a table of all positions."""
     for out, tables in ((cos, axes[:3]), (sin, axes[3:])):
         pooled = [pool_table(table, pool) for table in tables]
         cells = out[offset : offset + num_cells(axes, pool)].unflatten(
@@ -57,7 +57,7 @@ def pool_table(table: Tensor, pool: int) -> Tensor:
 
 
 def num_cells(axes: Sequence[Tensor], pool: int) -> int:
-    """Rows that the tables ``axes`` give."""
+    """Number of cells, and so of rotary rows, of the per-axis tables ``axes``."""
     count = 1
     for table in axes[:3]:
         count *= -(-table.shape[0] // pool)

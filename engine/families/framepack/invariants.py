@@ -40,7 +40,7 @@ class JobInvariants:
         return self.vision_tokens.shape[1] + self.refined_text.shape[1]
 
     def with_image(self, vision_tokens: Tensor) -> "JobInvariants":
-        """The same beside another image, on which nothing else depends."""
+        """These invariants with the tokens of another image; modulation and text do not depend on it."""
         return replace(self, vision_tokens=vision_tokens)
 
     def vectors(self, step: int) -> list[Tensor]:

@@ -22,7 +22,7 @@ _FP32_HEAD_TOKENS = 4096
 
 
 def weight_sizes(config: TransformerConfig, precision: Precision) -> WeightSizes:
-    """Of a transformer whose units are in ``precision``."""
+    """Bytes of the weights of a transformer whose units are in ``precision``."""
     dim, mlp = config.inner_dim, config.mlp_dim
     return WeightSizes(
         units=tuple(precision.unit_bytes(unit) for unit in unit_specs(config)),
@@ -39,7 +39,7 @@ def num_modulation_vectors(config: TransformerConfig) -> int:
 
 
 def _num_once_params(config: TransformerConfig) -> int:
-    """Modulation, embeddings of time and text, token refiner, image projection."""
+    """Parameters that only the start of a job needs: modulation, time and text embeddings, refiner, image projection."""
     dim, mlp, text = config.inner_dim, config.mlp_dim, config.text_embed_dim
     modulation = num_modulation_vectors(config) * (dim**2 + dim)
     time = (2 if config.guidance_embeds else 1) * _mlp_params(256, dim, dim)
@@ -55,7 +55,7 @@ def _mlp_params(inputs: int, hidden: int, outputs: int) -> int:
 
 
 def _step_weight_bytes(config: TransformerConfig, precision: Precision) -> int:
-    """Patch embeddings, head norms, output projection."""
+    """Bytes that every step needs outside the units: patch embeddings, head norms, output projection."""
     dim, channels = config.inner_dim, config.in_channels
     cells = (4, 4, 2 * 4 * 4, 4 * 8 * 8)
     patches = sum(dim * channels * cell + dim for cell in cells)

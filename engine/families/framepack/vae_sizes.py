@@ -52,7 +52,7 @@ class VaeShape:
 
     @property
     def num_params(self) -> int:
-        """Both halves, norms and attention included."""
+        """Parameters of encoder and decoder, norms and attention included."""
         deepest = self.channels[3]
         # Norm, q, k, v and output of the middle's attention.
         attention = 2 * deepest + 4 * (deepest**2 + deepest)
@@ -154,7 +154,7 @@ class VaeWork(CodecWork):
         return self.value_bytes * channels * values
 
     def decode_flops(self, num_latents: int) -> float:
-        """In chunks and tiles."""
+        """Multiplications and additions of decoding, counted chunk by chunk and tile by tile."""
         return sum(
             self._tile_flops(latents, height, width)
             for latents in _chunks(num_latents)

@@ -69,7 +69,7 @@ class Form(_Plain):  # type: ignore[valid-type, misc]  # made at import
         return message
 
     def to_request(self) -> Request:
-        """The same for the engine.
+        """The request that the form asks for.
 
         Raises:
             ConfigError: something is missing or out of bounds; the message names it.
@@ -128,7 +128,7 @@ def _filled(known: Offered, value: Any) -> Any:
 
 
 def whole(name: str, value: float | None) -> int:
-    """The same of a whole number."""
+    """The whole number in a field that somebody may have emptied."""
     return int(number(name, value))
 
 

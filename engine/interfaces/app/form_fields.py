@@ -26,7 +26,7 @@ class FormFields:
     """
 
     def __init__(self, studio: Studio, examples: Sequence[tuple[str, str]], max_seconds: float) -> None:
-        """Add them to the page.
+        """Add the fields to the page.
 
         Args:
             studio: says what a form comes to.

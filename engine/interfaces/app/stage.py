@@ -23,7 +23,7 @@ class Stage:
         self._studio = studio
 
     def build(self, watched: Any, timer: Any, form: FormFields) -> None:
-        """Add it to the page."""
+        """Add the right side to the page."""
         progress = gr.HTML(elem_id="progress")
         strip = gr.Image(
             label="Preview in video time", interactive=False, height=110, elem_id="strip", buttons=[]

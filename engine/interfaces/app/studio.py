@@ -200,7 +200,7 @@ class Studio:
         return f"{_shortened(status.prompt, 100)} ({status.seconds:.1f} s, seed {status.seed}{redone})"
 
     def caption(self, status: VideoStatus) -> str:
-        """The same in a few words; what differs between videos of one prompt comes first."""
+        """Which video it is, in a few words for the gallery; what differs between videos of one prompt comes first."""
         made = time.strftime("%H:%M", time.localtime(status.created))
         state = "" if status.state is JobState.DONE else f"{status.state}, "
         state += "redone, " if status.redos else ""

@@ -26,7 +26,7 @@ _MAX_SECONDS: float = setting(120, "Of a video.", option="--max-seconds", panel=
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """What all of them are told; each an option.
+    """What ``serve``, ``mcp`` and ``app`` are all told; each field is an option.
 
     Attributes:
         model: "demo", a Hub id, a folder or a file.

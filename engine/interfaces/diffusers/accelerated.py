@@ -93,7 +93,7 @@ class AcceleratedTransformer(DiffusersForward):
 
     @property
     def config(self) -> Any:
-        """As of diffusers' class."""
+        """The configuration under the names that diffusers' class has, which pipelines read."""
         if self.original is not None:
             return self.original.config
         from diffusers.configuration_utils import FrozenDict
@@ -102,7 +102,7 @@ class AcceleratedTransformer(DiffusersForward):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of activations: fp32 on the CPU, bf16 on CUDA, or what the configuration says."""
+        """The dtype of activations: fp32 on the CPU, bf16 on CUDA, or what the configuration says."""
         return self._model.memory.transformer.dtype
 
     @property

@@ -93,7 +93,7 @@ class DiffusersForward(ABC):
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """Of the result, and what a pipeline casts its inputs to."""
+        """The dtype of the result, which is what a pipeline casts its inputs to."""
 
     @abstractmethod
     def velocity(self, call: ForwardCall, sample: int) -> Tensor:

@@ -73,7 +73,7 @@ def _entry(weight: Tensor) -> TensorEntry:
 
 
 def _digest(weights: Mapping[str, Tensor]) -> str:
-    """Of all bytes: a LoRA may have been worked into some of the weights."""
+    """SHA-256 over names, dtypes, shapes and all bytes: a LoRA may have been worked into any of the weights."""
     digest = hashlib.sha256()
     for name, weight in weights.items():
         digest.update(f"{name}\0{weight.dtype}\0{list(weight.shape)}\0".encode())

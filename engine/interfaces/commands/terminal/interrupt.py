@@ -21,7 +21,7 @@ class Interrupt:
 
     @property
     def name(self) -> str:
-        """Of the first signal: "SIGINT", "SIGTERM" or "SIGHUP"."""
+        """Name of the first signal that came: "SIGINT", "SIGTERM" or "SIGHUP"."""
         return signal.Signals(self._first).name
 
     @property
@@ -42,7 +42,7 @@ class Interrupt:
             raise KeyboardInterrupt
 
     def press(self, signal_number: int, _frame: FrameType | None) -> None:
-        """The handler."""
+        """Handle a signal: the second says what is going on, all others raise ``KeyboardInterrupt``."""
         self._signals.append(signal_number)
         if len(self._signals) == 2:
             # Not a print: it could meet the half-finished print of the program.
@@ -77,7 +77,7 @@ def lasting_interrupt() -> Iterator[Interrupt]:
 
 
 def _stop_signals() -> list[int]:
-    """Those of them that this platform has."""
+    """The signals that stop a program, as far as this platform has them."""
     names = ("SIGINT", "SIGTERM", "SIGHUP")
     return [getattr(signal, name) for name in names if hasattr(signal, name)]
 

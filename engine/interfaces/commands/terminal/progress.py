@@ -1,8 +1,6 @@
-"""Progress of a job on the terminal, as plain lines, or as JSON.
+"""Progress of a job or a conversion: a live bar on a terminal, else plain lines, or JSON, one object a line.
 
-Events as JSON, one object a line; docs/progress_events.md describes them for programs.
-
-How far a conversion is, in bytes.
+docs/progress_events.md describes the objects for programs.
 """
 
 import json

@@ -77,12 +77,12 @@ class Guard:
 
 
 def _digest(key: str) -> bytes:
-    """Of equal length for all keys, so that comparing takes equally long."""
+    """A digest of a key: all have one length, so that comparing two takes equally long."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 def _host_name(host: str) -> str:
-    """Without the port: "127.0.0.1" of "127.0.0.1:8000", "::1" of "[::1]:8000"."""
+    """The host of an address without its port: "127.0.0.1" of "127.0.0.1:8000", "::1" of "[::1]:8000"."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0].lower()

@@ -28,7 +28,7 @@ class ImpatientProtocol(H11Protocol):
         self._timer = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone."""
+        """The client is gone."""
         self._timer.cancel()
         super().connection_lost(exc)
 

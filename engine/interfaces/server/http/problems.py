@@ -133,5 +133,5 @@ def _invalid(error: Mapping[str, Any], place: Sequence[object]) -> JSONResponse:
 
 
 def _printable(text: str) -> str:
-    """Without what cannot be sent as UTF-8."""
+    """``text`` without what cannot be sent as UTF-8."""
     return text.encode("utf-8", "replace").decode()

@@ -82,7 +82,7 @@ def _check_whole(body: bytes, content_type: str) -> None:
 
 
 def _fields(form: FormData) -> dict[str, object]:
-    """All but the image."""
+    """The fields of a form, the image left out."""
     fields: dict[str, object] = {}
     for name, value in form.multi_items():
         if name in fields or (name == "image" and len(form.getlist(name)) > 1):

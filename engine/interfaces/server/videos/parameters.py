@@ -47,7 +47,7 @@ class LoraParameters(BaseModel):
     )
 
     def to_strength(self) -> LoraStrength:
-        """The same for the engine."""
+        """The LoRA as a request of the engine names it."""
         sections = None if self.sections is None else tuple(self.sections)
         return LoraStrength(source=self.name, strength=self.strength, sections=sections)
 

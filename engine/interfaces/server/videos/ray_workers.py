@@ -98,7 +98,7 @@ class VideoActor:
 
 
 class RayWorkers:
-    """See :class:`~.workers.Workers`. The job whose actor is lost goes on in another one from its last section."""
+    """Workers that are actors of a Ray cluster. The job whose actor is lost goes on in another one from its last section."""
 
     def __init__(self, address: str, source: EngineSource, num_actors: int | None = None) -> None:
         """Start the actors; return when one of them is there.
@@ -280,7 +280,7 @@ def _connect(address: str) -> None:
 
 
 def _first_answer(references: list[Any]) -> Any:
-    """Of several actors that answer the same; those that fail do not count unless all do."""
+    """The first answer of several actors that would all answer the same; one that fails counts only if all fail."""
     while True:
         answered, references = ray.wait(references, num_returns=1)
         try:

@@ -243,7 +243,7 @@ class VideoService:
             return self.get(name)
 
     def video_path(self, name: str) -> Path:
-        """The MP4.
+        """Path of the finished MP4.
 
         Raises:
             NotFinishedError: it is not done.
@@ -402,7 +402,7 @@ class VideoService:
             self._forget_events()
 
     def _forget_events(self) -> None:
-        """Those of all jobs but the last that ended."""
+        """Let go of the events of finished jobs, except of the latest of them."""
         ended = [entry for entry in self._videos.values() if entry.job is not None and not entry.is_live]
         for entry in sorted(ended, key=lambda entry: entry.status().ended or 0)[:-_NUM_RECENT]:
             entry.job = None
