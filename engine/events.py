@@ -71,7 +71,7 @@ class JobEvent:
         height: pixels of the video.
         width: pixels of the video.
         image_height: pixels of the image, which is scaled and cropped to the video's size.
-        image_width: the same.
+        image_width: pixels of the image.
         num_finished_sections: sections that an earlier run of the job has sampled.
         job_dir: folder from which the job can be resumed; None where nothing is kept.
         prompts: what happens when, in video order; empty where all sections have one prompt.

@@ -78,7 +78,7 @@ def _quantities(result: Ceilings) -> Iterator[tuple[str, str, str, list[float]]]
 
 
 def write_ceilings_page(path: str | os.PathLike[str], result: Ceilings, rows: Sequence[BenchRow]) -> None:
-    """Write the page."""
+    """Write a page of ceilings, curve and owners as HTML."""
     job, watched = result.job, result.watched
     figures = [("Speed against memory", plot_ceilings(result))]
     if watched.samples:

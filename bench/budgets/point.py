@@ -28,7 +28,7 @@ class MemoryJob:
         window: latent frames of a section.
         num_steps: steps of a section.
         precision: as in ``EngineConfig``.
-        attention: the same.
+        attention: as in ``EngineConfig``.
         is_watched: whether time line and owners are kept, which costs speed.
     """
 

@@ -115,7 +115,7 @@ class RamResult:
         return self.outcome.peak <= self.limit_bytes
 
     def describe(self) -> str:
-        """One line."""
+        """Tier, sizes, peak and budget of the step in one line, and whether the budget was kept."""
         outcome, verdict = self.outcome, "within" if self.is_reached else "ABOVE"
         return (
             f"{self.case.name:6} tier {outcome.tier:7} units {self.unit_bytes / _MIB:6.0f} MiB  planned "

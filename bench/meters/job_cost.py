@@ -89,7 +89,7 @@ class JobCost:
 
     @property
     def sections(self) -> list[SectionCost]:
-        """In generation order."""
+        """What each section cost, in generation order."""
         groups: defaultdict[int, list[PhaseCost]] = defaultdict(list)
         for phase in self.phases:
             if phase.section is not None:

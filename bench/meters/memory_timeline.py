@@ -79,7 +79,7 @@ class MemoryReader:
             self.source = "mem_get_info" if self._nvml is None else "NVML"
 
     def read(self) -> dict[str, int | None]:
-        """Memory now."""
+        """Read what tensors, allocator, device and host hold now, and the power of the card."""
         host: dict[str, int | None] = {"rss": self._process.memory_info().rss, "pinned": self._pinned()}
         if self._device.type != "cuda":
             return host
@@ -167,7 +167,7 @@ class MemoryTimeline:
             self.sample()
 
     def sample(self) -> None:
-        """Read once."""
+        """Take one sample now."""
         with self._lock:
             values: dict[str, Any] = self._reader.read()
             self.samples.append(

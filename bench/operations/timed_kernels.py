@@ -32,7 +32,7 @@ class KernelCase:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the drawn tensors: bf16 as in the model, or the first one that the operation takes where that is not bf16."""
+        """Dtype of the drawn tensors: bf16 as in the model, or the first that an operation without bf16 takes."""
         limits = self.spec.max_error
         return torch.bfloat16 if torch.bfloat16 in limits else next(iter(limits))
 

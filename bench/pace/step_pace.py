@@ -190,7 +190,7 @@ class StepResult:
         attention: backend that was used.
         error: relative RMS of its latents to those of the first variant; 0 for that one.
         share: of what the card should do; None for a card that is not in the table, and on the CPU.
-        roofline: share of the best rate of the card's tensor cores; None as above.
+        roofline: share of the best rate of the card's tensor cores; None where ``share`` is.
         reasons: why, where the share is low.
     """
 

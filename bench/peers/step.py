@@ -127,7 +127,7 @@ def forward_rows(results: Mapping[str, PeerResult]) -> list[BenchRow]:
 
 
 def describe(case: ForwardCase, result: PeerResult) -> str:
-    """One line."""
+    """Times of both and their ratio in one line, and whether the ratio is small enough."""
     theirs, ours = (
         1e3 * statistics.median(times) for times in (result.diffusers_times, result.isoframe_times)
     )

@@ -36,7 +36,7 @@ def this_command() -> str:
 
 
 def now() -> str:
-    """The present second in UTC."""
+    """The present second in UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -19,7 +19,7 @@ class ReferenceWork:
 
     @torch.inference_mode()
     def __call__(self) -> None:
-        """Do it once."""
+        """Do the work once."""
         heads = self._tokens.unflatten(1, (4, 32)).transpose(0, 1)
         for _ in range(2):
             functional.scaled_dot_product_attention(heads, heads, heads)

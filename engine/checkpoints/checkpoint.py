@@ -41,7 +41,7 @@ class ConfigReader(Protocol):
     """Makes a transformer's configuration, which this room only passes on; ``source`` names it in errors."""
 
     def __call__(self, raw: Mapping[str, Any], shapes: Shapes | None = None, *, source: str) -> Any:
-        """Read the configuration in a ``config.json``, or derive it from the tensors' shapes where there is no such file."""
+        """Read the content of a ``config.json``, or the tensors' shapes where there is no such file."""
         ...
 
 

@@ -147,7 +147,11 @@ class StepSizes(ABC):
 
     @abstractmethod
     def activation_bytes(self, token_chunk: int | None) -> int:
-        """Most bytes that a step holds at once, tables and weights left out; None takes all tokens through an MLP at once."""
+        """Most bytes that a step holds at once, tables and weights left out.
+
+        Args:
+            token_chunk: tokens that go through an MLP at once; None for all.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,7 +100,7 @@ def examine(device: torch.device, cache_dir: Path) -> Iterator[Check]:
 
 
 def check_software() -> Check:
-    """Versions."""
+    """Versions of what videos are made with."""
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, {platform.system()} {platform.release()}"
     return _good("software", versions)
 

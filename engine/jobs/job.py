@@ -134,7 +134,7 @@ class Job:
         return self._video
 
     def queued(self, num_ahead: int) -> None:
-        """Called by the queue."""
+        """Report that the job waits behind ``num_ahead`` others; called by the queue."""
         self._log.append(QueuedEvent(num_ahead=num_ahead, priority=self.priority))
 
     def run(self) -> None:

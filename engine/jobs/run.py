@@ -98,7 +98,7 @@ class JobRun:
         self._note(_PARTIAL, path)
 
     def finish(self, video: Path) -> None:
-        """The video is complete."""
+        """Note in the folder that the video is complete."""
         self._note(DONE, video)
         partial = self.partial()
         if partial is not None:
@@ -165,7 +165,7 @@ class UnkeptRun:
     segments: None = None
 
     def latents(self, index: int) -> Tensor:
-        """There are none of an earlier run."""
+        """Raise an IndexError: without a folder no section of an earlier run is kept."""
         raise IndexError(f"section {index + 1} is not kept")
 
     def keep_latents(self, section: "LatentSection", report: "EventHandler") -> Tensor:
@@ -176,16 +176,16 @@ class UnkeptRun:
         """Let go of a segment, which the writer has."""
 
     def partial(self) -> None:
-        """There is no file of an earlier run."""
+        """None: without a folder there is no file of an earlier run."""
 
     def note_partial(self, path: Path) -> None:
-        """Nobody comes back for the file."""
+        """Do nothing: no later run will look for the file of what is finished."""
 
     def finish(self, video: Path) -> None:
-        """Nothing is left to be removed."""
+        """Do nothing: there is no folder to be marked as done."""
 
     def explain(self, error: BaseException) -> None:
-        """The job cannot go on."""
+        """Add nothing to the error: a job without a folder cannot be resumed."""
 
 
 @dataclass(frozen=True, slots=True)

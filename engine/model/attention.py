@@ -69,7 +69,7 @@ class FloatAttention:
         return self.backend.exactness
 
     def reset(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: no state is kept from step to step."""
 
     def attend(
         self,

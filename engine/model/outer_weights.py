@@ -88,7 +88,7 @@ class OuterWeights:
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device, read: ReadWeight | None = None) -> None:
-        """Nothing yet.
+        """Begin without layers; each is made when it is first asked for.
 
         Args:
             dtype: of the weights.

@@ -128,7 +128,7 @@ class UnitSource(Protocol):
         ...
 
     def release(self, index: int) -> None:
-        """Its memory may be overwritten once the work that was issued so far is done."""
+        """Let unit ``index`` go: its memory may be overwritten once the work that was issued so far is done."""
         ...
 
 

@@ -368,7 +368,7 @@ class Request(SharedFields):
 
     @property
     def section_times(self) -> SectionTimes:
-        """When the sections begin."""
+        """How a video is divided into sections, which times of prompts and guides snap to."""
         return SectionTimes(
             num_sections=self.num_sections, section_frames=4 * self.latent_window_size, fps=self.fps,
             num_leading=self.num_leading_frames,

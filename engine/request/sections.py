@@ -174,8 +174,9 @@ class _Section:
         )
 
     def _told_padding(self) -> int:
-        """Windows between the start frame and the section as the model is told: 0 in other orders than inverted, except where
-        the job names no schedule and the section does not see its past.
+        """Windows between the start frame and the section, as the model is told.
+
+        In other orders than inverted that is 0, unless the job names no schedule and the section sees no past.
         """
         if self.config.order == "inverted":
             return self.padding

@@ -237,7 +237,7 @@ class _TailReach:
             self._reach[i] = _hull(frames, self._reach[i + 1])
 
     def after(self, index: int) -> tuple[range, range]:
-        """Once section ``index`` is made: frames of which tails need only the sum, and frames that they need one by one."""
+        """What tails need once section ``index`` is made: frames of which a sum will do, and those needed one by one."""
         folded = self._common[index + 1] if self._is_total else range(0)
         return folded, self._reach[index + 1]
 

@@ -403,7 +403,7 @@ class UnplannedMemory:
         return work()
 
     def make_room(self) -> None:
-        """Nothing moves."""
+        """Do nothing: the units stay where they are."""
 
 
 def planned_job(

@@ -51,15 +51,15 @@ class EventLog:
         self._done: deque[tuple[_Use, Event]] = deque(maxlen=max_uses)
 
     def copied(self, unit: int, span: CopySpan) -> None:
-        """``unit`` is being copied."""
+        """Note that the copy of ``unit`` is enqueued."""
         self._copies[unit] = span
 
     def acquired(self, unit: int, slot: int, wanted: Event, start: Event) -> None:
-        """Compute has ``unit``."""
+        """Note that compute uses ``unit`` from now on."""
         self._open[unit] = _Use(unit, slot, self._copies.pop(unit, None), wanted, start)
 
     def released(self, unit: int, end: Event) -> None:
-        """Compute is done with ``unit``."""
+        """Note that compute is done with ``unit``."""
         self._done.append((self._open.pop(unit), end))
 
     def timings(self) -> list[UnitTiming]:

@@ -44,7 +44,7 @@ class VirtualStream:
         self.seconds = max(self.seconds, event.seconds)
 
     def close(self) -> None:
-        """Nothing is ever pending."""
+        """Return at once: virtual work is done when it is issued."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class _TimedWeights:
         self.stream.seconds += self.seconds[unit]
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no memory is held."""
 
 
 def simulate(

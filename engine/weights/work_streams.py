@@ -89,7 +89,7 @@ class CallerStream:
         event.synchronize()
 
     def close(self) -> None:
-        """Nothing is ever pending."""
+        """Return at once: work is done when it is enqueued."""
 
 
 class ThreadStream:

@@ -31,7 +31,7 @@ class Convolution:
 
     @property
     def num_params(self) -> int:
-        """Of its norm too."""
+        """Parameters of the convolution and of the norm before it."""
         norm = 2 * self.in_channels * self.is_normed
         return norm + self.kernel**3 * self.in_channels * self.out_channels + self.out_channels
 

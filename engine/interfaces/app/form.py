@@ -1,4 +1,4 @@
-"""What somebody filled in."""
+"""What somebody filled in on the page, and the request that it comes to."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -26,7 +26,7 @@ class MemoryHistory:
         self._thread.start()
 
     def samples(self) -> tuple[MemorySample, ...]:
-        """The oldest first."""
+        """The samples that are kept, the oldest first."""
         return tuple(self._samples)
 
     def close(self) -> None:

@@ -114,7 +114,7 @@ class Studio:
 
         Args:
             vram: such as "6GiB"; empty keeps it.
-            ram: the same.
+            ram: such as "16GiB"; empty keeps it.
 
         Raises:
             ConfigError: a limit is more than the machine has.

@@ -19,7 +19,7 @@ def node_classes() -> dict[str, type]:
 
 
 def node_titles() -> dict[str, str]:
-    """What is shown, by name."""
+    """Titles that ComfyUI shows, by name of the node."""
     return {node.name: node.title for node in NODES}
 
 

@@ -45,7 +45,7 @@ class ServerMetrics:
 
 
 class MeasureRequests:
-    """ASGI middleware."""
+    """ASGI middleware that counts and times every request."""
 
     def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
         """Every request to ``app`` counts."""

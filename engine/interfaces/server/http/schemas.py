@@ -1,4 +1,4 @@
-"""What HTTP answers."""
+"""Bodies of requests and answers over HTTP, as the OpenAPI document describes them."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 

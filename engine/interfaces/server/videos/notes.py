@@ -48,7 +48,7 @@ class End:
 
 
 def write_asked(folder: Path, asked: Asked) -> None:
-    """Keep ``asked``."""
+    """Write how a job was asked for into its folder."""
     _write(folder, _ASKED, asdict(asked))
 
 
@@ -59,7 +59,7 @@ def read_asked(folder: Path) -> Asked:
 
 
 def write_end(folder: Path, end: End) -> None:
-    """Keep ``end``."""
+    """Write how a job ended into its folder."""
     _write(folder, _END, asdict(end))
 
 
@@ -82,7 +82,7 @@ def _write(folder: Path, name: str, values: Mapping[str, object]) -> None:
 
 
 def forget_end(folder: Path) -> None:
-    """The job goes on."""
+    """Remove what :func:`write_end` kept: the job goes on."""
     (folder / _NOTES / _END).unlink(missing_ok=True)
 
 

@@ -98,7 +98,7 @@ class VideoActor:
 
 
 class RayWorkers:
-    """Workers that are actors of a Ray cluster. The job whose actor is lost goes on in another one from its last section."""
+    """Makes videos with actors on a Ray cluster; a job whose actor is lost goes on in another, from its last section."""
 
     def __init__(self, address: str, source: EngineSource, num_actors: int | None = None) -> None:
         """Start the actors; return when one of them is there.

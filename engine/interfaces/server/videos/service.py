@@ -79,7 +79,7 @@ class VideoService:
 
     @property
     def card(self) -> ModelCard:
-        """The model."""
+        """Name, device and sizes of the model that makes the videos."""
         return self._workers.card
 
     @property
@@ -196,7 +196,7 @@ class VideoService:
                 entry.job.priority = priority
 
     def folder(self, name: str) -> JobFolder:
-        """The job of a video."""
+        """Folder of the job that makes or made a video."""
         with self._lock:
             return self._find(name).folder
 
@@ -272,7 +272,7 @@ class VideoService:
         return path
 
     def counts(self) -> dict[JobState, int]:
-        """Videos by state."""
+        """How many videos are in each state."""
         found = Counter(status.state for status in self._statuses())
         return {state: found[state] for state in _TOLD_STATES}
 

@@ -37,7 +37,7 @@ class Workers(Protocol):
 
     @property
     def card(self) -> ModelCard:
-        """The model."""
+        """Name, device and sizes of the model that makes the videos."""
 
     def submit(self, folder: Path, request: Request, asked: Asked) -> Job:
         """Start a job in a new ``folder``.
