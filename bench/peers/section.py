@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ...engine.companions.components import find_components
 from ...engine.engine import Engine
-from ...engine.families.framepack.packing import ContextGroup
 from ...engine.generation.model_lookup import find_model
 from ...engine.model.conditioning import Conditioning
+from ...engine.model.packing import ContextGroup
 from ...engine.request.config import EngineConfig, SamplingConfig
 from ...engine.request.sections import SectionPlan, plan_sections
 from ...engine.sampling.history import History

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...engine.engine import Engine
-from ...engine.families.framepack.packing import ContextGroup
+from ...engine.model.packing import ContextGroup
 from ...engine.request.config import Request
 from ...engine.sampling.history import History
 from ..meters.method_watch import replace

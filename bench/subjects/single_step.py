@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...engine.families.framepack.packing import ContextGroup
 from ...engine.families.framepack.transformer import PackedTransformer
 from ...engine.families.framepack.transformer_config import TransformerConfig
 from ...engine.model.attention import SDPA_ATTENTION, SelfAttention
 from ...engine.model.attention_backends import AttentionShape
+from ...engine.model.packing import ContextGroup
 from ...engine.request.config import EngineConfig
 from ...quant import WeightFormat
 from .random_model import allocate_transformer, chosen_attention, draw_weight, fill_randomly

@@ -13,7 +13,6 @@ from ..errors import InputError, NumericalError
 from ..events import EventHandler, PhaseEvent, StepEvent
 from ..families.framepack.invariants import JobInvariants
 from ..families.framepack.layers import StepContext
-from ..families.framepack.packing import ContextGroup, PackedSection
 from ..families.framepack.transformer import PackedTransformer
 from ..families.framepack.units import unit_specs
 from ..families.registry import family_of
@@ -21,6 +20,7 @@ from ..model.attention import SDPA_ATTENTION, SelfAttention
 from ..model.attention_backends import AttentionShape
 from ..model.conditioning import Conditioning
 from ..model.lora_layers import branch_bytes
+from ..model.packing import ContextGroup, PackedSection
 from ..request.config import SamplingConfig
 from ..request.schedule import Level
 from ..request.sections import SectionPlan, plan_sections

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..families.framepack.packing import ContextGroup
 from ..model.conditioning import Conditioning
+from ..model.packing import ContextGroup
 from ..request.config import SamplingConfig
 from ..request.sections import NUM_HISTORY, SectionPlan
 from ..request.seen import SeenLevel, SeenTail, positions

@@ -9,7 +9,7 @@ import torch
 from rope_reference import rope_tables
 from torch import Tensor
 
-from isoframe.engine.families.framepack.packing import rope_axis_table
+from isoframe.engine.model.packing import rope_axis_table
 from isoframe.kernels import KERNELS, aligned_rope, patchify_pack, qk_norm_rope, qk_norm_rope_int8
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -15,10 +15,10 @@ from tiny_models import IMAGE_WIDTH, POOLED_WIDTH, TEXT_WIDTH, tiny_model
 from torch import Tensor
 
 from isoframe.bench.meters.accuracy import find_errors, run
-from isoframe.engine.families.framepack.packing import ContextGroup
 from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.families.framepack.transformer_config import TransformerConfig
 from isoframe.engine.model.attention import SDPA_ATTENTION, Int8Attention, SelfAttention
+from isoframe.engine.model.packing import ContextGroup
 from isoframe.engine.sampling.step_cache import TeaCache
 from isoframe.kernels import KERNELS, KernelSpec
 from isoframe.quant import WeightFormat, make_format

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from isoframe.engine.families.framepack.packing import rope_axis_table
+from isoframe.engine.model.packing import rope_axis_table
 
 
 def rope_tables(

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from isoframe.engine.families.framepack.packing import ContextGroup, PackedSection
 from isoframe.engine.families.framepack.transformer import PackedTransformer
+from isoframe.engine.model.packing import ContextGroup, PackedSection
 from isoframe.engine.request.sections import SectionPlan
 from isoframe.engine.request.seen import positions
 

@@ -17,10 +17,10 @@ from ...checkpoints.checkpoint import Checkpoint, load_into
 from ...checkpoints.destinations import Destination
 from ...checkpoints.lora import ActiveLoras
 from ...errors import CheckpointError
-from ...families.framepack.units import unit_specs
 from ...model.attention import SDPA_ATTENTION, SelfAttention
 from ...model.lora_layers import LoraUnits, SideBranch, unit_branches
 from ...model.outer_weights import OuterLinear, OuterWeights, ReadWeight
+from ...model.packing import ContextGroup, Indices, PackedSection, rope_axes
 from ...model.units import ResidentUnits, UnitLayout, UnitSource
 from ...request.schedule import KERNELS
 from .invariants import (
@@ -32,8 +32,8 @@ from .invariants import (
     modulation_table,
 )
 from .layers import BlockContext, DualBlock, HeadNorms, SingleBlock, StepContext
-from .packing import ContextGroup, Indices, PackedSection, rope_axes
 from .transformer_config import TransformerConfig
+from .units import unit_specs
 
 # Tokens at a time that the output projection takes in fp32.
 FP32_HEAD_TOKENS = 4096

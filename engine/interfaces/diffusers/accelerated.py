@@ -12,7 +12,6 @@ from ...device import memory_errors
 from ...errors import ConfigError, NumericalError
 from ...families.framepack.invariants import JobInvariants
 from ...families.framepack.layers import StepContext
-from ...families.framepack.packing import PackedSection
 from ...families.framepack.transformer import PackedTransformer
 from ...families.framepack.units import unit_specs
 from ...families.registry import family_of
@@ -20,6 +19,7 @@ from ...generation.loaded_model import LoadedModel
 from ...model.attention import SDPA_ATTENTION, SelfAttention
 from ...model.attention_backends import AttentionShape
 from ...model.lora_layers import branch_bytes
+from ...model.packing import PackedSection
 from ...request.config import SamplingConfig
 from ...sampling.step_cache import StepCache
 from ...weights.memory import JobMemory

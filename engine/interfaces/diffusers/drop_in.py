@@ -11,10 +11,10 @@ from ...checkpoints.checkpoint import Checkpoint
 from ...checkpoints.destinations import DenseTensor, EncodedWeight
 from ...companions.components import find_components
 from ...families.framepack.invariants import JobInvariants
-from ...families.framepack.packing import PackedSection
 from ...families.framepack.transformer import PackedTransformer
 from ...families.framepack.transformer_config import TransformerConfig
 from ...families.opening import open_transformer
+from ...model.packing import PackedSection
 from .forward_call import DiffusersForward, ForwardCall
 from .tensor_cache import TensorCache
 

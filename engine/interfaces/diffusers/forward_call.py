@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ....kernels import num_patches
 from ...families.framepack.invariants import JobInvariants
-from ...families.framepack.packing import ContextGroup, Indices, PackedSection
 from ...families.framepack.transformer import PackedTransformer
+from ...model.packing import ContextGroup, Indices, PackedSection
 
 if TYPE_CHECKING:
     from diffusers.models.modeling_outputs import Transformer2DModelOutput

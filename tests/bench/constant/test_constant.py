@@ -32,8 +32,8 @@ from isoframe.engine import Engine, EngineConfig, Request
 from isoframe.engine.companions.vae import DecodedFrames, SectionDecoder
 from isoframe.engine.demo import find_example
 from isoframe.engine.events import Event, EventHandler, FileEvent, PhaseEvent, SectionEvent, StepEvent
-from isoframe.engine.families.framepack.packing import ContextGroup, PackedSection
 from isoframe.engine.families.framepack.transformer import PackedTransformer
+from isoframe.engine.model.packing import ContextGroup, PackedSection
 from isoframe.kernels import KERNELS
 
 CPU = torch.device("cpu")

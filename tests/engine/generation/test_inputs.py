@@ -14,10 +14,10 @@ from PIL import Image
 from seen_groups import latents_of, watch_groups
 
 from isoframe.engine import ConfigError, Engine, EngineConfig, InputError, JobEvent, PromptSpan, Request
-from isoframe.engine.families.framepack.packing import ContextGroup
 from isoframe.engine.media.codecs import VideoFormat
 from isoframe.engine.media.segments import SegmentSpool
 from isoframe.engine.media.video import VideoWriter, read_video_info
+from isoframe.engine.model.packing import ContextGroup
 from isoframe.engine.reproduction import Recipe, reproduce
 
 EXAMPLES = Path(__file__).parents[3] / "examples"

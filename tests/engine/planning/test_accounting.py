@@ -13,12 +13,12 @@ from torch import Tensor
 from isoframe.engine.families.framepack.family import FramePack
 from isoframe.engine.families.framepack.invariants import JobInvariants
 from isoframe.engine.families.framepack.model_sizes import ModelShapes, published_shapes
-from isoframe.engine.families.framepack.packing import ContextGroup
 from isoframe.engine.families.framepack.step_sizes import weight_sizes
 from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.families.framepack.units import unit_specs
 from isoframe.engine.model.attention import FloatAttention, Int8Attention, SelfAttention
 from isoframe.engine.model.attention_backends import AttentionBackend
+from isoframe.engine.model.packing import ContextGroup
 from isoframe.engine.model.precision import find_precision
 from isoframe.engine.model.units import Unit, UnitLayout
 from isoframe.engine.planning.budget import make_plan

@@ -26,13 +26,13 @@ from isoframe.engine import (  # fmt: skip
     Request,
     SamplingConfig,
 )
-from isoframe.engine.families.framepack.packing import ContextGroup
 from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.interfaces.commands.command_line import build_app
 from isoframe.engine.interfaces.commands.terminal.options import parse_guides
 from isoframe.engine.media.codecs import VideoFormat
 from isoframe.engine.media.images import fit_to_bucket, image_to_tensor, load_image
 from isoframe.engine.media.video import VideoWriter
+from isoframe.engine.model.packing import ContextGroup
 from isoframe.engine.reproduction import Recipe, reproduce
 from isoframe.engine.request.sections import plan_sections
 

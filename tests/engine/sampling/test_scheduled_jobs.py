@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from isoframe.bench.quality.codebook_fit import save_codebook
 from isoframe.engine import Conditioning, ConfigError, Engine, EngineConfig, JobEvent, Request, SamplingConfig
-from isoframe.engine.families.framepack.packing import ContextGroup
 from isoframe.engine.generation.model_lookup import find_model
 from isoframe.engine.interfaces.commands.command_line import build_app
 from isoframe.engine.jobs.folder import JobFolder
 from isoframe.engine.media.video import read_video_info
+from isoframe.engine.model.packing import ContextGroup
 from isoframe.engine.planning.host_bytes import kept_frames
 from isoframe.engine.planning.machine import described_machine
 from isoframe.engine.planning.planned_job import PlannedJob

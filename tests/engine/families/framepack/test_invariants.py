@@ -14,9 +14,9 @@ from isoframe.engine import Conditioning, Engine, SamplingConfig
 from isoframe.engine.families.framepack import invariants, transformer
 from isoframe.engine.families.framepack.invariants import ImageProjection, JobInvariants, TextRefiner
 from isoframe.engine.families.framepack.layers import BlockContext
-from isoframe.engine.families.framepack.packing import PackedSection
 from isoframe.engine.families.framepack.transformer import PackedTransformer, StepPass
 from isoframe.engine.model.attention import SDPA_ATTENTION
+from isoframe.engine.model.packing import PackedSection
 from isoframe.engine.model.workspace import Workspace
 from isoframe.engine.weights.memory import JobMemory
 

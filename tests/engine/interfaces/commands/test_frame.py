@@ -11,10 +11,10 @@ from seen_groups import latents_of, positions_of
 from typer.testing import CliRunner
 
 from isoframe.engine import ConfigError, Engine, EngineConfig, InputError, Request, SamplingConfig
-from isoframe.engine.families.framepack.packing import ContextGroup, Indices
 from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.interfaces.commands.command_line import build_app
 from isoframe.engine.media.video import read_video_info
+from isoframe.engine.model.packing import ContextGroup, Indices
 from isoframe.engine.reproduction import Recipe
 from isoframe.engine.request.sections import plan_sections
 

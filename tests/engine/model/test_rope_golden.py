@@ -8,7 +8,7 @@ import torch
 from plain_transformer import average_pool, rope_table
 from torch import Tensor
 
-from isoframe.engine.families.framepack.packing import rope_axes, rope_axis_table
+from isoframe.engine.model.packing import rope_axes, rope_axis_table
 from isoframe.kernels import aligned_rope
 
 TOLERANCE = 1e-5

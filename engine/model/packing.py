@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ....kernels import num_patches, pool_table
-from ...model.workspace import Workspace
-from ...request.schedule import KERNELS
+from ...kernels import num_patches, pool_table
+from ..request.schedule import KERNELS
+from .workspace import Workspace
 
 Indices = tuple[int, ...] | range
 
