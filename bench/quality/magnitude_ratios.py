@@ -7,7 +7,7 @@ from statistics import fmean
 from torch import Tensor
 
 from ...engine import Engine, Request, SamplingConfig
-from ...engine.families.framepack.transformer import StepPass
+from ...engine.families.transformer_base import StepPass
 from ...engine.sampling.magnitude import SkipSchedule
 from ...engine.sampling.step_cache import StepCacheFactory, hidden_and_residual
 

@@ -1,19 +1,22 @@
 """What the engine asks of an architecture of models; nothing outside this room knows how one is built inside.
 
 A :class:`Family` gives nine answers: configuration, units, what is prepared once, packing, forward (these three are the
-transformer's), layout, phases of a section, codec and prompts. :class:`ModelSizes` adds the planner's numbers.
+transformer's, see ``transformer_base``), layout, phases of a section, codec and prompts. :class:`ModelSizes` adds the planner's numbers.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..checkpoints.lora_names import LoraAliases
 from ..files import read_json
 from ..model.precision import PRECISIONS, Precision, UnitSpec
 from ..request.config import SamplingConfig
+
+if TYPE_CHECKING:
+    from .transformer_base import Transformer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -408,5 +411,5 @@ class Family(ABC):
         """All units in execution order."""
 
     @abstractmethod
-    def transformer_class(self) -> Any:
-        """What holds the weights, prepares a job, packs a section and runs a step; imported with torch now."""
+    def transformer_class(self) -> "type[Transformer]":
+        """What holds the weights, prepares a job, packs a section and runs a step; imports torch."""

@@ -22,9 +22,9 @@ from ..companions.vae import VideoVAE
 from ..device import check_triton, memory_errors, resolve_device
 from ..errors import ConfigError
 from ..events import OnConversion
-from ..families.framepack.transformer import PackedTransformer
 from ..families.opening import open_transformer
 from ..families.registry import family_of
+from ..families.transformer_base import Transformer
 from ..model.attention_backends import AttentionShape, device_capability
 from ..model.attention_choice import check_self_attention, make_self_attention
 from ..planning.budget import check_fits
@@ -342,7 +342,7 @@ def _use_tuned_kernels(config: EngineConfig, capability: int) -> None:
         _logger.info("launch settings of the kernels: %s", tuned)
 
 
-def _smallest_attention(transformer: PackedTransformer) -> AttentionShape:
+def _smallest_attention(transformer: Transformer) -> AttentionShape:
     """A shape that every attention accepts if it runs on the device at all."""
     config = transformer.config
     return AttentionShape(

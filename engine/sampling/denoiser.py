@@ -11,11 +11,8 @@ from torch import Tensor
 from ..checkpoints.lora import ActiveLoras, LoraLibrary
 from ..errors import InputError, NumericalError
 from ..events import EventHandler, PhaseEvent, StepEvent
-from ..families.framepack.invariants import JobInvariants
-from ..families.framepack.layers import StepContext
-from ..families.framepack.transformer import PackedTransformer
-from ..families.framepack.units import unit_specs
 from ..families.registry import family_of
+from ..families.transformer_base import PreparedJob, StepContext, Transformer
 from ..model.attention import SDPA_ATTENTION, SelfAttention
 from ..model.attention_backends import AttentionShape
 from ..model.conditioning import Conditioning
@@ -55,7 +52,7 @@ class LatentSection:
 class _Branch:
     """The conditional or the negative pass of one section."""
 
-    invariants: JobInvariants
+    invariants: PreparedJob
     cache: StepCache
 
 
@@ -91,7 +88,7 @@ class Denoiser:
 
     def __init__(
         self,
-        transformer: PackedTransformer,
+        transformer: Transformer,
         choose_attention: Callable[[AttentionShape], SelfAttention] = lambda _: SDPA_ATTENTION,
         step_caches: StepCacheFactory = make_step_cache,
         check_attention: Callable[[AttentionShape], None] = lambda _: None,
@@ -182,7 +179,7 @@ class Denoiser:
         sections = [self._active(sampling, section) for section in range(sampling.num_sections)]
         distinct = {tuple((id(lora), strength) for lora, strength in loras): loras for loras in sections}
         return max(
-            branch_bytes(unit_specs(self.transformer.config), loras, self.transformer.dtype)
+            branch_bytes(self.transformer.unit_specs, loras, self.transformer.dtype)
             for loras in distinct.values()
         )
 

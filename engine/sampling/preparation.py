@@ -8,8 +8,7 @@ from torch import Tensor
 
 from ..checkpoints.lora import ActiveLoras
 from ..events import EventHandler, PhaseEvent
-from ..families.framepack.invariants import JobInvariants
-from ..families.framepack.transformer import PackedTransformer
+from ..families.transformer_base import PreparedJob, Transformer
 from ..model.conditioning import Anchor, Conditioning, PromptEmbeds
 from ..request.config import SamplingConfig
 from ..request.sections import SectionPlan
@@ -29,7 +28,7 @@ class Preparation:
 
     def __init__(
         self,
-        transformer: PackedTransformer,
+        transformer: Transformer,
         conditioning: Conditioning,
         sampling: SamplingConfig,
         sigmas: Tensor,
@@ -39,7 +38,7 @@ class Preparation:
     ) -> None:
         """Nothing is computed before the first :meth:`settle`; ``loras`` are those at work in every section."""
         self.transformer = self._base = transformer
-        self.invariants: list[JobInvariants] = []
+        self.invariants: list[PreparedJob] = []
         self._conditioning = conditioning
         self._sampling = sampling
         self._timesteps = self._rounded(sigmas[:-1] * 1000)

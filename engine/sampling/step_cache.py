@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import step_change
-from ..families.framepack.transformer import StepPass
+from ..families.transformer_base import StepPass
 from ..request.config import SamplingConfig
 from .magnitude import SkipSchedule, skip_schedule
 

@@ -19,8 +19,8 @@ from ..device import is_out_of_memory
 from ..errors import BudgetError
 from ..events import OnConversion
 from ..families.family import ModelSizes
-from ..families.framepack.transformer import PackedTransformer
 from ..families.registry import family_of
+from ..families.transformer_base import Transformer
 from ..model.units import ResidentUnits, Unit, UnitLayout, UnitSource
 from ..planning.budget import make_plan
 from ..planning.machine import Machine
@@ -154,9 +154,8 @@ class ModelMemory:
         self._device = device
         self._on_progress = on_progress
         self._has_fp32_head = has_fp32_head and weight_format.dtype == torch.bfloat16
-        self._layouts = [
-            UnitLayout(spec, weight_format) for spec in family_of(checkpoint.config).unit_specs()
-        ]
+        self._family = family_of(checkpoint.config)
+        self._layouts = [UnitLayout(spec, weight_format) for spec in self._family.unit_specs()]
         job = planned_job(shapes, config, weight_format, SamplingConfig(num_sections=1), (16, 16))
         self._is_stored = isinstance(checkpoint, Store) or job.needs_store(machine)
         self._placement: tuple[object, ...] = ()
@@ -250,12 +249,12 @@ class ModelMemory:
         self.units = UnplacedUnits()
         self._placement = ()
 
-    def _load(self) -> PackedTransformer:
+    def _load(self) -> Transformer:
         if self._is_stored:
             return stored_transformer(
                 self._store(), self._device, UnplacedUnits(), has_fp32_head=self._has_fp32_head
             )
-        transformer = PackedTransformer(
+        transformer = self._family.transformer_class()(
             self._checkpoint.config,
             self._format.dtype,
             self._device,

@@ -4,8 +4,8 @@ from collections.abc import Collection
 
 import torch
 
-from ..families.framepack.transformer import PackedTransformer
 from ..families.registry import family_of
+from ..families.transformer_base import Transformer
 from ..model.units import ResidentUnits, UnitSource
 from .device_copies import make_copies
 from .host_tiers import PinnedWeights, Tier, open_weights
@@ -16,12 +16,12 @@ from .unit_timeline import EventLog
 
 def stored_transformer(
     store: Store, device: torch.device, units: UnitSource, *, has_fp32_head: bool = False
-) -> PackedTransformer:
+) -> Transformer:
     """The transformer of ``store`` over ``units``, see :func:`open_units`.
 
     What only the start of a job needs is read from the files each time and dropped after use.
     """
-    transformer: PackedTransformer = family_of(store.config).transformer_class()(
+    transformer = family_of(store.config).transformer_class()(
         store.config,
         store.weight_format.dtype,
         device,

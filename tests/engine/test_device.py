@@ -10,7 +10,8 @@ from tiny_models import saved_model
 from isoframe.engine import BudgetError, DeviceError, Engine, EngineConfig, Request, device
 from isoframe.engine.companions.encoders import Encoders
 from isoframe.engine.companions.vae import VideoVAE
-from isoframe.engine.families.framepack.transformer import PackedTransformer, StepPass
+from isoframe.engine.families.framepack.transformer import PackedTransformer
+from isoframe.engine.families.transformer_base import StepPass
 from isoframe.engine.model.attention_backends import AttentionShape
 from isoframe.engine.model.attention_choice import CANDIDATES
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...model.precision import UnitSpec
 from ..family import EncoderKind, Family, PlannedModel
@@ -16,6 +16,9 @@ from .model_sizes import (
 )
 from .transformer_config import TRANSFORMER_CLASSES, TransformerConfig
 from .units import unit_specs
+
+if TYPE_CHECKING:
+    from .transformer import PackedTransformer
 
 
 class FramePack(Family):
@@ -72,7 +75,7 @@ class FramePack(Family):
     def unit_specs(self) -> tuple[UnitSpec, ...]:
         return unit_specs(self.config)
 
-    def transformer_class(self) -> Any:
+    def transformer_class(self) -> "type[PackedTransformer]":
         from .transformer import PackedTransformer
 
         return PackedTransformer

@@ -14,13 +14,14 @@ from torch.nn.functional import layer_norm, silu
 
 from ...model.attention import attention
 from ...model.outer_weights import OuterLinear, OuterWeights
+from ..transformer_base import PreparedJob
 from .layers import StreamModulation
 
 _SINUSOID_DIM = 256
 
 
 @dataclass(frozen=True, slots=True)
-class JobInvariants:
+class JobInvariants(PreparedJob):
     """Conditioning of every step of a job.
 
     Attributes:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ....quant import Activation, Projection
-from ...model.attention import SDPA_ATTENTION, SelfAttention
+from ...model.attention import SelfAttention
 from ...model.units import Unit, UnitSource
 from ...model.workspace import Workspace
 
@@ -18,21 +18,6 @@ from ...model.workspace import Workspace
 StreamModulation = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 # shift, scale and gate; each [1, D].
 SingleModulation = tuple[Tensor, Tensor, Tensor]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepContext:
-    """What the steps of a section use that is not the transformer's own.
-
-    Attributes:
-        units: where the blocks' weights come from.
-        attention: joint self-attention of the blocks; it may keep something from one step of the section to the next.
-        token_chunk: most tokens whose MLP activations exist at a time; None for all.
-    """
-
-    units: UnitSource
-    attention: SelfAttention = SDPA_ATTENTION
-    token_chunk: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,25 +4,19 @@ Formulas: HunyuanVideo's MMDiT with FramePack's history patches and aligned rota
 by lifetime: :meth:`PackedTransformer.prepare_job` and :meth:`pack_section` hold what steps share.
 """
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ....kernels import aligned_rope, modulated_layer_norm, num_patches, patchify_pack, reuse_residual
-from ....quant import DenseFormat, WeightFormat
-from ...checkpoints.checkpoint import Checkpoint, load_into
-from ...checkpoints.destinations import Destination
-from ...checkpoints.lora import ActiveLoras
 from ...errors import CheckpointError
-from ...model.attention import SDPA_ATTENTION, SelfAttention
-from ...model.lora_layers import LoraUnits, SideBranch, unit_branches
-from ...model.outer_weights import OuterLinear, OuterWeights, ReadWeight
+from ...model.outer_weights import OuterLinear, OuterWeights
 from ...model.packing import ContextGroup, Indices, PackedSection, rope_axes
-from ...model.units import ResidentUnits, UnitLayout, UnitSource
+from ...model.precision import UnitSpec
 from ...request.schedule import KERNELS
+from ..transformer_base import StepContext, StepPass, Transformer
 from .invariants import (
     ImageProjection,
     JobInvariants,
@@ -31,7 +25,7 @@ from .invariants import (
     TimeTextEmbedding,
     modulation_table,
 )
-from .layers import BlockContext, DualBlock, HeadNorms, SingleBlock, StepContext
+from .layers import BlockContext, DualBlock, HeadNorms, SingleBlock
 from .transformer_config import TransformerConfig
 from .units import unit_specs
 
@@ -51,70 +45,23 @@ class PatchEmbedding:
         return tuple(self.weight.shape[2:])
 
 
-class PackedTransformer:
-    """Weights and forward pass of one checkpoint, for one sample at a time.
+class PackedTransformer(Transformer):
+    """FramePack's weights and forward pass."""
 
-    Attributes:
-        outer_destinations: where the checkpoint's tensors outside the blocks go, by name.
-    """
+    config: TransformerConfig
 
-    def __init__(
-        self,
-        config: TransformerConfig,
-        dtype: torch.dtype,
-        device: torch.device,
-        *,
-        weight_format: WeightFormat | None = None,
-        job_device: torch.device | None = None,
-        has_fp32_head: bool = False,
-        units: UnitSource | None = None,
-        read_job_weight: ReadWeight | None = None,
-    ) -> None:
-        """Allocate the weights; :meth:`load` fills them.
+    @property
+    def unit_specs(self) -> tuple[UnitSpec, ...]:
+        return unit_specs(self.config)
 
-        Args:
-            config: shapes of the checkpoint.
-            dtype: of activations, and of all weights outside the blocks.
-            device: where it computes and its weights live.
-            job_device: where the weights live that only the start of a job needs, 30 % of the published model; None
-                for ``device``.
-            weight_format: of the blocks' linear layers, for activations in ``dtype``; None stores them in ``dtype``.
-            has_fp32_head: run the output projection in fp32, as the published program does in bf16.
-            units: where the blocks' weights come from where a step's context names no others; None allocates them all.
-            read_job_weight: gives the weights that only the start of a job needs, each when it computes; None
-                allocates them on ``job_device``.
-
-        Raises:
-            CheckpointError: the checkpoint has a feature outside FramePack.
-        """
-        _check_supported(config)
-        self.config = config
-        self.dtype = dtype
-        # fp16 has too small a range for the residual stream of this model.
-        self.residual_dtype = torch.float32 if dtype == torch.float16 else dtype
-        self.device = device
-        self.has_fp32_head = has_fp32_head
-        self._weights = OuterWeights(self.residual_dtype, device)
-        self._job_weights = OuterWeights(self.residual_dtype, job_device or device, read_job_weight)
-        self._build(self._weights, self._job_weights)
-        self.dual_blocks = [_dual_block(self._weights, i, config) for i in range(config.num_layers)]
-        self.single_blocks = [
-            _single_block(self._weights, i, config) for i in range(config.num_single_layers)
-        ]
-        self.weight_format = weight_format or DenseFormat(dtype)
-        self.outer_destinations: dict[str, Destination] = {
-            **self._weights.destinations,
-            **self._job_weights.destinations,
-        }
-        if units is None:
-            layouts = [UnitLayout(spec, self.weight_format) for spec in unit_specs(config)]
-            units = ResidentUnits(layouts, device)
-        self.units: UnitSource = units
-        self._branches: Sequence[Mapping[str, SideBranch]] = ()
+    def _build_blocks(self, weights: OuterWeights) -> None:
+        config = self.config
+        self.dual_blocks = [_dual_block(weights, i, config) for i in range(config.num_layers)]
+        self.single_blocks = [_single_block(weights, i, config) for i in range(config.num_single_layers)]
 
     def _build(self, weights: OuterWeights, job_weights: OuterWeights) -> None:
-        """The layers outside the blocks; ``job_weights`` gives those that only the start of a job needs."""
         config = self.config
+        _check_supported(config)
         dim, mlp_dim = config.inner_dim, int(config.inner_dim * config.mlp_ratio)
         patch = (config.patch_size_t, config.patch_size, config.patch_size)
         self.x_embedder = _patch_embedding(weights, "x_embedder.proj", config, patch)
@@ -144,73 +91,7 @@ class PackedTransformer:
         self.modulation_linears = _modulation_linears(job_weights, config)
         self.proj_out = weights.linear("proj_out", dim, config.out_channels * config.patch_size**2)
 
-    @classmethod
-    def load(
-        cls,
-        checkpoint: Checkpoint,
-        dtype: torch.dtype,
-        device: torch.device,
-        *,
-        weight_format: WeightFormat | None = None,
-        job_device: torch.device | None = None,
-        has_fp32_head: bool = False,
-    ) -> "PackedTransformer":
-        """Allocate and fill the weights, one checkpoint tensor in flight."""
-        transformer = cls(
-            checkpoint.config,
-            dtype,
-            device,
-            weight_format=weight_format,
-            job_device=job_device,
-            has_fp32_head=has_fp32_head,
-        )
-        load_into(checkpoint, transformer.destinations)
-        return transformer
-
-    @property
-    def destinations(self) -> dict[str, Destination]:
-        """Where every tensor of the checkpoint goes; those of the blocks only while all units are resident."""
-        units = self.units
-        return self.outer_destinations | (units.destinations() if isinstance(units, ResidentUnits) else {})
-
-    @property
-    def layer_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of the weight of every layer that a LoRA can change, by checkpoint name without ``.weight``."""
-        blocks = {
-            source: (rows, layer.in_features)
-            for spec in unit_specs(self.config)
-            for layer in spec.layers
-            for source, rows in zip(layer.sources, layer.rows, strict=True)
-        }
-        return blocks | self._weights.shapes | self._job_weights.shapes
-
-    def with_loras(self, loras: ActiveLoras) -> "PackedTransformer":
-        """A transformer with LoRAs beside the weights of this one, which it shares; this one without any."""
-        loras = [(lora, strength) for lora, strength in loras if strength != 0]
-        if not loras:
-            return self
-        adapted = copy.copy(self)
-        adapted._build(
-            self._weights.with_loras(loras, self.device),
-            self._job_weights.with_loras(loras, torch.device("cpu")),
-        )
-        adapted._branches = unit_branches(unit_specs(self.config), loras, self.dtype, self.device)
-        return adapted
-
-    def context(
-        self,
-        units: UnitSource | None = None,
-        attention: SelfAttention = SDPA_ATTENTION,
-        token_chunk: int | None = None,
-    ) -> StepContext:
-        """What steps use, with the LoRAs of this transformer beside ``units``; None takes its own."""
-        units = units or self.units
-        if self._branches:
-            units = LoraUnits(units, self._branches)
-        return StepContext(units=units, attention=attention, token_chunk=token_chunk)
-
     def project_image(self, image_embeds: Tensor) -> Tensor:
-        """Vision tokens [1, I, D] from image embeddings [1, I, V]."""
         return self.image_projection(image_embeds.to(self.device, self.residual_dtype))
 
     def prepare_job(
@@ -222,16 +103,6 @@ class PackedTransformer:
         pooled_embeds: Tensor,
         vision_tokens: Tensor,
     ) -> JobInvariants:
-        """Compute what all sections and steps share.
-
-        Args:
-            timesteps: ``[S]``, 1000 sigma of every step.
-            guidance: distilled guidance scale times 1000; None for a model without it.
-            text_embeds: ``[1, L, E]``.
-            text_mask: ``[1, L]``, nonzero for valid tokens, which come first; None if all are.
-            pooled_embeds: ``[1, P]``.
-            vision_tokens: ``[1, I, D]`` from :meth:`project_image`.
-        """
         num_valid = text_embeds.shape[1] if text_mask is None else int((text_mask != 0).sum())
         if num_valid == 0:
             raise ValueError("text_mask must mark at least one valid token, got none")
@@ -252,13 +123,6 @@ class PackedTransformer:
     def pack_section(
         self, groups: Sequence[ContextGroup], latent: Indices, size: tuple[int, int, int]
     ) -> PackedSection:
-        """Embed what a section sees and build its rotary tables.
-
-        Args:
-            groups: in packed order, the coarsest first; the noisy tokens follow.
-            latent: positions of the noisy latents.
-            size: T, Y, X of the noisy latents.
-        """
         num_clean = sum(group.num_tokens for group in groups)
         num_noisy = num_patches(size, self.x_embedder.kernel)
         tokens = torch.empty(
@@ -293,12 +157,8 @@ class PackedTransformer:
         job: JobInvariants,
         section: PackedSection,
         context: StepContext | None = None,
-    ) -> "StepPass":
-        """One forward of the noisy latents [1, C, T, Y, X] at ``step``; nothing runs yet.
-
-        Without a ``context`` of :meth:`context` it takes the transformer's own units and torch's attention.
-        """
-        return StepPass(self, latents, step, job, section, context or self.context())
+    ) -> "PackedPass":
+        return PackedPass(self, latents, step, job, section, context or self.context())
 
     def pack_tokens(self, latents: Tensor, step: int, job: JobInvariants, section: PackedSection) -> Tensor:
         """Joint buffer [1, N, D] of ``step``: history, embedded noisy latents, image, text."""
@@ -337,8 +197,8 @@ class PackedTransformer:
         return torch.cat([projection(part.float()) for part in parts], dim=1)
 
 
-class StepPass:
-    """One forward, split where a step cache decides: embedding, blocks, head."""
+class PackedPass(StepPass):
+    """A forward through dual-stream blocks, then single-stream ones, over one buffer of tokens."""
 
     def __init__(
         self,
@@ -369,13 +229,11 @@ class StepPass:
 
     @property
     def noisy_tokens(self) -> Tensor:
-        """View of the noisy tokens [1, num_noisy, D]; the embedding until :meth:`hidden` runs."""
         end = self.section.num_latent_tokens
         return self.tokens[:, end - self.section.num_noisy_tokens : end]
 
     @property
     def first_input(self) -> Tensor:
-        """Modulated norm of the latent tokens [1, N_latent, D]: the input of the first attention."""
         if self._first_input is None:
             shift, scale = self.modulation.dual(0)[0][:2]
             latent_tokens = self.tokens[:, : self.section.num_latent_tokens]
@@ -383,7 +241,6 @@ class StepPass:
         return self._first_input
 
     def hidden(self) -> Tensor:
-        """Run all blocks; the noisy tokens [1, num_noisy, D]. Call once: ``tokens`` are consumed."""
         context, units = self._block_context(), self.context.units
         # A step cache may have asked for it; it is as large as the tokens, so it does not outlive its block.
         latent_input, self._first_input = self._first_input, None
@@ -415,11 +272,9 @@ class StepPass:
         )
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Velocity [1, C, T, Y, X] from ``hidden``."""
         return self.transformer.head(hidden, self.modulation, tuple(self.latents.shape[2:]))
 
     def reuse(self, residual: Tensor) -> Tensor:
-        """Velocity if the blocks added ``residual`` [1, num_noisy, D] to the noisy tokens; runs no block."""
         scale, shift = self.modulation.final()
         if self._tokens is not None:
             embedded = self.noisy_tokens
@@ -429,10 +284,6 @@ class StepPass:
             self.transformer.embed_noisy(self.latents, embedded, 0)
         hidden = reuse_residual(embedded, residual, scale, shift)
         return self.transformer.project(hidden, tuple(self.latents.shape[2:]))
-
-    def compute(self) -> Tensor:
-        """Velocity of the whole forward."""
-        return self.head(self.hidden())
 
 
 def _check_supported(config: TransformerConfig) -> None:

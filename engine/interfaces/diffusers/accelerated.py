@@ -10,11 +10,8 @@ from torch import Tensor
 from ...checkpoints.lora import ActiveLoras, LoraLibrary
 from ...device import memory_errors
 from ...errors import ConfigError, NumericalError
-from ...families.framepack.invariants import JobInvariants
-from ...families.framepack.layers import StepContext
-from ...families.framepack.transformer import PackedTransformer
-from ...families.framepack.units import unit_specs
 from ...families.registry import family_of
+from ...families.transformer_base import PreparedJob, StepContext, Transformer
 from ...generation.loaded_model import LoadedModel
 from ...model.attention import SDPA_ATTENTION, SelfAttention
 from ...model.attention_backends import AttentionShape
@@ -89,7 +86,7 @@ class AcceleratedTransformer(DiffusersForward):
         self._context: StepContext | None = None
         self._planned: object = None
         self._samples: dict[int, _Sample] = {}
-        self._jobs: TensorCache[JobInvariants] = TensorCache(1, trusts_inference=True)
+        self._jobs: TensorCache[PreparedJob] = TensorCache(1, trusts_inference=True)
 
     @property
     def config(self) -> Any:
@@ -178,7 +175,7 @@ class AcceleratedTransformer(DiffusersForward):
         if self._memory is None or wanted != self._planned:
             _, height, width = call.size
             config = base.config
-            num_bytes = branch_bytes(unit_specs(config), self._loras, base.dtype)
+            num_bytes = branch_bytes(base.unit_specs, self._loras, base.dtype)
             self._memory = self._model.memory.plan(
                 sampling, (8 * height, 8 * width), is_latents_only=True, lora_bytes=num_bytes
             )
@@ -194,10 +191,10 @@ class AcceleratedTransformer(DiffusersForward):
         units, token_chunk = self._memory.place()
         self._context = self._transformer.context(units, self._attention, token_chunk)
 
-    def _job(self, call: ForwardCall, sample: int, branch: int) -> JobInvariants:
+    def _job(self, call: ForwardCall, sample: int, branch: int) -> PreparedJob:
         """What the steps of a branch share; computed again where a tensor or the timesteps changed."""
 
-        def prepare() -> JobInvariants:
+        def prepare() -> PreparedJob:
             assert self._memory is not None, "the section is settled"
             # There may not be room for units beside the weights of what is computed once.
             self._memory.make_room()
@@ -236,6 +233,6 @@ class AcceleratedTransformer(DiffusersForward):
         _logger.info("%d steps computed, %d skipped so far", self.num_computed, self.num_skipped)
 
 
-def _find_loras(transformer: PackedTransformer, sampling: SamplingConfig) -> ActiveLoras:
+def _find_loras(transformer: Transformer, sampling: SamplingConfig) -> ActiveLoras:
     library = LoraLibrary(transformer.layer_shapes, family_of(transformer.config).lora_aliases())
     return [(library.find(use.source), use.strength) for use in sampling.loras if use.strength != 0]

@@ -10,10 +10,10 @@ from torch import Tensor
 from ...checkpoints.checkpoint import Checkpoint
 from ...checkpoints.destinations import DenseTensor, EncodedWeight
 from ...companions.components import find_components
-from ...families.framepack.invariants import JobInvariants
 from ...families.framepack.transformer import PackedTransformer
 from ...families.framepack.transformer_config import TransformerConfig
 from ...families.opening import open_transformer
+from ...families.transformer_base import PreparedJob, Transformer
 from ...model.packing import PackedSection
 from .forward_call import DiffusersForward, ForwardCall
 from .tensor_cache import TensorCache
@@ -55,18 +55,19 @@ class FramepackTransformer(DiffusersForward):
     """
 
     _vision: TensorCache[Tensor]
-    _jobs: TensorCache[JobInvariants]
+    _jobs: TensorCache[PreparedJob]
     _sections: TensorCache[PackedSection]
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
         """Load the weights; see :func:`load_transformer`."""
         self._checkpoint = checkpoint
-        self.transformer = PackedTransformer.load(checkpoint, dtype, device)
+        self.transformer: Transformer = PackedTransformer.load(checkpoint, dtype, device)
         self._forget()
 
     @property
     def config(self) -> TransformerConfig:
-        return self.transformer.config
+        config: TransformerConfig = self.transformer.config
+        return config
 
     @property
     def dtype(self) -> torch.dtype:
@@ -141,11 +142,11 @@ class FramepackTransformer(DiffusersForward):
         )
         return self.transformer.step(latents, 0, self._job(call, sample), section).compute()
 
-    def _job(self, call: ForwardCall, sample: int) -> JobInvariants:
+    def _job(self, call: ForwardCall, sample: int) -> PreparedJob:
         image = (call.image_embeds,)
         vision = self._vision.get(sample, None, image, lambda: call.project_image(self.transformer, sample))
 
-        def prepare() -> JobInvariants:
+        def prepare() -> PreparedJob:
             time = call.timestep.reshape(-1)[sample : sample + 1]
             return call.prepare(self.transformer, sample, time, vision)
 

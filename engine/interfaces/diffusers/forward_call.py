@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ....kernels import num_patches
-from ...families.framepack.invariants import JobInvariants
-from ...families.framepack.transformer import PackedTransformer
+from ...families.transformer_base import PreparedJob, Transformer
 from ...model.packing import ContextGroup, Indices, PackedSection
 
 if TYPE_CHECKING:
@@ -69,19 +68,19 @@ class ForwardCall:
         """Rows of the packed sequence of a sample, before image and prompt."""
         return num_patches(self.size, (1, 2, 2)) + sum(group.num_tokens for group in self.groups(0))
 
-    def pack(self, transformer: PackedTransformer, sample: int) -> PackedSection:
+    def pack(self, transformer: Transformer, sample: int) -> PackedSection:
         """History and rotary tables of a sample."""
         noisy = self.indices[0]
         latent = range(self.size[0]) if noisy is None else _positions(noisy)
         return transformer.pack_section(self.groups(sample), latent, self.size)
 
-    def project_image(self, transformer: PackedTransformer, sample: int) -> Tensor:
+    def project_image(self, transformer: Transformer, sample: int) -> Tensor:
         """Vision tokens of a sample."""
         return transformer.project_image(_row(self.image_embeds, sample))
 
     def prepare(
-        self, transformer: PackedTransformer, sample: int, timesteps: Tensor, vision: Tensor
-    ) -> JobInvariants:
+        self, transformer: Transformer, sample: int, timesteps: Tensor, vision: Tensor
+    ) -> PreparedJob:
         """What the steps at ``timesteps`` [S] share."""
         embeds, mask, pooled = (_row(x, sample) for x in self.text)
         return transformer.prepare_job(timesteps, self.scale(sample), embeds, mask, pooled, vision)

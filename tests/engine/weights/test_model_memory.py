@@ -25,8 +25,9 @@ from isoframe.engine import (
 from isoframe.engine.companions.components import find_components
 from isoframe.engine.companions.encoders import Encoders
 from isoframe.engine.companions.vae import VideoVAE
-from isoframe.engine.families.framepack.transformer import PackedTransformer, StepPass
+from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.families.opening import open_transformer
+from isoframe.engine.families.transformer_base import StepPass
 from isoframe.engine.generation.model_lookup import find_model
 from isoframe.engine.model.units import ResidentUnits
 from isoframe.engine.planning.machine import CONTEXT_BYTES

@@ -14,7 +14,7 @@ from isoframe.engine import Conditioning, Engine, SamplingConfig
 from isoframe.engine.families.framepack import invariants, transformer
 from isoframe.engine.families.framepack.invariants import ImageProjection, JobInvariants, TextRefiner
 from isoframe.engine.families.framepack.layers import BlockContext
-from isoframe.engine.families.framepack.transformer import PackedTransformer, StepPass
+from isoframe.engine.families.framepack.transformer import PackedPass, PackedTransformer
 from isoframe.engine.model.attention import SDPA_ATTENTION
 from isoframe.engine.model.packing import PackedSection
 from isoframe.engine.model.workspace import Workspace
@@ -57,7 +57,7 @@ class RecomputedEveryStep:
             section_args.append(args)
             return pack_section(self, *args)
 
-        def recompute(self: PackedTransformer, latents: torch.Tensor, index: int, *rest: Any) -> StepPass:
+        def recompute(self: PackedTransformer, latents: torch.Tensor, index: int, *rest: Any) -> PackedPass:
             *_, context = rest
             timesteps, *others = job_args[-1]
             job = prepare_job(self, timesteps[index : index + 1], *others)
