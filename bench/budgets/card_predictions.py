@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ...engine.errors import BudgetError
-from ...engine.families.framepack.model_sizes import PUBLISHED_NAME
+from ...engine.families.registry import PUBLISHED_NAME
 from ...engine.generation.model_lookup import find_model
 from ...engine.planning.budget import make_plan
 from ...engine.planning.machine import cards, described_machine

@@ -4,7 +4,7 @@ import torch
 
 from ...engine.device import resolve_device
 from ...engine.errors import ConfigError
-from ...engine.families.framepack.model_sizes import PUBLISHED_NAME
+from ...engine.families.registry import PUBLISHED_NAME
 from ...engine.generation.model_lookup import find_model
 from ...engine.planning.machine import described_machine, find_card, this_machine
 from ...engine.request.sizes import parse_size

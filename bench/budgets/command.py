@@ -12,7 +12,7 @@ from ..records.options import (
     Budgets,
     Cases,
     JsonFile,
-    Output,
+    ResultFiles,
     SomeModel,
     append,
     check_choices,
@@ -155,7 +155,7 @@ _Resolution = Annotated[
 
 @command()
 def vram(
-    output: Output,
+    output: ResultFiles,
     model: SomeModel = None,
     predict: _Predict = False,
     card: _Card = None,

@@ -11,7 +11,7 @@ import typer
 
 from ...engine.errors import ConfigError
 from ...engine.request.config import EngineConfig, Request, check_choice
-from ..records.options import Output, Weights, command, options
+from ..records.options import ResultFiles, Weights, command, options
 
 if TYPE_CHECKING:
     from ..meters.job_cost import JobCost
@@ -55,7 +55,7 @@ _Others = Annotated[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class MeasuredVideo:
     """The video that is made at several lengths."""
 
     image: Annotated[str | None, typer.Option("--image", help="Start image (default: the demo's).")] = None
@@ -82,9 +82,9 @@ class Job:
 
 @command(config=("device", "precision", "attention", "vram", "ram"))
 def constant(
-    job: Job,
+    job: MeasuredVideo,
     config: EngineConfig,
-    output: Output,
+    output: ResultFiles,
     lengths: _Lengths = _ALL,
     model: options.Model = "demo",
     weights: Weights = "model",

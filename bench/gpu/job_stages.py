@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ...engine.errors import IsoframeError
-from ...engine.families.framepack.model_sizes import PUBLISHED_NAME
+from ...engine.families.registry import PUBLISHED_NAME
 from ...engine.request.config import EngineConfig, Request
 from ..budgets.fresh_point import run_in_process
 from ..budgets.point import MemoryJob

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...engine.families.framepack.model_sizes import PUBLISHED_NAME
+from ...engine.families.registry import PUBLISHED_NAME
 from ...engine.generation.model_lookup import find_model
 from ...engine.model.attention_backends import device_capability
 from ...engine.planning.budget import make_plan

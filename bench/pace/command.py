@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...engine.request.config import EngineConfig, check_choice
-from ..records.options import Output, SomeModel, Weights, command, options
+from ..records.options import ResultFiles, SomeModel, Weights, command, options
 
 if TYPE_CHECKING:
     from .step_bench import StepBench
@@ -25,7 +25,7 @@ _StepCache = Annotated[list[str] | None, typer.Option("--step-cache", help="Repe
 
 @command()
 def step(
-    output: Output,
+    output: ResultFiles,
     weights: Weights = "model",
     model: SomeModel = None,
     size: options.Size = None,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...engine.events import Event, EventHandler, StepEvent
-from ...engine.families.framepack.step_sizes import DenoiseShape
+from ...engine.families.family import StepSizes
 from ...engine.model.conditioning import Conditioning
 from ...engine.planning.machine import Card
 from ...engine.planning.roofline import step_time
@@ -89,7 +89,7 @@ def measure_pace(
     sampler: LatentSampler,
     conditioning: Conditioning,
     sampling: SamplingConfig,
-    shape: DenoiseShape,
+    shape: StepSizes,
     *,
     meter: Meter,
     clock: Callable[[], float] = time.perf_counter,
@@ -138,7 +138,7 @@ def _sum_up(
     num_computed: int,
     streams: SectionStreams,
     sampling: SamplingConfig,
-    shape: DenoiseShape,
+    shape: StepSizes,
 ) -> StepPace:
     counted = record.sections[1:]
     return StepPace(
@@ -156,12 +156,12 @@ def _sum_up(
     )
 
 
-def expected_step(shape: DenoiseShape, card: Card, *, copied_bytes: float = 0.0) -> float:
+def expected_step(shape: StepSizes, card: Card, *, copied_bytes: float = 0.0) -> float:
     """Seconds that a step should take on ``card`` by the planner's roofline, copies of weights beside it."""
     return step_time(shape, card, copied_bytes=round(copied_bytes), tier="pinned").total
 
 
-def roofline_share(shape: DenoiseShape, card: Card, flops: float) -> float:
+def roofline_share(shape: StepSizes, card: Card, flops: float) -> float:
     """Part of the best rate of the card's tensor cores, dense, in the format of the products."""
     precision = shape.precision
     best = card.bf16

@@ -42,7 +42,7 @@ SomeModel = Annotated[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Output:
+class ResultFiles:
     """Where results go, beside the terminal."""
 
     json_file: JsonFile = None

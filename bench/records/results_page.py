@@ -9,8 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from ...engine.families.framepack.model_sizes import published_shapes
-from ...engine.families.framepack.units import unit_specs
+from ...engine.families.registry import PUBLISHED_NAME, family_of, find_published
 from ...engine.model.units import UnitLayout
 from ...engine.request.sizes import format_size
 from ...quant import PRECISIONS, make_format
@@ -409,7 +408,9 @@ def render_precision(rows: Rows) -> str:
 def _formats() -> str:
     """One line a format; the size of a unit of the published model is that of its blob."""
     lines = ["| precision | a unit of the 13B model | multiplied | class |", "|---|---:|---|---|"]
-    spec = unit_specs(published_shapes().transformer)[0]
+    published = find_published(PUBLISHED_NAME)
+    assert published is not None, "it is built in"
+    spec = family_of(published.shapes.transformer).unit_specs()[0]
     for name in PRECISIONS:
         size = UnitLayout(spec, make_format(name, torch.bfloat16)).num_bytes / 2**20
         way, exactness = _WAYS[name]

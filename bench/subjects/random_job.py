@@ -9,7 +9,7 @@ import torch
 from ...engine.companions.components import find_components
 from ...engine.companions.vae import SectionDecoder, VideoVAE
 from ...engine.events import EventHandler, FileEvent, PhaseEvent, SectionEvent
-from ...engine.families.framepack.model_sizes import PUBLISHED_NAME
+from ...engine.families.registry import PUBLISHED_NAME
 from ...engine.generation.model_lookup import find_model
 from ...engine.media.codecs import VideoFormat
 from ...engine.media.video import VideoWriter

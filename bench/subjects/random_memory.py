@@ -8,8 +8,8 @@ from torch import Tensor
 from ...engine.checkpoints.checkpoint import Checkpoint
 from ...engine.checkpoints.tensor_files import TensorEntry
 from ...engine.families.family import ModelSizes
-from ...engine.families.framepack.transformer import PackedTransformer
-from ...engine.families.framepack.units import unit_specs
+from ...engine.families.registry import family_of
+from ...engine.families.transformer_base import Transformer
 from ...engine.model.units import UnitLayout
 from ...engine.planning.machine import Machine
 from ...engine.planning.plan import Plan
@@ -49,9 +49,9 @@ class RandomMemory(ModelMemory):
         super().__init__(_no_files(shapes), shapes, config, weight_format, device, machine)
         self._is_stored = True
 
-    def _load(self) -> PackedTransformer:
+    def _load(self) -> Transformer:
         shapes, dtype = self._shapes, self._format.dtype
-        transformer = PackedTransformer(
+        transformer = self._family.transformer_class()(
             shapes.transformer,
             dtype,
             self._device,
@@ -86,7 +86,7 @@ def _draw_job_weight(dtype: torch.dtype, device: torch.device, name: str, shape:
 
 def _draw_units(shapes: ModelSizes, weight_format: WeightFormat, *, is_locked: bool) -> PinnedWeights:
     """The first unit of each layout, given for all that have it."""
-    layouts = [UnitLayout(spec, weight_format) for spec in unit_specs(shapes.transformer)]
+    layouts = [UnitLayout(spec, weight_format) for spec in family_of(shapes.transformer).unit_specs()]
     drawn: dict[str, Tensor] = {}
     slabs: list[HostBuffer] = []
     for layout in layouts:

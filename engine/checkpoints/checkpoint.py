@@ -20,7 +20,6 @@ from .tensor_files import FLOAT_DTYPES, TensorEntry, TensorFile, map_tensor, ope
 
 _logger = logging.getLogger(__name__)
 
-KNOWN_MODELS = ("demo", "lllyasviel/FramePackI2V_HY", "lllyasviel/FramePack_F1_I2V_HY_20250503")
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
 
@@ -99,6 +98,7 @@ def open_checkpoint(
     *,
     local_files_only: bool = False,
     admit: Admit | None = None,
+    known: Sequence[str] = (),
 ) -> Checkpoint:
     """Find a transformer and check its files; no weights are read.
 
@@ -110,34 +110,41 @@ def open_checkpoint(
         local_files_only: never ask the Hub; what is not cached is an error.
         admit: called with name and config, and raises to refuse the model; of a Hub repository before its
             weights are downloaded.
+        known: names of models, of which the error for a missing one proposes the nearest.
     """
     text = os.fspath(source)
     if _is_repository(text):
         return _open_repository(text, reader, local_files_only, admit)
-    checkpoint = _open_path_or_file(text, reader, local_files_only)
+    checkpoint = _open_path_or_file(text, reader, local_files_only, known)
     if admit is not None:
         admit(checkpoint.name, checkpoint.config)
     return checkpoint
 
 
 def read_checkpoint_config(
-    source: "str | os.PathLike[str]", reader: ConfigReader, *, local_files_only: bool = False
+    source: "str | os.PathLike[str]",
+    reader: ConfigReader,
+    *,
+    local_files_only: bool = False,
+    known: Sequence[str] = (),
 ) -> Any:
-    """The config of a transformer, ``source`` as for :func:`open_checkpoint`, and nothing else where it is a file."""
+    """The config of a transformer, arguments as for :func:`open_checkpoint`, and nothing else where it is a file."""
     text = os.fspath(source)
     if _is_repository(text):
         return _read_config(_find_hub_config(text, local_files_only)[1], reader)
     path = _transformer_folder(Path(text).expanduser()) / "config.json"
     if path.is_file():
         return _read_config(path, reader)
-    return _open_path_or_file(text, reader, local_files_only).config
+    return _open_path_or_file(text, reader, local_files_only, known).config
 
 
 def _is_repository(text: str) -> bool:
     return is_hub_id(text) and not Path(text).expanduser().exists()
 
 
-def _open_path_or_file(text: str, reader: ConfigReader, local_files_only: bool) -> Checkpoint:
+def _open_path_or_file(
+    text: str, reader: ConfigReader, local_files_only: bool, known: Sequence[str]
+) -> Checkpoint:
     path = Path(text).expanduser()
     if path.is_dir():
         return _open_folder(path, reader)
@@ -147,7 +154,7 @@ def _open_path_or_file(text: str, reader: ConfigReader, local_files_only: bool) 
     if is_hub_id(repository) and filename.endswith(".safetensors"):
         path = require_hub_file(repository, filename, local_files_only=local_files_only)
         return _open_file(path, reader, name=Path(filename).stem)
-    raise UnknownModelError(missing_source("model", text))
+    raise UnknownModelError(missing_source("model", text, known))
 
 
 def load_into(checkpoint: Checkpoint, destinations: Mapping[str, Destination]) -> None:
@@ -193,10 +200,10 @@ def shape_problems(shapes: Shapes, expected: Shapes) -> dict[str, list[str]]:
     }
 
 
-def missing_source(argument: str, source: str) -> str:
-    """Message for a ``source`` that is neither a local path nor a Hub id, with the nearest name known."""
-    known = difflib.get_close_matches(source, KNOWN_MODELS, n=1, cutoff=0.6)
-    nearest = nearest_path(source) or (known[0] if known else None)
+def missing_source(argument: str, source: str, known: Sequence[str]) -> str:
+    """Message for a ``source`` that is neither a local path nor a Hub id, with the nearest path or ``known`` name."""
+    found = difflib.get_close_matches(source, known, n=1, cutoff=0.6)
+    nearest = nearest_path(source) or (found[0] if found else None)
     hint = f"; did you mean {nearest!r}?" if nearest else ""
     return (
         f"{argument} must be demo, a folder, a .safetensors file or a Hub id 'owner/name', got {source!r}: as a "

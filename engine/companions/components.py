@@ -12,7 +12,7 @@ from ..checkpoints.hub import NotCachedError, hub_file, hub_folder, is_hub_id, n
 from ..errors import CheckpointError, UnknownModelError
 from ..families.family import Family
 from ..families.opening import read_transformer_config
-from ..families.registry import families, family_of, recognise
+from ..families.registry import families, family_of, known_models, recognise
 from ..files import read_json
 from ..request.config import ORDERS, check_choice
 from ..weights.store import is_store, open_store
@@ -260,7 +260,7 @@ def _find_on_hub(source: str, given: _Refs, local_files_only: bool) -> Component
         )
         names = _list_companions(index) if index else []
     elif known is None and not (is_hub_id(source.rpartition("/")[0]) and source.endswith(".safetensors")):
-        raise UnknownModelError(missing_source("model", source))
+        raise UnknownModelError(missing_source("model", source, known_models()))
     own = {name: _ref(name, source, name) for name in names} | given
     return Components(
         name=Path(source).stem if source.endswith(".safetensors") else source,
@@ -292,7 +292,7 @@ def _parse_override(name: str, value: str) -> ComponentRef:
     repository, _, subfolder = rest.partition("/")
     if is_hub_id(f"{owner}/{repository}"):
         return _ref(name, f"{owner}/{repository}", subfolder or None)
-    raise UnknownModelError(missing_source(f"the component {name}", value))
+    raise UnknownModelError(missing_source(f"the component {name}", value, known_models()))
 
 
 def _shared_refs(family: type[Family], config: Any = None) -> dict[str, ComponentRef]:

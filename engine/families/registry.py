@@ -9,6 +9,9 @@ from .family import Family, PlannedModel
 # errors tell of a model that nobody knows.
 _NAMES = ("framepack",)
 
+# The published model that is built in, which estimates are for where none is named; of the first family.
+PUBLISHED_NAME = "framepack-13b"
+
 
 def families() -> tuple[type[Family], ...]:
     """All families."""
@@ -24,6 +27,11 @@ def recognise(class_name: str | None = None, tensor_names: Collection[str] = ())
 def family_of(config: object) -> Family:
     """The model with the transformer configuration ``config``."""
     return next(family(config) for family in families() if isinstance(config, family.config_class))
+
+
+def known_models() -> tuple[str, ...]:
+    """Names of models that need no path: the demo, and those that the families have on the Hub."""
+    return "demo", *(name for family in families() for name in family.hub_models())
 
 
 def find_published(name: str) -> PlannedModel | None:

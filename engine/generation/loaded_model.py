@@ -17,7 +17,7 @@ from ...quant import DENSE_DTYPES, Fp8Format, WeightFormat, make_format, multipl
 from ..checkpoints.checkpoint import Checkpoint
 from ..companions.components import Components, find_components
 from ..companions.encoders import Encoders
-from ..companions.previews import cached_latent_rgb
+from ..companions.latent_rgb import cached_latent_rgb
 from ..companions.vae import VideoVAE
 from ..device import check_triton, memory_errors, resolve_device
 from ..errors import ConfigError

@@ -10,7 +10,6 @@ from typing import Self
 
 from torch import Tensor
 
-from ..companions.previews import LatentPreviews
 from ..errors import ContentError, InputError
 from ..events import (
     Event,
@@ -29,6 +28,7 @@ from ..jobs.run import JobRun, UnkeptRun
 from ..media.codecs import VideoFormat
 from ..media.latents_file import LatentsWriter, check_resumable
 from ..media.png_writer import PngWriter
+from ..media.previews import LatentPreviews
 from ..media.video import Video, VideoWriter
 from ..request.config import Request
 from ..weights.memory import JobMemory

@@ -5,11 +5,11 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from ..companions.previews import save_png
 from ..companions.vae import to_uint8
 from ..events import EventHandler
 from ..files import check_png_path, make_folder
 from ..jobs.run import UnkeptRun
+from ..media.png_writer import save_png
 from ..request.config import Request
 from .decoding import decode_within
 from .frame_filter import apply_filter

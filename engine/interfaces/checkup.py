@@ -13,7 +13,7 @@ import torch
 from ...kernels import HAS_TRITON
 from ...kernels.launching.probe import find_triton_failure
 from ..errors import BudgetError, DeviceError
-from ..families.framepack.model_sizes import PUBLISHED_NAME
+from ..families.registry import PUBLISHED_NAME
 from ..generation.model_lookup import find_model
 from ..model.attention_backends import AttentionShape
 from ..model.attention_choice import CANDIDATES, make_self_attention

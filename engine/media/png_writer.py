@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..companions.previews import save_png
-from ..files import check_png_folder, make_folder
+from ..errors import InputError
+from ..files import check_png_folder, make_folder, replace_when_whole
 from .segments import check_frames
 
 
@@ -54,3 +54,20 @@ class PngWriter:
         make_folder("PNG", self.folder)
         while self._old_frames:
             self._old_frames.pop().unlink(missing_ok=True)
+
+
+def save_png(pixels: Tensor, path: Path, comment: str | None = None) -> None:
+    """Write uint8 [H, W, 3] as a PNG that appears complete, with a ``comment`` as text inside."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    texts = PngInfo()
+    if comment is not None:
+        texts.add_text("comment", comment, zip=True)
+
+    try:
+        # Not synced: a sequence has hundreds of pictures, and a preview is renewed at every step.
+        with replace_when_whole(path, is_synced=False) as temporary:
+            Image.fromarray(pixels.numpy()).save(temporary, format="PNG", pnginfo=texts)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error

@@ -96,7 +96,7 @@ def _existing(folder: Path, checkpoint: Checkpoint, weight_format: WeightFormat)
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _StoreFile:
     """One file of the store: a unit, or other weights that take at most half the memory of one, or a single large one.
 
     Attributes:
@@ -156,7 +156,7 @@ class _Conversion:
         return open_store(self._folder)
 
     @cached_property
-    def _parts(self) -> list[_Part]:
+    def _parts(self) -> list[_StoreFile]:
         units = [((name,), layout.num_bytes) for name, layout in self._layouts.items()]
         # Two files are in memory at a time, and what is freed of such sizes need not go back to the system at once.
         half = max(num_bytes for _, num_bytes in units) // 2
@@ -232,7 +232,7 @@ class _Conversion:
         content = (store_name(self._checkpoint.source_hash, self._format), self._parts, places)
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
-    def _make(self, part: _Part) -> tuple[dict[str, Tensor], dict[str, tuple[float, float]]]:
+    def _make(self, part: _StoreFile) -> tuple[dict[str, Tensor], dict[str, tuple[float, float]]]:
         """Tensors of ``part`` and the errors of its weights."""
         errors: dict[str, tuple[float, float]] = {}
         if part.names[0] not in self._layouts:
@@ -250,7 +250,7 @@ class _Conversion:
         return {unit: content}, errors
 
     def _write(
-        self, part: _Part, tensors: dict[str, Tensor], errors: dict[str, tuple[float, float]]
+        self, part: _StoreFile, tensors: dict[str, Tensor], errors: dict[str, tuple[float, float]]
     ) -> _Note:
         note = _Note(
             conversion=self._identity,
@@ -304,9 +304,9 @@ class _Conversion:
             ) from error
 
 
-def _named(kind: str, groups: Sequence[tuple[tuple[str, ...], int]]) -> list[_Part]:
+def _named(kind: str, groups: Sequence[tuple[tuple[str, ...], int]]) -> list[_StoreFile]:
     return [
-        _Part(f"{kind}-{i + 1:05}-of-{len(groups):05}.safetensors", names, num_bytes)
+        _StoreFile(f"{kind}-{i + 1:05}-of-{len(groups):05}.safetensors", names, num_bytes)
         for i, (names, num_bytes) in enumerate(groups)
     ]
 
@@ -320,7 +320,7 @@ def _read_note(path: Path) -> _Note | None:
         return None
 
 
-def _padded(note: str, part: _Part) -> str:
+def _padded(note: str, part: _StoreFile) -> str:
     """``note`` with spaces after it, so that the blob of a unit begins at a whole page."""
     header = {
         "__metadata__": {_NOTE: note},

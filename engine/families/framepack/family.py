@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...model.precision import UnitSpec
 from ..family import EncoderKind, Family, PlannedModel
+from ..registry import PUBLISHED_NAME
 from .model_sizes import (
     DATA,
     MAX_PROMPT_TOKENS,
-    PUBLISHED_NAME,
     UNUSED_LLAMA_LAYERS,
     ModelShapes,
     published_shapes,

@@ -11,6 +11,7 @@ from ...model.precision import Precision
 from ...request.config import SamplingConfig
 from ...request.sections import largest_schedule, most_tail_frames
 from ..family import EncoderShape, ModelSizes
+from ..registry import PUBLISHED_NAME
 from .step_sizes import DenoiseShape, packed_sequence
 from .transformer_config import TransformerConfig
 from .vae_sizes import VaeShape, VaeWork
@@ -20,7 +21,6 @@ UNUSED_LLAMA_LAYERS = 2
 # Tokens of the published prompt template before the prompt, and the most of a prompt.
 TEMPLATE_TOKENS, MAX_PROMPT_TOKENS = 95, 256
 
-PUBLISHED_NAME = "framepack-13b"
 DATA = Path(__file__).parent / "data"
 
 

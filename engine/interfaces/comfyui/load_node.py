@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import torch
 
-from ...checkpoints.checkpoint import KNOWN_MODELS
 from ...engine import Engine
 from ...errors import ConfigError
+from ...families.registry import known_models
 from ...request.config import ATTENTIONS, PRECISIONS, EngineConfig, LoraStrength
 from . import host
 from .node import ENGINE, LORAS, Input, Node, Output
@@ -40,7 +40,7 @@ class EngineHandle:
 
 def model_names() -> list[str]:
     """The known models, then the files in ComfyUI's diffusion_models."""
-    return [*KNOWN_MODELS, *host.file_names("diffusion_models")]
+    return [*known_models(), *host.file_names("diffusion_models")]
 
 
 def load_engine(
@@ -56,7 +56,7 @@ def load_engine(
     )
     if device != "cpu" and torch.cuda.is_available():
         host.take_memory(torch.device("cuda"))
-    source = model if model in KNOWN_MODELS else host.file_path("diffusion_models", model)
+    source = model if model in known_models() else host.file_path("diffusion_models", model)
     engine = Engine.load(source, config=config)
     # ComfyUI's own models are not the engine's to limit.
     engine.lift_memory_limit()

@@ -8,7 +8,7 @@ from ...request.config import EngineConfig, Request
 from ...request.fields import JOB, OUTPUT, setting
 from .terminal.command import Asked, command
 from .terminal.interrupt import Interrupt
-from .terminal.options import Outputs
+from .terminal.options import OutputOptions
 from .terminal.video_command import VideoCommand
 
 DEFAULT_OUT = Path("isoframe-demo.mp4")
@@ -21,7 +21,7 @@ EXAMPLE_NAMES = ("bounce", "right", "spin")
 def demo(
     asked: Asked,
     config: EngineConfig,
-    outputs: Outputs,
+    outputs: OutputOptions,
     interrupt: Interrupt,
     example: str | None = setting(
         None, f"Which built-in image: {', '.join(EXAMPLE_NAMES)} (default: the first).", panel=JOB

@@ -20,7 +20,7 @@ def generate(
     asked: Asked,
     interrupt: Interrupt,
     config: EngineConfig,
-    outputs: options.Outputs,
+    outputs: options.OutputOptions,
     out: Path = needed("The MP4 to write.", option="--out -o", panel=OUTPUT),
     model: str = options.MODEL,
     preset: str | None = setting(

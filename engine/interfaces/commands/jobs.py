@@ -12,7 +12,7 @@ from ...request.config import EngineConfig
 from ...request.fields import JOB, OUTPUT, needed, setting
 from .terminal.command import command
 from .terminal.interrupt import Interrupt
-from .terminal.options import JSON, Outputs
+from .terminal.options import JSON, OutputOptions
 from .terminal.video_command import VideoCommand
 
 if TYPE_CHECKING:
@@ -86,7 +86,11 @@ _OUT: Path | None = setting(
 
 @command(config=("cache_dir",))
 def resume(
-    outputs: Outputs, config: EngineConfig, interrupt: Interrupt, job: str = _JOB, out: Path | None = _OUT
+    outputs: OutputOptions,
+    config: EngineConfig,
+    interrupt: Interrupt,
+    job: str = _JOB,
+    out: Path | None = _OUT,
 ) -> None:
     """Finish a job that was stopped or killed, bit for bit as if it had never stopped."""
     from ...jobs.folder import find_job
@@ -96,7 +100,7 @@ def resume(
 
 @command(config=("cache_dir",))
 def redo(
-    outputs: Outputs,
+    outputs: OutputOptions,
     config: EngineConfig,
     interrupt: Interrupt,
     job: str = _JOB,
@@ -125,7 +129,7 @@ def redo(
     _finish(folder, out, outputs, interrupt)
 
 
-def _finish(folder: "JobFolder", out: Path | None, outputs: Outputs, interrupt: Interrupt) -> None:
+def _finish(folder: "JobFolder", out: Path | None, outputs: OutputOptions, interrupt: Interrupt) -> None:
     record = folder.record
     output = out or record.output
     VideoCommand(

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from ...families.family import PlannedModel
-from ...families.framepack.model_sizes import PUBLISHED_NAME
+from ...families.registry import PUBLISHED_NAME
 from ...generation.model_lookup import find_model
 from ...media.buckets import scale_buckets
 from ...model.precision import PRECISIONS

@@ -21,7 +21,7 @@ from ...request.config import SamplingConfig
 from ...sampling.step_cache import StepCache
 from ...weights.memory import JobMemory
 from .forward_call import DiffusersForward, ForwardCall
-from .tensor_cache import TensorCache
+from .versioned_cache import VersionedCache
 
 _logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class AcceleratedTransformer(DiffusersForward):
         self._context: StepContext | None = None
         self._planned: object = None
         self._samples: dict[int, _Sample] = {}
-        self._jobs: TensorCache[PreparedJob] = TensorCache(1, trusts_inference=True)
+        self._jobs: VersionedCache[PreparedJob] = VersionedCache(1, trusts_inference=True)
 
     @property
     def config(self) -> Any:

@@ -16,7 +16,7 @@ from ...families.opening import open_transformer
 from ...families.transformer_base import PreparedJob, Transformer
 from ...model.packing import PackedSection
 from .forward_call import DiffusersForward, ForwardCall
-from .tensor_cache import TensorCache
+from .versioned_cache import VersionedCache
 
 # True guidance calls the transformer twice a step, with other conditioning.
 _NUM_BRANCHES = 2
@@ -54,9 +54,9 @@ class FramepackTransformer(DiffusersForward):
     Tensors made under ``torch.inference_mode`` carry no version and are never cached.
     """
 
-    _vision: TensorCache[Tensor]
-    _jobs: TensorCache[PreparedJob]
-    _sections: TensorCache[PackedSection]
+    _vision: VersionedCache[Tensor]
+    _jobs: VersionedCache[PreparedJob]
+    _sections: VersionedCache[PackedSection]
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
         """Load the weights; see :func:`load_transformer`."""
@@ -123,14 +123,14 @@ class FramepackTransformer(DiffusersForward):
         """
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-        self._sections = TensorCache(_NUM_BRANCHES)
+        self._sections = VersionedCache(_NUM_BRANCHES)
         if self._jobs.capacity != _NUM_BRANCHES * num_steps:
-            self._jobs = TensorCache(_NUM_BRANCHES * num_steps)
-            self._vision = TensorCache(_NUM_BRANCHES)
+            self._jobs = VersionedCache(_NUM_BRANCHES * num_steps)
+            self._vision = VersionedCache(_NUM_BRANCHES)
 
     def _forget(self) -> None:
         """Keep nothing from call to call, until a section begins."""
-        self._vision, self._jobs, self._sections = TensorCache(0), TensorCache(0), TensorCache(0)
+        self._vision, self._jobs, self._sections = VersionedCache(0), VersionedCache(0), VersionedCache(0)
 
     def velocity(self, call: ForwardCall, sample: int) -> Tensor:
         latents = call.latents(sample)

@@ -5,16 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from isoframe.engine.companions.previews import (
-    LatentPreviews,
-    cached_latent_rgb,
-    fit_latent_rgb,
-    latents_to_rgb,
-    tile_frames,
-)
+from isoframe.engine.companions.latent_rgb import cached_latent_rgb, fit_latent_rgb, latents_to_rgb
 from isoframe.engine.errors import InputError
 from isoframe.engine.events import StepEvent
 from isoframe.engine.media.png_writer import PngWriter
+from isoframe.engine.media.previews import LatentPreviews, tile_frames
 
 
 class LinearVAE:

@@ -4,6 +4,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import grimp
+from rooms import import_graph
+
 import isoframe.engine
 
 ENGINE = Path(isoframe.engine.__file__).parent
@@ -24,6 +27,28 @@ ALLOWED = {
     "interfaces/diffusers/drop_in.py": "stands in for this very class of diffusers",
     "interfaces/diffusers/pipelines.py": "drives this very pipeline of diffusers",
 }
+
+# What may import FramePack's modules all the same: a file or a room, and why.
+IMPORTERS = {
+    "engine.interfaces.diffusers.drop_in": "stands in for this very class of diffusers",
+    "engine.interfaces.diffusers.module_checkpoint": "reads the configuration of this very class of diffusers",
+    "bench.subjects": "draws models of this architecture",
+    "bench.peers.step": "compares this very transformer with the one of diffusers",
+    "bench.meters.section_counts": "counts what this very transformer packs",
+    "bench.pace.slow_reasons": "watches the steps of this very transformer",
+    "bench.pace.step_bench": "predicts the step of a model drawn in this architecture",
+    "bench.budgets.planner_answers": "holds what this very transformer computes once against the plan",
+    "bench.budgets.ram_cases": "makes models of this architecture",
+}
+
+
+def importers(graph: grimp.ImportGraph) -> set[str]:
+    """Modules outside the families that import one of FramePack's, local imports included."""
+    family = "isoframe.engine.families.framepack"
+    inner = graph.find_descendants(family) | {family}
+    found = set[str]().union(*map(graph.find_modules_that_directly_import, inner))
+    names = {name.removeprefix("isoframe.") for name in found}
+    return {name for name in names if not name.startswith("engine.families")}
 
 
 def named_in(text: str) -> list[str]:
@@ -68,3 +93,20 @@ def test_the_families_are_chosen_in_one_place() -> None:
     )
     choices = {name for name, text in outside() if is_choice.search(text)}
     assert not choices
+
+
+def test_no_other_room_imports_what_belongs_to_one_family() -> None:
+    found = {
+        name: next((part for part in IMPORTERS if f"{name}.".startswith(f"{part}.")), None)
+        for name in importers(import_graph())
+    }
+    assert [name for name, exception in found.items() if exception is None] == []
+    assert set(found.values()) == set(IMPORTERS), "every exception is still needed"
+
+
+def test_a_planted_import_is_found() -> None:
+    graph = import_graph()
+    planted = "isoframe.engine.sampling.denoiser"
+    before = importers(graph)
+    graph.add_import(importer=planted, imported="isoframe.engine.families.framepack.layers")
+    assert importers(graph) - before == {"engine.sampling.denoiser"}

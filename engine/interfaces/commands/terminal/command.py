@@ -43,7 +43,7 @@ def command(
     """Make a command of a function: its parameters become options, and three of them stand for several.
 
     ``asked`` gets the fields of a request that the options give; ``config`` an :class:`EngineConfig`; a parameter whose
-    type is a dataclass of described fields, such as :class:`~.options.Outputs`, one of these; any other is one option,
+    type is a dataclass of described fields, such as :class:`~.options.OutputOptions`, one of these; any other is one option,
     and a described field its default. ``interrupt`` gets the
     :class:`~.interrupt.Interrupt` of the process. Every command takes --debug, and tells errors and Ctrl-C in one line.
 

@@ -46,7 +46,7 @@ JSON: bool = setting(False, "Print JSON.", option="--json", panel=None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Outputs:
+class OutputOptions:
     """What a command writes beside its video, and what it says meanwhile; each an option.
 
     Attributes:

@@ -13,7 +13,7 @@ from ....errors import ConfigError
 from ....files import check_folder, check_latents_path, check_png_folder, check_video_path
 from ....request.config import EngineConfig, Request
 from .interrupt import Interrupt
-from .options import Outputs
+from .options import OutputOptions
 
 if TYPE_CHECKING:
     from ....engine import Engine
@@ -39,7 +39,7 @@ class VideoCommand:
     config: EngineConfig
     components: Mapping[str, str] = field(default_factory=dict)
     out: Path
-    outputs: Outputs
+    outputs: OutputOptions
     is_reporting_error: bool = False
     job_dir: Path | None = None
 

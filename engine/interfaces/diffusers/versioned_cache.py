@@ -17,7 +17,7 @@ class _Entry(Generic[T]):
     value: T
 
 
-class TensorCache(Generic[T]):
+class VersionedCache(Generic[T]):
     """Values computed from tensors, found again by identity and version; of each owner the oldest goes first.
 
     Args:

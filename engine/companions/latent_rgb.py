@@ -1,22 +1,17 @@
 """Pictures of latents without the VAE: a linear map from latent channels to RGB."""
 
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import InputError
-from ..events import StepEvent
-from ..files import check_folder, make_folder, replace_when_whole
 from .tensor_cache import TensorCache
 from .vae import VideoVAE
 
 _NUM_DECODES = 64
 _LATENT_SIDE = 8
 _COARSE_SIDE = 2
-_MIN_HEIGHT = 64
 
 
 def latents_to_rgb(latents: Tensor, matrix: Tensor) -> Tensor:
@@ -64,48 +59,3 @@ def cached_latent_rgb(vae: VideoVAE, cache_dir: Path) -> Tensor:
         found = {"latent_rgb": fit_latent_rgb(vae)}
         cache.write(key, found)
     return found["latent_rgb"]
-
-
-def tile_frames(frames: Tensor) -> Tensor:
-    """Frames [T, H, W, 3] side by side as one strip [H, T * W, 3], small ones enlarged to at least 64 px."""
-    factor = max(-(-_MIN_HEIGHT // frames.shape[1]), 1)
-    strip = torch.cat(list(frames), dim=1)
-    return strip.repeat_interleave(factor, dim=0).repeat_interleave(factor, dim=1)
-
-
-def save_png(pixels: Tensor, path: Path, comment: str | None = None) -> None:
-    """Write uint8 [H, W, 3] as a PNG that appears complete, with a ``comment`` as text inside."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    texts = PngInfo()
-    if comment is not None:
-        texts.add_text("comment", comment, zip=True)
-
-    try:
-        # Not synced: a sequence has hundreds of pictures, and a preview is renewed at every step.
-        with replace_when_whole(path, is_synced=False) as temporary:
-            Image.fromarray(pixels.numpy()).save(temporary, format="PNG", pnginfo=texts)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
-
-
-class LatentPreviews:
-    """One strip of pictures a section, renewed at every step.
-
-    Args:
-        folder: created with the first picture; gets section_000.png and so on, in generation order.
-        matrix: latent-to-RGB map [C + 1, 3].
-    """
-
-    def __init__(self, folder: str | os.PathLike[str], matrix: Tensor) -> None:
-        self.folder = Path(folder)
-        self._matrix = matrix
-        check_folder("preview", self.folder)
-
-    def write(self, event: StepEvent) -> Path:
-        """Draw the step's prediction of the clean latents."""
-        make_folder("preview", self.folder)
-        path = self.folder / f"section_{event.section:03d}.png"
-        save_png(tile_frames(latents_to_rgb(event.x0, self._matrix)), path)
-        return path
