@@ -135,7 +135,7 @@ class Components:
 
     Attributes:
         name: "demo", the Hub id, or the name of the folder or file.
-        transformer: what :func:`~isoframe.engine.checkpoints.checkpoint.open_transformer` opens, or the folder of a unit store.
+        transformer: what :func:`~isoframe.engine.families.opening.open_transformer` opens, or the folder of a unit store.
         profile: buckets, order, prompt template.
         refs: the companions found, by name.
         is_hub_silent: whether the Hub was asked for the profile and did not answer; asking again would take as long.
@@ -192,7 +192,7 @@ def find_components(
     """Find the companions of a model; none is downloaded.
 
     Args:
-        source: "demo", a unit store, or anything that :func:`~isoframe.engine.checkpoints.checkpoint.open_transformer` takes.
+        source: "demo", a unit store, or anything that :func:`~isoframe.engine.families.opening.open_transformer` takes.
         overrides: other sources for companions, by name: a folder, "owner/name" or "owner/name/subfolder". A
             folder may be a whole pipeline; the companion's own folder in it is taken then.
         local_files_only: never ask the Hub.

@@ -63,7 +63,7 @@ class JobFolder:
 
     | file | holds |
     |---|---|
-    | job.json | the request, the model, the plan (:class:`~.job_record.JobRecord`) |
+    | job.json | the request, the model, the plan (:class:`~.record.JobRecord`) |
     | image.png, end_image.png, guide_image_0.png | the images as the model sees them |
     | section_0000.safetensors | latents and the state of the noise, after each section |
     | section_0000.json, segments.bin | its encoded frames |

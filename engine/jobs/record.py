@@ -68,7 +68,7 @@ class JobRecord:
         metadata: of the video file.
         output: the MP4.
         num_frames: of the whole video.
-        num_leading: frames before those of the sections, see :attr:`Generation.num_leading`.
+        num_leading: frames before those of the sections, see :attr:`JobInputs.num_leading`.
         is_overwriting: whether ``output`` may exist.
         vae_tile: edge of the VAE's tiles in pixels, which another run keeps though it may have other memory free.
     """

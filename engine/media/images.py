@@ -224,7 +224,7 @@ def _to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 
 def _cmyk_to_rgb(image: "Image") -> "Image":
-    """Through the embedded profile, which says what the inks look like; without one, as ideal inks."""
+    """Convert CMYK by the embedded profile, which says what the inks look like; without one, as ideal inks."""
     from PIL import ImageCms
 
     profile = image.info.get("icc_profile")

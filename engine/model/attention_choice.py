@@ -224,7 +224,7 @@ def _measure_all(
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """Random arguments of one block, all rows asking."""
+    """Random arguments of the attention of one block, in which all rows are queries."""
 
     qkv: Tensor
     norm: Tensor

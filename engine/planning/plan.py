@@ -222,7 +222,7 @@ def _phases(plan: Plan) -> Table:
 
 
 def _mebibytes(num_bytes: int) -> str:
-    """Rounded up: a table must not promise what does not fit."""
+    """Bytes in MiB, rounded up: a table must not promise what does not fit."""
     return f"{-(-num_bytes // 2**20)}" if num_bytes else "-"
 
 
@@ -282,7 +282,7 @@ def _host(plan: Plan) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    """With as many digits as a prediction deserves."""
+    """Seconds as text, with as many digits as a prediction deserves."""
     if seconds >= 120:
         return f"{seconds / 60:.0f} min"
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"

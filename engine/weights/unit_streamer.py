@@ -44,7 +44,7 @@ class SlotPipeline:
         return slot
 
     def release(self, unit: int) -> None:
-        """Compute that was issued so far is the last that reads ``unit``."""
+        """Let ``unit`` go: its slot may be filled again once the compute issued so far is done."""
         slot = self._schedule.release(unit)
         if self._log is not None:
             self._log.released(unit, self._copies.compute.record())

@@ -179,7 +179,10 @@ class VaeWork(CodecWork):
 
 
 def _conv_flops(conv: Convolution, latents: int, positions: int) -> float:
-    """Level 1 doubles height and width, levels 2 and 3 also the frames after the first."""
+    """Multiplications and additions of one convolution.
+
+    Level 1 doubles height and width, levels 2 and 3 also the frames after the first.
+    """
     frames = (latents, latents, 2 * latents - 1, 4 * latents - 3)[conv.level]
     taps = 2.0 * conv.kernel**3 * conv.in_channels * conv.out_channels
     pixels = (positions // latents) * 4.0**conv.level

@@ -360,7 +360,7 @@ class Studio:
 
 
 def _changes(request: Request) -> str:
-    """Where times came to stand, in seconds of video."""
+    """In words, when prompts and guide images change after snapping to sections, in seconds of video."""
     stretches = request.prompt_timeline().stretches
     told = {
         "prompts change": [stretch.first_section for stretch in stretches[1:]],

@@ -1,7 +1,7 @@
 """The ``isoframe`` command: one file for each sub-command, or for a few that belong together.
 
-Imports every other interface. The entry point of the package is ``main``; the sub-commands are put together by
-``command_line.build_app``.
+Imports the app, the server, the engine and below. The entry point of the package is ``main``; the sub-commands
+are put together by ``command_line.build_app``.
 """
 
 import signal
