@@ -8,13 +8,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from .companions.components import find_components
 from .companions.vae import DecodedFrames
 from .events import EventHandler, OnConversion
 from .files import check_extras
 from .generation.decoding import decode_latents
 from .generation.frame_filter import FrameFilter
 from .generation.generation import Section, generate_sections, ignore, open_generation
-from .generation.loaded_model import LoadedModel
+from .generation.loaded_model import LoadedModel, Place, open_source
 from .generation.rendering import Outputs, Rendering
 from .generation.single_frame import write_frame
 from .generation.step_cache_error import StepCacheError, measure_step_cache
@@ -88,9 +89,12 @@ class Engine:
             BudgetError: the weights are more than it holds.
         """
         config = config or EngineConfig()
-        model = LoadedModel.load(
-            source, config=config, components=components, size=size, on_conversion=on_conversion,
-            step_caches=step_caches, frame_filter=frame_filter,
+        place = Place.of(config)
+        found = find_components(source, overrides=components, local_files_only=config.local_files_only)
+        checkpoint, place = open_source(found, config, place, size)
+        model = LoadedModel(
+            checkpoint, found, config, place, on_conversion=on_conversion, step_caches=step_caches,
+            frame_filter=frame_filter,
         )  # fmt: skip
         return cls(model, ModelSource.absolute(source, components, config))
 

@@ -2,8 +2,6 @@
 
 import logging
 import math
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +13,7 @@ from torch import Tensor
 from ...kernels import use_settings
 from ...quant import DENSE_DTYPES, Fp8Format, WeightFormat, make_format, multiplies_fp8
 from ..checkpoints.checkpoint import Checkpoint
-from ..companions.components import Components, find_components
+from ..companions.components import Components
 from ..companions.encoders import Encoders
 from ..companions.latent_rgb import cached_latent_rgb
 from ..companions.vae import VideoVAE
@@ -108,27 +106,6 @@ class LoadedModel:
         if config.attention != "auto":
             # A library that is missing is not found out after the prompt has been encoded.
             check_attention(_smallest_attention(memory.transformer))
-
-    @classmethod
-    def load(
-        cls,
-        source: str | os.PathLike[str],
-        *,
-        config: EngineConfig,
-        components: Mapping[str, str] | None = None,
-        size: tuple[int, int] | None = None,
-        on_conversion: OnConversion | None = None,
-        step_caches: StepCacheFactory | None = None,
-        frame_filter: FrameFilter | None = None,
-    ) -> Self:
-        """Load a transformer; arguments and errors are those of :meth:`Engine.load`."""
-        place = Place.of(config)
-        found = find_components(source, overrides=components, local_files_only=config.local_files_only)
-        checkpoint, place = open_source(found, config, place, size)
-        return cls(
-            checkpoint, found, config, place, on_conversion=on_conversion, step_caches=step_caches,
-            frame_filter=frame_filter,
-        )  # fmt: skip
 
     @property
     def device(self) -> torch.device:
