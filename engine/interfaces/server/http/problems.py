@@ -19,42 +19,33 @@ from .schemas import Problem, ProblemDetails
 _logger = logging.getLogger(__name__)
 _MAX_VALUE_CHARACTERS = 60
 _MAX_MESSAGE_CHARACTERS = 200
-_CODES = {
-    400: "malformed",
-    401: "unauthorized",
-    403: "forbidden",
-    404: "not_found",
-    405: "method_not_allowed",
-    408: "too_slow",
-    413: "too_large",
-    415: "unsupported_type",
+# Of every status its code, what an exception without a field of its own is about, and what the document says of it.
+_STATUSES = {
+    400: ("malformed", "body", "The body is broken."),
+    401: ("unauthorized", "authorization", "The API key is missing or wrong."),
+    403: ("forbidden", "body", "A web page of another origin asked."),
+    404: ("not_found", "path", "There is no such video."),
+    405: ("method_not_allowed", "method", "The path has no such method."),
+    408: ("too_slow", "body", "The body came too slowly."),
+    409: ("not_finished", "video_id", "It is not there, or not yet."),
+    413: ("too_large", "body", "The body is too large."),
+    415: ("unsupported_type", "content-type", "The body is neither JSON nor a form."),
+    422: ("invalid_request", "body", "A field or parameter is wrong; it is named."),
+    429: ("queue_full", "queue", "The queue is full; Retry-After says when to try again."),
+    507: ("storage", "storage", "The server's disk is full."),
 }
-# What an exception without a field of its own is about.
-_FIELDS = {401: "authorization", 404: "path", 405: "method", 415: "content-type"}
-_MEANINGS = {
-    400: "The body is broken.",
-    401: "The API key is missing or wrong.",
-    403: "A web page of another origin asked.",
-    404: "There is no such video.",
-    408: "The body came too slowly.",
-    409: "It is not there, or not yet.",
-    413: "The body is too large.",
-    415: "The body is neither JSON nor a form.",
-    422: "A field or parameter is wrong; it is named.",
-    429: "The queue is full; Retry-After says when to try again.",
-    507: "The server's disk is full.",
-}
+_OTHER = ("invalid_request", "body", "")
 # Answers that are errors of one kind alone: the status, the field and the code.
 _ANSWERS = {
     UnknownVideoError: (404, "video_id", None),
-    NotFinishedError: (409, "video_id", "not_finished"),
+    NotFinishedError: (409, "video_id", None),
     BudgetError: (422, "height", "over_budget"),
 }
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What the OpenAPI document says of an operation that may be refused with ``statuses``."""
-    return {status: {"model": Problem, "description": _MEANINGS[status]} for status in statuses}
+    return {status: {"model": Problem, "description": _STATUSES[status][2]} for status in statuses}
 
 
 def problem(
@@ -67,7 +58,7 @@ def problem(
 ) -> JSONResponse:
     """The answer to a request that was refused."""
     details = ProblemDetails(
-        code=code or _CODES.get(status, "invalid_request"),
+        code=code or _STATUSES.get(status, _OTHER)[0],
         message=_printable(message),
         field=None if field is None else _printable(field)[:_MAX_VALUE_CHARACTERS],
     )
@@ -85,7 +76,7 @@ def install(app: FastAPI, retry_seconds: Callable[[], int]) -> None:
     async def refuse(_: Request, error: Exception) -> JSONResponse:
         if isinstance(error, QueueFullError):
             headers = {"Retry-After": str(retry_seconds())}
-            return problem(429, str(error), "queue", code="queue_full", headers=headers)
+            return problem(429, str(error), "queue", headers=headers)
         return _answer(error)
 
     for kind in (IsoframeError, OSError, HTTPException, RequestValidationError, ValidationError, Exception):
@@ -95,9 +86,8 @@ def install(app: FastAPI, retry_seconds: Callable[[], int]) -> None:
 def _answer(error: Exception) -> JSONResponse:
     """The problem that ``error`` is."""
     if isinstance(error, HTTPException):
-        field = _FIELDS.get(error.status_code, "body")
-        headers = dict(error.headers) if error.headers else None
-        return problem(error.status_code, str(error.detail), field, headers=headers)
+        _, field, _ = _STATUSES.get(error.status_code, _OTHER)
+        return problem(error.status_code, str(error.detail), field, headers=dict(error.headers or {}))
     if isinstance(error, RequestValidationError | ValidationError):
         first = error.errors()[0]
         # FastAPI puts before its name where a value stood: path, query or header.
@@ -109,9 +99,7 @@ def _answer(error: Exception) -> JSONResponse:
         return problem(status, str(error), field, code=code)
     if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
         _logger.error("a request failed on the server's disk: %s", error)
-        return problem(
-            507, "the server could not keep the video, its disk may be full", "storage", code="storage"
-        )
+        return problem(507, "the server could not keep the video, its disk may be full", "storage")
     if isinstance(error, ConfigError | InputError | CheckpointError):
         return problem(422, str(error), field_of(str(error)))
     _logger.error("a request failed", exc_info=error)
