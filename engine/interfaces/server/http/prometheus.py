@@ -14,13 +14,14 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _UNKNOWN_ROUTE = "unknown"
 
 
-class ServerMetrics:
-    """What happened since the start."""
+class ServerMetrics(Collector):
+    """What happened since the start, and how the videos of a service stand."""
 
     def __init__(self, service: VideoService) -> None:
         """Also counts the videos of ``service``."""
+        self._service = service
         self._registry = CollectorRegistry()
-        self._registry.register(_Videos(service))
+        self._registry.register(self)
         ProcessCollector(registry=self._registry)
         self._requests = Counter(
             "isoframe_http_requests", "Requests by route and status", ["method", "route", "status"],
@@ -34,6 +35,13 @@ class ServerMetrics:
     def text(self) -> bytes:
         """Everything in the text format."""
         return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The videos by state, for the registry."""
+        family = GaugeMetricFamily("isoframe_videos", "Videos that are kept, by state", labels=["state"])
+        for state, count in self._service.counts().items():
+            family.add_metric([state], count)
+        yield family
 
     def count(self, scope: Scope, status: int, seconds: float) -> None:
         """A request was answered."""
@@ -62,14 +70,3 @@ class MeasureRequests:
             await send(message)
 
         await self._app(scope, receive, measured)
-
-
-class _Videos(Collector):
-    def __init__(self, service: VideoService) -> None:
-        self._service = service
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        family = GaugeMetricFamily("isoframe_videos", "Videos that are kept, by state", labels=["state"])
-        for state, count in self._service.counts().items():
-            family.add_metric([state], count)
-        yield family

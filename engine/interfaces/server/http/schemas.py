@@ -1,5 +1,6 @@
 """Bodies of requests and answers over HTTP, as the OpenAPI document describes them."""
 
+import dataclasses
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Json, WithJsonSchema
@@ -92,15 +93,16 @@ class VideoObject(BaseModel):
     @classmethod
     def of(cls, status: "VideoStatus") -> "VideoObject":
         """The video as HTTP tells of it."""
-        same = ("id", "model", "prompt", "seed", "seconds", "fps", "height", "width", "num_frames")
+        same = (
+            "id", "model", "prompt", "seed", "seconds", "fps", "height", "width", "num_frames", "num_sections",
+            "num_finished_sections",
+        )  # fmt: skip
         failure, left = status.failure, status.seconds_left
         return cls(
             status=_STATUSES.get(status.state, status.state.value),  # type: ignore[arg-type]  # values are plain strings
             progress=int(100 * status.progress),
             created_at=int(status.created),
             completed_at=None if status.ended is None else int(status.ended),
-            num_sections=status.num_sections,
-            num_finished_sections=status.num_finished_sections,
             seconds_left=None if left is None else min(max(left, 0.0), _MAX_SECONDS_LEFT),
             error=None if failure is None else Failure(code=failure.error, message=failure.message),
             **{name: getattr(status, name) for name in same},
@@ -140,14 +142,8 @@ class ModelObject(BaseModel):
     @classmethod
     def of(cls, card: "ModelCard") -> "ModelObject":
         """The model as HTTP tells of it."""
-        return cls(
-            id=card.name,
-            model_hash=card.model_hash,
-            device=card.device,
-            precision=card.precision,
-            sizes=list(card.sizes),
-            loras=list(card.loras),
-        )
+        values = dataclasses.asdict(card)
+        return cls(id=values.pop("name"), **values)
 
 
 class ModelList(BaseModel):
