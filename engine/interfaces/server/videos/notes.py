@@ -1,11 +1,11 @@
 """What a service adds to the folder of a job: how it was asked for, and how it ended unless it is done."""
 
-import json
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+from pydantic import TypeAdapter
 
 from ....files import write_durably
 from ....jobs.state import JobState
@@ -14,7 +14,6 @@ from .status import VideoFailure
 _logger = logging.getLogger(__name__)
 # A job that starts removes temporary files from its own folder, notes that are being written among them.
 _NOTES = "service"
-_ASKED, _END = "asked.json", "end.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,51 +46,41 @@ class End:
     failure: VideoFailure | None = None
 
 
-def write_asked(folder: Path, asked: Asked) -> None:
-    """Write how a job was asked for into its folder."""
-    _write(folder, _ASKED, asdict(asked))
+T = TypeVar("T", Asked, End)
+
+
+def write_note(folder: Path, note: Asked | End) -> None:
+    """Keep ``note`` in the ``folder`` of its job; it takes the place of the last one of its kind."""
+    path = _path(folder, type(note))
+    path.parent.mkdir(exist_ok=True)
+    write_durably(path, TypeAdapter(type(note)).dump_json(note))
 
 
 def read_asked(folder: Path) -> Asked:
-    """What :func:`write_asked` kept; if the process was killed before it could, the time of its record."""
-    values = _read(folder / _NOTES / _ASKED)
-    return Asked(created=(folder / "job.json").stat().st_mtime) if values is None else Asked(**values)
-
-
-def write_end(folder: Path, end: End) -> None:
-    """Write how a job ended into its folder."""
-    _write(folder, _END, asdict(end))
+    """How the job was asked for; if the process was killed before it could keep that, the time of its record."""
+    return _read(folder, Asked) or Asked(created=(folder / "job.json").stat().st_mtime)
 
 
 def read_end(folder: Path) -> End | None:
-    """What :func:`write_end` kept; None if the job did not end, or is done."""
-    values = _read(folder / _NOTES / _END)
-    if values is None:
-        return None
-    failure = values.get("failure")
-    return End(
-        state=JobState(values["state"]),
-        ended=values["ended"],
-        failure=None if failure is None else VideoFailure(**failure),
-    )
-
-
-def _write(folder: Path, name: str, values: Mapping[str, object]) -> None:
-    (folder / _NOTES).mkdir(exist_ok=True)
-    write_durably(folder / _NOTES / name, json.dumps(values).encode())
+    """How the job ended; None if it did not, or is done."""
+    return _read(folder, End)
 
 
 def forget_end(folder: Path) -> None:
-    """Remove what :func:`write_end` kept: the job goes on."""
-    (folder / _NOTES / _END).unlink(missing_ok=True)
+    """Remove the note of the end: the job goes on."""
+    _path(folder, End).unlink(missing_ok=True)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _path(folder: Path, kind: type[Asked | End]) -> Path:
+    return folder / _NOTES / f"{kind.__name__.lower()}.json"
+
+
+def _read(folder: Path, kind: type[T]) -> T | None:
+    path = _path(folder, kind)
     try:
-        values = json.loads(path.read_bytes())
+        return TypeAdapter(kind).validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except ValueError as error:
         _logger.warning("%s is damaged (%s) and not used", path, error)
         return None
-    return dict(values) if isinstance(values, Mapping) else None

@@ -23,7 +23,7 @@ from .entry import VideoEntry
 from .errors import NotFinishedError, UnknownVideoError, failure_of
 from .found_videos import find_videos, new_name, remove_job
 from .limits import Limits
-from .notes import Asked, End, forget_end, read_asked, read_end, write_asked, write_end
+from .notes import Asked, End, forget_end, read_asked, read_end, write_note
 from .status import VideoFailure, VideoStatus, describe
 from .workers import ModelCard, Workers
 
@@ -146,7 +146,7 @@ class VideoService:
                 return self._watch(self._workers.resume(entry.folder, asked), asked)
             except BaseException:
                 if end is not None:
-                    write_end(path, end)
+                    write_note(path, end)
                 raise
 
     def redo(
@@ -192,7 +192,7 @@ class VideoService:
             entry = self._find(name)
             if entry.job is not None and entry.job.state is JobState.QUEUED:
                 path = entry.folder.path
-                write_asked(path, replace(read_asked(path), priority=priority))
+                write_note(path, replace(read_asked(path), priority=priority))
                 entry.job.priority = priority
 
     def folder(self, name: str) -> JobFolder:
@@ -342,7 +342,7 @@ class VideoService:
             try:
                 job = submit(path)
                 try:
-                    write_asked(path, asked)
+                    write_note(path, asked)
                 except BaseException:
                     job.cancel()
                     raise
@@ -433,7 +433,7 @@ def _failure(job: Job) -> VideoFailure | None:
 def _try_to_write_end(path: Path, end: End) -> None:
     """A full disk is one reason to fail, to stop a video, or to delete one."""
     try:
-        write_end(path, end)
+        write_note(path, end)
     except OSError as error:
         _logger.warning(
             "that %s is %s could not be written, a restart does not know it: %s", path, end.state, error

@@ -160,7 +160,7 @@ def test_a_video_that_cannot_be_taken_up_at_the_start_tells_no_folder(
     assert failure.message == f"{name}/image.png cannot be read"
 
 
-@pytest.mark.parametrize("step", ["write_asked", "describe"])
+@pytest.mark.parametrize("step", ["write_note", "describe"])
 def test_a_video_that_could_not_be_kept_is_not_made(
     service: VideoService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

@@ -15,7 +15,7 @@ from video_server import TIMEOUT, KeptWorkers, load
 from isoframe.engine import ConfigError, Engine, InputError, NumericalError, QueueFullError, Request
 from isoframe.engine.interfaces.server.videos.errors import FieldError, NotFinishedError, UnknownVideoError
 from isoframe.engine.interfaces.server.videos.limits import Limits
-from isoframe.engine.interfaces.server.videos.notes import End, write_end
+from isoframe.engine.interfaces.server.videos.notes import End, write_note
 from isoframe.engine.interfaces.server.videos.service import VideoService
 from isoframe.engine.interfaces.server.videos.workers import LocalWorkers
 from isoframe.engine.jobs.folder import JobFolder
@@ -118,7 +118,7 @@ def test_what_was_being_made_or_deleted_at_a_crash_is_removed_and_foreign_folder
         kept, deleted = (service.create(request_of(seed=seed)).id for seed in range(2))
         service.wait(deleted, TIMEOUT)
     jobs = tmp_path / "jobs"
-    write_end(jobs / deleted, End(state=JobState.DELETED, ended=0.0))
+    write_note(jobs / deleted, End(state=JobState.DELETED, ended=0.0))
     half_made = jobs / "video_0123456789abcdef01234567"
     half_made.mkdir()
     (half_made / "image.png").write_bytes(b"")
