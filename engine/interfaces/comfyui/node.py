@@ -79,17 +79,6 @@ class Node:
 
 
 CATEGORY = "Isoframe"
-_V3_TYPES = {
-    "INT": "Int",
-    "FLOAT": "Float",
-    "STRING": "String",
-    "COMBO": "Combo",
-    "BOOLEAN": "Boolean",
-    "IMAGE": "Image",
-    "LATENT": "Latent",
-    "CONDITIONING": "Conditioning",
-    "CLIP_VISION_OUTPUT": "ClipVisionOutput",
-}
 
 
 def classic_class(node: Node) -> type:
@@ -148,7 +137,8 @@ def v3_class(node: Node, io: Any) -> type:
 
 
 def _v3_type(kind: str, io: Any) -> Any:
-    return getattr(io, _V3_TYPES[kind]) if kind in _V3_TYPES else io.Custom(kind)
+    """The class of a type: that of LATENT is ``io.Latent``; Isoframe's own have none."""
+    return io.Custom(kind) if kind in (ENGINE, LORAS) else getattr(io, kind.title().replace("_", ""))
 
 
 def _v3_input(entry: Input, io: Any) -> Any:
