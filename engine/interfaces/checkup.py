@@ -36,7 +36,7 @@ _NO_CARD = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Check:
     """One finding.
 
@@ -53,20 +53,9 @@ class Check:
     remedy: str = ""
 
 
-def _good(name: str, text: str) -> Check:
-    return Check(name=name, status="good", text=text)
-
-
-def _note(name: str, text: str, remedy: str) -> Check:
-    return Check(name=name, status="note", text=text, remedy=remedy)
-
-
-def _judged(name: str, text: str, *, is_good: bool, remedy: str) -> Check:
-    return _good(name, text) if is_good else _note(name, text, remedy)
-
-
-def _problem(name: str, text: str, remedy: str) -> Check:
-    return Check(name=name, status="problem", text=text, remedy=remedy)
+def _judged(name: str, text: str, is_good: bool, remedy: str, otherwise: Status = "note") -> Check:
+    """A finding that is good or has a remedy; ``otherwise`` is its status where it is not good."""
+    return Check(name, "good", text) if is_good else Check(name, otherwise, text, remedy)
 
 
 def examine(device: torch.device, cache_dir: Path) -> Iterator[Check]:
@@ -102,7 +91,7 @@ def examine(device: torch.device, cache_dir: Path) -> Iterator[Check]:
 def check_software() -> Check:
     """Versions of what videos are made with."""
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, {platform.system()} {platform.release()}"
-    return _good("software", versions)
+    return Check("software", "good", versions)
 
 
 def check_missing_card(torch_cuda: str | None, *, has_driver: bool) -> Check:
@@ -112,19 +101,14 @@ def check_missing_card(torch_cuda: str | None, *, has_driver: bool) -> Check:
         torch_cuda: CUDA version that torch is built with; None for a build without.
         has_driver: an NVIDIA driver is installed.
     """
-    if has_driver and torch_cuda is None:
-        return _problem(
-            "card",
-            f"an NVIDIA driver is installed, but torch {torch.__version__} is a build for the CPU only",
-            "install a build of torch with CUDA 12.8 or later; pytorch.org shows the command",
-        )
-    if has_driver:
-        return _problem(
-            "card",
-            f"an NVIDIA driver is installed, but torch (CUDA {torch_cuda}) finds no device",
-            "run nvidia-smi: if it fails, install the driver again; see that CUDA_VISIBLE_DEVICES is not empty",
-        )
-    return _note("card", "no CUDA device", _NO_CARD)
+    if not has_driver:
+        return Check("card", "note", "no CUDA device", _NO_CARD)
+    fault = f"{torch.__version__} is a build for the CPU only"
+    remedy = "install a build of torch with CUDA 12.8 or later; pytorch.org shows the command"
+    if torch_cuda is not None:
+        fault = f"(CUDA {torch_cuda}) finds no device"
+        remedy = "run nvidia-smi: if it fails, install the driver again; see that CUDA_VISIBLE_DEVICES is not empty"
+    return Check("card", "problem", f"an NVIDIA driver is installed, but torch {fault}", remedy)
 
 
 def check_arch(name: str, capability: int, arch_list: list[str]) -> Check:
@@ -138,15 +122,12 @@ def check_arch(name: str, capability: int, arch_list: list[str]) -> Check:
     text = f"{name}, compute capability {capability // 10}.{capability % 10}"
     if capability < _LEAST_CAPABILITY:
         remedy = "use --device cpu with the demo model, or a card of the RTX 30 series or later"
-        return _problem("card", f"{text}, below 8.0", remedy)
-    if any(_runs_on(entry, capability) for entry in arch_list):
-        return _good("card", text)
-    return _problem(
-        "card",
-        f"{text}: this torch has kernels for {', '.join(arch_list) or 'no card'} only",
-        "install a build of torch for a newer CUDA (12.8 or later for the RTX 50 series); pytorch.org shows "
-        "the command",
-    )
+        return Check("card", "problem", f"{text}, below 8.0", remedy)
+    is_known = any(_runs_on(entry, capability) for entry in arch_list)
+    if not is_known:
+        text += f": this torch has kernels for {', '.join(arch_list) or 'no card'} only"
+    remedy = "install a build of torch for a newer CUDA (12.8 or later for the RTX 50 series); pytorch.org shows the command"
+    return _judged("card", text, is_known, remedy, "problem")
 
 
 def _runs_on(entry: str, capability: int) -> bool:
@@ -161,41 +142,36 @@ def _runs_on(entry: str, capability: int) -> bool:
 def check_driver(state: CardState | None, torch_cuda: str | None) -> Check:
     """Whether the driver is new enough for the CUDA that torch is built with."""
     if state is None or state.driver is None:
-        return _note(
-            "driver", "unknown", "pip install nvidia-ml-py to see driver, PCIe link, power and clocks"
-        )
+        remedy = "pip install nvidia-ml-py to see driver, PCIe link, power and clocks"
+        return Check("driver", "note", "unknown", remedy)
     major = int((torch_cuda or "0").partition(".")[0])
     newest = (state.cuda or 0) // 1000
     text = f"{state.driver}, runs CUDA up to {newest}.{(state.cuda or 0) % 1000 // 10}; torch has CUDA {torch_cuda}"
-    if newest >= major:
-        return _good("driver", text)
-    return _problem("driver", text, "install a newer driver from nvidia.com, or an older torch")
+    remedy = "install a newer driver from nvidia.com, or an older torch"
+    return _judged("driver", text, newest >= major, remedy, "problem")
 
 
 def check_link(state: CardState | None) -> Check:
     """Width of the PCIe link: weights that do not fit the card pass through it in every step."""
     if state is None or state.pcie_width is None or state.max_pcie_width is None:
-        return _note("PCIe link", "unknown", _ask_driver(state))
+        return Check("PCIe link", "note", "unknown", _ask_driver(state))
     text = (
         f"generation {state.pcie_generation} x{state.pcie_width} now, generation {state.max_pcie_generation} "
         f"x{state.max_pcie_width} at best (a card at rest lowers the generation)"
     )
     remedy = "the card uses a part of its lanes: try another slot, and look for an M.2 disk that shares them"
-    return _judged("PCIe link", text, is_good=state.pcie_width >= state.max_pcie_width, remedy=remedy)
+    return _judged("PCIe link", text, state.pcie_width >= state.max_pcie_width, remedy)
 
 
 def check_pace(state: CardState | None) -> Check:
     """Power and clocks, and what holds them back."""
     if state is None or state.power_limit is None:
-        return _note("power", "unknown", _ask_driver(state))
+        return Check("power", "note", "unknown", _ask_driver(state))
     text = f"limit {state.power_limit / 1e3:.0f} W, clock {state.clock} of {state.max_clock} MHz"
-    if not state.throttles:
-        return _good("power", text)
-    return _note(
-        "power",
-        f"{text}, slowed down by {', '.join(state.throttles)}",
-        "plug the laptop in, see that fans turn, or raise the power limit",
-    )
+    if state.throttles:
+        text += f", slowed down by {', '.join(state.throttles)}"
+    remedy = "plug the laptop in, see that fans turn, or raise the power limit"
+    return _judged("power", text, not state.throttles, remedy)
 
 
 def _ask_driver(state: CardState | None) -> str:
@@ -208,7 +184,7 @@ def check_device_memory(free: int, total: int) -> Check:
     """Memory that other programs leave."""
     text = f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB free"
     remedy = "close what else uses the card (nvidia-smi lists it): browsers, games, other models"
-    return _judged("card memory", text, is_good=free >= 0.8 * total, remedy=remedy)
+    return _judged("card memory", text, free >= 0.8 * total, remedy)
 
 
 def check_triton(device: torch.device) -> Check:
@@ -217,40 +193,31 @@ def check_triton(device: torch.device) -> Check:
     failure = find_triton_failure(device, _capability(device) if is_cuda else _LEAST_CAPABILITY)
     if failure is None:
         what = "compiles and runs a kernel" if is_cuda else "compiles a kernel; without a card it cannot run"
-        return _good("Triton", what)
+        return Check("Triton", "good", what)
     install = "pip install triton (Linux) or pip install triton-windows (Windows)"
     broken = "install it again together with torch, and a C compiler (on Linux: gcc); then clear ~/.triton"
-    return Check(
-        name="Triton",
-        # The CPU has paths of its own.
-        status="problem" if is_cuda else "note",
-        text=failure,
-        remedy=broken if HAS_TRITON else install,
-    )
+    # The CPU has paths of its own.
+    return Check("Triton", "problem" if is_cuda else "note", failure, broken if HAS_TRITON else install)
 
 
 def check_attention(device: torch.device, cache_dir: Path) -> Iterator[Check]:
     """Which attention "auto" takes at the shape of the published model, and what keeps the others away."""
     shape = _published_attention(device)
     obstacles = {name: candidate.obstacle(shape, device) for name, candidate in CANDIDATES.items()}
-    runs = [name for name, obstacle in obstacles.items() if obstacle is None]
+    runs, is_cuda = [name for name, obstacle in obstacles.items() if obstacle is None], device.type == "cuda"
     try:
         chosen = make_self_attention(
             "auto", precision="bf16", device=device, cache_dir=cache_dir, shape=shape
         ).name
     except DeviceError as error:
-        yield _problem("attention", str(error), "pip install flash-attn or xformers")
+        yield Check("attention", "problem", str(error), "pip install flash-attn or xformers")
         return
-    why = (
-        "the fastest of those that run exactly, measured"
-        if device.type == "cuda"
-        else "torch's own, on the CPU"
-    )
-    yield _good("attention", f"{chosen}: {why}; runs here: {', '.join(runs)}")
+    why = "the fastest of those that run exactly, measured" if is_cuda else "torch's own, on the CPU"
+    yield Check("attention", "good", f"{chosen}: {why}; runs here: {', '.join(runs)}")
     for name, obstacle in obstacles.items():
-        if obstacle is not None and device.type == "cuda":
+        if obstacle is not None and is_cuda:
             reason, _, remedy = obstacle.partition(": ")
-            yield _note(f"attention {name}", reason, remedy)
+            yield Check(f"attention {name}", "note", reason, remedy)
 
 
 def check_encoder() -> Check:
@@ -260,24 +227,22 @@ def check_encoder() -> Check:
     try:
         VideoFormat(height=16, width=16, fps=30, crf=16).open_encoder()
     except (ImportError, DeviceError) as error:
-        return _problem("video", str(error), "pip install --force-reinstall av")
-    return _good("video", "H.264 can be encoded")
+        return Check("video", "problem", str(error), "pip install --force-reinstall av")
+    return Check("video", "good", "H.264 can be encoded")
 
 
 def check_host_memory(total: int, available: int) -> Check:
     """RAM: the wall that most people hit first."""
     text = f"{available / _GIB:.1f} of {total / _GIB:.1f} GiB available"
     remedy = "enough for the demo; for the published model close other programs, and see isoframe plan --ram"
-    return _judged("RAM", text, is_good=available >= _GOOD_RAM, remedy=remedy)
+    return _judged("RAM", text, available >= _GOOD_RAM, remedy)
 
 
 def check_page_file(total_ram: int, total_swap: int) -> Check:
     """Swap or page file: without one, a moment's lack of memory kills the process."""
     remedy = "add one as large as the RAM: on Windows a system-managed page file, on Linux a swap file"
     is_good = total_swap > 0 or total_ram >= 4 * _GOOD_RAM
-    return _judged(
-        "page file", f"{total_swap / _GIB:.1f} GiB" if is_good else "none", is_good=is_good, remedy=remedy
-    )
+    return _judged("page file", f"{total_swap / _GIB:.1f} GiB" if is_good else "none", is_good, remedy)
 
 
 def check_disk(name: str, folder: Path) -> Check:
@@ -287,7 +252,7 @@ def check_disk(name: str, folder: Path) -> Check:
     text = f"{free / _GIB:.0f} GiB free in {folder}"
     is_good = free >= _NEEDED_DISK or name != "disk of the models"
     needed = f"the published model needs about {_NEEDED_DISK / _GIB:.0f} GiB: set HF_HOME to a folder on a larger disk"
-    return _judged(name, text, is_good=is_good, remedy=needed)
+    return _judged(name, text, is_good, needed)
 
 
 def check_speed(machine: Machine) -> Iterator[Check]:
@@ -297,14 +262,12 @@ def check_speed(machine: Machine) -> Iterator[Check]:
         try:
             plan = _plan_of(PUBLISHED_NAME, precision, machine)
         except BudgetError as error:
-            yield _note(name, str(error), "see isoframe plan")
+            yield Check(name, "note", str(error), "see isoframe plan")
             continue
         guess = " (a cautious guess: this card is not in the table)" if machine.card.is_estimate else ""
-        yield _good(
-            name,
-            f"{plan.seconds_per_step:.2f} s/it, {plan.seconds_per_frame:.2f} s/frame at "
-            f"{plan.size[0]}x{plan.size[1]}, limited by {plan.bottleneck}{guess}",
-        )
+        pace = f"{plan.seconds_per_step:.2f} s/it, {plan.seconds_per_frame:.2f} s/frame"
+        text = f"{pace} at {plan.size[0]}x{plan.size[1]}, limited by {plan.bottleneck}{guess}"
+        yield Check(name, "good", text)
 
 
 def check_demo_speed(machine: Machine) -> Check:
@@ -313,12 +276,10 @@ def check_demo_speed(machine: Machine) -> Check:
     try:
         plan = _plan_of("demo", "fp32", machine)
     except BudgetError as error:
-        return _problem(name, str(error), "close other programs")
-    return _good(
-        name,
-        f"about {plan.seconds_per_step:.2f} s/it on the CPU at {plan.size[0]}x{plan.size[1]}, a cautious guess by the "
-        "number of cores; isoframe plan --card tells of a card",
-    )
+        return Check(name, "problem", str(error), "close other programs")
+    pace = f"about {plan.seconds_per_step:.2f} s/it on the CPU at {plan.size[0]}x{plan.size[1]}"
+    more = "a cautious guess by the number of cores; isoframe plan --card tells of a card"
+    return Check(name, "good", f"{pace}, {more}")
 
 
 def _plan_of(model: str, precision: str, machine: Machine) -> Plan:
