@@ -4,6 +4,7 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,11 +63,8 @@ class Job:
         self._log = JobLog(folder.record.request.fps)
         self._is_cancelled = False
         self._state = JobState.QUEUED
-        self._over = threading.Event()
-        self._video: Video | None = None
-        self._error: Exception | None = None
-        self._callbacks: list[Callable[[Job], None]] = []
-        self._lock = threading.Lock()
+        self._outcome: Future[Video] = Future()
+        self._lock = threading.RLock()
 
     @property
     def path(self) -> Path:
@@ -97,9 +95,7 @@ class Job:
 
     def add_done_callback(self, function: "Callable[[Job], None]") -> None:
         """Have ``function`` called with the job when it is over: by the thread that ends it, or now."""
-        with self._lock:
-            self._callbacks.append(function)
-        self._call_back()
+        self._outcome.add_done_callback(lambda _: function(self))
 
     def cancel(self) -> bool:
         """Stop the job: at once in the queue, else after the step at hand; False if it is over already.
@@ -107,12 +103,14 @@ class Job:
         Finished sections stay in the folder and in a playable file beside the output.
         """
         with self._lock:
-            if self._over.is_set():
+            if self._state.is_over:
                 return False
-            self._is_cancelled = True
-            if self._state is JobState.QUEUED:
-                self._end(JobState.CANCELLED, _cancelled_event(()), self._cancelled_error())
-        self._call_back()
+            self._is_cancelled, is_waiting = True, self._state is JobState.QUEUED
+            if is_waiting:
+                self._end(JobState.CANCELLED, _cancelled_event(()))
+        if is_waiting:
+            # Without the lock: callbacks may ask the job something, and so may those whom they wait for.
+            self._outcome.set_exception(self._cancelled_error())
         return True
 
     def result(self, timeout: float | None = None) -> Video:
@@ -126,12 +124,9 @@ class Job:
             JobCancelledError: it was cancelled.
             IsoframeError: it failed; other exceptions too come as they were raised.
         """
-        if not self._over.wait(timeout):
+        if not wait([self._outcome], timeout).done:
             raise TimeoutError(f"job {self.path} is {self._state} after {timeout} s")
-        if self._error is not None:
-            raise self._error
-        assert self._video is not None, "a job is over with a video or an error"
-        return self._video
+        return self._outcome.result()
 
     def queued(self, num_ahead: int) -> None:
         """Report that the job waits behind ``num_ahead`` others; called by the queue."""
@@ -140,13 +135,13 @@ class Job:
     def run(self) -> None:
         """Make the video; called by the queue. No exception leaves it."""
         with self._lock:
-            if self._over.is_set():
+            if self._state.is_over:
                 return
             self._state = JobState.RUNNING
         self._log.append(StartedEvent(job_dir=self.path))
         assert self._render is not None, "a job runs once"
         try:
-            self._video = self._render(self._on_event)
+            video = self._render(self._on_event)
         except JobCancelledError as error:
             self._fail(JobState.CANCELLED, _cancelled_event(_notes(error)), error)
         except Exception as error:
@@ -154,10 +149,8 @@ class Job:
                 _logger.exception("job %s failed", self.path)
             self._fail(JobState.FAILED, _failure_event(error), error)
         else:
-            with self._lock:
-                done = DoneEvent(path=self._video.path, num_frames=self._video.num_frames)
-                self._end(JobState.DONE, done)
-        self._call_back()
+            self._end(JobState.DONE, DoneEvent(path=video.path, num_frames=video.num_frames))
+            self._outcome.set_result(video)
 
     def _on_event(self, event: Event) -> None:
         # A partial file comes because of the cancelling, and a whole one came before it: the video is there.
@@ -178,27 +171,15 @@ class Job:
             # The device may be what failed. The job is over all the same, and its readers wait for the end.
             _logger.exception("job %s could not give back the device's memory", self.path)
             error.add_note(f"the device's memory could not be given back: {left}")
-        with self._lock:
-            self._end(state, event, error)
+        self._end(state, event)
+        self._outcome.set_exception(error)
 
-    def _end(self, state: JobState, event: Event, error: Exception | None = None) -> None:
-        # A job may be kept for long, what it was made from need not be.
-        self._state, self._error, self._render = state, error, None
-        self._log.close(event)
-        self._over.set()
-
-    def _call_back(self) -> None:
-        """Once it is over, tell everyone who asked, without the lock: they may ask the job something."""
+    def _end(self, state: JobState, event: Event) -> None:
+        """Have the job be over but for its outcome, which whoever calls this sets next."""
         with self._lock:
-            if not self._over.is_set():
-                return
-            callbacks, self._callbacks = self._callbacks, []
-        for function in callbacks:
-            try:
-                function(self)
-            except Exception:
-                # The thread has other jobs to do.
-                _logger.exception("what was to follow the end of job %s failed", self.path)
+            # A job may be kept for long, what it was made from need not be.
+            self._state, self._render = state, None
+            self._log.append(event, is_last=True)
 
 
 def _forget_frames(error: BaseException | None) -> None:

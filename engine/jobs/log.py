@@ -123,16 +123,27 @@ class JobLog:
         self._seconds_left: float | None = None
         self._video_seconds: tuple[float, float] | None = None
 
-    def append(self, event: Event) -> None:
-        """Add an event."""
+    def append(self, event: Event, *, is_last: bool = False) -> None:
+        """Add an event; the last one closes the log."""
         with self._changed:
-            self._append(event)
-
-    def close(self, event: Event) -> None:
-        """Add the last event."""
-        with self._changed:
-            self._append(event)
-            self._is_closed = True
+            reading = self._pace.on_event(event)
+            if reading is not None:
+                self._seconds_left = reading.seconds_left
+            if isinstance(event, StepEvent):
+                self._video_seconds = video_span(event, self._fps)
+                # A log must not keep the device's memory, and the tensor changes with the next step.
+                event = replace(event, x0=event.x0.to("meta"))
+            entry = LogEntry(
+                index=self._num_entries,
+                event=event,
+                seconds=time.perf_counter() - self._start,
+                seconds_left=self._seconds_left,
+                video_seconds=self._video_seconds,
+            )
+            self._entries.append(entry)
+            self._num_entries += 1
+            self._is_closed |= is_last
+            self._changed.notify_all()
 
     def entries(self, after: int = -1) -> Iterator[LogEntry]:
         """The entries that are kept, then those to come, until the log is closed.
@@ -141,42 +152,17 @@ class JobLog:
             after: index of the last entry that the reader has.
         """
         while True:
-            batch, is_closed = self._wait(after)
+            batch, is_closed = self.read(after, is_waiting=True)
             yield from batch
             if is_closed:
                 return
             after = batch[-1].index
 
-    def read(self, after: int = -1) -> tuple[list[LogEntry], bool]:
-        """Entries after ``after`` that are there, and whether no more will come; does not wait."""
+    def read(self, after: int = -1, *, is_waiting: bool = False) -> tuple[list[LogEntry], bool]:
+        """Entries after ``after``, and whether no more will come; ``is_waiting`` waits until there is one of both."""
         with self._changed:
-            return self._after(after), self._is_closed
-
-    def _wait(self, after: int) -> tuple[list[LogEntry], bool]:
-        """Entries after ``after``, and whether no more will come; at least one of both."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_closed or self._num_entries > after + 1)
-            return self._after(after), self._is_closed
-
-    def _after(self, after: int) -> list[LogEntry]:
-        num_gone = self._num_entries - len(self._entries)
-        return list(itertools.islice(self._entries, max(after + 1 - num_gone, 0), None))
-
-    def _append(self, event: Event) -> None:
-        reading = self._pace.on_event(event)
-        if reading is not None:
-            self._seconds_left = reading.seconds_left
-        if isinstance(event, StepEvent):
-            self._video_seconds = video_span(event, self._fps)
-            # A log must not keep the device's memory, and the tensor changes with the next step.
-            event = replace(event, x0=event.x0.to("meta"))
-        entry = LogEntry(
-            index=self._num_entries,
-            event=event,
-            seconds=time.perf_counter() - self._start,
-            seconds_left=self._seconds_left,
-            video_seconds=self._video_seconds,
-        )
-        self._entries.append(entry)
-        self._num_entries += 1
-        self._changed.notify_all()
+            if is_waiting:
+                self._changed.wait_for(lambda: self._is_closed or self._num_entries > after + 1)
+            num_gone = self._num_entries - len(self._entries)
+            entries = itertools.islice(self._entries, max(after + 1 - num_gone, 0), None)
+            return list(entries), self._is_closed

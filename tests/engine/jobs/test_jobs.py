@@ -160,7 +160,7 @@ def test_a_log_keeps_the_last_entries_and_their_numbers() -> None:
     log = JobLog(30, max_entries=3)
     for number in range(5):
         log.append(PhaseEvent(phase=str(number)))
-    log.close(PhaseEvent(phase="end"))
+    log.append(PhaseEvent(phase="end"), is_last=True)
     assert [(entry.index, entry.event.phase) for entry in log.entries()] == [(3, "3"), (4, "4"), (5, "end")]
 
 
