@@ -24,16 +24,7 @@ MIN_SIDE = 16
 MAX_ASPECT = 4
 
 # What PIL's decoders raise on damaged files, UnidentifiedImageError (an OSError) included.
-_DECODING_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    KeyError,
-    IndexError,
-    MemoryError,
-)
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, LookupError, MemoryError)
 
 
 class ReadImage:

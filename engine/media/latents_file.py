@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import check_latents_path, make_folder, replace_when_whole, temporary_name, writing
+from .segments import allocate
 
 
 class LatentsWriter:
@@ -95,10 +96,8 @@ class LatentsWriter:
         file = self._temporary.open("w+b")
         file.write(len(header).to_bytes(8, "little") + header)
         self._data_start = file.tell()
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, self._data_start + num_bytes)
-        else:
-            file.truncate(self._data_start + num_bytes)
+        allocate(file, self._data_start + num_bytes)
+        file.truncate(self._data_start + num_bytes)
         return file
 
 

@@ -63,22 +63,22 @@ def _mux(path: Path, video_format: VideoFormat, segments: Sequence[Segment], com
         stream = cast("VideoStream", container.add_stream(video_format.encoder, rate=video_format.fps))
         video_format.configure(stream.codec_context)
         container.start_encoding()
-        _check_parameters(bytes(stream.codec_context.extradata or b""), segments)
+        extradata = bytes(stream.codec_context.extradata or b"")
+        if any(segment.spool.extradata != extradata for segment in segments):
+            raise RuntimeError("segments of one file must share their parameter sets")
         for packet in _timed_packets(video_format, segments):
             packet.stream = stream
             container.mux(packet)
-
-
-def _check_parameters(extradata: bytes, segments: Sequence[Segment]) -> None:
-    if any(segment.spool.extradata != extradata for segment in segments):
-        raise RuntimeError("segments of one file must share their parameter sets")
 
 
 def _timed_packets(video_format: VideoFormat, segments: Sequence[Segment]) -> Iterator["Packet[Stream]"]:
     """Packets in decoding order with one decoding time per packet, whatever the reordering inside a segment."""
     from av.packet import Packet
 
-    delay = _reordering_delay(segments)
+    # Frames that decoding must run ahead of display.
+    delay = max(
+        index - coded.position for segment in segments for index, coded in enumerate(segment.coded_frames)
+    )
     decoding_index, start = 0, 0
     for segment in segments:
         for data, coded in segment.packets():
@@ -89,10 +89,3 @@ def _timed_packets(video_format: VideoFormat, segments: Sequence[Segment]) -> It
             yield packet
             decoding_index += 1
         start += segment.num_frames
-
-
-def _reordering_delay(segments: Sequence[Segment]) -> int:
-    """Frames that decoding must run ahead of display."""
-    return max(
-        index - coded.position for segment in segments for index, coded in enumerate(segment.coded_frames)
-    )

@@ -172,7 +172,7 @@ class SegmentSpool:
     def _write(self, data: bytes) -> None:
         try:
             if self.is_on_disk:
-                _allocate(self._file, self.size + len(data) + self._reserved_bytes)
+                allocate(self._file, self.size + len(data) + self._reserved_bytes)
             self._file.seek(self.size)
             _write_all(self._file, data)
         except BaseException:
@@ -263,7 +263,7 @@ def _strip_settings(data: bytes) -> bytes:
     return data[data.index(_START_CODE, start) :] if is_text else data
 
 
-def _allocate(file: BinaryIO, num_bytes: int) -> None:
+def allocate(file: BinaryIO, num_bytes: int) -> None:
     """Have the file system promise ``num_bytes``, where it can: a full disk is then noticed before any write."""
     if not hasattr(os, "posix_fallocate"):
         return

@@ -1,6 +1,7 @@
 """A video that is to be extended: its frames at the size of the result, and its end next to what is generated."""
 
 import hashlib
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -22,7 +23,6 @@ from .video import read_video_info
 _CHUNK = 64
 # A rate such as 30000 / 1001 counts as 30.
 _MAX_RATE_DIFFERENCE = 0.1
-_BLOCK_BYTES = 2**20
 
 
 class SourceVideo:
@@ -54,11 +54,8 @@ class SourceVideo:
 
     def content_hash(self) -> str:
         """SHA-256 of the file."""
-        digest = hashlib.sha256()
         with self.path.open("rb") as file:
-            while block := file.read(_BLOCK_BYTES):
-                digest.update(block)
-        return digest.hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def chunks(self, size: tuple[int, int]) -> Iterator[Tensor]:
         """All frames at ``size`` (height, width), uint8 [T, H, W, 3] a few at a time.
@@ -66,15 +63,9 @@ class SourceVideo:
         Raises:
             InputError: there are not as many as the file says.
         """
-        chunk: list[NDArray[np.uint8]] = []
-        num_frames = 0
-        for frame in decode_frames(self.path):
-            chunk.append(_fit(frame, size))
-            num_frames += 1
-            if len(chunk) == _CHUNK:
-                yield torch.from_numpy(np.stack(chunk))
-                chunk = []
-        if chunk:
+        frames, num_frames = decode_frames(self.path), 0
+        while chunk := [_fit(frame, size) for frame in itertools.islice(frames, _CHUNK)]:
+            num_frames += len(chunk)
             yield torch.from_numpy(np.stack(chunk))
         if num_frames != self.num_frames:
             raise InputError(
@@ -100,7 +91,7 @@ class SourceVideo:
             frames = frames[-(4 * ((len(frames) - 1) // 4) + 1) :]
             is_lead_in = len(frames) == wanted + 1
         else:
-            frames = [frame for frame, _ in zip(decode_frames(self.path), range(wanted), strict=False)]
+            frames = list(itertools.islice(decode_frames(self.path), wanted))
             frames = [frames[0], *frames[: 4 * (len(frames) // 4)]]
             is_lead_in = True
         pixels = torch.from_numpy(np.stack([_fit(frame, size) for frame in frames])).float() / 127.5 - 1

@@ -413,7 +413,7 @@ class SmallDisk:
         self.capacity = capacity
         self.spool_bytes = 0
         self.mux, self.close = mp4._mux, segments.SegmentSpool.close
-        monkeypatch.setattr(segments, "_allocate", self.allocate)
+        monkeypatch.setattr(segments, "allocate", self.allocate)
         monkeypatch.setattr(segments.SegmentSpool, "close", lambda spool: self.delete(spool))
         monkeypatch.setattr(mp4, "_mux", self.write)
 
