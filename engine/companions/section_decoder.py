@@ -19,14 +19,22 @@ class OrderedDecoder:
         places: of the sections in the video, in generation order.
         window: latent frames per section.
         start_latent: [1, 16, 1, h, w], scaled; None where the video has no start image.
+        num_leading: as for :class:`SectionDecoder`.
     """
 
     def __init__(
-        self, vae: VideoVAE, *, places: Sequence[int], window: int, start_latent: Tensor | None
+        self,
+        vae: VideoVAE,
+        *,
+        places: Sequence[int],
+        window: int,
+        start_latent: Tensor | None,
+        num_leading: int = 1,
     ) -> None:
         self._inner = SectionDecoder(
-            vae, order="forward", window=window, num_sections=len(places), start_latent=start_latent
-        )
+            vae, order="forward", window=window, num_sections=len(places), start_latent=start_latent,
+            num_leading=num_leading,
+        )  # fmt: skip
         self.num_frames = self._inner.num_frames
         self._vae = vae
         self._places = places

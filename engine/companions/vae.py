@@ -160,7 +160,8 @@ class SectionDecoder:
             one frame in place of 4.
         given: latents [1, 16, T, h, w] of frames that are there already, before the first section in the forward order,
             after the last in the inverted one. They are decoded with the first section and thrown away.
-        num_given_frames: how many frames that are, which this does not make.
+        num_leading: frames of the video before those that the sections stand for, 4 for each of their latents: those of a
+            video that goes on and the start image; -3 where there is neither, as the first latent is then one frame.
     """
 
     def __init__(
@@ -172,12 +173,10 @@ class SectionDecoder:
         num_sections: int,
         start_latent: Tensor | None,
         given: Tensor | None = None,
-        num_given_frames: int = 0,
+        num_leading: int = 1,
     ) -> None:
         check_choice("order", order, ORDERS)
-        self._lead = num_leading_frames(
-            order, has_start=start_latent is not None, num_given_frames=num_given_frames
-        )
+        self._lead = num_leading
         self.num_frames = 4 * window * num_sections + self._lead
         self._vae = vae
         self._is_inverted = order == "inverted"
@@ -273,17 +272,6 @@ class SectionDecoder:
     def _ordered(self, new: Tensor, old: Tensor) -> list[Tensor]:
         """In video order: the inverted order adds in front, the forward order at the end."""
         return [new, old] if self._is_inverted else [old, new]
-
-
-def num_leading_frames(order: str, *, has_start: bool, num_given_frames: int) -> int:
-    """Frames of the video less the 4 that each generated latent stands for, those after the sections not counted.
-
-    The start image is one; without it the first latent stands for one frame, not four; a video that is continued has
-    its own frames.
-    """
-    if order == "forward" and num_given_frames:
-        return num_given_frames
-    return 1 if has_start else -3
 
 
 def to_uint8(frames: Tensor) -> Tensor:

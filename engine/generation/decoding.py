@@ -45,13 +45,15 @@ def make_decoder(
     *,
     start_latent: Tensor | None,
     given: Tensor | None = None,
-    num_given_frames: int = 0,
+    num_leading: int = 1,
 ) -> Decoder:
     """The decoder of a job; arguments are those of :class:`SectionDecoder`."""
     window = sampling.latent_window_size
     if sampling.order in UNTRAINED_ORDERS:
         places = [plan.place for plan in plan_sections(sampling)]
-        return OrderedDecoder(vae, places=places, window=window, start_latent=start_latent)
+        return OrderedDecoder(
+            vae, places=places, window=window, start_latent=start_latent, num_leading=num_leading
+        )
     return SectionDecoder(
         vae,
         order=sampling.order,
@@ -59,7 +61,7 @@ def make_decoder(
         num_sections=sampling.num_sections,
         start_latent=start_latent,
         given=given,
-        num_given_frames=num_given_frames,
+        num_leading=num_leading,
     )
 
 

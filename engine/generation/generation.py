@@ -70,12 +70,12 @@ class Generation:
         self.memory = memory
         self.decoder: Decoder | None = None
         self.start_latent: Tensor | None = None
-        self._model = model
+        self.model = model
 
     def given_frames(self) -> Iterator[tuple[Tensor, int]]:
         """Frames of the video that is extended, uint8 [T, H, W, 3] a few at a time, each with its place."""
         for frames, place in self.inputs.given_frames():
-            yield apply_filter(self._model.frame_filter, frames, place), place
+            yield apply_filter(self.model.frame_filter, frames, place), place
 
     def sections(self, report: EventHandler, run: JobRun | UnkeptRun) -> Generator[Section, None, None]:
         """Yield the sections in generation order; closing the iterator cancels the job.
@@ -93,7 +93,7 @@ class Generation:
         conditioning = self._encode(run.request, report)
         decoder = self._open_decoder(conditioning, run)
         with memory_errors("prepare"):
-            sampled = self._model.denoiser.sample(
+            sampled = self.model.denoiser.sample(
                 conditioning, self.inputs.sampling, report, self.memory, run.sampled
             )
         for index in range(run.num_encoded, num_sections):
@@ -117,20 +117,20 @@ class Generation:
     def provisional(self) -> DecodedFrames | None:
         """The frames at the open edge, which the next section changes; None before the first section."""
         found = None if self.decoder is None else self.decoder.provisional()
-        return None if found is None else filter_decoded(self._model.frame_filter, found)
+        return None if found is None else filter_decoded(self.model.frame_filter, found)
 
     def _open_decoder(self, conditioning: Conditioning, run: JobRun | UnkeptRun) -> Decoder:
         """The decoder, which stands where an earlier run's sections left it."""
         self.start_latent = conditioning.start_latent
         self.decoder = decoder = make_decoder(
-            self._model.vae,
+            self.model.vae,
             self.inputs.sampling,
             start_latent=None if self.inputs.images.start is None else conditioning.start_latent,
             given=conditioning.given_latents,
-            num_given_frames=self.inputs.num_given,
+            num_leading=self.inputs.num_leading,
         )
         if run.num_encoded:
-            decode_within(self.memory, self._model.vae, lambda: decoder.restart(run.num_encoded, run.latents))
+            decode_within(self.memory, self.model.vae, lambda: decoder.restart(run.num_encoded, run.latents))
         return decoder
 
     def _encode(self, asked: Request, report: EventHandler) -> Conditioning:
@@ -141,8 +141,8 @@ class Generation:
         report(PhaseEvent(phase="image"))
 
         def encode() -> Conditioning:
-            self._model.vae.use_tiles(self.memory.plan.vae_tile)
-            return encode_images(self.inputs, self._model, prompts, negative)
+            self.model.vae.use_tiles(self.memory.plan.vae_tile)
+            return encode_images(self.inputs, self.model, prompts, negative)
 
         with memory_errors("image"):
             return self.memory.attempt("image", encode)
@@ -152,7 +152,7 @@ class Generation:
         timeline = asked.prompt_timeline()
         texts = list(dict.fromkeys(stretch.text for stretch in timeline.stretches))
         negatives = [] if asked.cfg_scale == 1.0 else [asked.negative_prompt]
-        encoded = self._model.encoders.encode_prompts([*texts, *negatives])
+        encoded = self.model.encoders.encode_prompts([*texts, *negatives])
         prompts = dict(zip(texts, encoded, strict=False))
         # Sections with the same shares get the same object, for which the engine computes once.
         blended: dict[tuple[tuple[str, float], ...], PromptEmbeds] = {}
@@ -167,8 +167,8 @@ class Generation:
     def _decode(
         self, decoder: Decoder, index: int, latents: Tensor, start: float, denoised: float
     ) -> Section:
-        decoded = decode_within(self.memory, self._model.vae, lambda: decoder.push(latents))
-        final = filter_decoded(self._model.frame_filter, decoded)
+        decoded = decode_within(self.memory, self.model.vae, lambda: decoder.push(latents))
+        final = filter_decoded(self.model.frame_filter, decoded)
         provisional = self.provisional()
         assert provisional is not None, "a section was pushed"
         timings = {"denoise": denoised - start, "decode": time.perf_counter() - denoised}
@@ -188,7 +188,7 @@ class Generation:
             preview_first_frame=provisional.first_frame,
             latents=latents,
             timings=timings,
-            memory=_memory(self._model.device),
+            memory=_memory(self.model.device),
         )
 
 

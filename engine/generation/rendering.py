@@ -31,9 +31,7 @@ from ..media.png_writer import PngWriter
 from ..media.previews import LatentPreviews
 from ..media.video import Video, VideoWriter
 from ..request.config import Request
-from ..weights.memory import JobMemory
-from .generation import Generation, Section, ignore
-from .inputs import JobInputs
+from .generation import Generation, Section, ignore, open_generation
 from .loaded_model import LoadedModel
 
 AnyPath = str | os.PathLike[str]
@@ -65,18 +63,14 @@ class Rendering:
     """A job that is read, planned and kept in its folder; :meth:`write` makes its files when its turn has come.
 
     Attributes:
-        inputs: what the video is made from.
-        memory: the plan of the job.
-        model: what makes it.
+        job: what makes the video, once.
         path: the MP4.
         outputs: the other files.
         metadata: of the video.
         folder: what is kept of the job; None keeps nothing.
     """
 
-    inputs: JobInputs
-    memory: JobMemory
-    model: LoadedModel
+    job: Generation
     path: Path
     outputs: Outputs
     metadata: Mapping[str, object]
@@ -104,9 +98,8 @@ class Rendering:
             InputError: the output or the folder cannot be used, or the folder holds another job.
             BudgetError: the job does not fit.
         """
-        inputs = JobInputs.read(request, model)
-        memory, metadata = inputs.plan(model), inputs.metadata(model)
-        job_dir = outputs.job_dir
+        job = open_generation(request, model)
+        inputs, metadata, job_dir = job.inputs, job.inputs.metadata(model), outputs.job_dir
         if job_dir is not None and folder is None and JobFolder.is_job(job_dir):
             folder = JobFolder.open(job_dir)
         path = outputs.path
@@ -129,32 +122,24 @@ class Rendering:
                 num_frames=inputs.num_frames,
                 num_leading=inputs.num_leading,
                 is_overwriting=outputs.overwrite,
-                vae_tile=memory.plan.vae_tile,
+                vae_tile=job.memory.plan.vae_tile,
             )
             if folder is None:
                 folder = JobFolder.make(job_dir, record, inputs.images.by_field())
             else:
                 folder.record.check_same(record, folder.path)
-        return cls(
-            inputs=inputs,
-            memory=memory,
-            model=model,
-            path=path,
-            outputs=outputs,
-            metadata=metadata,
-            folder=folder,
-        )
+        return cls(job=job, path=path, outputs=outputs, metadata=metadata, folder=folder)
 
     def write(self, on_event: EventHandler | None = None) -> Video:
         """Make the video.
 
         If that stops early, what is finished is left in a playable file, and a note of the exception says so.
         """
-        report, job = self._reporter(on_event or ignore), Generation(self.inputs, self.memory, self.model)
+        report = self._reporter(on_event or ignore)
         with (
             self._open_run() as run,
-            self._open_files(job, run, report) as files,
-            closing(job.sections(report, run)) as sections,
+            self._open_files(run, report) as files,
+            closing(self.job.sections(report, run)) as sections,
         ):
             try:
                 files.begin()
@@ -171,17 +156,15 @@ class Rendering:
 
     def _open_run(self) -> AbstractContextManager[JobRun | UnkeptRun]:
         if self.folder is None:
-            return nullcontext(UnkeptRun(self.inputs.request, self.metadata))
+            return nullcontext(UnkeptRun(self.job.inputs.request, self.metadata))
         # The job ends with the tiles that it began with, whatever memory there is now.
-        self.memory.keep_tile(self.folder.record.vae_tile)
+        self.job.memory.keep_tile(self.folder.record.vae_tile)
         return self.folder.running()
 
     @contextmanager
-    def _open_files(
-        self, job: Generation, run: JobRun | UnkeptRun, report: EventHandler
-    ) -> Iterator["_Files"]:
+    def _open_files(self, run: JobRun | UnkeptRun, report: EventHandler) -> Iterator["_Files"]:
         """The writers, which go on where an earlier run stopped; left early, they leave no unfinished file."""
-        inputs, outputs = self.inputs, self.outputs
+        inputs, outputs = self.job.inputs, self.outputs
         video_format = VideoFormat.of(inputs.request, inputs.images.size)
         is_own = self.folder is not None and self.folder.may_replace(self.path)
         with ExitStack() as stack:
@@ -204,13 +187,13 @@ class Rendering:
                     outputs.png_dir, num_frames=inputs.num_frames, metadata=run.metadata,
                     overwrite=outputs.overwrite,
                 )  # fmt: skip
-            yield _Files(job=job, run=run, writer=writer, png=png, latents=latents, report=report)
+            yield _Files(job=self.job, run=run, writer=writer, png=png, latents=latents, report=report)
 
     def _reporter(self, on_event: EventHandler) -> EventHandler:
         """Passes events on; with a ``preview_dir`` it draws each step."""
         if self.outputs.preview_dir is None:
             return on_event
-        previews = LatentPreviews(self.outputs.preview_dir, self.model.latent_rgb())
+        previews = LatentPreviews(self.outputs.preview_dir, self.job.model.latent_rgb())
 
         def report(event: Event) -> None:
             on_event(event)

@@ -13,8 +13,7 @@ from ..media.png_writer import save_png
 from ..request.config import Request
 from .decoding import decode_within
 from .frame_filter import apply_filter
-from .generation import Generation, ignore
-from .inputs import JobInputs
+from .generation import ignore, open_generation
 from .loaded_model import LoadedModel
 
 
@@ -37,12 +36,11 @@ def write_frame(
         section_order=None,
         target_index=target_index,
     )
-    inputs = JobInputs.read(request, model)
-    memory, metadata = inputs.plan(model), inputs.metadata(model)
-    job = Generation(inputs, memory, model)
-    with closing(job.sections(on_event or ignore, UnkeptRun(inputs.request, metadata))) as sections:
+    job = open_generation(request, model)
+    metadata = job.inputs.metadata(model)
+    with closing(job.sections(on_event or ignore, UnkeptRun(job.inputs.request, metadata))) as sections:
         latents = next(sections).latents
-    decoded = decode_within(memory, model.vae, lambda: model.vae.decode(latents))
+    decoded = decode_within(job.memory, model.vae, lambda: model.vae.decode(latents))
     frames = apply_filter(model.frame_filter, to_uint8(decoded[0].cpu()), 0)
     make_folder("output", path.parent)
     save_png(frames[0], path, json.dumps(metadata))
