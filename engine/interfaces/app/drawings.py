@@ -64,10 +64,7 @@ def draw_sections(bars: Sequence[SectionBar], *, order: str) -> str:
     length = max(bar.end for bar in bars)
     room = _WIDTH * max(bar.end - bar.start for bar in bars if bar.number) / length
     interval = next(interval for interval in _INTERVALS if interval * room >= _NUMBER_WIDTH)
-    parts = [
-        f'<svg viewBox="0 0 {_WIDTH} 62" width="100%" role="img" aria-label="sections of the video" '
-        'font-family="sans-serif" font-size="11">'
-    ]
+    parts = [_open_svg(62, "sections of the video")]
     for bar in bars:
         x, width = _WIDTH * bar.start / length, _WIDTH * (bar.end - bar.start) / length
         parts.append(
@@ -98,10 +95,7 @@ def draw_memory(samples: Sequence[MemorySample]) -> str:
         curves["GPU"] = [value for value in device if value is not None]
     top = max(max(values) for values in curves.values()) * 1.1 or 1
     first, last = samples[0].seconds, samples[-1].seconds
-    parts = [
-        f'<svg viewBox="0 0 {_WIDTH} 92" width="100%" role="img" aria-label="memory" font-family="sans-serif" '
-        'font-size="11">'
-    ]
+    parts = [_open_svg(92, "memory")]
     for values, colour in zip(curves.values(), ("#3f6fb5", "#8b4fb0"), strict=False):
         points = " ".join(
             f"{_WIDTH * (sample.seconds - first) / max(last - first, 1e-9):.1f},{74 - 60 * value / top:.1f}"
@@ -157,6 +151,13 @@ def compose_strip(folder: Path, spans: Sequence[tuple[int | None, int]], num_fra
         elif section is None:
             strip.paste(_GIVEN, (left, 0, left + width, _HEIGHT))
     return strip
+
+
+def _open_svg(height: int, label: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {height}" width="100%" role="img" aria-label="{label}" '
+        'font-family="sans-serif" font-size="11">'
+    )
 
 
 def _read(folder: Path, section: int | None) -> "Image | None":
