@@ -8,7 +8,7 @@ import typer
 
 from ...engine.request.config import PRECISIONS, check_choice
 from ...engine.request.sizes import parse_size
-from ..records.options import (
+from ..records.command_options import (
     Budgets,
     Cases,
     JsonFile,

@@ -14,7 +14,7 @@ from ...engine.families.family import PlannedModel
 from ...engine.families.framepack.invariants import JobInvariants
 from ...engine.families.framepack.model_sizes import MAX_PROMPT_TOKENS
 from ...engine.families.framepack.transformer import PackedTransformer
-from ...engine.families.framepack.units import unit_specs
+from ...engine.families.framepack.unit_layout import unit_specs
 from ...engine.model.attention_choice import CANDIDATES
 from ...engine.model.packing import ContextGroup, PackedSection
 from ...engine.model.units import Unit, UnitLayout

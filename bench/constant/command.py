@@ -11,7 +11,7 @@ import typer
 
 from ...engine.errors import ConfigError
 from ...engine.request.config import EngineConfig, Request, check_choice
-from ..records.options import ResultFiles, Weights, command, options
+from ..records.command_options import ResultFiles, Weights, command, options
 
 if TYPE_CHECKING:
     from ..meters.job_cost import JobCost

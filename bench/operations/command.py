@@ -10,7 +10,7 @@ import typer
 
 from ...engine.errors import ConfigError
 from ...engine.request.config import check_choice
-from ..records.options import Document, JsonFile, append, check_choices, command, publish
+from ..records.command_options import Document, JsonFile, append, check_choices, command, publish
 
 if TYPE_CHECKING:
     from ..meters.traffic import Traffic

@@ -15,7 +15,7 @@ from ...engine.request.config import SamplingConfig
 from ...engine.sampling.sampler import make_sampler, sigma_schedule
 from ...kernels import KERNELS, KernelSpec
 from ...quant import DenseFormat
-from ..peers.step import CASES
+from ..peers.peer_step import CASES
 from ..subjects.random_model import allocate_transformer, fill_randomly
 from ..subjects.single_step import draw_inputs, isoframe_step
 

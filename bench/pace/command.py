@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...engine.request.config import EngineConfig, check_choice
-from ..records.options import ResultFiles, SomeModel, Weights, command, options
+from ..records.command_options import ResultFiles, SomeModel, Weights, command, options
 
 if TYPE_CHECKING:
     from .step_bench import StepBench

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ...engine.request.config import ORDERS, check_choice
-from ..records.options import Cases, JsonFile, append, check_choices, command, options
+from ..records.command_options import Cases, JsonFile, append, check_choices, command, options
 
 _What = Annotated[
     str,
@@ -46,8 +46,8 @@ def peers(
     Both must give the same latents or frames, else nothing is timed and the exit code is 1.
     """
     from ...engine.device import resolve_device
+    from .peer_section import MAX_ERRORS
     from .peers_bench import PeersBench
-    from .section import MAX_ERRORS
 
     check_choice("--what", what, ("section", "pipeline"))
     check_choice("--order", order, ORDERS)
@@ -73,7 +73,7 @@ def forward(
     json_file: JsonFile = None,
 ) -> None:
     """Time one denoising step against diffusers' class, same weights, on the CPU; exit 1 above the limit."""
-    from . import step
+    from . import peer_step as step
 
     check_choices("--case", case, list(step.CASES))
     results = {}

@@ -9,7 +9,8 @@ from ...engine.demo import find_example
 from ...engine.generation.model_lookup import find_model
 from ...engine.request.config import Request
 from ..records.rows import BenchRow, Setting, activation_dtype, in_words
-from . import section, video
+from . import peer_section as section
+from . import peer_video as video
 from .in_turn import PeerResult
 
 Compared = tuple[str, list[BenchRow]]

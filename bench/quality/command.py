@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...engine.request.config import ORDERS, check_choice
-from ..records.options import JsonFile, check_choices, command, options
+from ..records.command_options import JsonFile, check_choices, command, options
 
 if TYPE_CHECKING:
     from ...engine import Engine

@@ -13,7 +13,7 @@ from ...engine.engine import Engine
 from ...engine.errors import ConfigError
 from ...engine.request.config import EngineConfig
 from ..operations.correctness import check_operations
-from ..records.options import append
+from ..records.command_options import append
 from ..records.rows import BenchRow, Gate, Setting, make_rows
 from .clip_scores import (
     QualityRow,

@@ -7,7 +7,7 @@ import typer
 
 from ...engine.errors import InputError
 from ...engine.request.config import check_choice
-from .options import Document, command, publish
+from .command_options import Document, command, publish
 
 _FOLDER = Path(__file__).resolve().parents[1] / "results"
 _File = Annotated[

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..launching.checks import check_dtype, check_same_device, check_shape
+from ..launching.kernel_specs import KernelSpec, Shape, register
 from ..launching.launch import launch, settings
-from ..launching.registry import KernelSpec, Shape, register
 from ..launching.triton_import import tl, triton
 from ..linear.quantize import to_int8
 from .rope import check_qk, make_qk_inputs, normed_tile, qk_norm_rope, rotary_tile, rotate, rotated_fp32

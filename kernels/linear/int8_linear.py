@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..launching.checks import check_dtype, check_same_device, check_shape
+from ..launching.kernel_specs import KernelSpec, Shape, register
 from ..launching.launch import Settings, launch, settings
-from ..launching.registry import KernelSpec, Shape, register
 from ..launching.triton_import import tl, triton
 from .int8_product import int8_product
 from .quantize import check_split, k_ranges

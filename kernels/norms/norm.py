@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..launching.checks import check_dtype, check_same_device
+from ..launching.kernel_specs import KernelSpec, Shape, register
 from ..launching.launch import launch, settings
-from ..launching.registry import KernelSpec, Shape, register
 from ..launching.triton_import import tl, triton
 
 # One program holds a whole row in registers.

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..launching.kernel_specs import KernelSpec, register
 from ..launching.launch import launch, settings
-from ..launching.registry import KernelSpec, register
 from ..launching.triton_import import tl, triton
 from ..linear.quantize import quantize_rows, quantize_rows_reference, row_scale, to_int8
 from .norm import (

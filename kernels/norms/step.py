@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..launching.checks import check_dtype, check_same_device
+from ..launching.kernel_specs import KernelSpec, Shape, register
 from ..launching.launch import launch, settings
-from ..launching.registry import KernelSpec, Shape, register
 from ..launching.triton_import import tl, triton
 from .norm import MAX_DIM, modulated_layer_norm, modulated_layer_norm_reference, normalize_row
 

@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from isoframe.bench.commands import app
-from isoframe.bench.peers import step as forward
+from isoframe.bench.peers import peer_step as forward
 from isoframe.bench.peers.in_turn import PeerResult
-from isoframe.bench.peers.step import ForwardCase
+from isoframe.bench.peers.peer_step import ForwardCase
 
 
 @pytest.fixture(autouse=True)

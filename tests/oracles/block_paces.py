@@ -1,7 +1,7 @@
 """Blocks on a virtual clock."""
 
 from isoframe.engine.families.family import BlockWork
-from isoframe.engine.families.framepack.units import block_units
+from isoframe.engine.families.framepack.unit_layout import block_units
 
 
 def block_paces(

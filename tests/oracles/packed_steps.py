@@ -7,7 +7,7 @@ from torch import Tensor
 
 from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.families.framepack.transformer_config import TransformerConfig
-from isoframe.engine.families.framepack.units import unit_specs
+from isoframe.engine.families.framepack.unit_layout import unit_specs
 from isoframe.engine.families.transformer_base import StepContext
 from isoframe.engine.model.packing import ContextGroup
 from isoframe.engine.model.units import UnitLayout

@@ -7,15 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...model.precision import UnitSpec
 from ..family import EncoderKind, Family, PlannedModel
 from ..registry import PUBLISHED_NAME
-from .model_sizes import (
-    DATA,
-    MAX_PROMPT_TOKENS,
-    UNUSED_LLAMA_LAYERS,
-    ModelShapes,
-    published_shapes,
-)
+from .model_sizes import DATA, MAX_PROMPT_TOKENS, UNUSED_LLAMA_LAYERS, ModelShapes, published_shapes
 from .transformer_config import TRANSFORMER_CLASSES, TransformerConfig
-from .units import unit_specs
+from .unit_layout import unit_specs
 
 if TYPE_CHECKING:
     from .transformer import PackedTransformer

@@ -11,7 +11,7 @@ from ...model.precision import Precision, align
 from ...request.schedule import Schedule
 from ..family import BlockWork, StepSizes, TokenCounts, WeightSizes
 from .transformer_config import TransformerConfig
-from .units import block_units, unit_specs
+from .unit_layout import block_units, unit_specs
 
 # Latent tensors in fp32 that the sampler keeps: noise, input, velocity, x0, three predictions and a sum.
 _SAMPLER_LATENTS = 8

@@ -27,7 +27,7 @@ from .invariants import (
 )
 from .layers import BlockContext, DualBlock, HeadNorms, SingleBlock
 from .transformer_config import TransformerConfig
-from .units import unit_specs
+from .unit_layout import unit_specs
 
 # Tokens at a time that the output projection takes in fp32.
 FP32_HEAD_TOKENS = 4096

@@ -11,9 +11,10 @@ import torch
 from tiny_models import saved_model
 from typer.testing import CliRunner
 
-from isoframe.bench.budgets import fresh_point, probe, process_peak
+from isoframe.bench.budgets import fresh_point, process_peak
+from isoframe.bench.budgets import memory_probe as probe
+from isoframe.bench.budgets.memory_probe import run_point, run_steps
 from isoframe.bench.budgets.point import MemoryJob, Outcome
-from isoframe.bench.budgets.probe import run_point, run_steps
 from isoframe.bench.budgets.step_budgets import BUDGETS, describe, gate, judge, median_step, resident_step
 from isoframe.bench.commands import app
 from isoframe.bench.gpu import gpu_run

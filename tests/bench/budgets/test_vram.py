@@ -13,9 +13,9 @@ from isoframe.bench.budgets import card_subject, fresh_point, planner_answers
 from isoframe.bench.budgets.ceiling_rows import ceiling_rows, describe, write_ceilings_page
 from isoframe.bench.budgets.ceilings import MAX_WINDOW, CeilingSearch
 from isoframe.bench.budgets.fresh_point import ProcessRunner
+from isoframe.bench.budgets.memory_probe import cap_device, peak_bytes, run_point
 from isoframe.bench.budgets.planner_answers import PlanRunner
 from isoframe.bench.budgets.point import MemoryJob, Outcome, as_dict
-from isoframe.bench.budgets.probe import cap_device, peak_bytes, run_point
 from isoframe.bench.commands import app
 from isoframe.bench.meters.fresh_process import ProcessError, run_module
 from isoframe.bench.meters.live_tensors import Owner, PhasePeak
@@ -260,7 +260,7 @@ def test_another_failure_is_no_answer(monkeypatch: pytest.MonkeyPatch, error: Ex
 
 def test_a_process_that_the_system_kills_ran_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def kill(*_: Any, **__: Any) -> Any:
-        raise ProcessError("budgets.probe failed with exit code -9: ", 9)
+        raise ProcessError("budgets.memory_probe failed with exit code -9: ", 9)
 
     monkeypatch.setattr(fresh_point, "run_module", kill)
     runner = ProcessRunner(is_emulated=True)
@@ -268,8 +268,8 @@ def test_a_process_that_the_system_kills_ran_out_of_memory(monkeypatch: pytest.M
 
 
 def test_a_process_that_fails_tells_why() -> None:
-    with pytest.raises(ProcessError, match=r"(?s)budgets.probe failed with exit code 1: .*JSONDecodeError"):
-        run_module("budgets.probe", "{")
+    with pytest.raises(ProcessError, match=r"(?s)budgets.memory_probe failed with exit code 1: .*JSONDecodeError"):
+        run_module("budgets.memory_probe", "{")
 
 
 def test_an_emulated_card_caps_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:

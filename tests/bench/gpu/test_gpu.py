@@ -17,7 +17,7 @@ from isoframe.bench.gpu.gpu_run import GpuRun
 from isoframe.bench.meters.gpu_timer import Budget, Call, measure
 from isoframe.bench.operations.timed_kernels import KernelCase, Work, count_work, gpu_cases, library_calls
 from isoframe.bench.pace.step_check import MAX_ERRORS
-from isoframe.bench.peers import step as forward
+from isoframe.bench.peers import peer_step as forward
 from isoframe.bench.records.environment import read_environment
 from isoframe.bench.records.rows import Gate
 from isoframe.kernels import KERNELS, KernelSpec

@@ -20,7 +20,7 @@ from isoframe.bench.gpu.job_stages import (
 )
 from isoframe.bench.meters.fresh_process import ProcessError
 from isoframe.bench.pace.step_check import MAX_ERRORS
-from isoframe.bench.peers import video as peers_pipeline
+from isoframe.bench.peers import peer_video as peers_pipeline
 from isoframe.bench.peers.in_turn import PeerResult
 from isoframe.bench.records.environment import Environment
 from isoframe.bench.records.rows import BenchRow, Gate, append_rows, read_rows

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from isoframe.bench.commands import app
 from isoframe.bench.meters.memory_meter import MemoryReading
-from isoframe.bench.pace import step_bench as step_bench
+from isoframe.bench.pace import step_bench
 from isoframe.bench.pace.slow_reasons import Observation, likely_reasons
 from isoframe.bench.pace.step_check import MAX_ERRORS, check_step
 from isoframe.bench.pace.step_pace import expected_step, measure_pace, roofline_share

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from isoframe.bench.peers.step import CASES, compare_steps
+from isoframe.bench.peers.peer_step import CASES, compare_steps
 from isoframe.engine import IsoframeError
 
 

@@ -10,11 +10,11 @@ import torch
 from typer.testing import CliRunner
 
 from isoframe.bench.commands import app
-from isoframe.bench.peers import section as peers
-from isoframe.bench.peers import video as peers_pipeline
+from isoframe.bench.peers import peer_section as peers
+from isoframe.bench.peers import peer_video as peers_pipeline
 from isoframe.bench.peers.in_turn import PeerResult
-from isoframe.bench.peers.section import compare_sections
-from isoframe.bench.peers.video import compare_pipelines
+from isoframe.bench.peers.peer_section import compare_sections
+from isoframe.bench.peers.peer_video import compare_pipelines
 from isoframe.bench.records.rows import read_rows
 from isoframe.engine import IsoframeError, Request
 from isoframe.engine.demo import find_example

@@ -12,14 +12,7 @@ from bench_rows import ENVIRONMENT, ROW
 
 from isoframe.bench.records.environment import Environment
 from isoframe.bench.records.row_schema import find_violations, load_schema
-from isoframe.bench.records.rows import (
-    BenchRow,
-    Gate,
-    append_rows,
-    now,
-    read_rows,
-    this_command,
-)
+from isoframe.bench.records.rows import BenchRow, Gate, append_rows, now, read_rows, this_command
 from isoframe.engine import InputError
 
 ROOT = Path(__file__).resolve().parents[3]

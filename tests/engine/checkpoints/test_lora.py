@@ -28,7 +28,7 @@ from torch import Tensor
 from isoframe.engine.checkpoints.lora import ActiveLoras, Lora, merge
 from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.families.framepack.transformer_config import TransformerConfig
-from isoframe.engine.families.framepack.units import unit_specs
+from isoframe.engine.families.framepack.unit_layout import unit_specs
 from isoframe.engine.families.opening import open_transformer
 from isoframe.engine.interfaces.diffusers import FramepackTransformer, load_transformer
 from isoframe.engine.model import lora_layers as low_rank

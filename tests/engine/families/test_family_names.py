@@ -33,7 +33,7 @@ IMPORTERS = {
     "engine.interfaces.diffusers.drop_in": "stands in for this very class of diffusers",
     "engine.interfaces.diffusers.module_checkpoint": "reads the configuration of this very class of diffusers",
     "bench.subjects": "draws models of this architecture",
-    "bench.peers.step": "compares this very transformer with the one of diffusers",
+    "bench.peers.peer_step": "compares this very transformer with the one of diffusers",
     "bench.meters.section_counts": "counts what this very transformer packs",
     "bench.pace.slow_reasons": "watches the steps of this very transformer",
     "bench.pace.step_bench": "predicts the step of a model drawn in this architecture",

@@ -6,7 +6,7 @@ from published_config import PUBLISHED
 from tiny_models import TINY, tiny_model
 
 from isoframe.engine.families.framepack.transformer_config import TransformerConfig
-from isoframe.engine.families.framepack.units import unit_specs
+from isoframe.engine.families.framepack.unit_layout import unit_specs
 from isoframe.engine.model.units import UnitLayout
 from isoframe.quant import DenseFormat
 

@@ -15,7 +15,7 @@ from isoframe.engine.families.framepack.invariants import JobInvariants
 from isoframe.engine.families.framepack.model_sizes import ModelShapes, published_shapes
 from isoframe.engine.families.framepack.step_sizes import weight_sizes
 from isoframe.engine.families.framepack.transformer import PackedTransformer
-from isoframe.engine.families.framepack.units import unit_specs
+from isoframe.engine.families.framepack.unit_layout import unit_specs
 from isoframe.engine.model.attention import FloatAttention, Int8Attention, SelfAttention
 from isoframe.engine.model.attention_backends import AttentionBackend
 from isoframe.engine.model.packing import ContextGroup

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from isoframe.bench.quality.clip_scores import center_of_mass
 from isoframe.bench.quality.world import Scene, render, sample_scene
-from isoframe.engine import (  # fmt: skip
+from isoframe.engine import (
     Anchor,
     ConfigError,
     Engine,

@@ -34,7 +34,7 @@ from isoframe.engine.checkpoints.destinations import DenseTensor
 from isoframe.engine.companions.components import find_components
 from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.families.framepack.transformer_config import TransformerConfig
-from isoframe.engine.families.framepack.units import block_units
+from isoframe.engine.families.framepack.unit_layout import block_units
 from isoframe.engine.families.opening import open_transformer
 from isoframe.engine.planning.ring import RingSchedule
 from isoframe.engine.weights.device_copies import CopyEngine, StagedCopies, StreamCopies

@@ -15,7 +15,7 @@ from isoframe.engine.families.framepack.model_sizes import ModelShapes, publishe
 from isoframe.engine.families.framepack.step_sizes import DenoiseShape, packed_sequence, weight_sizes
 from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.families.framepack.transformer_config import TransformerConfig
-from isoframe.engine.families.framepack.units import unit_specs
+from isoframe.engine.families.framepack.unit_layout import unit_specs
 from isoframe.engine.families.framepack.vae_sizes import VaeWork
 from isoframe.engine.model.precision import PRECISIONS, find_precision
 from isoframe.engine.model.units import UnitLayout

@@ -1,4 +1,4 @@
-"""One job inside a budget, in this process: ``python -P -m isoframe.bench.budgets.probe JOB``, which is JSON, as its outcome is."""
+"""One job inside a budget, in this process: ``python -P -m isoframe.bench.budgets.memory_probe JOB``, which is JSON, as its outcome is."""
 
 import json
 import statistics
