@@ -17,7 +17,9 @@ def run_in_process(job: MemoryJob, environment: Mapping[str, str] | None = None)
     Raises:
         ProcessError: it failed for another reason than lack of memory, or was killed.
     """
-    return Outcome.from_dict(run_module("budgets.memory_probe", json.dumps(as_dict(job)), environment=environment))
+    return Outcome.from_dict(
+        run_module("budgets.memory_probe", json.dumps(as_dict(job)), environment=environment)
+    )
 
 
 class ProcessRunner:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from ..errors import ConfigError
 from ..events import Event, StepEvent
 from ..request.config import Request
+from ..request.sampling_config import STEP_CACHES
 from .generation import generate_sections, ignore
 from .loaded_model import LoadedModel
 
@@ -38,7 +39,7 @@ def measure_step_cache(request: Request, model: LoadedModel) -> StepCacheError:
         ConfigError: the request has no step cache.
     """
     if request.step_cache == "none":
-        raise ConfigError("step_cache must be teacache or magcache to have an error, got 'none'")
+        raise ConfigError(f"step_cache must be {' or '.join(STEP_CACHES[1:])} to have an error, got 'none'")
     computed: list[bool] = []
 
     def count(event: Event) -> None:

@@ -44,6 +44,7 @@ def make_step_cache(config: SamplingConfig, ratios: Sequence[float] | None = Non
         if ratios is None:
             raise ValueError("step_cache 'magcache' needs the magnitude ratios of the checkpoint, got None")
         return MagCache(skip_schedule(ratios, config))
+    assert config.step_cache == "none", "a configuration knows the caches that there are"
     return NoStepCache(config.num_steps)
 
 

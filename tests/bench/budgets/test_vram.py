@@ -268,7 +268,9 @@ def test_a_process_that_the_system_kills_ran_out_of_memory(monkeypatch: pytest.M
 
 
 def test_a_process_that_fails_tells_why() -> None:
-    with pytest.raises(ProcessError, match=r"(?s)budgets.memory_probe failed with exit code 1: .*JSONDecodeError"):
+    with pytest.raises(
+        ProcessError, match=r"(?s)budgets.memory_probe failed with exit code 1: .*JSONDecodeError"
+    ):
         run_module("budgets.memory_probe", "{")
 
 

@@ -26,6 +26,7 @@ from isoframe.engine.planning.machine import Machine, find_card
 from isoframe.engine.planning.plan import Plan
 from isoframe.engine.planning.planned_job import PlannedJob
 from isoframe.engine.request.config import SamplingConfig
+from isoframe.engine.request.sampling_config import STEP_CACHES
 from isoframe.engine.request.sections import plan_sections
 from isoframe.engine.sampling.step_cache import make_step_cache
 from isoframe.quant import make_format
@@ -187,7 +188,7 @@ def test_the_plan_knows_int8_attention(vram: float) -> None:
     assert_exact(plan, measured_peak(plan, sampling, attention=CountedInt8Attention()))
 
 
-@pytest.mark.parametrize("step_cache", ["none", "teacache", "magcache"])
+@pytest.mark.parametrize("step_cache", STEP_CACHES)
 @pytest.mark.parametrize("vram", [2.6, 11.9])
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "int8", "int8-weight", "nf4"])
 def test_the_plan_knows_every_format_and_step_cache(

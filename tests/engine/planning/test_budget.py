@@ -17,6 +17,7 @@ from isoframe.engine.planning.budget import TOKEN_CHUNKS, VAE_TILES, make_plan
 from isoframe.engine.planning.machine import CONTEXT_BYTES, Machine, cards, find_card
 from isoframe.engine.planning.plan import Plan
 from isoframe.engine.planning.planned_job import PlannedJob
+from isoframe.engine.request.sampling_config import STEP_CACHES
 
 GIB = 2**30
 BUCKETS = [tuple(size) for size in FramePack.profile()["buckets"]]
@@ -67,7 +68,7 @@ JOBS = st.builds(
     num_steps=st.integers(1, 50),
     latent_window_size=st.integers(1, 12),
     cfg_scale=st.sampled_from([1.0, 3.0]),
-    step_cache=st.sampled_from(["none", "teacache", "magcache"]),
+    step_cache=st.sampled_from(STEP_CACHES),
 )
 MACHINES = st.builds(
     Machine,
