@@ -4,15 +4,17 @@ import dataclasses
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from rich.console import Console, Group
-from rich.table import Table
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..request.sections import SectionPlan
 from ..request.sizes import format_size
 from .machine import Card
 from .roofline import StepTime
+
+if TYPE_CHECKING:
+    # Imported where a table is drawn: the benchmarks on a rented card need torch and Triton alone.
+    from rich.console import Group
+    from rich.table import Table
 
 Tier = Literal["pinned", "staged", "disk"]
 
@@ -189,14 +191,18 @@ _WIDTH = 100
 
 def render(plan: Plan) -> str:
     """``plan`` as text, without colours."""
+    from rich.console import Console
+
     console = Console(file=io.StringIO(), width=_WIDTH, force_terminal=False, highlight=False, markup=False)
     with console.capture() as capture:
         console.print(plan_table(plan))
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
-def plan_table(plan: Plan) -> Group:
+def plan_table(plan: Plan) -> "Group":
     """Settings, bytes of every phase, and expectations."""
+    from rich.console import Group
+
     return Group(_title(plan), "", _phases(plan), "", _facts(plan))
 
 
@@ -209,7 +215,9 @@ def _title(plan: Plan) -> str:
     )
 
 
-def _phases(plan: Plan) -> Table:
+def _phases(plan: Plan) -> "Table":
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     table.add_column("MiB in phase", no_wrap=True)
     for name in ("weights", "slots", "activations", "workspace", "context", "total"):
@@ -226,7 +234,9 @@ def _mebibytes(num_bytes: int) -> str:
     return f"{-(-num_bytes // 2**20)}" if num_bytes else "-"
 
 
-def _facts(plan: Plan) -> Table:
+def _facts(plan: Plan) -> "Table":
+    from rich.table import Table
+
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

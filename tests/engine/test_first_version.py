@@ -145,7 +145,7 @@ def test_a_service_lists_its_videos_and_finishes_the_paused_one(engine: Engine, 
         }
         jobs = kept / "service" / "jobs"
         assert hashes(jobs / done, service.video_path(done)) == EXPECTED["service done"]
-        service.go_on(paused)
+        service.resume(paused)
         assert service.wait(paused).state == "done"
         assert hashes(jobs / paused, service.video_path(paused)) == EXPECTED["service paused"]
 

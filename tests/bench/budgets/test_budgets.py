@@ -166,7 +166,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[MemoryJob]
         seen: list[MemoryJob] = []
 
         def run(module: str, text: str, **_: object) -> dict[str, object]:
-            assert module == "budgets.probe"
+            assert module == "budgets.memory_probe"
             seen.append(MemoryJob.from_dict(json.loads(text)))
             budget = seen[-1].budget
             return {

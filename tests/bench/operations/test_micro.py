@@ -22,7 +22,9 @@ def test_every_kernel_and_the_models_step_are_pieces() -> None:
     assert {"step of the demo's shape", "25 updates of UniPC", "plan of the 13B model"} <= set(cases)
 
 
-def test_command_times_what_is_chosen_and_stores_it(tmp_path: Path) -> None:
+def test_command_times_what_is_chosen_and_stores_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The suite is not one of the workers over which the tests are spread.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     path = tmp_path / "rows.jsonl"
     result = CliRunner().invoke(app, ["micro", "--only", "UniPC or gated_residual", "--json", str(path)])
     assert result.exit_code == 0, result.output

@@ -43,7 +43,7 @@ def command(
     """Make a command of a function: its parameters become options, and three of them stand for several.
 
     ``asked`` gets the fields of a request that the options give; ``config`` an :class:`EngineConfig`; a parameter whose
-    type is a dataclass of described fields, such as :class:`~.options.OutputOptions`, one of these; any other is one option,
+    type is a dataclass of described or annotated fields, such as :class:`~.options.OutputOptions`, one of these; any other is one option,
     and a described field its default. ``interrupt`` gets the
     :class:`~.interrupt.Interrupt` of the process. Every command takes --debug, and tells errors and Ctrl-C in one line.
 
@@ -90,8 +90,17 @@ def _part(parameter: Parameter, asked: list[Offered], machine: list[Offered]) ->
         return _Part([_parameter(offer(name, kind, default, "command"))], lambda given: given[name])
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         return _Part([parameter], lambda given: given[name])
-    group = list(offered(kind, "command").values())
-    return _Part([_parameter(known) for known in group], lambda given: kind(**_read(group, given)))
+    described = offered(kind, "command")
+    plain = [
+        Parameter(entry.name, Parameter.KEYWORD_ONLY, default=entry.default, annotation=entry.type)
+        for entry in dataclasses.fields(kind)
+        if entry.name not in described
+    ]
+    group = list(described.values())
+    return _Part(
+        [*map(_parameter, group), *plain],
+        lambda given: kind(**_read(group, given), **{entry.name: given[entry.name] for entry in plain}),
+    )
 
 
 def _parameter(known: Offered) -> Parameter:

@@ -3,13 +3,14 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
-
-from pydantic import TypeAdapter
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ....files import write_durably
 from ....jobs.state import JobState
 from .status import VideoFailure
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 _logger = logging.getLogger(__name__)
 # A job that starts removes temporary files from its own folder, notes that are being written among them.
@@ -53,7 +54,7 @@ def write_note(folder: Path, note: Asked | End) -> None:
     """Keep ``note`` in the ``folder`` of its job; it takes the place of the last one of its kind."""
     path = _path(folder, type(note))
     path.parent.mkdir(exist_ok=True)
-    write_durably(path, TypeAdapter(type(note)).dump_json(note))
+    write_durably(path, _adapter(type(note)).dump_json(note))
 
 
 def read_asked(folder: Path) -> Asked:
@@ -75,10 +76,18 @@ def _path(folder: Path, kind: type[Asked | End]) -> Path:
     return folder / _NOTES / f"{kind.__name__.lower()}.json"
 
 
+def _adapter(kind: type[Any]) -> "TypeAdapter[Any]":
+    # Every door that keeps videos brings it; a program that only imports the service need not have it.
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
 def _read(folder: Path, kind: type[T]) -> T | None:
     path = _path(folder, kind)
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
+        note: T = _adapter(kind).validate_json(path.read_bytes())
+        return note
     except FileNotFoundError:
         return None
     except ValueError as error:
