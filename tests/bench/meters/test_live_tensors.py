@@ -61,5 +61,5 @@ def test_owners_of_a_real_job_are_named_after_our_functions(tmp_path: Path) -> N
     assert {"prepare", "pack", "denoise", "decode", "encode", "write"} <= set(peaks)
     units = next(owner for owner in peaks["denoise"].owners if "ResidentUnits" in owner.name)
     assert (units.name, units.count) == ("engine.model.units: ResidentUnits.__init__", 8)
-    assert any(owner.name.startswith("engine.vae: ") for owner in peaks["decode"].owners[:3])
+    assert any(owner.name.startswith("engine.companions.vae: ") for owner in peaks["decode"].owners[:3])
     assert peaks["decode"].num_bytes > peaks["denoise"].num_bytes
