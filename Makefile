@@ -12,7 +12,8 @@ demo: setup  ## set up, then make isoframe-demo.mp4
 	$(BIN)/isoframe demo --out isoframe-demo.mp4
 
 test: setup  ## the tests, with the ten slowest listed
-	$(BIN)/pytest $(SPREAD) --durations=10
+	$(BIN)/pytest $(SPREAD) -m "not alone" --durations=10
+	$(BIN)/pytest -m alone
 	TRITON_INTERPRET=1 $(BIN)/pytest -k kernel $(SPREAD) --durations=10
 
 check: setup  ## what a commit must pass besides the tests: lint, format, types

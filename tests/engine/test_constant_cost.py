@@ -66,6 +66,7 @@ def run(folder: Path, script: str, *arguments: object) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.alone
 def test_the_demo_takes_at_most_thirty_seconds_and_stays_small(tmp_path: Path) -> None:
     start = time.perf_counter()
     report = run(tmp_path, COMMAND)

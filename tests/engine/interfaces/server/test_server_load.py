@@ -33,6 +33,7 @@ def mean(values: list[int]) -> float:
     return sum(values) / len(values)
 
 
+@pytest.mark.alone
 def test_clients_lose_no_job_when_the_server_is_killed(tmp_path: Path) -> None:
     check(run_load(tmp_path, num_jobs=10, num_clients=4, kill_at=[5]), tmp_path, 10)
 
