@@ -61,7 +61,7 @@ def reproduce(
     from ...generation.frame_filter import load_filter
     from ...reproduction import Recipe
     from ...reproduction import reproduce as make_again
-    from .terminal.progress import make_reporter
+    from .terminal.progress import reporting
 
     recipe = Recipe.read(file)
     request = recipe.request(image, files or file.parent)
@@ -73,12 +73,10 @@ def reproduce(
             config=config,
             frame_filter=None if frame_filter is None else load_filter(frame_filter),
         ) as engine,
-        make_reporter(fps=request.fps, is_json=False, is_quiet=quiet) as reporter,
+        reporting(fps=request.fps, is_json=False, is_quiet=quiet) as report,
     ):
-        made = make_again(
-            engine, recipe, request, out or Path(folder) / "again.mp4", overwrite=overwrite,
-            on_event=reporter.on_event,
-        )  # fmt: skip
+        again = out or Path(folder) / "again.mp4"
+        made = make_again(engine, recipe, request, again, overwrite=overwrite, on_event=report)
     for difference in made.differences:
         typer.echo(difference)
     if made.is_identical:

@@ -9,7 +9,7 @@ import typer
 from ....errors import IsoframeError, exit_code
 from ....events import CancelledEvent, FailureEvent
 from .interrupt import Interrupt, lasting_interrupt
-from .progress import json_line
+from .progress import print_json
 
 # Where huggingface_hub tells of its attempts.
 _HUB_LOGGER = "huggingface_hub.utils._http"
@@ -33,7 +33,7 @@ def readable_errors(*, debug: bool, is_json: bool = False) -> Iterator[Interrupt
         except (Exception, KeyboardInterrupt) as error:
             event = _describe(error, interrupt)
             if is_json:
-                typer.echo(json_line(event))
+                print_json(event)
             if isinstance(event, FailureEvent) and (debug or not isinstance(error, IsoframeError | OSError)):
                 raise
             typer.echo("\n".join([_summary(event), *event.notes]), err=True)

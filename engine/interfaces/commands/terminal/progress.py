@@ -4,18 +4,17 @@ docs/progress_events.md describes the objects for programs.
 """
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self, TextIO
+from typing import TYPE_CHECKING, Self
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from ....events import Event, FileEvent, JobEvent, PhaseEvent, SectionEvent, StepEvent
+from ....events import Event, EventHandler, FileEvent, JobEvent, PhaseEvent, SectionEvent, StepEvent
 from ....jobs.log import Pace, Reading, video_span
 from ....request.config import UNTRAINED_ORDERS
 
@@ -51,154 +50,89 @@ _PHASES = {
 }
 
 
-class Reporter(Protocol):
-    """Shows the events of one job; a context manager."""
-
-    def on_event(self, event: Event) -> None: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
-
-
-def make_reporter(*, fps: float, is_json: bool, is_quiet: bool) -> Reporter:
-    """JSON on stdout, nothing, a live bar (terminal), or a line per section (anything else)."""
+@contextmanager
+def reporting(*, fps: float, is_json: bool, is_quiet: bool) -> Iterator[EventHandler]:
+    """What shows the events of a job: JSON on stdout, nothing, a live bar (terminal), or a line per section (elsewhere)."""
     if is_json:
-        return JsonReporter(sys.stdout)
-    console = Console(stderr=True, quiet=is_quiet, highlight=False)
-    return BarReporter(console, fps) if console.is_terminal and not is_quiet else LineReporter(console, fps)
+        yield print_json
+        return
+    with Reporter(Console(stderr=True, quiet=is_quiet, highlight=False), fps) as reporter:
+        yield reporter.on_event
 
 
-class _Plain:
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        return None
+def print_json(event: Event) -> None:
+    """One JSON object per event and line on stdout."""
+    typer.echo(json_line(event))
 
 
-class JsonReporter(_Plain):
-    """One JSON object per event and line."""
+class Reporter:
+    """One line per phase before the first section, then one line per section; on a terminal a live bar in their place.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def on_event(self, event: Event) -> None:
-        self._stream.write(json_line(event) + "\n")
-        self._stream.flush()
-
-
-class StepCount:
-    """Steps that ran the transformer, and steps that a cache skipped.
-
-    Attributes:
-        num_computed: so far.
-        num_skipped: so far.
+    The bar has section, step, pace and the place in the video.
     """
 
-    def __init__(self) -> None:
-        self.num_computed = self.num_skipped = 0
-
-    def on_event(self, event: Event) -> None:
-        """Take an event in."""
-        if isinstance(event, StepEvent):
-            self.num_computed += event.is_computed
-            self.num_skipped += not event.is_computed
-
-    def __str__(self) -> str:
-        return (
-            f"{self.num_computed} steps computed, {self.num_skipped} skipped by the step cache (approximate)"
-        )
-
-
-class LineReporter(_Plain):
-    """One line per phase before the first section, then one line per section."""
-
     def __init__(self, console: Console, fps: float, make_pace: Callable[[], Pace] = Pace) -> None:
+        """Show the events of a video of ``fps`` frames per second on ``console``."""
+        bar = [BarColumn(bar_width=12)] if console.width >= _MIN_WIDTH_FOR_BAR else []
+        text = TextColumn("{task.description}", table_column=Column(no_wrap=False))
         self._console = console
+        self._bar = (
+            Progress(*bar, text, console=console, transient=True)
+            if console.is_terminal and not console.quiet
+            else None
+        )
+        self._task: TaskID | None = None
         self._fps = fps
         self._pace = make_pace()
-        self._steps = StepCount()
+        self._num_computed = self._num_skipped = 0
         self._last: StepEvent | None = None
         self._order: str | None = None
 
-    def on_event(self, event: Event) -> None:
-        reading = self._pace.on_event(event)
-        self._steps.on_event(event)
-        if isinstance(event, StepEvent):
-            if self._last is None:
-                self._console.print(direction(event, self._order))
-            self._last = event
-        elif isinstance(event, FileEvent) and self._steps.num_skipped:
-            self._console.print(str(self._steps))
-        elif isinstance(event, SectionEvent) and self._last is not None and reading is not None:
-            self._console.print(describe(self._last, reading, self._fps), soft_wrap=True)
-        elif isinstance(event, JobEvent):
-            self._order = event.order
-            print_differences(self._console, event)
-        elif isinstance(event, PhaseEvent) and self._last is None:
-            self._console.print(_PHASES.get(event.phase, event.phase))
-
-
-class BarReporter:
-    """A line per phase, then a live bar: section, step, pace and the place in the video."""
-
-    def __init__(self, console: Console, fps: float) -> None:
-        bar = [BarColumn(bar_width=12)] if console.width >= _MIN_WIDTH_FOR_BAR else []
-        self._progress = Progress(
-            *bar,
-            TextColumn("{task.description}", table_column=Column(no_wrap=False)),
-            console=console,
-            transient=True,
-        )
-        self._fps = fps
-        self._pace = Pace()
-        self._steps = StepCount()
-        self._task: TaskID | None = None
-        self._order: str | None = None
-
-    def on_event(self, event: Event) -> None:
-        reading = self._pace.on_event(event)
-        self._steps.on_event(event)
-        if isinstance(event, FileEvent) and self._steps.num_skipped:
-            self._progress.console.print(str(self._steps))
-        if isinstance(event, StepEvent) and reading is not None:
-            self._show_step(event, reading)
-        elif isinstance(event, JobEvent):
-            self._order = event.order
-            print_differences(self._progress.console, event)
-        elif isinstance(event, PhaseEvent):
-            self._show_phase(_PHASES.get(event.phase, event.phase))
-
-    def _show_phase(self, name: str) -> None:
-        # The bar would overwrite what is shown while models are downloaded, so it comes after that.
-        if self._task is None:
-            self._progress.console.print(name)
-        else:
-            self._progress.update(self._task, description=name)
-
-    def _show_step(self, event: StepEvent, reading: Reading) -> None:
-        if self._task is None:
-            self._progress.console.print(direction(event, self._order))
-            self._progress.start()
-            self._task = self._progress.add_task("", total=event.num_sections * event.num_steps)
-        self._progress.update(
-            self._task,
-            completed=event.section * event.num_steps + event.step + 1,
-            description=describe(event, reading, self._fps),
-        )
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._progress.stop()
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def on_event(self, event: Event) -> None:
+        """Show one event."""
+        reading = self._pace.on_event(event)
+        if isinstance(event, StepEvent):
+            self._count(event)
+        if isinstance(event, FileEvent) and self._num_skipped:
+            self._console.print(
+                f"{self._num_computed} steps computed, {self._num_skipped} skipped by the step cache (approximate)"
+            )
+        elif isinstance(event, JobEvent):
+            self._order = event.order
+            print_differences(self._console, event)
+        elif isinstance(event, PhaseEvent):
+            self._show_phase(_PHASES.get(event.phase, event.phase))
+        elif isinstance(event, StepEvent | SectionEvent) and self._last is not None and reading is not None:
+            shown = describe(self._last, reading, self._fps)
+            if self._bar is None and isinstance(event, SectionEvent):
+                self._console.print(shown, soft_wrap=True)
+            elif self._bar is not None and self._task is not None and isinstance(event, StepEvent):
+                done = event.section * event.num_steps + event.step + 1
+                self._bar.update(self._task, completed=done, description=shown)
+
+    def _count(self, event: StepEvent) -> None:
+        if self._last is None:
+            self._console.print(direction(event, self._order))
+            if self._bar is not None:
+                self._bar.start()
+                self._task = self._bar.add_task("", total=event.num_sections * event.num_steps)
+        self._last = event
+        self._num_computed += event.is_computed
+        self._num_skipped += not event.is_computed
+
+    def _show_phase(self, name: str) -> None:
+        # The bar would overwrite what is shown while models are downloaded, so it comes after that.
+        if self._last is None:
+            self._console.print(name)
+        elif self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=name)
 
 
 def direction(event: StepEvent, order: str | None = None) -> str:

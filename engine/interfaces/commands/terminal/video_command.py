@@ -51,7 +51,7 @@ class VideoCommand:
         from ....events import ConversionEvent, Event, PartialEvent, PhaseEvent
         from ....generation.frame_filter import load_filter
         from ....media.given import read_images
-        from .progress import conversion_bar, make_reporter
+        from .progress import conversion_bar, reporting
 
         outputs = self.outputs
         with ExitStack() as opened:
@@ -60,15 +60,15 @@ class VideoCommand:
             request = read_images(self.request)
             frame_filter = None if outputs.frame_filter is None else load_filter(outputs.frame_filter)
             is_silent = outputs.quiet or outputs.json_progress
-            reporter = opened.enter_context(
-                make_reporter(fps=request.fps, is_json=outputs.json_progress, is_quiet=outputs.quiet)
+            report = opened.enter_context(
+                reporting(fps=request.fps, is_json=outputs.json_progress, is_quiet=outputs.quiet)
             )
 
             def on_event(event: Event) -> None:
                 # That event comes because of an interrupt.
                 if not isinstance(event, PartialEvent):
                     interrupt.check()
-                reporter.on_event(event)
+                report(event)
 
             on_event(PhaseEvent(phase="load"))
             with conversion_bar(is_quiet=is_silent) as show:

@@ -12,12 +12,11 @@ from rich.console import Console
 
 from isoframe.engine.events import Event, FileEvent, JobEvent, PhaseEvent, SectionEvent, StepEvent
 from isoframe.engine.interfaces.commands.terminal.progress import (
-    BarReporter,
-    JsonReporter,
-    LineReporter,
+    Reporter,
     describe,
     format_duration,
-    make_reporter,
+    print_json,
+    reporting,
 )
 from isoframe.engine.jobs.log import Pace, Reading, video_span
 
@@ -92,7 +91,7 @@ def test_video_span_follows_the_latent_frames(
 
 def report_lines(*, is_inverted: bool) -> list[str]:
     stream, clock = io.StringIO(), Clock()
-    reporter = LineReporter(Console(file=stream, width=200), 30, lambda: Pace(clock))
+    reporter = Reporter(Console(file=stream, width=200), 30, lambda: Pace(clock))
     with reporter:
         reporter.on_event(PhaseEvent(phase="load"))
         for clock.now, event in job(is_inverted=is_inverted):
@@ -162,8 +161,11 @@ def job_event(**changes: object) -> JobEvent:
 )
 def test_only_what_differs_from_the_request_is_said(changes: dict[str, object], lines: list[str]) -> None:
     stream = io.StringIO()
-    for reporter in (LineReporter, BarReporter):
-        with reporter(Console(file=stream, width=200), 30) as running:
+    for is_terminal in (False, True):
+        console = Console(
+            file=stream, width=200, force_terminal=is_terminal, color_system=None, highlight=False
+        )
+        with Reporter(console, 30) as running:
             running.on_event(job_event(**changes))
         assert [line for line in stream.getvalue().splitlines() if line] == lines
         stream.truncate(0)
@@ -173,7 +175,7 @@ def test_only_what_differs_from_the_request_is_said(changes: dict[str, object], 
 @pytest.mark.parametrize("width", [60, 160])
 def test_bar_shows_section_pace_and_remaining_time(width: int) -> None:
     stream = io.StringIO()
-    with BarReporter(Console(file=stream, force_terminal=True, width=width), 30) as reporter:
+    with Reporter(Console(file=stream, force_terminal=True, width=width), 30) as reporter:
         for _, event in job():
             reporter.on_event(event)
         reporter.on_event(step_event(1, 3))
@@ -184,12 +186,10 @@ def test_bar_shows_section_pace_and_remaining_time(width: int) -> None:
     assert "ETA" in shown
 
 
-def test_json_leaves_tensors_out() -> None:
-    stream = io.StringIO()
-    reporter = JsonReporter(stream)
+def test_json_leaves_tensors_out(capsys: pytest.CaptureFixture[str]) -> None:
     for _, event in job():
-        reporter.on_event(event)
-    objects = [json.loads(line) for line in stream.getvalue().splitlines()]
+        print_json(event)
+    objects = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert objects[0] == {"event": "phase", "phase": "denoise"}
     assert set(objects[1]) == {
         "event", "section", "num_sections", "step", "num_steps", "is_computed", "first_latent_frame",
@@ -197,9 +197,18 @@ def test_json_leaves_tensors_out() -> None:
     assert objects[-1] == {"event": "file", "path": "out.mp4"}
 
 
-def test_no_bar_without_a_terminal() -> None:
-    assert isinstance(make_reporter(fps=30, is_json=False, is_quiet=False), LineReporter)
-    assert isinstance(make_reporter(fps=30, is_json=True, is_quiet=True), JsonReporter)
+def test_no_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for is_json in (False, True):
+        with reporting(fps=30, is_json=is_json, is_quiet=is_json) as report:
+            for _, event in job():
+                report(event)
+        shown[is_json] = capsys.readouterr()
+    assert "section 2/2" in shown[False].err
+    assert "\x1b" not in shown[False].err
+    assert not shown[False].out
+    assert shown[True].out.startswith('{"event": "phase"')
+    assert not shown[True].err
 
 
 @pytest.mark.parametrize(
@@ -211,7 +220,7 @@ def test_duration(seconds: float, text: str) -> None:
 
 def test_skipped_steps_are_counted_at_the_end() -> None:
     console = Console(file=io.StringIO(), width=100)
-    with LineReporter(console, 30) as reporter:
+    with Reporter(console, 30) as reporter:
         for _, event in job():
             if isinstance(event, StepEvent):
                 event = dataclasses.replace(event, is_computed=event.step != 2)
