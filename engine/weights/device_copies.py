@@ -7,7 +7,6 @@ slot's copy, copies run in the order in which they are asked for.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,42 +26,8 @@ class CopySpan:
     end: Event | None = None
 
 
-class CopyEngine(Protocol):
-    """Fills slots of the device's memory."""
-
-    compute: Stream
-
-    def allocate(self, sizes: Sequence[int]) -> list[Tensor]:
-        """One slot (uint8) for each size in bytes; all earlier ones are given up, once nothing uses them."""
-        ...
-
-    def give_up(self) -> None:
-        """Give back the memory of all slots, once nothing uses them; raises what a copy failed with."""
-        ...
-
-    def fill(self, unit: int, slot: int) -> CopySpan:
-        """Copy ``unit`` into ``slot`` as soon as the slot is free and the copies before this one are done."""
-        ...
-
-    def wait(self, slot: int) -> None:
-        """Compute that is issued from now on begins when the last copy into ``slot`` is done.
-
-        Raises:
-            Exception: what a copy failed with.
-        """
-        ...
-
-    def free(self, slot: int) -> None:
-        """Allow copies into ``slot`` once the compute issued so far is done."""
-        ...
-
-    def close(self) -> None:
-        """Stop copying and give up the slots; what the weights hold is freed too."""
-        ...
-
-
 class StreamCopies:
-    """A :class:`CopyEngine` over two streams; subclasses say where slots lie and what a copy is.
+    """Fills slots of the device's memory over two streams, straight from the weights on the host.
 
     Attributes:
         compute: the stream that uses the slots.
@@ -78,6 +43,7 @@ class StreamCopies:
         self._ready: list[Event | None] = []
 
     def allocate(self, sizes: Sequence[int]) -> list[Tensor]:
+        """One slot (uint8) for each size in bytes; all earlier ones are given up, once nothing uses them."""
         for event in (*self._ready, *self._free):
             if event is not None:
                 event.synchronize()
@@ -93,9 +59,11 @@ class StreamCopies:
         return self._slots
 
     def give_up(self) -> None:
+        """Give back the memory of all slots, once nothing uses them; raises what a copy failed with."""
         self.allocate([])
 
     def fill(self, unit: int, slot: int) -> CopySpan:
+        """Copy ``unit`` into ``slot`` as soon as the slot is free and the copies before this one are done."""
         return self._enqueue(slot, partial(self._weights.read, unit, self._slots[slot]))
 
     def _enqueue(self, slot: int, transfer: Callable[[], object]) -> CopySpan:
@@ -108,33 +76,24 @@ class StreamCopies:
         return CopySpan(start, end)
 
     def wait(self, slot: int) -> None:
+        """Compute that is issued from now on begins when the last copy into ``slot`` is done.
+
+        Raises:
+            Exception: what a copy failed with.
+        """
         ready = self._ready[slot]
         assert ready is not None, f"slot {slot} was never filled"
         self.compute.wait(ready)
 
     def free(self, slot: int) -> None:
+        """Allow copies into ``slot`` once the compute issued so far is done."""
         self._free[slot] = self.compute.record()
 
     def close(self) -> None:
+        """Stop copying and give up the slots; what the weights hold is freed too."""
         self._copy.close()
         self._slots = []
         self._weights.close()
-
-
-class PinnedCopies(StreamCopies):
-    """To CUDA, straight from page-locked memory."""
-
-    def __init__(self, compute: Stream, copy: Stream, weights: PinnedWeights, device: torch.device) -> None:
-        super().__init__(compute, copy, weights, device)
-        self._blobs = weights.blobs
-
-    def fill(self, unit: int, slot: int) -> CopySpan:
-        blob = self._blobs[unit]
-        return self._enqueue(slot, partial(self._slots[slot][: blob.numel()].copy_, blob, non_blocking=True))
-
-    def close(self) -> None:
-        super().close()
-        self._blobs = []
 
 
 class StagedCopies(StreamCopies):
@@ -195,7 +154,7 @@ class StagedCopies(StreamCopies):
 
 def make_copies(
     weights: HostWeights, device: torch.device, *, unit_bytes: int, is_timed: bool = False
-) -> CopyEngine:
+) -> StreamCopies:
     """The copy engine for ``device``: a thread on the CPU, a copy stream on CUDA.
 
     Args:
@@ -209,6 +168,6 @@ def make_copies(
     compute = CudaStream(device, is_timed=is_timed)
     copy = CudaStream(device, torch.cuda.Stream(device), is_timed=is_timed)
     if isinstance(weights, PinnedWeights):
-        return PinnedCopies(compute, copy, weights, device)
+        return StreamCopies(compute, copy, weights, device)
     buffers = [HostBuffer(unit_bytes, is_locked=True) for _ in range(_NUM_BUFFERS)]
     return StagedCopies(compute, copy, ThreadStream("isoframe-reader"), weights, device, buffers)

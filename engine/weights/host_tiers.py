@@ -35,6 +35,8 @@ class HostWeights(Protocol):
     def read(self, unit: int, out: Tensor) -> None:
         """Write blob ``unit`` to the start of ``out``, uint8 on the CPU.
 
+        Only page-locked weights also go to CUDA; that copy is enqueued in the current stream.
+
         Raises:
             CheckpointError: its file ends early or is damaged.
         """
@@ -114,7 +116,10 @@ class PinnedWeights:
 
     def read(self, unit: int, out: Tensor) -> None:
         blob = self.blobs[unit]
-        np.copyto(out[: blob.numel()].numpy(), blob.numpy())
+        if out.is_cuda:
+            out[: blob.numel()].copy_(blob, non_blocking=True)
+        else:
+            np.copyto(out[: blob.numel()].numpy(), blob.numpy())
 
     def close(self) -> None:
         self.blobs = []

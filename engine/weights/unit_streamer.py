@@ -8,7 +8,7 @@ import torch
 
 from ..model.units import Unit, UnitLayout
 from ..planning.ring import RingSchedule
-from .device_copies import CopyEngine
+from .device_copies import StreamCopies
 from .unit_timeline import EventLog
 
 _logger = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ _logger = logging.getLogger(__name__)
 class SlotPipeline:
     """Runs a :class:`RingSchedule`: asks for every copy as early as its slot allows."""
 
-    def __init__(self, schedule: RingSchedule, copies: CopyEngine, log: EventLog | None = None) -> None:
+    def __init__(self, schedule: RingSchedule, copies: StreamCopies, log: EventLog | None = None) -> None:
         self._schedule = schedule
         self._copies = copies
         self._log = log
@@ -68,7 +68,7 @@ class Streamer:
     def __init__(
         self,
         layouts: Sequence[UnitLayout],
-        copies: CopyEngine,
+        copies: StreamCopies,
         *,
         ring: int,
         residents: Collection[int] = (),

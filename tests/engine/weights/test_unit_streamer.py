@@ -37,7 +37,7 @@ from isoframe.engine.families.framepack.transformer_config import TransformerCon
 from isoframe.engine.families.framepack.unit_layout import block_units
 from isoframe.engine.families.opening import open_transformer
 from isoframe.engine.planning.ring import RingSchedule
-from isoframe.engine.weights.device_copies import CopyEngine, StagedCopies, StreamCopies
+from isoframe.engine.weights.device_copies import StagedCopies, StreamCopies
 from isoframe.engine.weights.host_tiers import HostBuffer
 from isoframe.engine.weights.unit_streamer import SlotPipeline, Streamer
 from isoframe.engine.weights.unit_timeline import EventLog, chrome_trace, exposed_wait
@@ -70,7 +70,7 @@ def resident(name: str, precision: str) -> tuple[PackedTransformer, list[Tensor]
     return transformer, blobs, one_step(transformer, num_passes=2)
 
 
-def streamed(name: str, precision: str, copies: CopyEngine, **options: object) -> Tensor:
+def streamed(name: str, precision: str, copies: StreamCopies, **options: object) -> Tensor:
     """The same velocities from units that come through ``copies``."""
     config, state = model(name)
     weight_format = make_format(precision, torch.float32)
@@ -248,7 +248,7 @@ def test_the_transformer_turns_poison_into_nan() -> None:
         copies.close()
 
 
-def streamed_without_close(name: str, copies: CopyEngine) -> Tensor:
+def streamed_without_close(name: str, copies: StreamCopies) -> Tensor:
     transformer, _, _ = resident(name, "fp32")
     streamer = Streamer(layouts_of(transformer.config, make_format("fp32", torch.float32)), copies, ring=3)
     return one_step(transformer, transformer.context(streamer))
