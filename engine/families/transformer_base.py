@@ -102,7 +102,7 @@ class Transformer(ABC):
         units: UnitSource | None = None,
         read_job_weight: ReadWeight | None = None,
     ) -> None:
-        """Allocate the weights; :meth:`load` fills them.
+        """Allocate the weights; :meth:`filled` reads them.
 
         Args:
             config: shapes of the checkpoint.
@@ -153,28 +153,10 @@ class Transformer(ABC):
     def unit_specs(self) -> tuple[UnitSpec, ...]:
         """All units in execution order."""
 
-    @classmethod
-    def load(
-        cls,
-        checkpoint: Checkpoint,
-        dtype: torch.dtype,
-        device: torch.device,
-        *,
-        weight_format: WeightFormat | None = None,
-        job_device: torch.device | None = None,
-        has_fp32_head: bool = False,
-    ) -> Self:
-        """Allocate and fill the weights, one checkpoint tensor in flight."""
-        transformer = cls(
-            checkpoint.config,
-            dtype,
-            device,
-            weight_format=weight_format,
-            job_device=job_device,
-            has_fp32_head=has_fp32_head,
-        )
-        load_into(checkpoint, transformer.destinations)
-        return transformer
+    def filled(self, checkpoint: Checkpoint) -> Self:
+        """This transformer, with all its weights read from ``checkpoint``, one tensor in flight."""
+        load_into(checkpoint, self.destinations)
+        return self
 
     @property
     def destinations(self) -> dict[str, Destination]:

@@ -61,7 +61,7 @@ class FramepackTransformer(DiffusersForward):
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
         """Load the weights; see :func:`load_transformer`."""
         self._checkpoint = checkpoint
-        self.transformer: Transformer = PackedTransformer.load(checkpoint, dtype, device)
+        self.transformer: Transformer = PackedTransformer(checkpoint.config, dtype, device).filled(checkpoint)
         self._forget()
 
     @property
@@ -101,7 +101,7 @@ class FramepackTransformer(DiffusersForward):
         if wanted != (self.dtype, self.device):
             # Two copies of the weights at a time may not fit.
             del self.transformer
-            self.transformer = PackedTransformer.load(self._checkpoint, *wanted)
+            self.transformer = PackedTransformer(self._checkpoint.config, *wanted).filled(self._checkpoint)
             self._forget()
         return self
 

@@ -73,9 +73,10 @@ def folder(pristine: Store, tmp_path: Path) -> Path:
 @cache
 def loaded_step(source: Path, precision: str) -> Tensor:
     weight_format = make_format(precision, torch.float32)
-    transformer = PackedTransformer.load(
-        open_transformer(source), weight_format.dtype, CPU, weight_format=weight_format
-    )
+    checkpoint = open_transformer(source)
+    transformer = PackedTransformer(
+        checkpoint.config, weight_format.dtype, CPU, weight_format=weight_format
+    ).filled(checkpoint)
     return one_step(transformer, num_passes=2)
 
 
