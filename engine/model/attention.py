@@ -10,6 +10,36 @@ from ...kernels import int8_attention, int8_attention_fp8, qk_norm_rope, qk_norm
 from .attention_backends import BACKENDS, AttentionBackend, Exactness, Requirements
 
 
+@dataclass(frozen=True, slots=True)
+class BlockRows:
+    """What the attention of one block works on.
+
+    Attributes:
+        qkv: fused projection ``[1, N, 3, H, K]``, latent tokens first; q of other rows than ``queries`` may hold anything
+            finite.
+        q_norm: norm weights ``[2, K]`` of q: latent, then condition tokens.
+        k_norm: the same for k.
+        cos: rotary table of the latent tokens ``[num_latent_tokens, K / 2]``, fp32.
+        sin: the same for sin.
+        out: ``[1, M, H * K]``, strided rows with contiguous channels; may be those rows of q in ``qkv``.
+        queries: M consecutive rows.
+        block: index of the block among all blocks, dual then single.
+    """
+
+    qkv: Tensor
+    q_norm: Tensor
+    k_norm: Tensor
+    cos: Tensor
+    sin: Tensor
+    out: Tensor
+    queries: slice
+    block: int
+
+    @property
+    def norms_and_tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.q_norm, self.k_norm, self.cos, self.sin
+
+
 class SelfAttention(Protocol):
     """The attention step of every block: norm of q and k, rotation, attention.
 
@@ -28,29 +58,8 @@ class SelfAttention(Protocol):
         """Forget what earlier steps left; call it when a section begins."""
         ...
 
-    def attend(
-        self,
-        qkv: Tensor,
-        q_norm: Tensor,
-        k_norm: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        out: Tensor,
-        queries: slice,
-        block: int,
-    ) -> None:
-        """Write the attention of the rows ``queries`` over all rows to ``out``.
-
-        Args:
-            qkv: fused projection ``[1, N, 3, H, K]``, latent tokens first; q of other rows may hold anything finite.
-            q_norm: norm weights ``[2, K]`` of q: latent, then condition tokens.
-            k_norm: the same for k.
-            cos: rotary table of the latent tokens ``[num_latent_tokens, K / 2]``, fp32.
-            sin: the same for sin.
-            out: ``[1, M, H * K]``, strided rows with contiguous channels; may be those rows of q in ``qkv``.
-            queries: M consecutive rows.
-            block: index of the block among all blocks, dual then single.
-        """
+    def attend(self, rows: BlockRows) -> None:
+        """Write the attention of ``rows.queries`` over all rows to ``rows.out``."""
         ...
 
 
@@ -71,19 +80,9 @@ class FloatAttention:
     def reset(self) -> None:
         """Do nothing: no state is kept from step to step."""
 
-    def attend(
-        self,
-        qkv: Tensor,
-        q_norm: Tensor,
-        k_norm: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        out: Tensor,
-        queries: slice,
-        block: int,
-    ) -> None:
-        q, k = qk_norm_rope(qkv[:, :, :2], q_norm, k_norm, cos, sin)
-        out.copy_(self.backend(q[:, queries], k, qkv[:, :, 2]))
+    def attend(self, rows: BlockRows) -> None:
+        q, k = qk_norm_rope(rows.qkv[:, :, :2], *rows.norms_and_tables)
+        rows.out.copy_(self.backend(q[:, rows.queries], k, rows.qkv[:, :, 2]))
 
 
 SDPA_ATTENTION = FloatAttention(BACKENDS["sdpa"])
@@ -131,21 +130,12 @@ class Int8Attention:
     def reset(self) -> None:
         self._key_means.clear()
 
-    def attend(
-        self,
-        qkv: Tensor,
-        q_norm: Tensor,
-        k_norm: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        out: Tensor,
-        queries: slice,
-        block: int,
-    ) -> None:
-        qk, norms_and_tables = qkv[:, :, :2], (q_norm, k_norm, cos, sin)
-        if block not in self._key_means:
+    def attend(self, rows: BlockRows) -> None:
+        qkv, block, means = rows.qkv, rows.block, self._key_means
+        arguments = (qkv[:, :, :2], *rows.norms_and_tables)
+        if block not in means:
             no_mean = torch.zeros(qkv.shape[3:], dtype=torch.float32, device=qkv.device)
-            self._key_means[block] = qk_norm_rope_int8(qk, *norms_and_tables, no_mean)[4]
-        *quantized, self._key_means[block] = qk_norm_rope_int8(qk, *norms_and_tables, self._key_means[block])
-        first_query, _, _ = queries.indices(qkv.shape[1])
-        self._attention(*quantized, qkv[:, :, 2], out.unflatten(2, qkv.shape[3:]), first_query)
+            means[block] = qk_norm_rope_int8(*arguments, no_mean)[4]
+        *quantized, means[block] = qk_norm_rope_int8(*arguments, means[block])
+        first_query, _, _ = rows.queries.indices(qkv.shape[1])
+        self._attention(*quantized, qkv[:, :, 2], rows.out.unflatten(2, qkv.shape[3:]), first_query)

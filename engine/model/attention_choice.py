@@ -16,7 +16,7 @@ from ..device import is_out_of_memory
 from ..errors import DeviceError
 from ..files import cache_key, write_durably
 from ..request.config import ATTENTIONS, check_choice
-from .attention import INT8_REQUIREMENTS, FloatAttention, Int8Attention, SelfAttention
+from .attention import INT8_REQUIREMENTS, BlockRows, FloatAttention, Int8Attention, SelfAttention
 from .attention_backends import BACKENDS, AttentionShape, Exactness, Obstacle, device_capability
 
 _logger = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ def _measure_all(
 
     They do not where one lacked memory, of which there may be more then.
     """
-    trial = _Trial.draw(shape, device)
+    trial = _trial(shape, device)
     expected: Tensor | None = None
     seconds: dict[str, float] = {}
     is_lasting = True
@@ -201,8 +201,9 @@ def _measure_all(
         attention = candidate.make()
         try:
             with torch.cuda.device_of(trial.qkv):
-                result = trial.run(attention).clone()
-                duration = measure(partial(trial.run, attention))
+                attention.attend(trial)
+                result = trial.out.clone()
+                duration = measure(partial(attention.attend, trial))
         except (RuntimeError, ValueError, AssertionError) as error:
             # Libraries refuse a card or lack memory in their own ways; the other candidates may still run.
             _logger.warning("attention: %s is left out, it fails here: %s", name, error)
@@ -222,31 +223,18 @@ def _measure_all(
     return seconds, is_lasting
 
 
-@dataclass(frozen=True, slots=True)
-class _Trial:
+def _trial(shape: AttentionShape, device: torch.device) -> BlockRows:
     """Random arguments of the attention of one block, in which all rows are queries."""
-
-    qkv: Tensor
-    norm: Tensor
-    cos: Tensor
-    sin: Tensor
-    out: Tensor
-
-    @classmethod
-    def draw(cls, shape: AttentionShape, device: torch.device) -> "_Trial":
-        generator = torch.Generator(device).manual_seed(0)
-        size = (1, shape.num_tokens, 3, shape.num_heads, shape.head_dim)
-        qkv = torch.randn(size, generator=generator, dtype=shape.dtype, device=device)
-        angles = torch.rand((size[1], size[4] // 2), generator=generator, device=device)
-        # Sharper than a flat softmax, whose average hides a wrong score.
-        norm = torch.full((2, shape.head_dim), 1.5, dtype=shape.dtype, device=device)
-        return cls(qkv, norm, angles.cos(), angles.sin(), qkv.new_empty((1, size[1], size[3] * size[4])))
-
-    def run(self, attention: SelfAttention) -> Tensor:
-        attention.attend(
-            self.qkv, self.norm, self.norm, self.cos, self.sin, self.out, slice(0, self.qkv.shape[1]), 0
-        )
-        return self.out
+    generator = torch.Generator(device).manual_seed(0)
+    size = (1, shape.num_tokens, 3, shape.num_heads, shape.head_dim)
+    qkv = torch.randn(size, generator=generator, dtype=shape.dtype, device=device)
+    angles = torch.rand((size[1], size[4] // 2), generator=generator, device=device)
+    # Sharper than a flat softmax, whose average hides a wrong score.
+    norm = torch.full((2, shape.head_dim), 1.5, dtype=shape.dtype, device=device)
+    return BlockRows(
+        qkv=qkv, q_norm=norm, k_norm=norm, cos=angles.cos(), sin=angles.sin(),
+        out=qkv.new_empty((1, size[1], size[3] * size[4])), queries=slice(0, size[1]), block=0,
+    )  # fmt: skip
 
 
 def _relative_rms(actual: Tensor, expected: Tensor) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ....quant import Activation, Projection
-from ...model.attention import SelfAttention
+from ...model.attention import BlockRows, SelfAttention
 from ...model.units import Unit, UnitSource
 from ...model.workspace import Workspace
 
@@ -53,8 +53,11 @@ class BlockContext:
 
         ``out`` may be those rows of the projected queries.
         """
-        qkv = qkv.unflatten(2, (3, -1, norms.q.shape[1]))
-        self.attention.attend(qkv, norms.q, norms.k, self.cos, self.sin, out, queries, norms.block)
+        rows = BlockRows(
+            qkv=qkv.unflatten(2, (3, -1, norms.q.shape[1])), q_norm=norms.q, k_norm=norms.k, cos=self.cos, sin=self.sin,
+            out=out, queries=queries, block=norms.block,
+        )  # fmt: skip
+        self.attention.attend(rows)
 
     def chunks(self, num_tokens: int) -> list[slice]:
         step = self.token_chunk or num_tokens

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from isoframe.engine import ConfigError, DeviceError, EngineConfig
-from isoframe.engine.model.attention import FloatAttention, SelfAttention
+from isoframe.engine.model.attention import BlockRows, FloatAttention, SelfAttention
 from isoframe.engine.model.attention_backends import (
     BACKENDS,
     AttentionBackend,
@@ -255,7 +255,7 @@ def test_float_attention_writes_its_rows_and_nothing_else(rows: slice) -> None:
     expected = plain(q[:, rows], k, qkv[:, :, 2], HEAD_DIM**-0.5).flatten(2)
     wide = torch.full((1, rows.stop - rows.start, HEADS * HEAD_DIM + 7), torch.nan)
     attention = FloatAttention(BACKENDS["sdpa"])
-    attention.attend(qkv, q_norm, k_norm, cos, sin, wide[:, :, : HEADS * HEAD_DIM], rows, block=0)
+    attention.attend(BlockRows(qkv, q_norm, k_norm, cos, sin, wide[:, :, : HEADS * HEAD_DIM], rows, block=0))
     assert (wide[:, :, : HEADS * HEAD_DIM] - expected).abs().max() <= 1e-5
     assert wide[:, :, HEADS * HEAD_DIM :].isnan().all()
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from isoframe.engine import Engine, EngineConfig, Request
 from isoframe.engine.demo import find_example
 from isoframe.engine.model import attention as module
-from isoframe.engine.model.attention import INT8_REQUIREMENTS, SDPA_ATTENTION, Int8Attention
+from isoframe.engine.model.attention import INT8_REQUIREMENTS, SDPA_ATTENTION, BlockRows, Int8Attention
 from isoframe.engine.model.attention_backends import AttentionShape
 from isoframe.engine.model.attention_choice import CANDIDATES, choose_attention
 
@@ -34,7 +34,8 @@ def attend(
     attention: object, arguments: tuple[Tensor, ...], rows: slice = slice(0, NUM_TOKENS), block: int = 0
 ) -> Tensor:
     out = torch.full((1, rows.stop - rows.start, WIDTH + 7), torch.nan)
-    attention.attend(*arguments, out[:, :, :WIDTH], rows, block)  # type: ignore[attr-defined]  # any SelfAttention
+    block_rows = BlockRows(*arguments, out[:, :, :WIDTH], rows, block)
+    attention.attend(block_rows)  # type: ignore[attr-defined]  # any SelfAttention
     assert out[:, :, WIDTH:].isnan().all()
     return out[:, :, :WIDTH]
 
@@ -101,7 +102,7 @@ def test_output_may_lie_over_the_queries() -> None:
     expected = attend(Int8Attention(), arguments)
     out = arguments[0][:, :, 0].flatten(2)
     assert out.data_ptr() == arguments[0].data_ptr()
-    Int8Attention().attend(*arguments, out, slice(0, NUM_TOKENS), 0)
+    Int8Attention().attend(BlockRows(*arguments, out, slice(0, NUM_TOKENS), 0))
     assert torch.equal(out, expected)
 
 
