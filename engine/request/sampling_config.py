@@ -21,6 +21,10 @@ END_IMAGE_USES = ("first-section", "history")
 EXPERIMENTAL = dict.fromkeys(("server", "app", "comfyui"), "experimental: a later version")
 
 
+# More than any job has: a day of video at window 9.
+_MAX_SECTION = 72_000
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraStrength:
     """A LoRA of one job. The same LoRA may be given several times, with other strengths for other sections.
@@ -46,6 +50,23 @@ class LoraStrength:
     def is_active(self, section: int) -> bool:
         """Whether it changes ``section`` (generation order, from 0)."""
         return self.strength != 0 and (self.sections is None or section in self.sections)
+
+
+def parse_sections(text: str) -> tuple[int, ...]:
+    """Sections from 0 out of ``"1,3-5"``, which counts from 1.
+
+    Raises:
+        ValueError: it is no such text, or counts further than any job has sections.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if int(last or first) > _MAX_SECTION:
+            raise ValueError(text)
+        found += range(int(first) - 1, int(last or first))
+    if not found:
+        raise ValueError(text)
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,7 +48,7 @@ def encode(
 
 def _side(name: str) -> Input:
     return Input(
-        name=name, kind="INT", default=0, minimum=0, maximum=4096, step=16,
+        name=name, kind="INT", default=0, min=0, max=4096, step=16,
         tooltip="Pixels, a multiple of 16; 0 takes the size of the model that is nearest to the image's shape.",
     )  # fmt: skip
 
@@ -61,11 +61,11 @@ ENCODE = Node(
     inputs=(
         Input(name="engine", kind=ENGINE),
         Input(name="image", kind="IMAGE"),
-        Input(name="prompt", kind="STRING", default="", is_multiline=True),
-        Input(name="negative_prompt", kind="STRING", default="", is_multiline=True),
+        Input(name="prompt", kind="STRING", default="", multiline=True),
+        Input(name="negative_prompt", kind="STRING", default="", multiline=True),
         _side("width"),
         _side("height"),
-        Input(name="seed", kind="INT", default=31337, minimum=0, maximum=2**63 - 1),
+        Input(name="seed", kind="INT", default=31337, min=0, max=2**63 - 1),
     ),
     outputs=(
         Output("positive", "CONDITIONING"),

@@ -35,13 +35,7 @@ def make_previewer(device: torch.device) -> Callable[[Tensor], Any]:
     """Draws latents [1, 16, T, Y, X] as the user has chosen; gives None where previews are off."""
     formats = import_module("comfy.latent_formats")
     previewer = import_module("latent_preview").get_previewer(device, formats.HunyuanVideo())
-    if previewer is None:
-        return lambda _: None
-
-    def draw(latents: Tensor) -> Any:
-        return previewer.decode_latent_to_preview_image("JPEG", latents)
-
-    return draw
+    return lambda latents: previewer and previewer.decode_latent_to_preview_image("JPEG", latents)
 
 
 def take_memory(device: torch.device) -> None:

@@ -10,6 +10,7 @@ from ...engine import Engine
 from ...errors import ConfigError
 from ...families.registry import known_models
 from ...request.config import ATTENTIONS, PRECISIONS, EngineConfig, LoraStrength
+from ...request.sampling_config import parse_sections
 from . import host
 from .node import ENGINE, LORAS, Input, Node, Output
 
@@ -67,19 +68,11 @@ def load_lora(
     lora: str, strength: float, sections: str, loras: tuple[LoraStrength, ...] = ()
 ) -> tuple[tuple[LoraStrength, ...]]:
     """One more LoRA beside ``loras``; the sampler reads it."""
-    source = host.file_path("loras", lora)
-    return ((*loras, LoraStrength(source=source, strength=strength, sections=parse_sections(sections))),)
-
-
-def parse_sections(text: str) -> tuple[int, ...] | None:
-    """Sections from 0 out of "1,3-5", which counts from 1; None out of an empty text."""
-    if not text.strip():
-        return None
     try:
-        spans = [[int(number) for number in part.split("-")] for part in text.split(",")]
-        return tuple(index for span in spans for index in range(span[0] - 1, span[-1]))
+        active = parse_sections(sections) if sections.strip() else None
     except ValueError as error:
-        raise ConfigError(f"sections must be empty or such as 1,3-5, got {text!r}") from error
+        raise ConfigError(f"sections must be empty or such as 1,3-5, got {sections!r}") from error
+    return ((*loras, LoraStrength(source=host.file_path("loras", lora), strength=strength, sections=active)),)
 
 
 def _budget(name: str, where: str) -> Input:
@@ -115,12 +108,12 @@ LOAD_LORA = Node(
     description="A LoRA for the sampler, beside the weights: 8-bit and streamed ones too.",
     inputs=(
         Input(name="lora", kind="COMBO", options=lambda: host.file_names("loras")),
-        Input(name="strength", kind="FLOAT", default=1.0, minimum=-10.0, maximum=10.0, step=0.05),
+        Input(name="strength", kind="FLOAT", default=1.0, min=-10.0, max=10.0, step=0.05),
         Input(
             name="sections", kind="STRING", default="",
             tooltip="Where it is at work, such as 1,3-5, in the order in which sections are made; empty: everywhere.",
         ),
-        Input(name="loras", kind=LORAS, is_optional=True, tooltip="LoRAs that are at work beside it."),
+        Input(name="loras", kind=LORAS, optional=True, tooltip="LoRAs that are at work beside it."),
     ),
     outputs=(Output("loras", LORAS),),
     run=load_lora,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+_WIDGET_VALUES = ("default", "min", "max", "step", "multiline", "tooltip")
 WIDGETS = ("INT", "FLOAT", "STRING", "COMBO", "BOOLEAN")
 ENGINE, LORAS = "ISOFRAME_ENGINE", "ISOFRAME_LORAS"
 
@@ -15,37 +16,30 @@ class Input:
     Attributes:
         name: the argument of the node's function.
         kind: ComfyUI's type.
-        default: of a widget; None for a socket.
         options: of a COMBO; asked whenever the menu is built, for files may come and go.
-        minimum: of a number.
-        maximum: of a number.
+        optional: whether a socket may be left open.
+        default: of a widget; None for a socket.
+        min: of a number.
+        max: of a number.
         step: of a number.
-        is_multiline: of a STRING.
-        is_optional: whether a socket may be left open.
+        multiline: of a STRING.
         tooltip: shown beside it.
     """
 
     name: str
     kind: str
-    default: Any = None
     options: Callable[[], list[str]] | None = None
-    minimum: float | None = None
-    maximum: float | None = None
+    optional: bool = False
+    default: Any = None
+    min: float | None = None
+    max: float | None = None
     step: float | None = None
-    is_multiline: bool = False
-    is_optional: bool = False
-    tooltip: str = ""
+    multiline: bool | None = None
+    tooltip: str | None = None
 
     def widget(self) -> dict[str, Any]:
-        """What both schemas call the same."""
-        values = {
-            "default": self.default,
-            "min": self.minimum,
-            "max": self.maximum,
-            "step": self.step,
-            "multiline": self.is_multiline or None,
-            "tooltip": self.tooltip or None,
-        }
+        """What both schemas call the same, under the names of the fields here."""
+        values = {name: getattr(self, name) for name in _WIDGET_VALUES}
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -88,7 +82,7 @@ def classic_class(node: Node) -> type:
         found: dict[str, dict[str, Any]] = {"required": {}, "optional": {}}
         for entry in node.inputs:
             kind = entry.kind if entry.options is None else entry.options()
-            found["optional" if entry.is_optional else "required"][entry.name] = (kind, entry.widget())
+            found["optional" if entry.optional else "required"][entry.name] = (kind, entry.widget())
         return found
 
     def execute(_: object, /, **values: Any) -> tuple[Any, ...]:
@@ -142,7 +136,7 @@ def _v3_type(kind: str, io: Any) -> Any:
 
 
 def _v3_input(entry: Input, io: Any) -> Any:
-    options: dict[str, Any] = entry.widget() if entry.kind in WIDGETS else {"tooltip": entry.tooltip or None}
+    options: dict[str, Any] = entry.widget() if entry.kind in WIDGETS else {"tooltip": entry.tooltip}
     if entry.options is not None:
         options["options"] = entry.options()
-    return _v3_type(entry.kind, io).Input(entry.name, optional=entry.is_optional, **options)
+    return _v3_type(entry.kind, io).Input(entry.name, optional=entry.optional, **options)

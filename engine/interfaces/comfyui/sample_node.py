@@ -67,8 +67,8 @@ def _widget(known: Offered) -> Input:
         kind=kind,
         default=known.default,
         options=(lambda: list(about.choices)) if about.choices else None,
-        minimum=about.least,
-        maximum=about.most if about.limit is None else about.limit,
+        min=about.least,
+        max=about.most if about.limit is None else about.limit,
         step={"INT": 1, "FLOAT": 0.01}.get(kind),
         tooltip=known.help,
     )
@@ -84,18 +84,13 @@ SAMPLE = Node(
         Input(name="image_embeds", kind="CLIP_VISION_OUTPUT", tooltip="SigLIP's tokens of the start image."),
         Input(name="start_latent", kind="LATENT", tooltip="The start image, encoded by the model's VAE."),
         Input(
-            name="num_sections",
-            kind="INT",
-            default=4,
-            minimum=1,
-            maximum=3000,
-            step=1,
+            name="num_sections", kind="INT", default=4, min=1, max=3000, step=1,
             tooltip="Each adds 4 frames for every frame of the window: 36 at window 9.",
         ),
         *map(_widget, _WIDGETS),
-        Input(name="negative", kind="CONDITIONING", is_optional=True),
-        Input(name="loras", kind=LORAS, is_optional=True),
+        Input(name="negative", kind="CONDITIONING", optional=True),
+        Input(name="loras", kind=LORAS, optional=True),
     ),
     outputs=(Output("samples", "LATENT"),),
     run=sample,
-)
+)  # fmt: skip

@@ -12,9 +12,8 @@ from ....errors import ConfigError
 from ....request.config import EngineConfig, LoraStrength, Request
 from ....request.fields import JOB, MACHINE, OUTPUT, Offered, offer, offered, setting
 from ....request.guides import GuideImage
+from ....request.sampling_config import parse_sections
 
-# More than any job has: a day of video at window 9.
-_MAX_SECTION = 72_000
 ASKED = offered(Request, "command")
 CONFIG = offered(EngineConfig, "command")
 
@@ -161,25 +160,12 @@ def _parse_lora(text: str) -> LoraStrength:
         return LoraStrength(
             source=source,
             strength=float(strength),
-            sections=None if sections is None else _sections(sections),
+            sections=None if sections is None else parse_sections(sections),
         )
     except ValueError as error:
         raise ConfigError(
             f"--lora must be FILE:STRENGTH or FILE:STRENGTH@SECTIONS such as style.safetensors:0.8@1,3-5, got {text!r}"
         ) from error
-
-
-def _sections(text: str) -> tuple[int, ...]:
-    """Sections from 0 out of ``"1,3-5"``, which counts from 1."""
-    found: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        if int(last or first) > _MAX_SECTION:
-            raise ValueError(text)
-        found += range(int(first) - 1, int(last or first))
-    if not found:
-        raise ValueError(text)
-    return tuple(found)
 
 
 def parse_guides(texts: list[str] | None) -> tuple[GuideImage, ...]:
