@@ -25,18 +25,19 @@ class FormFields:
         make: the button.
     """
 
-    def __init__(self, studio: Studio, examples: Sequence[tuple[str, str]], max_seconds: float) -> None:
+    def __init__(self, studio: Studio, examples: Sequence[tuple[str, str]]) -> None:
         """Add the fields to the page.
 
         Args:
             studio: says what a form comes to.
             examples: image files and their prompts.
-            max_seconds: of a video.
         """
         self._studio = studio
         image, prompt, is_text_alone = _start_fields(examples)
         made = {"image": image, "prompt": prompt, "is_text_alone": is_text_alone}
-        made["seconds"] = gr.Slider(0.5, max_seconds, value=5, step=0.1, label="Seconds", elem_id="seconds")
+        made["seconds"] = gr.Slider(
+            0.5, studio.service.limits.seconds, value=5, step=0.1, label="Seconds", elem_id="seconds"
+        )
         with gr.Row(equal_height=True):
             dice = gr.Button("Draw", size="sm", elem_id="dice", render=False)
             seed = gr.Number(31337, label="Seed", precision=0, min_width=150, buttons=[dice], elem_id="seed")

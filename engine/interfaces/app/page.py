@@ -24,13 +24,12 @@ footer { display: none !important }
 """
 
 
-def build_page(studio: Studio, examples: Sequence[tuple[str, str]], *, max_seconds: float) -> Any:
+def build_page(studio: Studio, examples: Sequence[tuple[str, str]]) -> Any:
     """The page, a ``gradio.Blocks``.
 
     Args:
         studio: makes the videos.
         examples: image files and their prompts.
-        max_seconds: of a video.
     """
     with gr.Blocks(
         title="Isoframe", analytics_enabled=False, fill_width=True, delete_cache=_CACHE_SECONDS
@@ -43,7 +42,7 @@ def build_page(studio: Studio, examples: Sequence[tuple[str, str]], *, max_secon
         with gr.Tabs() as tabs:
             with gr.Tab("Make", id="make"), gr.Row():
                 with gr.Column(scale=2):
-                    form = FormFields(studio, examples, max_seconds)
+                    form = FormFields(studio, examples)
                 with gr.Column(scale=3):
                     Stage(studio).build(watched, timer, form)
             with gr.Tab("Queue", id="queue"):

@@ -1,7 +1,7 @@
 """The app on its way: model, service, page, and a server until somebody stops it."""
 
-import contextlib
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _FONTS = ("system-ui", "sans-serif")
 
 
-@contextlib.contextmanager
+@contextmanager
 def serve_page(
     serving: "Serving",
     *,
@@ -57,30 +57,22 @@ def serve_page(
         # A port that is taken is told before a model is read; Gradio binds it again itself.
         port = listener.getsockname()[1]
     engine = serving.load()
-    with contextlib.ExitStack() as stack:
-        service = stack.enter_context(serving.open(LocalWorkers(engine)))
-        # In Gradio's own folder files are served, and served without a copy.
-        studio = Studio(service, engine, ShownFiles(Path(get_upload_folder()) / "shown"))
-        stack.callback(studio.close)
-        examples = list_examples() if engine.components.name == "demo" else []
-        page = build_page(studio, examples, max_seconds=serving.max_seconds)
+    # In Gradio's own folder files are served, and served without a copy.
+    shown = ShownFiles(Path(get_upload_folder()) / "shown")
+    examples = list_examples() if engine.components.name == "demo" else []
+    with (
+        serving.open(LocalWorkers(engine)) as service,
+        closing(Studio(service, engine, shown)) as studio,
+        closing(build_page(studio, examples)) as page,
+    ):
         try:
             _, local, shared = page.queue(default_concurrency_limit=None).launch(
-                server_name=host,
-                server_port=port,
-                inbrowser=is_opened,
-                share=is_shared,
-                auth=auth,
-                prevent_thread_lock=True,
-                quiet=True,
-                footer_links=[],
-                max_file_size=serving.upload_bytes,
-                allowed_paths=[str(EXAMPLES)],
+                server_name=host, server_port=port, inbrowser=is_opened, share=is_shared, auth=auth,
+                prevent_thread_lock=True, quiet=True, footer_links=[],
+                max_file_size=serving.limits.upload_bytes, allowed_paths=[str(EXAMPLES)],
                 app_kwargs={} if is_shared or auth else {"middleware": [own_addresses]},
-                theme=gr.themes.Default(font=_FONTS, font_mono=("monospace",)),
-                css=CSS,
-            )
+                theme=gr.themes.Default(font=_FONTS, font_mono=("monospace",)), css=CSS,
+            )  # fmt: skip
         except OSError as error:
             raise InputError(f"cannot listen on {host}:{port}: {error}; choose another --port") from error
-        stack.callback(page.close)
         yield " and ".join(url for url in (local, shared) if url)

@@ -13,6 +13,7 @@ from ...request.config import EngineConfig
 from ...request.fields import setting
 from ..server.serving import Serving
 from ..server.videos.engine_source import EngineSource
+from ..server.videos.limits import Limits
 from .terminal.command import command
 from .terminal.options import COMPONENT, CONFIG, MODEL, parse_components
 
@@ -94,19 +95,15 @@ def serve(
 ) -> None:  # fmt: skip
     """Serve videos over HTTP: /v1/videos with progress as Server-Sent Events; /docs describes it."""
     serving = replace(
-        served.serving(config, "server"), upload_bytes=max_upload * 2**20, max_seconds=max_seconds,
-        max_steps=max_steps, ray_address=ray, num_actors=ray_actors,
+        served.serving(config, "server"), ray_address=ray, num_actors=ray_actors,
+        limits=Limits(upload_bytes=max_upload * 2**20, seconds=max_seconds, num_steps=max_steps),
     )  # fmt: skip
     key = os.environ.get(_KEY_VARIABLE) if api_key is None else api_key
-    _run(serving, host, port, key or None, tuple(cors_origin or ()))
-
-
-def _run(serving: Serving, host: str, port: int, api_key: str | None, origins: tuple[str, ...]) -> None:
     try:
         # Without torch, which takes seconds: wrong options are told at once.
         from ..server.http.guard import Access
 
-        access = Access(host=host, api_key=api_key, origins=origins)
+        access = Access(host=host, api_key=key or None, origins=tuple(cors_origin or ()))
         from ..server.http.application import make_app
         from ..server.http.listening import address, bind, make_server
     except ImportError as error:
@@ -168,17 +165,12 @@ def app(
     max_seconds: float = _MAX_SECONDS,
 ) -> None:
     """Make videos on a page in the browser; they survive a restart."""
-    serving = replace(served.serving(config, "app"), max_seconds=max_seconds)
+    serving = replace(served.serving(config, "app"), limits=Limits(seconds=max_seconds))
     if (is_shared or host not in _LOCAL) and auth is None:
         raise ConfigError(
             "--auth USER:PASSWORD must be given where others can reach the page (--share, --host)"
         )
-    _run_page(serving, host, port, is_opened, is_shared, None if auth is None else _user(auth))
-
-
-def _run_page(
-    serving: Serving, host: str, port: int, is_opened: bool, is_shared: bool, auth: tuple[str, str] | None
-) -> None:
+    user = None if auth is None else _user(auth)
     # Gradio keeps uploads there; they go with the data of the app.
     os.environ.setdefault("GRADIO_TEMP_DIR", str(serving.data / "uploads"))
     try:
@@ -188,7 +180,7 @@ def _run_page(
     from ..app.running import serve_page
 
     with serve_page(
-        serving, host=host, port=port, is_opened=is_opened, is_shared=is_shared, auth=auth
+        serving, host=host, port=port, is_opened=is_opened, is_shared=is_shared, auth=user
     ) as address:
         typer.echo(f"{address} is the page; Ctrl-C stops, and videos go on at the next start")
         threading.Event().wait()

@@ -1,12 +1,13 @@
 """What ``serve``, ``mcp`` and ``app`` share: an engine, and the videos that it makes for others."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
 from .videos.engine_source import EngineSource
+from .videos.limits import Limits
 
 if TYPE_CHECKING:
     from ...engine import Engine
@@ -23,9 +24,7 @@ class Serving:
         data: folder of the videos.
         max_queue: videos that may wait.
         num_threads: that compute on the CPU; None leaves one core to the server.
-        upload_bytes: of an image.
-        max_seconds: of a video.
-        max_steps: of a section.
+        limits: of one request.
         ray_address: of a cluster that makes the videos; None makes them in this process.
         num_actors: of the cluster; None is one for every GPU.
     """
@@ -34,9 +33,7 @@ class Serving:
     data: Path
     max_queue: int = 16
     num_threads: int | None = None
-    upload_bytes: int = 20 * 2**20
-    max_seconds: float = 120
-    max_steps: int = 100
+    limits: Limits = field(default_factory=Limits)
     ray_address: str | None = None
     num_actors: int | None = None
 
@@ -55,15 +52,13 @@ class Serving:
 
     def open(self, workers: "Workers | None" = None) -> "VideoService":
         """Go on with the videos that an earlier service left; None for ``workers`` loads the model."""
-        from .videos.limits import Limits
         from .videos.service import VideoService
         from .videos.workers import LocalWorkers
 
-        limits = Limits(upload_bytes=self.upload_bytes, seconds=self.max_seconds, num_steps=self.max_steps)
         if workers is None and self.ray_address is not None:
             workers = _ray_workers(self.ray_address, self.source, self.num_actors)
         workers = workers or LocalWorkers(self.load())
-        return VideoService(workers, self.data, max_queued=self.max_queue, limits=limits)
+        return VideoService(workers, self.data, max_queued=self.max_queue, limits=self.limits)
 
     def load(self) -> "Engine":
         """The engine, which leaves cores to the server."""
