@@ -25,11 +25,13 @@ def doctor(config: EngineConfig, as_json: bool = JSON) -> None:
 
     Every finding comes with its remedy. Without a graphics card it says what this machine can do.
     """
+    from rich.console import Console
+
     from ...device import resolve_device
     from ..checkup import examine
 
     checks = []
-    console = _console()
+    console = Console(highlight=False, soft_wrap=True)
     for check in examine(resolve_device(config.device), config.cache_path()):
         checks.append(check)
         if not as_json:
@@ -40,12 +42,6 @@ def doctor(config: EngineConfig, as_json: bool = JSON) -> None:
         console.print(_sum_up(checks))
     if any(check.status == "problem" for check in checks):
         raise typer.Exit(EXIT_FAILED)
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(highlight=False, soft_wrap=True)
 
 
 def _print(console: "Console", check: "Check") -> None:

@@ -143,7 +143,9 @@ class AcceleratedTransformer(DiffusersForward):
             latents = call.latents(sample).to(self.device).float()
             step_pass = self._transformer.step(latents, step, job, state.section, self._context)
             velocity = state.caches[branch].velocity(step, step_pass)
-        self._count(state.caches[branch].was_computed)
+        was_computed = state.caches[branch].was_computed
+        self.num_computed += was_computed
+        self.num_skipped += not was_computed
         if step == len(self._timesteps) - 1:
             self._check_finite(velocity, step)
             if branch == self._num_found - 1 and sample == call.hidden_states.shape[0] - 1:
@@ -203,12 +205,6 @@ class AcceleratedTransformer(DiffusersForward):
 
         key = self._timesteps, call.scale(sample)
         return self._jobs.get((sample, branch), key, (*call.text, call.image_embeds), prepare)
-
-    def _count(self, was_computed: bool) -> None:
-        if was_computed:
-            self.num_computed += 1
-        else:
-            self.num_skipped += 1
 
     def _check_finite(self, velocity: Tensor, step: int) -> None:
         if bool(velocity.isfinite().all()):

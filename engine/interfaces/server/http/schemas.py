@@ -93,20 +93,17 @@ class VideoObject(BaseModel):
     @classmethod
     def of(cls, status: "VideoStatus") -> "VideoObject":
         """The video as HTTP tells of it."""
-        same = (
-            "id", "model", "prompt", "seed", "seconds", "fps", "height", "width", "num_frames", "num_sections",
-            "num_finished_sections",
-        )  # fmt: skip
+        same = {name: getattr(status, name) for name in cls.model_fields if hasattr(status, name)}
         failure, left = status.failure, status.seconds_left
-        return cls(
-            status=_STATUSES.get(status.state, status.state.value),  # type: ignore[arg-type]  # values are plain strings
-            progress=int(100 * status.progress),
-            created_at=int(status.created),
-            completed_at=None if status.ended is None else int(status.ended),
-            seconds_left=None if left is None else min(max(left, 0.0), _MAX_SECONDS_LEFT),
-            error=None if failure is None else Failure(code=failure.error, message=failure.message),
-            **{name: getattr(status, name) for name in same},
-        )
+        changed = {
+            "status": _STATUSES.get(status.state, status.state.value),
+            "progress": int(100 * status.progress),
+            "created_at": int(status.created),
+            "completed_at": None if status.ended is None else int(status.ended),
+            "seconds_left": None if left is None else min(max(left, 0.0), _MAX_SECONDS_LEFT),
+            "error": None if failure is None else Failure(code=failure.error, message=failure.message),
+        }
+        return cls(**same | changed)
 
 
 class VideoList(BaseModel):
