@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,14 @@ def write_durably(path: Path, content: bytes) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def link_or_copy(path: Path, link: Path) -> None:
+    """Another name of a file: a hard link, or a copy on a file system without links and from one to another."""
+    try:
+        os.link(path, link)
+    except OSError:
+        shutil.copyfile(path, link)
 
 
 def read_json(path: Path) -> dict[str, Any]:

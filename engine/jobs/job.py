@@ -81,6 +81,11 @@ class Job:
         """Whether the job was told to stop, though it may still be at work."""
         return self._is_cancelled
 
+    @property
+    def error(self) -> BaseException | None:
+        """What the job failed with, or its cancelling; None while it is not over, and when it is done."""
+        return self._outcome.exception() if self._outcome.done() else None
+
     def events(self, after: int = -1) -> Iterator[LogEntry]:
         """What has happened, then what happens, until the job is over; every call starts anew.
 

@@ -15,6 +15,7 @@ from .studio import QUALITIES, Studio, draw_seed
 _PATTERN = "[subject] [action] [secondary motion] [style]"
 _TIMES = "[0s] she sits [2.4s] she waves"
 _QUALITY = "balanced"
+_NAMES = [field.name for field in dataclasses.fields(Form)]
 
 
 class FormFields:
@@ -33,8 +34,7 @@ class FormFields:
             examples: image files and their prompts.
         """
         self._studio = studio
-        image, prompt, is_text_alone = _start_fields(examples)
-        made = {"image": image, "prompt": prompt, "is_text_alone": is_text_alone}
+        made = _start_fields(examples)
         made["seconds"] = gr.Slider(
             0.5, studio.service.limits.seconds, value=5, step=0.1, label="Seconds", elem_id="seconds"
         )
@@ -49,11 +49,11 @@ class FormFields:
         plan = gr.Markdown(elem_id="plan")
         self.make = gr.Button("Generate", variant="primary", elem_id="generate")
         with gr.Accordion("Advanced", open=False):
-            made |= _sampling_fields() | _image_fields() | _lora_fields(list(studio.service.card.loras))
+            made |= _advanced_fields(list(studio.service.card.loras))
             apply_limits = _budget_fields(studio)
             with gr.Accordion("More", open=False):
                 made |= {name: _plain_field(known) for name, known in PLAIN.items() if name not in made}
-        self.fields: list[Any] = [made[field.name] for field in dataclasses.fields(Form)]
+        self.fields: list[Any] = [made[name] for name in _NAMES]
         for field in self.fields:
             if isinstance(field, (gr.Image, gr.Slider)):
                 leave_unchecked(field)
@@ -78,7 +78,7 @@ class FormFields:
 
     def _values(self, name: str) -> list[Any]:
         form = self._studio.form(name)
-        values = [getattr(form, field.name) for field in dataclasses.fields(Form)]
+        values = [getattr(form, name) for name in _NAMES]
         chosen = {"num_steps": form.num_steps, "step_cache": form.step_cache}
         return [*values, next((quality for quality, options in QUALITIES.items() if options == chosen), None)]
 
@@ -88,8 +88,7 @@ class FormFields:
 
 def read_form(values: Sequence[Any]) -> Form:
     """The fields of the page, which come in the order of those of the form."""
-    names = [field.name for field in dataclasses.fields(Form)]
-    return Form(**dict(zip(names, values, strict=True)))
+    return Form(**dict(zip(_NAMES, values, strict=True)))
 
 
 def _plain_field(known: Offered) -> Any:
@@ -103,7 +102,7 @@ def _plain_field(known: Offered) -> Any:
     return gr.Number(**common, precision=None if known.type is float else 0)
 
 
-def _start_fields(examples: Sequence[tuple[str, str]]) -> tuple[Any, ...]:
+def _start_fields(examples: Sequence[tuple[str, str]]) -> dict[str, Any]:
     image = gr.Image(type="filepath", label="Start image", height=220, elem_id="image")
     prompt = gr.Textbox(
         label="Prompt",
@@ -122,47 +121,46 @@ def _start_fields(examples: Sequence[tuple[str, str]]) -> tuple[Any, ...]:
         label="Text alone: no start image, which image-to-video models were not trained for",
         elem_id="text-alone",
     )
-    return image, prompt, is_text_alone
+    return {"image": image, "prompt": prompt, "is_text_alone": is_text_alone}
 
 
-def _sampling_fields() -> dict[str, Any]:
-    first = QUALITIES[_QUALITY]
-    steps = gr.Slider(1, 100, value=first["num_steps"], step=1, label="Steps", elem_id="steps")
-    cache = gr.Radio(
-        list(STEP_CACHES),
-        value=str(first["step_cache"]),
-        label="Step cache",
-        info="Skips steps that would change little: faster, approximate.",
-    )
-    guidance = gr.Slider(1, 32, value=10, step=0.1, label="Guidance")
-    order = gr.Radio(["auto", *ORDERS], value="auto", label="Order", info="inverted makes the end first")
-    return {"num_steps": steps, "step_cache": cache, "guidance_scale": guidance, "order": order}
-
-
-def _image_fields() -> dict[str, Any]:
-    end_image = gr.Image(type="filepath", label="End image (inverted order)", height=160, elem_id="end-image")
-    end_strength = gr.Slider(0, 1, value=1, step=0.05, label="Strength of the end image")
-    guides = gr.File(
-        label="Guide images", file_count="multiple", file_types=["image"], height=120, elem_id="guide-images"
-    )
-    guide_times = gr.Textbox(
-        label="Times of the guide images in seconds",
-        info="From then on they take the place of the start image; no published model was trained with that.",
-        placeholder="2.4, 4.8",
-        elem_id="guide-times",
-    )
+def _advanced_fields(lora_names: list[str]) -> dict[str, Any]:
+    """The fields of a form with words and bounds of their own that few people change."""
+    first, has_loras = QUALITIES[_QUALITY], bool(lora_names)
     return {
-        "end_image": end_image,
-        "end_image_strength": end_strength,
-        "guide_images": guides,
-        "guide_times": guide_times,
+        "num_steps": gr.Slider(1, 100, value=first["num_steps"], step=1, label="Steps", elem_id="steps"),
+        "step_cache": gr.Radio(
+            list(STEP_CACHES),
+            value=str(first["step_cache"]),
+            label="Step cache",
+            info="Skips steps that would change little: faster, approximate.",
+        ),
+        "guidance_scale": gr.Slider(1, 32, value=10, step=0.1, label="Guidance"),
+        "order": gr.Radio(
+            ["auto", *ORDERS], value="auto", label="Order", info="inverted makes the end first"
+        ),
+        "end_image": gr.Image(
+            type="filepath", label="End image (inverted order)", height=160, elem_id="end-image"
+        ),
+        "end_image_strength": gr.Slider(0, 1, value=1, step=0.05, label="Strength of the end image"),
+        "guide_images": gr.File(
+            label="Guide images",
+            file_count="multiple",
+            file_types=["image"],
+            height=120,
+            elem_id="guide-images",
+        ),
+        "guide_times": gr.Textbox(
+            label="Times of the guide images in seconds",
+            info="From then on they take the place of the start image; no published model was trained with that.",
+            placeholder="2.4, 4.8",
+            elem_id="guide-times",
+        ),
+        "loras": gr.Dropdown(lora_names, value=[], multiselect=True, label="LoRAs", visible=has_loras),
+        "lora_strength": gr.Slider(
+            -2, 2, value=1, step=0.05, label="Strength of the LoRAs", visible=has_loras
+        ),
     }
-
-
-def _lora_fields(names: list[str]) -> dict[str, Any]:
-    loras = gr.Dropdown(names, value=[], multiselect=True, label="LoRAs", visible=bool(names))
-    strength = gr.Slider(-2, 2, value=1, step=0.05, label="Strength of the LoRAs", visible=bool(names))
-    return {"loras": loras, "lora_strength": strength}
 
 
 def _budget_fields(studio: Studio) -> Any:

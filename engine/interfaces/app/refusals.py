@@ -6,6 +6,7 @@ from typing import Any, ParamSpec, TypeVar
 import gradio as gr
 
 from ...errors import IsoframeError
+from ..server.videos.status import VideoStatus
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -17,6 +18,11 @@ def told(action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return action(*args, **kwargs)
     except IsoframeError as error:
         raise gr.Error(str(error), print_exception=False) from error
+
+
+def started(action: Callable[..., VideoStatus], *args: Any, **kwargs: Any) -> str:
+    """The id of the video that ``action`` has made: the page watches it."""
+    return told(action, *args, **kwargs).id
 
 
 def act_on(action: Callable[[str], object], name: str | None) -> None:

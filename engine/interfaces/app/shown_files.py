@@ -1,11 +1,12 @@
 """The files that pages show, by names that nobody can guess."""
 
-import os
 import secrets
 import shutil
 import threading
 import time
 from pathlib import Path
+
+from ...files import link_or_copy
 
 # A browser may still fetch what it was told of this long ago.
 _SECONDS_KEPT = 60
@@ -52,11 +53,7 @@ class ShownFiles:
     def _link(self, path: Path) -> Path:
         link = self._folder / secrets.token_hex(16) / path.name
         link.parent.mkdir()
-        try:
-            os.link(path, link)
-        except OSError:
-            # A file system without links, or another one.
-            shutil.copyfile(path, link)
+        link_or_copy(path, link)
         return link
 
     def _drop_gone(self) -> None:

@@ -9,7 +9,7 @@ from ...errors import IsoframeError
 from ...jobs.state import JobState
 from .drawings import draw_memory, draw_progress, draw_sections
 from .form_fields import FormFields, read_form
-from .refusals import act_on, told
+from .refusals import act_on, started
 from .studio import Studio
 
 if TYPE_CHECKING:
@@ -32,11 +32,10 @@ class Stage:
         video = gr.Video(
             label="Video", interactive=False, autoplay=True, loop=True, height=420, elem_id="video"
         )
+        service = self._studio.service
+        actions = {"Cancel": service.cancel, "Pause": service.pause, "Resume": service.resume}
         with gr.Row():
-            buttons = {
-                name: gr.Button(name, elem_id=name.lower().replace(" ", "-"), size="sm")
-                for name in ("Cancel", "Pause", "Resume")
-            }
+            buttons = [gr.Button(name, elem_id=name.lower(), size="sm") for name in actions]
             take = gr.Button("Use its settings", elem_id="use-settings", size="sm")
         with gr.Accordion("Redo from a section", open=False):
             section = gr.Number(
@@ -55,21 +54,16 @@ class Stage:
         memory = gr.HTML(elem_id="memory")
 
         shown = gr.State({})
-        outputs = [shown, progress, strip, sections, video, memory, *buttons.values(), redo, extend, take]
+        outputs = [shown, progress, strip, sections, video, memory, *buttons, redo, extend, take]
         refresh = dict(fn=self.refresh, inputs=[watched, shown], outputs=outputs, show_progress="hidden")
         timer.tick(**refresh, concurrency_limit=None)
         watched.change(**refresh, concurrency_limit=None)
-        form.make.click(self._create, form.fields, watched)
+        form.make.click(partial(started, self._create), form.fields, watched)
         form.fill_in_on(take.click, watched)
-        actions = {
-            "Cancel": self._studio.service.cancel,
-            "Pause": self._studio.service.pause,
-            "Resume": self._studio.service.resume,
-        }
-        for name, action in actions.items():
-            buttons[name].click(partial(act_on, action), watched)
-        redo.click(self._redo, [watched, section, seed, prompt], watched)
-        extend.click(self._extend, [watched, seconds, side], watched)
+        for button, action in zip(buttons, actions.values(), strict=True):
+            button.click(partial(act_on, action), watched)
+        redo.click(partial(started, self._studio.redo), [watched, section, seed, prompt], watched)
+        extend.click(partial(started, self._extend), [watched, seconds, side], watched)
 
     def refresh(self, name: str, shown: dict[str, Any]) -> list[Any]:
         """New values for what changed since this page was last told."""
@@ -100,14 +94,11 @@ class Stage:
             "video": self._studio.show(self._studio.video(status)),
         }
 
-    def _create(self, *values: Any) -> str:
-        return told(self._studio.create, read_form(values)).id
+    def _create(self, *values: Any) -> "VideoStatus":
+        return self._studio.create(read_form(values))
 
-    def _redo(self, name: str, section: float | None, seed: str, prompt: str) -> str:
-        return told(self._studio.redo, name, section, seed, prompt).id
-
-    def _extend(self, name: str, seconds: float, side: str) -> str:
-        return told(self._studio.extend, name, seconds, is_before=side == "before").id
+    def _extend(self, name: str, seconds: float, side: str) -> "VideoStatus":
+        return self._studio.extend(name, seconds, is_before=side == "before")
 
 
 def _possible(status: "VideoStatus | None") -> tuple[bool, ...]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from .refusals import act_on, chosen, told, watch
+from .refusals import act_on, chosen, started, told, watch
 from .studio import Studio
 
 
@@ -72,7 +72,7 @@ def build_gallery(studio: Studio, watched: Any, tab: Any, tabs: Any) -> None:
         return told(look)
 
     def again(name: str) -> tuple[str, Any]:
-        return watch(told(studio.reproduce, chosen(name)).id)
+        return watch(started(studio.reproduce, chosen(name)))
 
     def remove(name: str) -> tuple[Any, ...]:
         act_on(studio.delete, name)

@@ -30,7 +30,7 @@ class NotFinishedError(IsoframeError):
     """The video has not what was asked for, or not yet."""
 
 
-def failure_of(error: Exception, jobs: Path) -> VideoFailure:
+def failure_of(error: BaseException, jobs: Path) -> VideoFailure:
     """Why a video was not made, without where it lies: whoever asked for it knows its name, and needs no more.
 
     Args:

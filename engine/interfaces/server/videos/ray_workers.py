@@ -318,6 +318,7 @@ def _follow(actor: Any, folder: Path, has_previews: bool, on_event: Callable[[Ev
             if stopped is None or isinstance(event, PartialEvent):
                 on_event(event)
         except Exception as error:
+            # Raised below, once the actor has stopped: until then it works in the folder of the job.
             stopped = stopped or error
             actor.cancel.remote(str(folder))
     raise stopped or JobCancelledError(f"job {folder} was cancelled in its actor")

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import secrets
 import shutil
 import threading
@@ -13,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ....errors import IsoframeError, QueueFullError
-from ....files import exclusive_lock, make_folder
+from ....files import exclusive_lock, link_or_copy, make_folder
 from ....jobs.folder import JobFolder
 from ....jobs.job import Job
 from ....jobs.log import LogEntry
@@ -24,7 +23,7 @@ from .errors import NotFinishedError, UnknownVideoError, failure_of
 from .found_videos import find_videos, new_name, remove_job
 from .limits import Limits
 from .notes import Asked, End, forget_end, read_asked, read_end, write_note
-from .status import VideoFailure, VideoStatus, describe
+from .status import VideoStatus, describe
 from .workers import ModelCard, Workers
 
 _logger = logging.getLogger(__name__)
@@ -179,11 +178,7 @@ class VideoService:
         """Another name of a file for videos to come, which lasts as long as one of them needs it."""
         make_folder("service", self._kept)
         kept = self._kept / f"{secrets.token_hex(12)}{path.suffix}"
-        try:
-            os.link(path, kept)
-        except OSError:
-            # A file system without links.
-            shutil.copyfile(path, kept)
+        link_or_copy(path, kept)
         return kept
 
     def prioritize(self, name: str, priority: int) -> None:
@@ -388,8 +383,10 @@ class VideoService:
         # What stops with the service goes on with the next one.
         if self._is_closing and job.state is JobState.CANCELLED:
             return
+        error = job.error if job.state is JobState.FAILED else None
+        failure = None if error is None else failure_of(error, self._jobs)
         with self._left:
-            status = replace(entry.status(), ended=time.time(), seconds_left=None, failure=_failure(job))
+            status = replace(entry.status(), ended=time.time(), seconds_left=None, failure=failure)
             entry.end(status)
             self._left.notify_all()
             if self._videos.get(status.id) is not entry:
@@ -418,16 +415,6 @@ class VideoService:
                 status = replace(status, state=JobState.FAILED, ended=time.time(), failure=failure)
         with self._lock:
             self._videos[status.id] = VideoEntry(folder, status)
-
-
-def _failure(job: Job) -> VideoFailure | None:
-    if job.state is not JobState.FAILED:
-        return None
-    try:
-        job.result(0)
-    except Exception as error:
-        return failure_of(error, job.path.parent)
-    raise AssertionError("a job that failed raises its error")
 
 
 def _try_to_write_end(path: Path, end: End) -> None:
