@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -73,31 +74,38 @@ def plan(
         image="", prompt="", **asked, size=options.parse_size(size),
         schedule=str(schedules[0]) if schedules and asked["allow_untrained"] else None,
     )  # fmt: skip
-    job = PlannedJob(
-        shapes=found.shapes,
-        sampling=request.sampling(found.order),
-        size=request.size or _most_demanding(found, request),
-        precision=precision,
-        compute_dtype=compute_dtype,
-        lora_bytes=_lora_bytes(found, request, precision, compute_dtype),
-        attention=config.attention,
-        vae_tiles=config.vae_tiles,
-    )
-    shown = [published_schedule(job.sampling.order, request.latent_window_size), *schedules]
-    latents = job.size[0] // 8, job.size[1] // 8
+    job = _planned_job(found, request, config)
     made = make_plan(job, machine)
     if trace:
         _write_traces(trace, made, job, machine)
+    latents = job.size[0] // 8, job.size[1] // 8
+    shown = [published_schedule(job.sampling.order, request.latent_window_size), *schedules]
+    counts = [_count_tokens(counted, latents) for counted in shown]
     if as_json:
-        counts = [_count_tokens(counted, latents) for counted in shown]
         typer.echo(json.dumps({**made.as_dict(), "schedules": counts}, indent=2))
     else:
         _print(made)
-        for counted in shown:
-            typer.echo(_describe_tokens(counted, latents))
+        for counted, count in zip(shown, counts, strict=True):
+            typer.echo(_describe_tokens(counted, **count))
 
 
-def _count_tokens(schedule: Schedule, latents: tuple[int, int]) -> dict[str, object]:
+def _planned_job(found: PlannedModel, request: Request, config: EngineConfig) -> PlannedJob:
+    """The job of ``request``, at the model's size that needs most memory where no other was asked for."""
+    assert config.precision is not None, "the command says one"
+    return PlannedJob(
+        shapes=found.shapes,
+        sampling=request.sampling(found.order),
+        size=request.size or _most_demanding(found, request),
+        precision=config.precision,
+        compute_dtype=config.compute_dtype,
+        lora_bytes=_lora_bytes(found, request, config.precision, config.compute_dtype),
+        attention=config.attention,
+        vae_tiles=config.vae_tiles,
+    )
+
+
+def _count_tokens(schedule: Schedule, latents: tuple[int, int]) -> dict[str, Any]:
+    """Tokens of a section, and most that there can be however long the video is."""
     return {
         "schedule": str(schedule),
         "noisy_tokens": schedule.num_noisy_tokens(latents),
@@ -106,13 +114,14 @@ def _count_tokens(schedule: Schedule, latents: tuple[int, int]) -> dict[str, obj
     }
 
 
-def _describe_tokens(schedule: Schedule, latents: tuple[int, int]) -> str:
-    """One line: tokens of a section, and most that there can be however long the video is."""
-    noisy, context = schedule.num_noisy_tokens(latents), schedule.num_context_tokens(latents)
-    tail = "" if schedule.tail != "ta" else f", and up to {MAX_TAIL_FRAMES} tail frames"
+def _describe_tokens(
+    counted: Schedule, schedule: str, noisy_tokens: int, context_tokens: int, bound: int
+) -> str:
+    """What :func:`_count_tokens` counts, in one line."""
+    tail = "" if counted.tail != "ta" else f", and up to {MAX_TAIL_FRAMES} tail frames"
     return (
-        f"schedule {schedule}: {noisy} + {context} = {noisy + context} latent tokens a section{tail}, at most "
-        f"{schedule.bound(latents)} at any length"
+        f"schedule {schedule}: {noisy_tokens} + {context_tokens} = {noisy_tokens + context_tokens} latent tokens a "
+        f"section{tail}, at most {bound} at any length"
     )
 
 
