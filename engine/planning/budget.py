@@ -10,7 +10,7 @@ from ..request.sections import plan_sections
 from ..request.sizes import format_size
 from .host_bytes import choose_host, host_on_disk
 from .machine import Machine
-from .phases import Phases
+from .phases import Arrangement, Phases
 from .plan import Plan
 from .planned_job import PlannedJob
 from .ring import spread_evenly
@@ -90,10 +90,12 @@ class _Planner:
             window = self._job.sampling.latent_window_size
             decode = decode_seconds(phases.work(tile).decode_flops(2 * window), self._machine.card)
             for chunk, room in zip(chunks, rooms, strict=True):
-                for ring, residents in self._divisions(room):
-                    yield self._plan(chunk, ring, residents, tile, decode, is_arena_kept=False)
-                for ring, residents in self._divisions(min(room, beside_decode)):
-                    yield self._plan(chunk, ring, residents, tile, decode, is_arena_kept=True)
+                for is_kept, num_slots in ((False, room), (True, min(room, beside_decode))):
+                    for ring, residents in self._divisions(num_slots):
+                        way = Arrangement(
+                            token_chunk=chunk, ring=ring, num_residents=residents, tile=tile, is_arena_kept=is_kept
+                        )  # fmt: skip
+                        yield self._plan(way, decode)
 
     def _divisions(self, num_slots: int) -> Iterator[tuple[int, int]]:
         """Ways to divide ``num_slots`` into a ring and residents."""
@@ -105,25 +107,16 @@ class _Planner:
             if num_slots >= ring:
                 yield ring, num_slots - ring
 
-    def _plan(
-        self,
-        token_chunk: int | None,
-        ring: int,
-        num_residents: int,
-        tile: int | None,
-        decode: float,
-        *,
-        is_arena_kept: bool,
-    ) -> Plan:
+    def _plan(self, way: Arrangement, decode: float) -> Plan:
         job, machine, phases = self._job, self._machine, self._phases
         window, num_steps = job.sampling.latent_window_size, job.sampling.num_steps
         host, tier = self._host, self._tier
-        if ring == 0 and is_arena_kept:
+        if way.ring == 0 and way.is_arena_kept:
             # Units that are copied once need no place in RAM; on the CPU, residents are in RAM themselves.
             host, tier = self._on_disk, "pinned" if machine.is_cpu else "disk"
-        step = self._step_times(num_residents, ring)
+        step = self._step_times(way.num_residents, way.ring)
         # Residents that made room for the decoder come back with the first step.
-        first = step if is_arena_kept else self._step_times(0, ring)
+        first = step if way.is_arena_kept else self._step_times(0, way.ring)
         return Plan(
             model=job.shapes.name,
             precision=job.precision,
@@ -136,21 +129,15 @@ class _Planner:
             is_cpu=machine.is_cpu,
             sections=self._sections,
             num_more_frames=job.num_more_frames,
-            phases=phases.all(
-                token_chunk=token_chunk,
-                num_residents=num_residents,
-                ring=ring,
-                tile=tile,
-                is_arena_kept=is_arena_kept,
-            ),
+            phases=phases.all(way),
             host=host,
             tier=tier,
             num_units=phases.num_units,
-            ring=ring,
-            residents=spread_evenly(phases.num_units, num_residents),
-            token_chunk=token_chunk,
-            vae_tile=tile,
-            is_arena_kept=is_arena_kept,
+            ring=way.ring,
+            residents=spread_evenly(phases.num_units, way.num_residents),
+            token_chunk=way.token_chunk,
+            vae_tile=way.tile,
+            is_arena_kept=way.is_arena_kept,
             step=step,
             decode_seconds=decode,
             seconds_per_frame=((num_steps - 1) * step.total + first.total + decode) / (4 * window),
@@ -218,7 +205,7 @@ def _least(job: PlannedJob, machine: Machine) -> tuple[int, str]:
     tile = min(_tiles(job), key=lambda tile: phases.decode(tile).total)
     chunk = min((None, *TOKEN_CHUNKS), key=lambda chunk: phases.shape.activation_bytes(chunk))
     ring = min(*_RINGS, phases.num_units)
-    smallest = phases.all(token_chunk=chunk, num_residents=0, ring=ring, tile=tile, is_arena_kept=False)
+    smallest = phases.all(Arrangement(token_chunk=chunk, ring=ring, num_residents=0, tile=tile))
     largest = max(smallest, key=lambda phase: phase.total)
     beside = choose_host(job, machine)[0].total if machine.is_cpu else 0
     return largest.total + beside, largest.name

@@ -1,5 +1,7 @@
 """The phases of a job as bytes on the device."""
 
+from dataclasses import dataclass
+
 from ..families.family import CodecWork, EncoderShape
 from .machine import Machine
 from .plan import PhaseBytes
@@ -7,6 +9,25 @@ from .planned_job import PlannedJob
 
 # cuBLAS keeps 8 MiB per stream, 32 MiB on Hopper; the allocator rounds large blocks to 2 MiB and leaves gaps.
 _LIBRARY_BYTES, _GAP_SHARE = 64 * 2**20, 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrangement:
+    """One way to run a job.
+
+    Attributes:
+        token_chunk: tokens whose MLP activations exist at a time; None for all.
+        ring: slots that units pass through; 0 where all are resident.
+        num_residents: units that stay on the device while a section is denoised.
+        tile: edge of the VAE's tiles in pixels; None is whole pictures.
+        is_arena_kept: slots and residents stay while frames are decoded.
+    """
+
+    token_chunk: int | None
+    ring: int
+    num_residents: int
+    tile: int | None
+    is_arena_kept: bool = False
 
 
 class Phases:
@@ -32,21 +53,19 @@ class Phases:
             # It has no other place to go between two sections.
             self._kept, self._vae = self._kept + self._vae, 0
 
-    def all(
-        self, *, token_chunk: int | None, num_residents: int, ring: int, tile: int | None, is_arena_kept: bool
-    ) -> tuple[PhaseBytes, ...]:
-        """All phases in the order of a job."""
-        denoise = self.denoise(token_chunk, num_residents=num_residents, ring=ring)
+    def all(self, way: Arrangement) -> tuple[PhaseBytes, ...]:
+        """All phases in the order of a job that runs that ``way``."""
+        denoise = self.denoise(way.token_chunk, num_residents=way.num_residents, ring=way.ring)
         if self.job.is_latents_only:
             return (self._prepare(), denoise)
-        arena = self.slot * (ring + num_residents) if is_arena_kept else 0
+        arena = self.slot * (way.ring + way.num_residents) if way.is_arena_kept else 0
         return (
             self._encode_with("text"),
             self._encode_with("image"),
-            self._encode(tile),
+            self._encode(way.tile),
             self._prepare(),
             denoise,
-            self.decode(tile, arena=arena),
+            self.decode(way.tile, arena=arena),
         )
 
     def work(self, tile: int | None) -> CodecWork:
