@@ -5,11 +5,12 @@ import itertools
 import json
 import math
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+import safetensors
 import torch
 from torch import Tensor
 
@@ -147,6 +148,27 @@ def read_tensor(entry: TensorEntry) -> Tensor:
         file.seek(entry.start)
         read_fully(file, raw, f"{entry.path} ends early; copy or convert the model again")
     return raw.view(FLOAT_DTYPES[entry.dtype]).view(entry.shape)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a small file that Isoframe wrote, and its metadata.
+
+    Raises:
+        SafetensorError: it is damaged.
+        OSError: it cannot be read.
+    """
+    with safetensors.safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+        return tensors, file.metadata() or {}
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_fully(file: FileIO, out: Tensor, message: str) -> None:

@@ -1,15 +1,14 @@
 """Small tensors on disk (embeddings, preview colours), by the content of what they were computed from."""
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ..checkpoints.tensor_files import load_tensors, tensors_digest
 from ..files import write_durably
 
 _logger = logging.getLogger(__name__)
@@ -32,13 +31,11 @@ class TensorCache:
         if not path.is_file():
             return None
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-                stored_digest = (file.metadata() or {}).get("digest")
+            tensors, metadata = load_tensors(path)
         except (safetensors.SafetensorError, OSError) as error:
             _warn_of_damage(path, str(error))
             return None
-        if stored_digest != _digest(tensors):
+        if metadata.get("digest") != tensors_digest(tensors):
             _warn_of_damage(path, "its content does not match its digest")
             return None
         return tensors
@@ -46,7 +43,7 @@ class TensorCache:
     def write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Store ``tensors`` under ``key``; a failure is logged once."""
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        content = save(stored, metadata={"digest": _digest(stored)})
+        content = save(stored, metadata={"digest": tensors_digest(stored)})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_durably(self._path(key), content)
@@ -63,11 +60,3 @@ class TensorCache:
 
 def _warn_of_damage(path: Path, reason: str) -> None:
     _logger.warning("the cached %s is damaged (%s): computing it again", path, reason)
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

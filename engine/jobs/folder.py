@@ -27,16 +27,15 @@ from ..files import (
 )
 from ..media.given import IMAGE_FIELDS, guide_field
 from ..media.video import read_video_info
-from .paths import jobs_path
-from .record import JobRecord, image_path
-from .run import DONE, SPOOL, JobRun, Redo, redone_metadata, remove_temporaries, reprompted
-from .section_files import SECTION_FILES, SectionFiles
+from .paths import DONE, LOCK, RECORD, REDOS, SECTION_FILES, SPOOL, image_path, jobs_path
+from .record import JobRecord
+from .run import JobRun, Redo, redone_metadata, reprompted
+from .section_files import SectionFiles
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-_RECORD, _REDOS, _LOCK = "job.json", "redos.json", "lock"
 # A section's file beside its latents: the noise generator's state, the header, and the place of its frames.
 _SECTION_EXTRA_BYTES = 16 * 2**10
 
@@ -81,13 +80,13 @@ class JobFolder:
         """Use :meth:`open` or :meth:`make`."""
         self.path = path
         self.record = record
-        self.redos = _read_redos(path / _REDOS)
+        self.redos = _read_redos(path / REDOS)
         self.sections = SectionFiles(path, self._origin)
 
     @staticmethod
     def is_job(path: str | os.PathLike[str]) -> bool:
         """Whether a job is in the folder ``path``."""
-        return (Path(path) / _RECORD).exists()
+        return (Path(path) / RECORD).exists()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -98,13 +97,13 @@ class JobFolder:
         """
         path = Path(path)
         try:
-            text = (path / _RECORD).read_text(encoding="utf-8")
+            text = (path / RECORD).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(
-                f"{path} is no job folder, its {_RECORD} cannot be read: {reason}; isoframe jobs lists the folders"
+                f"{path} is no job folder, its {RECORD} cannot be read: {reason}; isoframe jobs lists the folders"
             ) from error
-        return cls(path, JobRecord.from_json(text, path, str(path / _RECORD)))
+        return cls(path, JobRecord.from_json(text, path, str(path / RECORD)))
 
     @classmethod
     def make(cls, path: str | os.PathLike[str], record: JobRecord, images: Mapping[str, "Image"]) -> Self:
@@ -122,7 +121,7 @@ class JobFolder:
             for field, image in images.items():
                 write_durably(image_path(path, field), _png(image))
             # Last: with it the folder is a job.
-            write_durably(path / _RECORD, record.to_json().encode())
+            write_durably(path / RECORD, record.to_json().encode())
         return cls(path, record.kept_in(path))
 
     def copy(self, path: str | os.PathLike[str], output: Path) -> Self:
@@ -143,13 +142,13 @@ class JobFolder:
         with self._locked(), writing(path):
             for pattern in (
                 *_image_names((*IMAGE_FIELDS, guide_field("*"))),
-                _REDOS,
+                REDOS,
                 SPOOL,
                 *SECTION_FILES,
             ):
                 for file in self.path.glob(pattern):
                     shutil.copyfile(file, path / file.name)
-            write_durably(path / _RECORD, record.to_json().encode())
+            write_durably(path / RECORD, record.to_json().encode())
         return self.open(path)
 
     @contextmanager
@@ -164,7 +163,7 @@ class JobFolder:
         check_folder("job", self.path)
         with self._locked():
             # Somebody may have asked for other sections while the job waited.
-            self.redos = _read_redos(self.path / _REDOS)
+            self.redos = _read_redos(self.path / REDOS)
             self._remove_leftovers()
             self._check_room()
             run = JobRun(self.path, self.record, self.sections, self.redos)
@@ -237,7 +236,7 @@ class JobFolder:
         """
         with self._locked():
             # Without its record it is no job any more, whatever happens next.
-            (self.path / _RECORD).unlink()
+            (self.path / RECORD).unlink()
             for entry in self.path.iterdir():
                 if entry.is_dir():
                     shutil.rmtree(entry)
@@ -248,7 +247,7 @@ class JobFolder:
 
     def _locked(self) -> AbstractContextManager[None]:
         """The folder is this process's alone meanwhile; raises :class:`InputError` where it is another's."""
-        return exclusive_lock(self.path / _LOCK, f"job folder {self.path} is in use by another process")
+        return exclusive_lock(self.path / LOCK, f"job folder {self.path} is in use by another process")
 
     def _origin(self, section: int) -> str:
         """What of the redos a section depends on."""
@@ -257,12 +256,12 @@ class JobFolder:
     def _set_redos(self, redos: tuple[Redo, ...]) -> None:
         with writing(self.path):
             (self.path / DONE).unlink(missing_ok=True)
-            write_durably(self.path / _REDOS, json.dumps([asdict(redo) for redo in redos]).encode())
+            write_durably(self.path / REDOS, json.dumps([asdict(redo) for redo in redos]).encode())
         self.redos = redos
 
     def _is_running(self) -> bool:
         try:
-            with exclusive_lock(self.path / _LOCK, ""):
+            with exclusive_lock(self.path / LOCK, ""):
                 return False
         except InputError:
             return True
@@ -271,9 +270,9 @@ class JobFolder:
             return False
 
     def _remove_leftovers(self) -> None:
-        for path in self.path.glob(f"*{TEMPORARY_SUFFIX}"):
+        beside_video = self.record.output.parent.glob(temporary_name("*", self.record.token))
+        for path in (*self.path.glob(f"*{TEMPORARY_SUFFIX}"), *beside_video):
             path.unlink(missing_ok=True)
-        remove_temporaries(self.record.output.parent, self.record.token)
 
     def _check_room(self) -> None:
         """Raise :class:`InputError` where the latents of the sections to come do not fit on the disk."""
@@ -306,8 +305,8 @@ def _image_names(fields: Iterable[str]) -> tuple[str, ...]:
 def _is_unfinished(name: str, fields: Iterable[str]) -> bool:
     """Whether a process that was killed before job.json was written may have left ``name`` of images of ``fields``."""
     images = _image_names((*IMAGE_FIELDS, *fields))
-    temporary = (temporary_name(whole, "*") for whole in (*images, _RECORD))
-    return name in {*images, _LOCK} or any(fnmatch.fnmatch(name, pattern) for pattern in temporary)
+    temporary = (temporary_name(whole, "*") for whole in (*images, RECORD))
+    return name in {*images, LOCK} or any(fnmatch.fnmatch(name, pattern) for pattern in temporary)
 
 
 def _png(image: "Image") -> bytes:

@@ -1,8 +1,29 @@
-"""Where jobs are kept."""
+"""Where jobs are kept, and what the files in the folder of a job are called; see :class:`~.folder.JobFolder`."""
 
 import datetime
 import secrets
 from pathlib import Path
+
+RECORD, REDOS, LOCK, DONE, SPOOL = "job.json", "redos.json", "lock", "done.json", "segments.bin"
+# Where the playable file is that a run which stopped early has left.
+PARTIAL = "partial.json"
+FRAMES_FILES = "section_*.json"
+SECTION_FILES = ("section_*.safetensors", FRAMES_FILES)
+
+
+def image_path(folder: Path, field: str) -> Path:
+    """Where a job keeps the image of a request's ``field``."""
+    return folder / f"{field}.png"
+
+
+def latents_path(folder: Path, index: int) -> Path:
+    """Where the latents of section ``index`` are, and the state of the noise after it."""
+    return folder / f"section_{index:04d}.safetensors"
+
+
+def frames_path(folder: Path, index: int) -> Path:
+    """Where it is noted which of the segments has the frames of section ``index``."""
+    return folder / f"section_{index:04d}.json"
 
 
 def jobs_path(cache_dir: Path) -> Path:

@@ -7,7 +7,7 @@ from ..files import writing
 from ..media.mp4 import write_mp4
 from ..media.segments import SegmentSpool, longest_run
 from .folder import JobFolder
-from .run import SPOOL
+from .paths import SPOOL
 
 
 def write_playable(folder: JobFolder, path: Path) -> int:

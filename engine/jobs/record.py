@@ -15,6 +15,7 @@ from ..request.codec import from_dict, to_dict
 from ..request.config import EngineConfig, Request, SamplingConfig
 from ..request.guides import GuideImage
 from ..request.sections import plan_sections
+from .paths import image_path
 
 # Of the whole folder: a change in any of its files counts.
 VERSION = 2
@@ -194,11 +195,6 @@ def _prompts(request: Request) -> object:
     if len(stretches) == 1:
         return stretches[0].text
     return [stretch.text for stretch in stretches for _ in range(stretch.first_section, stretch.end_section)]
-
-
-def image_path(folder: Path, field: str) -> Path:
-    """Where a job keeps the image of a request's ``field``."""
-    return folder / f"{field}.png"
 
 
 def _plan(sampling: SamplingConfig) -> list[list[int]]:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..events import PhaseEvent
-from ..files import temporary_name, write_durably, writing
+from ..files import write_durably, writing
 from ..media.segments import KeptSegments, Segment, SegmentSpool
 from ..request.config import Request
 from ..request.sections import plan_sections
 from ..sampling.history import SampledSections, needed_sections
+from .paths import DONE, PARTIAL, SPOOL
 from .record import JobRecord
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from .section_files import SectionFiles
 
 _logger = logging.getLogger(__name__)
-DONE, SPOOL, _PARTIAL = "done.json", "segments.bin", "partial.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ class JobRun:
 
     def note_partial(self, path: Path) -> None:
         """A file beside the output holds what is finished; :meth:`finish` removes it."""
-        self._note(_PARTIAL, path)
+        self._note(PARTIAL, path)
 
     def finish(self, video: Path) -> None:
         """Note in the folder that the video is complete."""
@@ -103,7 +103,7 @@ class JobRun:
         partial = self.partial()
         if partial is not None:
             partial.unlink(missing_ok=True)
-            (self.path / _PARTIAL).unlink()
+            (self.path / PARTIAL).unlink()
 
     def explain(self, error: BaseException) -> None:
         """Say in a note of ``error``, which ends the run early, how the job goes on."""
@@ -211,7 +211,7 @@ def reprompted(request: Request, prompt: str) -> Request:
 def read_partial(folder: Path) -> Path | None:
     """The file that holds what is finished of a job that stopped early; None if there is none."""
     try:
-        return Path(json.loads((folder / _PARTIAL).read_bytes())["video"])
+        return Path(json.loads((folder / PARTIAL).read_bytes())["video"])
     except FileNotFoundError:
         return None
 
@@ -219,9 +219,3 @@ def read_partial(folder: Path) -> Path | None:
 def redone_metadata(record: JobRecord, redos: Sequence[Redo]) -> dict[str, object]:
     """What the video file says: how the job began, and what was made again."""
     return {**record.metadata, **({"redos": [asdict(redo) for redo in redos]} if redos else {})}
-
-
-def remove_temporaries(folder: Path, token: str) -> None:
-    """Remove the half-written files that a killed run of a job left in ``folder``."""
-    for path in folder.glob(temporary_name("*", token)):
-        path.unlink(missing_ok=True)

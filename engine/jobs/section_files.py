@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ..checkpoints.tensor_files import load_tensors, tensors_digest
 from ..files import write_durably
 from ..media.segments import CodedFrame, Segment, SegmentSpool
+from .paths import FRAMES_FILES, SECTION_FILES, frames_path, latents_path
 
 _logger = logging.getLogger(__name__)
-SECTION_FILES = ("section_*.safetensors", "section_*.json")
 _ENTRY = "isoframe"
 _REMADE = "the section is made again"
 
@@ -40,8 +40,8 @@ class SectionFiles:
         """Keep a sampled section."""
         tensors = {"latents": latents.contiguous(), "generator_state": generator_state}
         # One entry: safetensors writes several in no order, and equal sections are to be equal files.
-        metadata = {_ENTRY: json.dumps({"origin": self._origin(index), "digest": _digest(tensors)})}
-        write_durably(self._latents_path(index), save(tensors, metadata=metadata))
+        metadata = {_ENTRY: json.dumps({"origin": self._origin(index), "digest": tensors_digest(tensors)})}
+        write_durably(latents_path(self._folder, index), save(tensors, metadata=metadata))
 
     def count_latents(self, num_sections: int) -> int:
         """How many of the first ``num_sections`` sections are sampled, in a row; their content is not checked."""
@@ -50,15 +50,13 @@ class SectionFiles:
 
     def count_records(self) -> int:
         """Sections whose frames are encoded; their content is not checked."""
-        return sum(1 for _ in self._folder.glob(SECTION_FILES[1]))
+        return sum(1 for _ in self._folder.glob(FRAMES_FILES))
 
     def read_latents(self, index: int) -> tuple[Tensor, Tensor] | None:
         """Latents and generator state of a section that is sampled; None if they are damaged."""
-        path = self._latents_path(index)
-        with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-            digest = _entry(file)["digest"]
-        if digest != _digest(tensors):
+        path = latents_path(self._folder, index)
+        tensors, metadata = load_tensors(path)
+        if _entry(metadata)["digest"] != tensors_digest(tensors):
             _warn_of_damage(path, "its content does not match its digest")
             return None
         return tensors["latents"], tensors["generator_state"]
@@ -77,7 +75,7 @@ class SectionFiles:
                 "extradata": segment.spool.extradata.hex(),
                 "digest": _segment_digest(segment),
             }
-        write_durably(self._record_path(index), json.dumps(values).encode())
+        write_durably(frames_path(self._folder, index), json.dumps(values).encode())
 
     def read_segments(self, spool: SegmentSpool, most: int, extradata: bytes) -> tuple[int, list[Segment]]:
         """How many of the first ``most`` sections in a row have their frames in ``spool``, and their segments.
@@ -113,7 +111,9 @@ class SectionFiles:
                 _logger.warning("another version encoded section %d: %s", index, outcome)
                 return
             if record["digest"] != _segment_digest(segment):
-                _warn_of_damage(self._record_path(index), "its segment does not match its digest", outcome)
+                _warn_of_damage(
+                    frames_path(self._folder, index), "its segment does not match its digest", outcome
+                )
                 return
             yield segment
 
@@ -125,10 +125,10 @@ class SectionFiles:
                     path.unlink(missing_ok=True)
 
     def _has_latents(self, index: int) -> bool:
-        path = self._latents_path(index)
+        path = latents_path(self._folder, index)
         try:
             with safetensors.safe_open(path, framework="pt") as file:
-                return bool(_entry(file)["origin"] == self._origin(index))
+                return bool(_entry(file.metadata())["origin"] == self._origin(index))
         except FileNotFoundError:
             return False
         except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
@@ -136,7 +136,7 @@ class SectionFiles:
             return False
 
     def _read_record(self, index: int, outcome: str) -> dict[str, Any] | None:
-        path = self._record_path(index)
+        path = frames_path(self._folder, index)
         try:
             record: dict[str, Any] = json.loads(path.read_bytes())
             return record if record["origin"] == self._origin(index) else None
@@ -146,16 +146,10 @@ class SectionFiles:
             _warn_of_damage(path, error, outcome)
             return None
 
-    def _latents_path(self, index: int) -> Path:
-        return self._folder / f"section_{index:04d}.safetensors"
 
-    def _record_path(self, index: int) -> Path:
-        return self._folder / f"section_{index:04d}.json"
-
-
-def _entry(file: Any) -> dict[str, Any]:
+def _entry(metadata: dict[str, str] | None) -> dict[str, Any]:
     """What a file of latents says about itself; raises ValueError or KeyError where it says nothing."""
-    entry: dict[str, Any] = json.loads((file.metadata() or {})[_ENTRY])
+    entry: dict[str, Any] = json.loads((metadata or {})[_ENTRY])
     return entry
 
 
@@ -175,14 +169,6 @@ def _segment(record: dict[str, Any], spool: SegmentSpool) -> Segment:
 
 def _segment_digest(segment: Segment) -> str:
     return hashlib.sha256(segment.spool.read(segment.offset, segment.num_bytes)).hexdigest()
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _warn_of_damage(path: Path, reason: object, outcome: str = _REMADE) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ....errors import InputError
 from ....jobs.folder import JobFolder
-from ....jobs.run import DONE
+from ....jobs.paths import DONE
 from ....jobs.state import JobState
 from .notes import Asked, End, read_asked, read_end
 from .status import VideoStatus, describe
