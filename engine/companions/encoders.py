@@ -3,10 +3,10 @@
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+# Tensors by name, by the key under which the cache has them.
+Encoded = dict[str, dict[str, Tensor]]
 
 
 class Encoders:
@@ -70,11 +74,7 @@ class Encoders:
     def encode_prompts(self, prompts: Sequence[str]) -> list[PromptEmbeds]:
         """Encode several prompts, loading each encoder once."""
         keys = [self._prompt_key(prompt) for prompt in prompts]
-        found = {key: tensors for key in keys if (tensors := self._cache.read(key)) is not None}
-        absent = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in found}
-        for key, tensors in self._compute_prompts(absent).items():
-            self._cache.write(key, tensors)
-            found[key] = tensors
+        found = self._cached(dict(zip(keys, prompts, strict=True)), self._compute_prompts)
         return [self._to_prompt_embeds(found[key]) for key in keys]
 
     def encode_image(self, image: "Image") -> Tensor:
@@ -84,12 +84,17 @@ class Encoders:
     def encode_images(self, images: "Sequence[Image]") -> list[Tensor]:
         """Encode several images, loading the encoder once."""
         keys = [self._image_key(image) for image in images]
-        found = {key: tensors for key in keys if (tensors := self._cache.read(key)) is not None}
-        absent = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
-        for key, embeds in self._compute_images(absent).items():
-            found[key] = {"image_embeds": embeds}
-            self._cache.write(key, found[key])
+        found = self._cached(dict(zip(keys, images, strict=True)), self._compute_images)
         return [found[key]["image_embeds"].to(self._device, self._dtype) for key in keys]
+
+    def _cached(self, inputs: dict[str, T], compute: Callable[[dict[str, T]], Encoded]) -> Encoded:
+        """What ``inputs`` are encoded as, by key; ``compute`` is asked for those that are not in the cache."""
+        found = {key: tensors for key in inputs if (tensors := self._cache.read(key)) is not None}
+        absent = {key: value for key, value in inputs.items() if key not in found}
+        computed = compute(absent) if absent else {}
+        for key, tensors in computed.items():
+            self._cache.write(key, tensors)
+        return found | computed
 
     def _image_key(self, image: "Image") -> str:
         pixels = np.asarray(image)
@@ -129,9 +134,7 @@ class Encoders:
             pooled_embeds=tensors["pooled_embeds"].to(self._device, self._dtype),
         )
 
-    def _compute_prompts(self, prompts: dict[str, str]) -> dict[str, dict[str, Tensor]]:
-        if not prompts:
-            return {}
+    def _compute_prompts(self, prompts: dict[str, str]) -> Encoded:
         tokens = self._tokenize(prompts)
         with self._loaded("text_encoder") as llama:
             states = {
@@ -150,7 +153,7 @@ class Encoders:
 
     def _tokenize(self, prompts: dict[str, str]) -> dict[str, tuple[Tensor, int, int]]:
         """Token ids [L], tokens of the template before the prompt, and tokens dropped, by key."""
-        tokenizer = self._load_tokenizer("tokenizer")
+        tokenizer = load_tokenizer(self._folder("tokenizer"))
         before, after = (self._components.profile.prompt_template or self._family.prompt_template()).split(
             "{}"
         )
@@ -174,7 +177,7 @@ class Encoders:
         return tokens
 
     def _compute_pooled(self, prompts: dict[str, str]) -> dict[str, Tensor]:
-        tokenizer = self._load_tokenizer("tokenizer_2")
+        tokenizer = load_tokenizer(self._folder("tokenizer_2"))
         with self._loaded("text_encoder_2") as clip:
             length = clip.config.max_position_embeddings
             padded = {
@@ -186,16 +189,15 @@ class Encoders:
                 for key, ids in padded.items()
             }
 
-    def _compute_images(self, images: "dict[str, Image]") -> dict[str, Tensor]:
-        if not images:
-            return {}
+    def _compute_images(self, images: "dict[str, Image]") -> Encoded:
         pixels = {
             key: prepare_image(image, self._folder("feature_extractor")) for key, image in images.items()
         }
+        dtype = self._compute_dtype
         with self._loaded("image_encoder") as siglip:
             return {
                 # One after the other: the plan counts the activations of one.
-                key: siglip(pixel_values=values.to(self._device, self._compute_dtype)).last_hidden_state
+                key: {"image_embeds": siglip(pixel_values=values.to(self._device, dtype)).last_hidden_state}
                 for key, values in pixels.items()
             }
 
@@ -214,9 +216,6 @@ class Encoders:
             model.to("meta")
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-
-    def _load_tokenizer(self, name: str) -> "PreTrainedTokenizerBase":
-        return load_tokenizer(self._folder(name))
 
     def _folder(self, name: str) -> Path:
         if name not in self._folders:
