@@ -111,7 +111,7 @@ def run_steps(
     with tempfile.TemporaryDirectory() as cache_dir:
         config = EngineConfig(precision=job.precision, cache_dir=cache_dir)
         memory = RandomMemory(known.shapes, config, weight_format, device, machine)
-        planned = memory.plan(sampling, job.size, is_latents_only=True)
+        planned = memory.plan(replace(memory.job(sampling, job.size), is_latents_only=True))
         memory.log = EventLog(max_uses=planned.plan.num_units * (job.num_steps - 1))
         chosen: list[SelfAttention] = []
 

@@ -83,7 +83,8 @@ def decode_latents(
         )
     sampling = SamplingConfig(num_sections=num_sections, order=order, latent_window_size=window)
     height, width = (8 * edge for edge in latents.shape[3:])
-    return _decode_sections(latents, sampling, model, model.memory.plan(sampling, (height, width)))
+    job = model.memory.job(sampling, (height, width))
+    return _decode_sections(latents, sampling, model, model.memory.plan(job))
 
 
 def _decode_sections(

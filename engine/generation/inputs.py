@@ -73,13 +73,13 @@ class JobInputs:
             BudgetError: it does not fit.
             DeviceError: the configured attention does not run at its size.
         """
-        memory = model.memory.plan(
-            self.sampling,
-            self.images.size,
+        job = replace(
+            model.memory.job(self.sampling, self.images.size),
             lora_bytes=model.denoiser.lora_bytes(self.sampling),
             num_encoded_frames=min(max(self.num_given, 1), MAX_CLIP_FRAMES),
             num_more_frames=self.num_frames - self.num_made,
         )
+        memory = model.memory.plan(job)
         model.denoiser.check_attention(self.sampling, self.images.size, memory.num_condition_tokens)
         return memory
 

@@ -174,41 +174,18 @@ class ModelMemory:
         self.machine = machine
         self.limit.set(machine.vram - machine.context)
 
-    def plan(
-        self,
-        sampling: SamplingConfig,
-        size: tuple[int, int],
-        *,
-        is_latents_only: bool = False,
-        lora_bytes: int = 0,
-        num_encoded_frames: int = 1,
-        num_more_frames: int = 1,
-    ) -> "JobMemory":
-        """Plan a job; nothing moves yet.
+    def job(self, sampling: SamplingConfig, size: tuple[int, int]) -> PlannedJob:
+        """A job of this model for :meth:`plan`, which the caller may say more of; ``size`` is (height, width) in pixels."""
+        job = planned_job(self._shapes, self._config, self._format, sampling, size)
+        return replace(job, has_store=self._is_stored)
 
-        Args:
-            sampling: of the job.
-            size: (height, width) in pixels.
-            is_latents_only: neither encoders nor VAE will run.
-            lora_bytes: most that the LoRAs take on the device.
-            num_encoded_frames: of the clip that is extended; 1 where there is none.
-            num_more_frames: of the video, besides four for each latent of its sections.
+    def plan(self, job: PlannedJob) -> "JobMemory":
+        """Plan a job; nothing moves yet.
 
         Raises:
             BudgetError: it does not fit; the message names what would.
         """
-        job = planned_job(self._shapes, self._config, self._format, sampling, size)
-        return JobMemory(
-            self,
-            replace(
-                job,
-                is_latents_only=is_latents_only,
-                lora_bytes=lora_bytes,
-                num_encoded_frames=num_encoded_frames,
-                num_more_frames=num_more_frames,
-                has_store=self._is_stored,
-            ),
-        )
+        return JobMemory(self, job)
 
     def place(self, plan: Plan) -> UnitSource:
         """Place the units as ``plan`` says; those that are in their place already stay."""

@@ -285,7 +285,9 @@ def test_a_plan_counts_the_loras_wherever_they_are_on_the_device(engine: Engine,
 
     def planned(*loras: LoraStrength) -> dict[str, int]:
         sampling = dataclasses.replace(SAMPLING, loras=loras)
-        memory = engine._memory.plan(sampling, (64, 64), lora_bytes=engine._denoiser.lora_bytes(sampling))
+        job = engine._memory.job(sampling, (64, 64))
+        lora_bytes = engine._denoiser.lora_bytes(sampling)
+        memory = engine._memory.plan(dataclasses.replace(job, lora_bytes=lora_bytes))
         return {phase.name: phase.total for phase in memory.plan.phases}
 
     style, face = folder / "style.safetensors", folder / "face.safetensors"

@@ -193,9 +193,9 @@ def test_a_job_that_nothing_smaller_fits_is_tried_once_more_with_the_same_plan(
         full = engine._memory.machine
         monkeypatch.setattr(engine._memory, "machine", replace(full, vram=2**20))
         with pytest.raises(BudgetError) as refusal:
-            engine._memory.plan(SAMPLING, (64, 64))
+            engine._memory.plan(engine._memory.job(SAMPLING, (64, 64)))
         monkeypatch.setattr(engine._memory, "machine", replace(full, vram=refusal.value.needed))
-        job = engine._memory.plan(SAMPLING, (64, 64))
+        job = engine._memory.plan(engine._memory.job(SAMPLING, (64, 64)))
         plan, failures = job.plan, [RuntimeError(CUBLAS)]
 
         def work() -> str:
@@ -210,15 +210,15 @@ def test_a_job_that_nothing_smaller_fits_is_tried_once_more_with_the_same_plan(
 
 def test_a_begun_job_keeps_its_tiles_or_says_that_they_do_not_fit(tmp_path: Path) -> None:
     with Engine.load("demo", config=config(tmp_path)) as engine:
-        job = engine._memory.plan(SAMPLING, (512, 512))
+        job = engine._memory.plan(engine._memory.job(SAMPLING, (512, 512)))
         assert job.plan.vae_tile is None
         job.keep_tile(128)
         assert job.plan.vae_tile == 128
-        tiled = engine._memory.plan(SAMPLING, (512, 512))
+        tiled = engine._memory.plan(engine._memory.job(SAMPLING, (512, 512)))
         engine._memory.machine = replace(
             engine._memory.machine, vram=job.plan.peak + job.plan.host.total + 2**20
         )
-        tiled = engine._memory.plan(SAMPLING, (512, 512))
+        tiled = engine._memory.plan(engine._memory.job(SAMPLING, (512, 512)))
         assert tiled.plan.vae_tile == 128
         with pytest.raises(
             BudgetError,
