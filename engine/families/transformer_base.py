@@ -17,6 +17,7 @@ from ..checkpoints.checkpoint import Checkpoint, load_into
 from ..checkpoints.destinations import Destination
 from ..checkpoints.lora import ActiveLoras
 from ..model.attention import SDPA_ATTENTION, SelfAttention
+from ..model.attention_backends import AttentionShape
 from ..model.lora_layers import LoraUnits, SideBranch, unit_branches
 from ..model.outer_weights import OuterWeights, ReadWeight
 from ..model.packing import ContextGroup, Indices, PackedSection
@@ -174,6 +175,14 @@ class Transformer(ABC):
             for source, rows in zip(layer.sources, layer.rows, strict=True)
         }
         return blocks | self._weights.shapes | self._job_weights.shapes
+
+    def attention_shape(self, num_tokens: int) -> AttentionShape:
+        """The joint self-attention of the blocks over ``num_tokens`` latent and condition tokens."""
+        config = self.config
+        return AttentionShape(
+            num_tokens=num_tokens, num_heads=config.num_attention_heads, head_dim=config.attention_head_dim,
+            dtype=self.dtype,
+        )  # fmt: skip
 
     def with_loras(self, loras: ActiveLoras) -> Self:
         """A transformer with LoRAs beside the weights of this one, which it shares; this one without any."""

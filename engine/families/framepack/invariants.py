@@ -16,6 +16,7 @@ from ...model.attention import attention
 from ...model.outer_weights import OuterLinear, OuterWeights
 from ..transformer_base import PreparedJob
 from .layers import StreamModulation
+from .transformer_config import TransformerConfig
 
 _SINUSOID_DIM = 256
 
@@ -148,23 +149,15 @@ class RefinerBlock:
 class TextRefiner:
     """Projects text embeddings and refines them for each timestep."""
 
-    def __init__(
-        self,
-        weights: OuterWeights,
-        name: str,
-        text_dim: int,
-        dim: int,
-        mlp_dim: int,
-        num_heads: int,
-        depth: int,
-    ) -> None:
+    def __init__(self, weights: OuterWeights, name: str, config: TransformerConfig) -> None:
+        text_dim, dim, heads = config.text_embed_dim, config.inner_dim, config.num_attention_heads
         self.embedding = TimeTextEmbedding(
             weights, f"{name}.time_text_embed", text_dim, dim, has_guidance=False
         )
         self.proj_in = weights.linear(f"{name}.proj_in", text_dim, dim)
         self.blocks = [
-            RefinerBlock(weights, f"{name}.token_refiner.refiner_blocks.{i}", dim, mlp_dim, num_heads)
-            for i in range(depth)
+            RefinerBlock(weights, f"{name}.token_refiner.refiner_blocks.{i}", dim, config.mlp_dim, heads)
+            for i in range(config.num_refiner_layers)
         ]
 
     def __call__(self, text_embeds: Tensor, timesteps: Tensor) -> Tensor:

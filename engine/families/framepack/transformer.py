@@ -62,7 +62,7 @@ class PackedTransformer(Transformer):
     def _build(self, weights: OuterWeights, job_weights: OuterWeights) -> None:
         config = self.config
         _check_supported(config)
-        dim, mlp_dim = config.inner_dim, int(config.inner_dim * config.mlp_ratio)
+        dim = config.inner_dim
         patch = (config.patch_size_t, config.patch_size, config.patch_size)
         self.x_embedder = _patch_embedding(weights, "x_embedder.proj", config, patch)
         # By the kernel of a group; kernel 8 takes means of what kernel 4 takes.
@@ -79,15 +79,7 @@ class PackedTransformer(Transformer):
             dim,
             has_guidance=config.guidance_embeds,
         )
-        self.refiner = TextRefiner(
-            job_weights,
-            "context_embedder",
-            config.text_embed_dim,
-            dim,
-            mlp_dim,
-            config.num_attention_heads,
-            config.num_refiner_layers,
-        )
+        self.refiner = TextRefiner(job_weights, "context_embedder", config)
         self.modulation_linears = _modulation_linears(job_weights, config)
         self.proj_out = weights.linear("proj_out", dim, config.out_channels * config.patch_size**2)
 
@@ -197,28 +189,26 @@ class PackedTransformer(Transformer):
         return torch.cat([projection(part.float()) for part in parts], dim=1)
 
 
+@dataclass(eq=False)
 class PackedPass(StepPass):
-    """A forward through dual-stream blocks, then single-stream ones, over one buffer of tokens."""
+    """A forward through dual-stream blocks, then single-stream ones, over one buffer of tokens.
 
-    def __init__(
-        self,
-        transformer: PackedTransformer,
-        latents: Tensor,
-        step: int,
-        job: JobInvariants,
-        section: PackedSection,
-        context: StepContext,
-    ) -> None:
-        """Use :meth:`PackedTransformer.step`."""
-        self.transformer = transformer
-        self.latents = latents
-        self.step = step
-        self.job = job
-        self.section = section
-        self.context = context
-        self.modulation = StepModulation(job.vectors(step), job.num_dual_blocks)
-        self._tokens: Tensor | None = None
-        self._first_input: Tensor | None = None
+    Attributes:
+        transformer: the weights.
+        latents: those of :meth:`PackedTransformer.step`, and so are the others.
+    """
+
+    transformer: PackedTransformer
+    latents: Tensor
+    step: int
+    job: JobInvariants
+    section: PackedSection
+    context: StepContext
+    _tokens: Tensor | None = None
+    _first_input: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.modulation = StepModulation(self.job.vectors(self.step), self.job.num_dual_blocks)
 
     @property
     def tokens(self) -> Tensor:
