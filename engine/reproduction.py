@@ -4,7 +4,7 @@ import itertools
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -229,15 +229,17 @@ def reproduce(
             video = engine.resume(job, out, overwrite=True, on_event=on_event)
         if is_frame:
             pairs = [(_png(recipe.source), _png(sorted(frames.iterdir())[recipe.metadata["frame"]]))]
-            return _compare(iter(pairs), video, differences)
-        return _compare(_frame_pairs(recipe.source, video.path), video, differences)
+            return _compare(pairs, video, differences)
+        frames_of_both = itertools.zip_longest(decode_frames(recipe.source), decode_frames(video.path))
+        return _compare(frames_of_both, video, differences)
 
 
 def _compare(
-    pairs: Iterator[tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]],
+    pairs: Iterable[tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]],
     video: Video,
     differences: tuple[str, ...],
 ) -> Reproduction:
+    """Compare ``pairs`` of frames, old and new; None stands beyond the end of the shorter video."""
     num_frames = num_different = 0
     squares = num_values = 0.0
     for one, other in pairs:
@@ -256,13 +258,6 @@ def _compare(
         psnr=math.inf if squares == 0 else 10 * math.log10(255**2 * max(num_values, 1) / squares),
         differences=differences,
     )
-
-
-def _frame_pairs(
-    one: Path, other: Path
-) -> Iterator[tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]]:
-    """Frames of both videos side by side; None beyond the end of the shorter one."""
-    return itertools.zip_longest(decode_frames(one), decode_frames(other))
 
 
 def _png(path: Path) -> NDArray[np.uint8]:

@@ -4,7 +4,6 @@ import math
 import zlib
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from ...engine.families.framepack.transformer import PackedTransformer
 from ...engine.families.framepack.transformer_config import TransformerConfig
 from ...engine.model.attention import SelfAttention
 from ...engine.model.attention_backends import AttentionShape
-from ...engine.model.attention_choice import make_self_attention
+from ...engine.model.attention_choice import AttentionChoice
 from ...engine.model.conditioning import Conditioning
 from ...engine.request.config import EngineConfig, SamplingConfig
 from ...engine.sampling.denoiser import Denoiser, LatentSection
@@ -86,9 +85,10 @@ def chosen_attention(
     config: EngineConfig, precision: str, device: torch.device, shape: AttentionShape
 ) -> SelfAttention:
     """The attention that an engine with ``config`` takes for a model in ``precision`` and ``shape``."""
-    return make_self_attention(
-        config.attention, precision=precision, device=device, cache_dir=Path(config.cache_path()), shape=shape
+    choice = AttentionChoice(
+        name=config.attention, precision=precision, device=device, cache_dir=config.cache_path()
     )
+    return choice.make(shape)
 
 
 class RandomModel:

@@ -3,7 +3,7 @@
 import logging
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,9 +22,8 @@ from ..errors import ConfigError
 from ..events import OnConversion
 from ..families.opening import open_transformer
 from ..families.registry import family_of
-from ..families.transformer_base import Transformer
-from ..model.attention_backends import AttentionShape, device_capability
-from ..model.attention_choice import check_self_attention, make_self_attention
+from ..model.attention_backends import device_capability
+from ..model.attention_choice import AttentionChoice
 from ..planning.budget import check_fits
 from ..planning.machine import Machine, this_machine
 from ..request.config import TUNED_SETTINGS, EngineConfig, SamplingConfig
@@ -46,7 +45,7 @@ class LoadedModel:
         components: where the companions are; they are opened when they are asked for.
         checkpoint: the transformer's files, or its unit store.
         memory: where the transformer's weights are.
-        make_attention: gives the configured attention, or the fastest, for the :class:`AttentionShape` of a job.
+        attention: the configured one, or the fastest for the shape of a job.
         denoiser: samples with it.
         frame_filter: what every frame of its videos passes through.
     """
@@ -89,23 +88,17 @@ class LoadedModel:
                 on_conversion,
                 has_fp32_head=has_fp32_head,
             )
-        self.make_attention = partial(
-            make_self_attention,
-            config.attention,
-            precision=self.precision,
-            device=self.device,
-            cache_dir=config.cache_path(),
-        )
-        check_attention = partial(
-            check_self_attention, config.attention, precision=self.precision, device=self.device
+        self.attention = attention = AttentionChoice(
+            name=config.attention, precision=self.precision, device=self.device, cache_dir=config.cache_path()
         )
         self.denoiser = Denoiser(
-            memory.transformer, self.make_attention, step_caches or self.make_step_cache, check_attention
+            memory.transformer, attention.make, step_caches or self.make_step_cache, attention.check
         )
         self.frame_filter = frame_filter
         if config.attention != "auto":
-            # A library that is missing is not found out after the prompt has been encoded.
-            check_attention(_smallest_attention(memory.transformer))
+            # A library that is missing is not found out after the prompt has been encoded. One token is what every
+            # attention accepts if it runs on the device at all.
+            attention.check(memory.transformer.attention_shape(1))
 
     @property
     def device(self) -> torch.device:
@@ -138,7 +131,8 @@ class LoadedModel:
             BudgetError: it does not fit.
         """
         lora_bytes = self.denoiser.lora_bytes(sampling)
-        return self.memory.plan(sampling, size, is_latents_only=True, lora_bytes=lora_bytes)
+        job = replace(self.memory.job(sampling, size), is_latents_only=True, lora_bytes=lora_bytes)
+        return self.memory.plan(job)
 
     @cached_property
     def encoders(self) -> Encoders:
@@ -317,14 +311,3 @@ def _use_tuned_kernels(config: EngineConfig, capability: int) -> None:
         _logger.warning("%s is damaged (%s): delete it, or run isoframe bench tune again", tuned, error)
     else:
         _logger.info("launch settings of the kernels: %s", tuned)
-
-
-def _smallest_attention(transformer: Transformer) -> AttentionShape:
-    """A shape that every attention accepts if it runs on the device at all."""
-    config = transformer.config
-    return AttentionShape(
-        num_tokens=1,
-        num_heads=config.num_attention_heads,
-        head_dim=config.attention_head_dim,
-        dtype=transformer.dtype,
-    )

@@ -16,7 +16,7 @@ from ..errors import BudgetError, DeviceError
 from ..families.registry import PUBLISHED_NAME
 from ..generation.model_lookup import find_model
 from ..model.attention_backends import AttentionShape
-from ..model.attention_choice import CANDIDATES, make_self_attention
+from ..model.attention_choice import CANDIDATES, AttentionChoice
 from ..planning.budget import make_plan
 from ..planning.machine import Machine, this_machine
 from ..planning.nvml import CardState, read_card
@@ -206,9 +206,8 @@ def check_attention(device: torch.device, cache_dir: Path) -> Iterator[Check]:
     obstacles = {name: candidate.obstacle(shape, device) for name, candidate in CANDIDATES.items()}
     runs, is_cuda = [name for name, obstacle in obstacles.items() if obstacle is None], device.type == "cuda"
     try:
-        chosen = make_self_attention(
-            "auto", precision="bf16", device=device, cache_dir=cache_dir, shape=shape
-        ).name
+        choice = AttentionChoice(name="auto", precision="bf16", device=device, cache_dir=cache_dir)
+        chosen = choice.make(shape).name
     except DeviceError as error:
         yield Check("attention", "problem", str(error), "pip install flash-attn or xformers")
         return

@@ -74,40 +74,43 @@ def cuda_seconds(call: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def make_self_attention(
-    name: str, shape: AttentionShape, *, precision: str, device: torch.device, cache_dir: Path
-) -> SelfAttention:
-    """The attention called ``name``, checked before anything is allocated.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionChoice:
+    """What decides which attention the jobs of a model have; nothing is measured before a job has a shape.
 
-    "auto" is torch's on the CPU, and :func:`choose_attention` on CUDA.
-
-    Args:
-        name: one of :data:`ATTENTIONS`.
-        shape: of the job's joint self-attention.
-        precision: of the job.
+    Attributes:
+        name: one of :data:`ATTENTIONS`; "auto" is torch's on the CPU, and :func:`choose_attention` on CUDA.
+        precision: of the model.
         device: where it computes.
         cache_dir: folder of measured choices; created when there is one to write.
-
-    Raises:
-        ConfigError: there is no such attention.
-        DeviceError: it cannot run here; the message says what would.
     """
-    check_self_attention(name, shape, precision=precision, device=device)
-    if name == "auto":
-        is_cuda = device.type == "cuda"
-        name = choose_attention(precision, device, cache_dir, shape) if is_cuda else "sdpa"
-    return CANDIDATES[name].make()
 
+    name: str
+    precision: str
+    device: torch.device
+    cache_dir: Path
 
-def check_self_attention(name: str, shape: AttentionShape, *, precision: str, device: torch.device) -> None:
-    """What :func:`make_self_attention` would refuse is refused, and nothing measured; arguments and errors as there."""
-    check_choice("attention", name, ATTENTIONS)
-    if name == "auto":
-        _admitted(CANDIDATES, precision, shape, device)
-        return
-    obstacle = CANDIDATES[name].obstacle(shape, device)
-    if obstacle is not None:
-        raise DeviceError(obstacle)
+    def make(self, shape: AttentionShape) -> SelfAttention:
+        """The attention of a job of ``shape``, checked before anything is allocated; errors as for :meth:`check`."""
+        self.check(shape)
+        name = self.name
+        if name == "auto":
+            is_cuda = self.device.type == "cuda"
+            name = choose_attention(self.precision, self.device, self.cache_dir, shape) if is_cuda else "sdpa"
+        return CANDIDATES[name].make()
+
+    def check(self, shape: AttentionShape) -> None:
+        """Refuse what :meth:`make` would refuse, and measure nothing.
+
+        Raises:
+            ConfigError: there is no such attention.
+            DeviceError: it cannot run here; the message says what would.
+        """
+        check_choice("attention", self.name, ATTENTIONS)
+        if self.name == "auto":
+            _admitted(CANDIDATES, self.precision, shape, self.device)
+        elif (obstacle := CANDIDATES[self.name].obstacle(shape, self.device)) is not None:
+            raise DeviceError(obstacle)
 
 
 def choose_attention(

@@ -112,13 +112,14 @@ class Schedule:
                 raise ConfigError(f"x in a schedule must lie between frames, got {self}")
 
     @staticmethod
+    @lru_cache(maxsize=64)
     def parse(text: str) -> "Schedule":
         """The schedule that ``text`` stands for.
 
         Raises:
             ConfigError: it is none; the message names the part.
         """
-        return _parse(text)
+        return Schedule(tuple(_parse_part(part, text) for part in text.split("_")))
 
     def __str__(self) -> str:
         return "_".join(map(str, self.groups))
@@ -223,11 +224,6 @@ class Schedule:
         generated = next(i for i, group in enumerate(self.groups) if isinstance(group, Generated))
         neighbour = place + 1 if place < generated else place - 1
         return isinstance(self.groups[neighbour], Context)
-
-
-@lru_cache(maxsize=64)
-def _parse(text: str) -> Schedule:
-    return Schedule(tuple(_parse_part(part, text) for part in text.split("_")))
 
 
 # A job asks for every section.

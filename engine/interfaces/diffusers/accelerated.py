@@ -14,7 +14,6 @@ from ...families.registry import family_of
 from ...families.transformer_base import PreparedJob, StepContext, Transformer
 from ...generation.loaded_model import LoadedModel
 from ...model.attention import SDPA_ATTENTION, SelfAttention
-from ...model.attention_backends import AttentionShape
 from ...model.lora_layers import branch_bytes
 from ...model.packing import PackedSection
 from ...request.config import SamplingConfig
@@ -176,19 +175,11 @@ class AcceleratedTransformer(DiffusersForward):
         wanted = sampling, call.size, call.image_embeds.shape[1], call.text[0].shape[1]
         if self._memory is None or wanted != self._planned:
             _, height, width = call.size
-            config = base.config
             num_bytes = branch_bytes(base.unit_specs, self._loras, base.dtype)
-            self._memory = self._model.memory.plan(
-                sampling, (8 * height, 8 * width), is_latents_only=True, lora_bytes=num_bytes
-            )
-            self._attention = self._model.make_attention(
-                AttentionShape(
-                    num_tokens=call.num_latent_tokens() + call.text[0].shape[1] + call.image_embeds.shape[1],
-                    num_heads=config.num_attention_heads,
-                    head_dim=config.attention_head_dim,
-                    dtype=base.dtype,
-                )
-            )
+            job = self._model.memory.job(sampling, (8 * height, 8 * width))
+            self._memory = self._model.memory.plan(replace(job, is_latents_only=True, lora_bytes=num_bytes))
+            num_tokens = call.num_latent_tokens() + call.text[0].shape[1] + call.image_embeds.shape[1]
+            self._attention = self._model.attention.make(base.attention_shape(num_tokens))
             self._planned = wanted
         units, token_chunk = self._memory.place()
         self._context = self._transformer.context(units, self._attention, token_chunk)

@@ -23,9 +23,9 @@ from isoframe.engine.model.attention_backends import (
 )
 from isoframe.engine.model.attention_choice import (
     CANDIDATES,
+    AttentionChoice,
     Candidate,
     choose_attention,
-    make_self_attention,
 )
 from isoframe.engine.request.config import ATTENTIONS
 from isoframe.kernels import KERNELS
@@ -171,7 +171,7 @@ def test_missing_library_is_named_with_its_pip_line(name: str, tmp_path: Path) -
     if importlib.util.find_spec(module.partition(".")[0]) is not None:
         pytest.skip(f"{module} is installed")
     with pytest.raises(DeviceError, match=rf"'{name}' needs the module {module} .*: pip install"):
-        make_self_attention(name, precision="bf16", device=CUDA, cache_dir=tmp_path, shape=LONG)
+        AttentionChoice(name=name, precision="bf16", device=CUDA, cache_dir=tmp_path).make(LONG)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_unknown_attention_suggests_the_nearest() -> None:
 
 @pytest.mark.parametrize("name", ["auto", "sdpa"])
 def test_cpu_takes_torch_without_measuring(name: str, tmp_path: Path) -> None:
-    attention = make_self_attention(name, precision="fp32", device=CPU, cache_dir=tmp_path, shape=SHAPE)
+    attention = AttentionChoice(name=name, precision="fp32", device=CPU, cache_dir=tmp_path).make(SHAPE)
     assert attention.name == "sdpa"
     assert list(tmp_path.iterdir()) == []
 
