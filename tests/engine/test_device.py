@@ -10,17 +10,17 @@ from tiny_models import saved_model
 from isoframe.engine import BudgetError, DeviceError, Engine, EngineConfig, Request, device
 from isoframe.engine.companions.encoders import Encoders
 from isoframe.engine.companions.vae import VideoVAE
-from isoframe.engine.families.framepack.transformer import PackedTransformer
 from isoframe.engine.families.transformer_base import StepPass
 from isoframe.engine.model.attention_backends import AttentionShape
 from isoframe.engine.model.attention_choice import CANDIDATES
+from isoframe.engine.weights import memory
 
 
 def test_a_model_that_cannot_fit_is_refused_before_its_weights_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved_model(tmp_path / "small")
-    monkeypatch.setattr(PackedTransformer, "load", None)
+    monkeypatch.setattr(memory, "load_into", None)
     with pytest.raises(
         BudgetError,
         match=r"needs at least \d+ MiB \(phase denoise\), 1 MiB are allowed; use --ram \d+MiB",
