@@ -81,7 +81,7 @@ class _Coefficients:
 
     Attributes:
         keep: factor of the latents.
-        step: factor of the last prediction, 1 - keep.
+        step: factor of the last prediction, which is taken away: exp(-h) - 1.
         scale: B(h).
         ratios: r_j of the older predictions, nearest first.
         predictor: weights of their differences in the prediction.
@@ -120,11 +120,11 @@ class UniPC:
         return self._predict(latents, self._updates[step])
 
     def _predict(self, latents: Tensor, update: _Coefficients) -> Tensor:
-        base = update.keep * latents + update.step * self._predictions[0]
+        base = update.keep * latents - update.step * self._predictions[0]
         return self._add(base, update.scale, update.predictor, self._differences(update))
 
     def _correct(self, latents: Tensor, x0: Tensor, update: _Coefficients) -> Tensor:
-        base = update.keep * latents + update.step * self._predictions[0]
+        base = update.keep * latents - update.step * self._predictions[0]
         differences = [*self._differences(update), x0 - self._predictions[0]]
         return self._add(base, update.scale, update.corrector, differences)
 
@@ -142,13 +142,16 @@ class UniPC:
 
 def _coefficients(sigmas: Tensor, index: int, order: int, variant: str) -> _Coefficients:
     """Update number ``index``, from sigma[index - 1] to sigma[index]."""
-    now, last = sigmas[index], sigmas[index - 1]
-    h = torch.log(last / now)
+    # A difference of two logarithms, not the logarithm of a quotient: what cancels is part of the result.
+    lambdas = -torch.log(sigmas[: index + 1])
+    last = lambdas[index - 1]
+    h = lambdas[index] - last
     z = -h
-    ratios = [torch.log(last / sigmas[index - 1 - j]) / h for j in range(1, order)]
-    scale = z if variant == "bh1" else torch.expm1(z)
+    phi = torch.expm1(z)
+    ratios = [(lambdas[index - 1 - j] - last) / h for j in range(1, order)]
+    scale = z if variant == "bh1" else phi
     points = torch.stack([*ratios, torch.ones((), dtype=torch.float32)])
-    g = torch.expm1(z) / z - 1
+    g = phi / z - 1
     rows, targets = [], []
     for k in range(1, order + 1):
         rows.append(points ** (k - 1))
@@ -161,10 +164,9 @@ def _coefficients(sigmas: Tensor, index: int, order: int, variant: str) -> _Coef
     predictor = {1: half[:0], 2: half}.get(order)
     if predictor is None:
         predictor = torch.linalg.solve(system[:-1, :-1], target[:-1])
-    keep = now / last
     return _Coefficients(
-        keep=keep.item(),
-        step=(1 - keep).item(),
+        keep=(sigmas[index] / sigmas[index - 1]).item(),
+        step=phi.item(),
         scale=scale.item(),
         ratios=tuple(r.item() for r in ratios),
         predictor=tuple(predictor.tolist()),

@@ -32,28 +32,33 @@ def sample_euler(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
 def sample_unipc(
     denoise: Denoise, x: Tensor, sigmas: Tensor, *, variant: str = "bh1", dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Multistep UniPC over x0 predictions; one call of ``denoise`` for each i, the last of which is returned."""
+    """Multistep UniPC over x0 predictions; one call of ``denoise`` for each i, the last of which is returned.
+
+    As published, lambda is taken of each sigma, and h and r are differences of lambdas: in fp32 that is another number
+    than the logarithm of a quotient of sigmas.
+    """
     levels = sigmas.to(dtype)
     num_steps = len(levels) - 1
     max_order = min(3, num_steps - 1)
-    old_sigmas, old_predictions = [levels[0]], [denoise(x, 0)]
+    old_lambdas, old_predictions = [-torch.log(levels[0])], [denoise(x, 0)]
     for i in range(1, num_steps):
         order = min(i, max_order)
-        s, t = old_sigmas[-1], levels[i]
+        lambda_s, lambda_t = old_lambdas[-1], -torch.log(levels[i])
         last = old_predictions[-1]
-        h = torch.log(s / t)
+        h = lambda_t - lambda_s
         z = -h
-        base = (t / s) * x + (1 - t / s) * last
+        phi = torch.expm1(z)
+        base = (levels[i] / levels[i - 1]) * x - phi * last
 
         r: list[Tensor] = []
         D: list[Tensor] = []
         for j in range(1, order):
-            r.append(torch.log(s / old_sigmas[-1 - j]) / h)
+            r.append((old_lambdas[-1 - j] - lambda_s) / h)
             D.append((old_predictions[-1 - j] - last) / r[-1])
         r.append(torch.ones_like(h))
 
-        B = z if variant == "bh1" else torch.expm1(z)
-        g = torch.expm1(z) / z - 1
+        B = z if variant == "bh1" else phi
+        g = phi / z - 1
         rows, b = [], []
         for k in range(1, order + 1):
             rows.append(torch.stack([value ** (k - 1) for value in r]))
@@ -74,6 +79,6 @@ def sample_unipc(
             change = change + rho * difference
         x = base - B * change
 
-        old_sigmas = [*old_sigmas, t][-3:]
+        old_lambdas = [*old_lambdas, lambda_t][-3:]
         old_predictions = [*old_predictions, new][-3:]
     return old_predictions[-1]
