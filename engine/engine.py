@@ -290,6 +290,7 @@ class Engine:
         png_dir: str | os.PathLike[str] | None = None,
         job_dir: str | os.PathLike[str] | None = None,
         latents_path: str | os.PathLike[str] | None = None,
+        numerics: Mapping[str, object] | None = None,
     ) -> Video:
         """Generate a whole video into an MP4, in bounded memory.
 
@@ -309,6 +310,8 @@ class Engine:
                 failed, it goes on bit for bit; see :meth:`resume`. None keeps nothing: latents are larger than the
                 video that they become.
             latents_path: file for the latents of the whole video, .safetensors.
+            numerics: what the metadata of another video says under this name, which is computed as it was; what this
+                machine cannot do is done as it can.
 
         Raises:
             InputError: the image, an output or ``job_dir`` cannot be used, or holds another job.
@@ -317,7 +320,9 @@ class Engine:
             path=path, overwrite=overwrite, preview_dir=preview_dir, png_dir=png_dir, job_dir=job_dir,
             latents_path=latents_path,
         )  # fmt: skip
-        return Rendering.of(request, outputs, self._model, self._source).write(on_event)
+        return Rendering.of(request, outputs, self._model, self._source, numerics=numerics or {}).write(
+            on_event
+        )
 
     def render_frame(
         self,
@@ -449,4 +454,4 @@ class Engine:
 
     def identity(self) -> dict[str, object]:
         """What decides the bits of a video besides its request, under the names of a video's metadata."""
-        return dict(self._model.identity())
+        return self._model.identity()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .checkpoints.lora_files import open_lora_file
 from .errors import InputError
 from .events import EventHandler
+from .generation.numerics import changed_numerics, recorded_numerics
 from .jobs.folder import JobFolder
 from .jobs.metadata import FILE_FIELDS, package_versions
 from .media.given import RequestImages
@@ -215,18 +216,25 @@ def reproduce(
         overwrite: replace an existing file.
         on_event: called with every event.
     """
-    differences = recipe.differences(engine)
+    differences, numerics = recipe.differences(engine), recorded_numerics(recipe.metadata)
     is_frame = "frame" in recipe.metadata
     with tempfile.TemporaryDirectory(prefix="isoframe-") as folder:
         job, frames = Path(folder) / "job", Path(folder) / "frames"
         redos = recipe.metadata.get("redos", ())
         video = engine.render(
             request, out, overwrite=overwrite, on_event=on_event, job_dir=job if redos else None,
-            png_dir=frames if is_frame else None,
+            png_dir=frames if is_frame else None, numerics=numerics,
         )  # fmt: skip
         for redo in redos:
             JobFolder.open(job).redo(redo["section"], seed=redo["seed"], prompt=redo["prompt"])
             video = engine.resume(job, out, overwrite=True, on_event=on_event)
+        differences += (
+            *changed_numerics(numerics, recorded_numerics(video.metadata)),
+            *(
+                f"in the middle of the job: {change}"
+                for change in recipe.metadata.get("numerics_changes", ())
+            ),
+        )
         if is_frame:
             pairs = [(_png(recipe.source), _png(sorted(frames.iterdir())[recipe.metadata["frame"]]))]
             return _compare(pairs, video, differences)

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import psutil
 import torch
@@ -13,6 +14,8 @@ from ..companions.vae import DecodedFrames
 from ..device import memory_errors
 from ..events import EventHandler, PhaseEvent
 from ..jobs.run import JobRun, UnkeptRun
+from ..model.attention import SelfAttention
+from ..model.attention_backends import AttentionShape
 from ..model.conditioning import Conditioning, PromptEmbeds, blend_prompts
 from ..request.config import Request
 from ..weights.memory import JobMemory
@@ -21,6 +24,7 @@ from .encode_images import encode_images
 from .frame_filter import apply_filter
 from .inputs import JobInputs
 from .loaded_model import LoadedModel
+from .numerics import Numerics, settle_numerics
 
 _logger = logging.getLogger(__name__)
 
@@ -61,13 +65,17 @@ class Generation:
     Attributes:
         inputs: what the job is made from.
         memory: the plan of the job, and its units.
+        numerics: how it is computed; names its attention once that is chosen.
+        changes: what of them is another than earlier sections of the job were made with.
         decoder: joins the sections; None until :meth:`sections` has encoded the request.
         start_latent: of the image, [1, C, 1, Y, X] fp32; None until then.
     """
 
-    def __init__(self, inputs: JobInputs, memory: JobMemory, model: LoadedModel) -> None:
+    def __init__(self, inputs: JobInputs, memory: JobMemory, model: LoadedModel, numerics: Numerics) -> None:
         self.inputs = inputs
         self.memory = memory
+        self.numerics = numerics
+        self.changes: tuple[str, ...] = ()
         self.decoder: Decoder | None = None
         self.start_latent: Tensor | None = None
         self.model = model
@@ -85,7 +93,11 @@ class Generation:
             run: what is finished of the job, and takes what is sampled; sections whose frames it has do not come.
         """
         num_sampled, num_sections = run.sampled.num_sections, self.inputs.sampling.num_sections
-        report(self.inputs.describe(run.request, num_finished_sections=num_sampled, job_dir=run.path))
+        report(
+            self.inputs.describe(
+                run.request, num_finished_sections=num_sampled, job_dir=run.path, notes=self.changes
+            )
+        )
         # An earlier job may have left its slots and residents.
         self.memory.make_room()
         if run.num_encoded == num_sections:
@@ -94,7 +106,7 @@ class Generation:
         decoder = self._open_decoder(conditioning, run)
         with memory_errors("prepare"):
             sampled = self.model.denoiser.sample(
-                conditioning, self.inputs.sampling, report, self.memory, run.sampled
+                conditioning, self.inputs.sampling, report, self.memory, run.sampled, self._choose_attention
             )
         for index in range(run.num_encoded, num_sections):
             start = time.perf_counter()
@@ -118,6 +130,15 @@ class Generation:
         """The frames at the open edge, which the next section changes; None before the first section."""
         found = None if self.decoder is None else self.decoder.provisional()
         return None if found is None else filter_decoded(self.model.frame_filter, found)
+
+    def metadata(self) -> dict[str, object]:
+        """What the video says of its making."""
+        return self.inputs.metadata(self.model, self.numerics)
+
+    def _choose_attention(self, shape: AttentionShape) -> SelfAttention:
+        made = replace(self.model.attention, name=self.numerics["attention"]).make(shape)
+        self.numerics["attention"] = made.name
+        return made
 
     def _open_decoder(self, conditioning: Conditioning, run: JobRun | UnkeptRun) -> Decoder:
         """The decoder, which stands where an earlier run's sections left it."""
@@ -192,10 +213,14 @@ class Generation:
         )
 
 
-def open_generation(request: Request, model: LoadedModel) -> Generation:
-    """Check ``request``, read what it names and plan it."""
+def open_generation(
+    request: Request, model: LoadedModel, wanted: Mapping[str, object] = MappingProxyType({})
+) -> Generation:
+    """Check ``request``, read what it names and plan it; its numerics are those that are ``wanted`` where they can be."""
     inputs = JobInputs.read(request, model)
-    return Generation(inputs, inputs.plan(model), model)
+    memory = inputs.plan(model)
+    shape = model.denoiser.attention_shape(inputs.sampling, inputs.images.size, memory.num_condition_tokens)
+    return Generation(inputs, memory, model, settle_numerics(model, inputs.sampling, shape, wanted))
 
 
 def generate_sections(

@@ -1,6 +1,6 @@
 """A request with everything that it names found and read; nothing is planned yet."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -83,15 +83,15 @@ class JobInputs:
         model.denoiser.check_attention(self.sampling, self.images.size, memory.num_condition_tokens)
         return memory
 
-    def metadata(self, model: LoadedModel) -> dict[str, object]:
-        """What the video says of its making."""
+    def metadata(self, model: LoadedModel, numerics: Mapping[str, object]) -> dict[str, object]:
+        """What the video says of its making, by a ``model`` and its ``numerics``."""
         return video_metadata(
             self.request,
             self.sampling,
             self.images,
             loras=[model.denoiser.loras.find(lora.source) for lora in self.sampling.loras],
             model=model.components.name,
-            identity=model.identity(),
+            identity=model.identity() | {"numerics": numerics},
         )
 
     @property
@@ -124,13 +124,16 @@ class JobInputs:
             yield frames, place
             place += len(frames)
 
-    def describe(self, asked: Request, *, num_finished_sections: int, job_dir: Path | None) -> JobEvent:
+    def describe(
+        self, asked: Request, *, num_finished_sections: int, job_dir: Path | None, notes: Sequence[str] = ()
+    ) -> JobEvent:
         """What a listener is told when the job begins.
 
         Args:
             asked: the request, or with the prompt of a redo.
             num_finished_sections: sampled by earlier runs.
             job_dir: where they are kept.
+            notes: on the run, beside those on the request.
         """
         (height, width), (image_height, image_width) = self.images.size, self.images.given_size
         return JobEvent(
@@ -148,7 +151,7 @@ class JobInputs:
             job_dir=job_dir,
             prompts=self._prompt_slots(asked),
             num_given_frames=self.num_given,
-            notes=tuple(self._notes()),
+            notes=(*self._notes(), *notes),
         )
 
     def _prompt_slots(self, asked: Request) -> tuple[PromptSlot, ...]:

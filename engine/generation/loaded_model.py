@@ -165,7 +165,7 @@ class LoadedModel:
             return torch.tensor(self.components.profile.latent_rgb)
         return cached_latent_rgb(self.vae, self.config.cache_path())
 
-    def identity(self) -> dict[str, str | None]:
+    def identity(self) -> dict[str, object]:
         """What decides the bits of a video besides its request, under the names of a video's metadata."""
         is_cuda = self.device.type == "cuda"
         return {

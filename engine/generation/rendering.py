@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 from torch import Tensor
@@ -33,6 +34,7 @@ from ..media.video import Video, VideoWriter
 from ..request.config import Request
 from .generation import Generation, Section, ignore, open_generation
 from .loaded_model import LoadedModel
+from .numerics import changed_numerics, computing_with, recorded_numerics
 
 AnyPath = str | os.PathLike[str]
 
@@ -84,6 +86,7 @@ class Rendering:
         model: LoadedModel,
         source: ModelSource,
         folder: JobFolder | None = None,
+        numerics: Mapping[str, object] = MappingProxyType({}),
     ) -> Self:
         """Read and plan a job; with a ``job_dir``, keep it there, or go on with the one that is there.
 
@@ -93,15 +96,19 @@ class Rendering:
             model: what makes it.
             source: of the model, for a later process.
             folder: of the job, where it is open already.
+            numerics: that are wanted, where no folder says it.
 
         Raises:
             InputError: the output or the folder cannot be used, or the folder holds another job.
             BudgetError: the job does not fit.
         """
-        job = open_generation(request, model)
-        inputs, metadata, job_dir = job.inputs, job.inputs.metadata(model), outputs.job_dir
+        job_dir = outputs.job_dir
         if job_dir is not None and folder is None and JobFolder.is_job(job_dir):
             folder = JobFolder.open(job_dir)
+        if folder is not None:
+            numerics = recorded_numerics(folder.record.metadata)
+        job = open_generation(request, model, numerics)
+        inputs, metadata = job.inputs, job.metadata()
         path = outputs.path
         if path is None:
             assert job_dir is not None, "a job without a folder has a path"
@@ -137,6 +144,7 @@ class Rendering:
         """
         report = self._reporter(on_event or ignore)
         with (
+            computing_with(self.job.numerics),
             self._open_run() as run,
             self._open_files(run, report) as files,
             closing(self.job.sections(report, run)) as sections,
@@ -164,12 +172,12 @@ class Rendering:
     @contextmanager
     def _open_files(self, run: JobRun | UnkeptRun, report: EventHandler) -> Iterator["_Files"]:
         """The writers, which go on where an earlier run stopped; left early, they leave no unfinished file."""
-        inputs, outputs = self.job.inputs, self.outputs
+        inputs, outputs, metadata = self.job.inputs, self.outputs, self._told(run)
         video_format = VideoFormat.of(inputs.request, inputs.images.size)
         is_own = self.folder is not None and self.folder.may_replace(self.path)
         with ExitStack() as stack:
             writer = VideoWriter(
-                self.path, video_format, num_frames=inputs.num_frames, metadata=run.metadata, overwrite=outputs.overwrite or is_own,
+                self.path, video_format, num_frames=inputs.num_frames, metadata=metadata, overwrite=outputs.overwrite or is_own,
                 kept=run.segments,
             )  # fmt: skip
             stack.enter_context(writer)
@@ -178,16 +186,26 @@ class Rendering:
                 num_latents = 1 + inputs.sampling.num_sections * inputs.sampling.latent_window_size
                 latents = stack.enter_context(
                     LatentsWriter(
-                        outputs.latents_path, num_frames=num_latents, metadata=run.metadata,
+                        outputs.latents_path, num_frames=num_latents, metadata=metadata,
                         overwrite=outputs.overwrite,
                     )
                 )  # fmt: skip
             if outputs.png_dir is not None:
                 png = PngWriter(
-                    outputs.png_dir, num_frames=inputs.num_frames, metadata=run.metadata,
+                    outputs.png_dir, num_frames=inputs.num_frames, metadata=metadata,
                     overwrite=outputs.overwrite,
                 )  # fmt: skip
             yield _Files(job=self.job, run=run, writer=writer, png=png, latents=latents, report=report)
+
+    def _told(self, run: JobRun | UnkeptRun) -> dict[str, object]:
+        """The metadata of the video: with the numerics of this run, and what they changed where it goes on."""
+        if run.num_encoded == self.job.inputs.sampling.num_sections:
+            return dict(run.metadata)
+        changes = changed_numerics(recorded_numerics(run.metadata), self.job.numerics)
+        if run.sampled.num_sections and changes:
+            self.job.changes = changes
+            return {**run.metadata, "numerics": self.job.numerics, "numerics_changes": list(changes)}
+        return {**run.metadata, "numerics": self.job.numerics}
 
     def _reporter(self, on_event: EventHandler) -> EventHandler:
         """Passes events on; with a ``preview_dir`` it draws each step."""

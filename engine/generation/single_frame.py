@@ -37,7 +37,7 @@ def write_frame(
         target_index=target_index,
     )
     job = open_generation(request, model)
-    metadata = job.inputs.metadata(model)
+    metadata = job.metadata()
     with closing(job.sections(on_event or ignore, UnkeptRun(job.inputs.request, metadata))) as sections:
         latents = next(sections).latents
     decoded = decode_within(job.memory, model.vae, lambda: model.vae.decode(latents))

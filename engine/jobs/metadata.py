@@ -25,7 +25,7 @@ def video_metadata(
     *,
     loras: Sequence[Lora],
     model: str,
-    identity: Mapping[str, str | None],
+    identity: Mapping[str, object],
 ) -> dict[str, Any]:
     """JSON-ready description of a job.
 

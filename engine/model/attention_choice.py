@@ -92,12 +92,16 @@ class AttentionChoice:
 
     def make(self, shape: AttentionShape) -> SelfAttention:
         """The attention of a job of ``shape``, checked before anything is allocated; errors as for :meth:`check`."""
+        return CANDIDATES[self.settle(shape, cuda_seconds)].make()
+
+    def settle(self, shape: AttentionShape, measure: Measure | None = None) -> str:
+        """The name of what :meth:`make` gives; without ``measure`` "auto" where it is not measured yet."""
         self.check(shape)
-        name = self.name
-        if name == "auto":
-            is_cuda = self.device.type == "cuda"
-            name = choose_attention(self.precision, self.device, self.cache_dir, shape) if is_cuda else "sdpa"
-        return CANDIDATES[name].make()
+        if self.name != "auto":
+            return self.name
+        if self.device.type != "cuda":
+            return "sdpa"
+        return choose_attention(self.precision, self.device, self.cache_dir, shape, measure=measure)
 
     def check(self, shape: AttentionShape) -> None:
         """Refuse what :meth:`make` would refuse, and measure nothing.
@@ -120,11 +124,11 @@ def choose_attention(
     shape: AttentionShape,
     *,
     candidates: Candidates = CANDIDATES,
-    measure: Measure = cuda_seconds,
+    measure: Measure | None = cuda_seconds,
 ) -> str:
     """Name of the fastest candidate: timed once for a device, its software and a shape, then read from the disk.
 
-    Approximate candidates take part only where ``precision`` is "int8".
+    Without ``measure`` it is "auto" where nothing was timed before. Approximate candidates take part only where ``precision`` is "int8".
 
     Raises:
         DeviceError: none runs here; the message says what would.
@@ -136,7 +140,10 @@ def choose_attention(
         return name
     path = cache_dir / "attention" / f"{_key(admitted, device, shape)}.json"
     seconds, origin = _read(path, admitted), "measured before"
+    if seconds is None and measure is None:
+        return "auto"
     if seconds is None:
+        assert measure is not None
         (seconds, is_lasting), origin = _measure_all(admitted, device, shape, measure), "measured now"
         if is_lasting:
             _write(path, seconds)

@@ -110,6 +110,7 @@ class Denoiser:
         on_event: EventHandler | None = None,
         memory: JobMemory | None = None,
         resume: SampledSections | None = None,
+        choose_attention: Callable[[AttentionShape], SelfAttention] | None = None,
     ) -> Iterator[LatentSection]:
         """Yield every section that is not finished, in generation order.
 
@@ -119,6 +120,7 @@ class Denoiser:
             on_event: called with a :class:`StepEvent` after each step, and when a phase begins.
             memory: places the units before every section; None leaves them where they are.
             resume: what is finished of a job that was stopped.
+            choose_attention: of this job; None is what the denoiser was given.
 
         Raises:
             ConfigError: the step cache cannot work with this checkpoint, or a LoRA is missing.
@@ -135,7 +137,7 @@ class Denoiser:
         conditioning.anchors(sampling.guide_places)
         self.check(sampling)
         placed = memory or UnplannedMemory(self.transformer.units)
-        choose = partial(self._choose_attention, self._shape_of(conditioning, sampling))
+        choose = partial(choose_attention or self._choose_attention, self._shape_of(conditioning, sampling))
         attention = placed.attempt("prepare", choose)
         batch, channels, _, height, width = conditioning.start_latent.shape
         shape = (batch, channels, sampling.latent_window_size, height, width)
@@ -171,8 +173,7 @@ class Denoiser:
             size: (height, width) in pixels.
             num_condition_tokens: of image and prompt, at most.
         """
-        latent_size = size[0] // 8, size[1] // 8
-        self._check_attention(self._attention_shape(sampling, latent_size, num_condition_tokens))
+        self._check_attention(self.attention_shape(sampling, size, num_condition_tokens))
 
     def lora_bytes(self, sampling: SamplingConfig) -> int:
         """Most memory that the LoRAs of a job take on the device; reads them."""
@@ -240,11 +241,13 @@ class Denoiser:
         prompts = set(conditioning.prompts(sampling.num_sections))
         num_text = max(int((prompt.text_mask != 0).sum()) for prompt in prompts)
         num_condition_tokens = num_text + conditioning.image_embeds.shape[1]
-        return self._attention_shape(sampling, (height, width), num_condition_tokens)
+        return self.attention_shape(sampling, (8 * height, 8 * width), num_condition_tokens)
 
-    def _attention_shape(
-        self, sampling: SamplingConfig, latent_size: tuple[int, int], num_condition_tokens: int
+    def attention_shape(
+        self, sampling: SamplingConfig, size: tuple[int, int], num_condition_tokens: int
     ) -> AttentionShape:
+        """The joint self-attention of every step of a job; arguments as of :meth:`check_attention`."""
+        latent_size = size[0] // 8, size[1] // 8
         plans = plan_sections(sampling)
         num_noisy = Level(sampling.latent_window_size, 1).num_tokens(latent_size)
         num_latent = num_noisy + max(section.seen.num_tokens(latent_size) for section in plans)

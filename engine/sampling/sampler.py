@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..request.config import SAMPLERS, check_choice
 
+# Raised whenever the arithmetic of a sampler changes, and with it the bits of a video.
+REVISIONS = {"unipc": 2, "unipc-bh2": 2, "euler": 1}
 _MAX_ORDER = 3
 # Straight line through (256 tokens, 0.5) and (4096 tokens, 1.15); the shift itself is capped at 7.
 _SLOPE = (1.15 - 0.5) / (4096 - 256)

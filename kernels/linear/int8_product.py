@@ -21,6 +21,11 @@ def int8_product(a: Tensor, b: Tensor) -> Tensor:
     return fp32_product(a, b)
 
 
+def product_name() -> str:
+    """What :func:`int8_product` computes with in this process: "int8" instructions or "fp32" arithmetic."""
+    return "int8" if _has_exact_int_mm() else "fp32"
+
+
 @functools.cache
 def _has_exact_int_mm() -> bool:
     # Where the processor has no instruction for it (VNNI), pairs of products are added in int16, which saturates.

@@ -1,4 +1,7 @@
-"""What the first version wrote is still read, finished, made again and shown, bit for bit."""
+"""What the first version wrote is still read, finished, made again and shown.
+
+Its UniPC had another rounding: what is made anew is the same to the eye, and says why it is not bit for bit.
+"""
 
 import hashlib
 import json
@@ -13,16 +16,18 @@ import torch
 from safetensors.torch import load_file
 from video_server import KeptWorkers
 
-from isoframe.engine import Engine, EngineConfig, GuideImage, JobFolder, LoraStrength
+from isoframe.engine import Engine, EngineConfig, Event, GuideImage, JobEvent, JobFolder, LoraStrength
 from isoframe.engine.interfaces.app.form import Form
 from isoframe.engine.interfaces.commands.info import describe_video
 from isoframe.engine.interfaces.server.videos.service import VideoService
 from isoframe.engine.jobs.record import JobRecord
+from isoframe.engine.media.video import read_video_info
 from isoframe.engine.reproduction import Recipe, reproduce
 from isoframe.engine.weights.store import open_store
 
 KEPT = Path(__file__).parents[1] / "fixtures" / "first_version"
 EXPECTED: dict[str, dict[str, str]] = json.loads((KEPT / "expected.json").read_text())
+CHANGE = "sampler revision 1 then, 2 now: not the same bit for bit"
 JOBS = ("inverted", "forward", "schedule", "lora", "redone")
 
 
@@ -96,25 +101,31 @@ def test_what_a_record_holds_comes_back_as_what_it_was(kept: Path) -> None:
     assert JobFolder.open(kept / "jobs" / "schedule").record.sampling.untrained_schedule is not None
 
 
-def test_a_stopped_job_goes_on_bit_for_bit(engine: Engine, kept: Path) -> None:
-    video = engine.resume(kept / "jobs" / "stopped")
-    assert hashes(kept / "jobs" / "stopped", video.path) == EXPECTED["stopped"]
+def test_a_stopped_job_goes_on_and_says_that_two_revisions_made_it(engine: Engine, kept: Path) -> None:
+    events: list[Event] = []
+    video = engine.resume(kept / "jobs" / "stopped", on_event=events.append)
+    assert hashes(kept / "jobs" / "stopped", video.path).keys() == EXPECTED["stopped"].keys()
+    assert str(video.num_frames) == EXPECTED["stopped"]["mp4_num_frames"]
+    assert video.metadata["numerics_changes"] == [CHANGE]
+    assert CHANGE in next(event.notes for event in events if isinstance(event, JobEvent))
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_redo_makes_what_it_made_then(engine: Engine, kept: Path, name: str) -> None:
+def test_a_redo_makes_its_section_again(engine: Engine, kept: Path, name: str) -> None:
     job = kept / "jobs" / name
     JobFolder.open(job).redo(1, seed=5)
     video = engine.resume(job, overwrite=True)
-    assert hashes(job, video.path) == EXPECTED[f"{name} after redo --section 2 --seed 5"]
+    assert str(video.num_frames) == EXPECTED[f"{name} after redo --section 2 --seed 5"]["mp4_num_frames"]
+    assert video.metadata["numerics_changes"] == [CHANGE]
 
 
 @pytest.mark.parametrize("name", JOBS)
 def test_a_video_is_reproduced_from_what_it_says(engine: Engine, kept: Path, name: str) -> None:
     recipe = Recipe.read(kept / f"{name}.mp4")
     made = reproduce(engine, recipe, recipe.request(None, kept), kept / "again.mp4")
-    assert made.is_identical
-    assert digest(frames(made.video.path)) == EXPECTED[name]["mp4_frames"]
+    assert made.psnr >= 45
+    assert (made.num_frames, made.differences[-1]) == (int(EXPECTED[name]["mp4_num_frames"]), CHANGE)
+    assert digest(frames(kept / f"{name}.mp4")) == EXPECTED[name]["mp4_frames"]
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -147,7 +158,9 @@ def test_a_service_lists_its_videos_and_finishes_the_paused_one(engine: Engine, 
         assert hashes(jobs / done, service.video_path(done)) == EXPECTED["service done"]
         service.resume(paused)
         assert service.wait(paused).state == "done"
-        assert hashes(jobs / paused, service.video_path(paused)) == EXPECTED["service paused"]
+        made = read_video_info(service.video_path(paused))
+        assert str(made.num_frames) == EXPECTED["service paused"]["mp4_num_frames"]
+        assert made.metadata["numerics_changes"] == [CHANGE]
 
 
 def test_a_store_is_whole() -> None:

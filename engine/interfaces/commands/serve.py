@@ -50,7 +50,7 @@ class Served:
     )  # fmt: skip
     threads: int | None = setting(
         None,
-        "Threads that compute on the CPU (default: one less than there are cores, so that the server answers).",
+        "Threads that compute on the CPU (default: $OMP_NUM_THREADS, else all cores, as everywhere: they decide the bits).",
         panel=SERVER,
     )  # fmt: skip
     component: list[str] | None = COMPONENT

@@ -1,6 +1,5 @@
 """What ``serve``, ``mcp`` and ``app`` share: an engine, and the videos that it makes for others."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +22,7 @@ class Serving:
         source: the engine, with the LoRAs that requests may name.
         data: folder of the videos.
         max_queue: videos that may wait.
-        num_threads: that compute on the CPU; None leaves one core to the server.
+        num_threads: that compute on the CPU; None takes as many as every other door: they decide the bits.
         limits: of one request.
         ray_address: of a cluster that makes the videos; None makes them in this process.
         num_actors: of the cluster; None is one for every GPU.
@@ -61,10 +60,11 @@ class Serving:
         return VideoService(workers, self.data, max_queued=self.max_queue, limits=self.limits)
 
     def load(self) -> "Engine":
-        """The engine, which leaves cores to the server."""
-        import torch
+        """The engine."""
+        if self.num_threads is not None:
+            import torch
 
-        torch.set_num_threads(self.num_threads or max((os.cpu_count() or 2) - 1, 1))
+            torch.set_num_threads(self.num_threads)
         return self.source.load()
 
 
