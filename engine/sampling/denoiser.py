@@ -251,13 +251,7 @@ class Denoiser:
         plans = plan_sections(sampling)
         num_noisy = Level(sampling.latent_window_size, 1).num_tokens(latent_size)
         num_latent = num_noisy + max(section.seen.num_tokens(latent_size) for section in plans)
-        config = self.transformer.config
-        return AttentionShape(
-            num_tokens=num_latent + num_condition_tokens,
-            num_heads=config.num_attention_heads,
-            head_dim=config.attention_head_dim,
-            dtype=self.transformer.dtype,
-        )
+        return self.transformer.attention_shape(num_latent + num_condition_tokens)
 
     def _denoise(
         self,
