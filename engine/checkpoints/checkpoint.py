@@ -2,23 +2,20 @@
 
 import difflib
 import hashlib
-import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, UnknownModelError, count_problems, first_names
+from ..errors import CheckpointError, count_problems, first_names
 from ..files import read_json
 from .destinations import Destination
-from .hub import hub_file, is_cached, is_hub_id, nearest_path, require_hub_file
-from .tensor_files import FLOAT_DTYPES, TensorEntry, TensorFile, map_tensor, open_tensor_file
-
-_logger = logging.getLogger(__name__)
+from .hub import nearest_path
+from .tensor_files import FLOAT_DTYPES, TensorEntry, TensorFile, map_tensor
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
@@ -34,14 +31,6 @@ _BLOCK_ROWS = 1024
 
 # Of tensors by model name.
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-class ConfigReader(Protocol):
-    """Makes a transformer's configuration, which this room only passes on; ``source`` names it in errors."""
-
-    def __call__(self, raw: Mapping[str, Any], shapes: Shapes | None = None, *, source: str) -> Any:
-        """Read the content of a ``config.json``, or the tensors' shapes where there is no such file."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,74 +76,6 @@ class Checkpoint:
         for part, out in zip(tensor.split(_BLOCK_ROWS), scaled.split(_BLOCK_ROWS), strict=True):
             out.copy_(part.float() * scale)
         return scaled
-
-
-Admit = Callable[[str, Any], None]
-
-
-def open_checkpoint(
-    source: "str | os.PathLike[str]",
-    reader: ConfigReader,
-    *,
-    local_files_only: bool = False,
-    admit: Admit | None = None,
-    known: Sequence[str] = (),
-) -> Checkpoint:
-    """Find a transformer and check its files; no weights are read.
-
-    Args:
-        source: a folder (flat, or a pipeline with ``transformer/`` inside), a single ``.safetensors`` file, a Hub
-            id "owner/name", or one file of a Hub repository, "owner/name/file.safetensors". A path that exists
-            wins over a Hub id.
-        reader: of the configuration.
-        local_files_only: never ask the Hub; what is not cached is an error.
-        admit: called with name and config, and raises to refuse the model; of a Hub repository before its
-            weights are downloaded.
-        known: names of models, of which the error for a missing one proposes the nearest.
-    """
-    text = os.fspath(source)
-    if _is_repository(text):
-        return _open_repository(text, reader, local_files_only, admit)
-    checkpoint = _open_path_or_file(text, reader, local_files_only, known)
-    if admit is not None:
-        admit(checkpoint.name, checkpoint.config)
-    return checkpoint
-
-
-def read_checkpoint_config(
-    source: "str | os.PathLike[str]",
-    reader: ConfigReader,
-    *,
-    local_files_only: bool = False,
-    known: Sequence[str] = (),
-) -> Any:
-    """The config of a transformer, arguments as for :func:`open_checkpoint`, and nothing else where it is a file."""
-    text = os.fspath(source)
-    if _is_repository(text):
-        return _read_config(_find_hub_config(text, local_files_only)[1], reader)
-    path = _transformer_folder(Path(text).expanduser()) / "config.json"
-    if path.is_file():
-        return _read_config(path, reader)
-    return _open_path_or_file(text, reader, local_files_only, known).config
-
-
-def _is_repository(text: str) -> bool:
-    return is_hub_id(text) and not Path(text).expanduser().exists()
-
-
-def _open_path_or_file(
-    text: str, reader: ConfigReader, local_files_only: bool, known: Sequence[str]
-) -> Checkpoint:
-    path = Path(text).expanduser()
-    if path.is_dir():
-        return _open_folder(path, reader)
-    if path.exists():
-        return _open_file(path, reader, name=path.stem)
-    repository, _, filename = text.rpartition("/")
-    if is_hub_id(repository) and filename.endswith(".safetensors"):
-        path = require_hub_file(repository, filename, local_files_only=local_files_only)
-        return _open_file(path, reader, name=Path(filename).stem)
-    raise UnknownModelError(missing_source("model", text, known))
 
 
 def load_into(checkpoint: Checkpoint, destinations: Mapping[str, Destination]) -> None:
@@ -243,97 +164,6 @@ def hash_files(files: Iterable[TensorFile]) -> str:
     return digest.hexdigest()
 
 
-def _open_folder(folder: Path, reader: ConfigReader) -> Checkpoint:
-    if (folder / "manifest.json").is_file():
-        raise CheckpointError(
-            f"{folder} is a unit store already; give the model that it was made from, or load the store as it is"
-        )
-    inner = _transformer_folder(folder)
-    files, weight_map = _find_files(inner)
-    if not (inner / "config.json").is_file():
-        raise CheckpointError(f"{inner} has no config.json; copy it from the model's repository")
-    config = _read_config(inner / "config.json", reader)
-    return _build(files, weight_map, reader, config, folder_name(folder), str(inner))
-
-
-def _transformer_folder(folder: Path) -> Path:
-    """Where the transformer lies in ``folder``, which may be a whole pipeline."""
-    return folder / "transformer" if (folder / "transformer").is_dir() else folder
-
-
-def _open_file(path: Path, reader: ConfigReader, *, name: str) -> Checkpoint:
-    if path.suffix != ".safetensors":
-        raise CheckpointError(
-            f"{path} must be a .safetensors file; convert other formats to safetensors first"
-        )
-    beside = path.parent / "config.json"
-    config = _read_config(beside, reader) if beside.is_file() else None
-    return _build([open_tensor_file(path)], {}, reader, config, name, str(path))
-
-
-def _open_repository(
-    repository: str, reader: ConfigReader, local_files_only: bool, admit: Admit | None
-) -> Checkpoint:
-    """Fetch the config first, so that a model is refused before its weights are downloaded."""
-    prefix, config_path = _find_hub_config(repository, local_files_only)
-    config = _read_config(config_path, reader)
-    if admit is not None:
-        admit(repository, config)
-    weight_map = _find_hub_index(repository, prefix, local_files_only)
-    names = sorted(set(weight_map.values())) or [WEIGHTS_NAME]
-    files = [
-        open_tensor_file(require_hub_file(repository, prefix + name, local_files_only=local_files_only))
-        for name in names
-    ]
-    return _build(files, weight_map, reader, config, repository, repository)
-
-
-def _find_hub_config(repository: str, local_files_only: bool) -> tuple[str, Path]:
-    """Folder prefix and local path of the transformer's config; what is cached shows the layout offline."""
-    prefixes = ("", "transformer/")
-    cached = [prefix for prefix in prefixes if is_cached(repository, f"{prefix}config.json")]
-    for prefix in cached or prefixes:
-        path = hub_file(repository, f"{prefix}config.json", local_files_only=local_files_only)
-        if path is not None:
-            return prefix, path
-    raise CheckpointError(f"{repository} on the Hub has neither config.json nor transformer/config.json")
-
-
-def _find_hub_index(repository: str, prefix: str, local_files_only: bool) -> dict[str, str]:
-    index_name = prefix + INDEX_NAME
-    if is_cached(repository, prefix + WEIGHTS_NAME) and not is_cached(repository, index_name):
-        return {}
-    index = hub_file(repository, index_name, local_files_only=local_files_only)
-    return read_index(index) if index is not None else {}
-
-
-def _find_files(folder: Path) -> tuple[list[TensorFile], dict[str, str]]:
-    """The folder's weight files, and the index's map from tensor name to file (empty for a single file)."""
-    index = folder / INDEX_NAME
-    if index.is_file():
-        weight_map = check_shards(index)
-        return [open_tensor_file(folder / name) for name in sorted(set(weight_map.values()))], weight_map
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) > 1 and folder / WEIGHTS_NAME in found:
-        found = [folder / WEIGHTS_NAME]
-    if len(found) == 1:
-        return [open_tensor_file(found[0])], {}
-    if found:
-        raise CheckpointError(
-            f"{folder} has {len(found)} .safetensors files and no {INDEX_NAME}; copy the index beside them, or "
-            "name one of the files"
-        )
-    pickles = [
-        path.name for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".pth", ".ckpt")
-    ]
-    if pickles:
-        raise CheckpointError(
-            f"{folder} has only pickled weights ({first_names(pickles)}), which can run code when they are loaded; "
-            "convert them to safetensors"
-        )
-    raise CheckpointError(f"{folder} has no .safetensors file and no transformer/ folder with one")
-
-
 class MissingShardError(CheckpointError):
     """A folder lacks files that its index names.
 
@@ -364,22 +194,25 @@ def check_shards(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _build(
-    files: list[TensorFile],
-    weight_map: Mapping[str, str],
-    reader: ConfigReader,
-    config: Any | None,
-    name: str,
-    source: str,
-) -> Checkpoint:
+def read_entries(
+    files: list[TensorFile], weight_map: Mapping[str, str], source: str
+) -> tuple[dict[str, TensorEntry], dict[str, TensorEntry]]:
+    """The weights of a model by their names in it, and the scales of those in fp8.
+
+    Args:
+        files: of the model.
+        weight_map: from a tensor's name in its file to the file, where two files have one of that name.
+        source: names the model in errors.
+
+    Raises:
+        CheckpointError: a tensor is absent, of another dtype than weights have, or its scale is wrong.
+    """
     entries = _collect(files, weight_map)
     if any(stored.startswith(_SINGLE_FILE_PREFIX) for stored in entries):
         entries = {stored.removeprefix(_SINGLE_FILE_PREFIX): entry for stored, entry in entries.items()}
     scales = _split_scales(entries, source)
     _check_dtypes(entries, source)
-    if config is None:
-        config = reader({}, {key: entry.shape for key, entry in entries.items()}, source=source)
-    return Checkpoint(config=config, name=name, source_hash=hash_files(files), entries=entries, scales=scales)
+    return entries, scales
 
 
 def _collect(files: list[TensorFile], weight_map: Mapping[str, str]) -> dict[str, TensorEntry]:
@@ -439,7 +272,3 @@ def _check_dtypes(entries: Mapping[str, TensorEntry], source: str) -> None:
             f"{source} has {len(others)} tensors that are not {', '.join(FLOAT_DTYPES)}: {first_names(others)}; "
             "give the bf16, fp16 or fp8_e4m3 version of the model"
         )
-
-
-def _read_config(path: Path, reader: ConfigReader) -> Any:
-    return reader(read_json(path), source=str(path))

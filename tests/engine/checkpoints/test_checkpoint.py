@@ -13,10 +13,10 @@ import torch
 from published_config import PUBLISHED
 from safetensors.torch import load_file, save_file
 
-from isoframe.engine.checkpoints import checkpoint as checkpoints
 from isoframe.engine.checkpoints.checkpoint import load_into
 from isoframe.engine.checkpoints.destinations import DenseTensor
-from isoframe.engine.checkpoints.tensor_files import open_tensor_file
+from isoframe.engine.checkpoints.hub import is_hub_id
+from isoframe.engine.checkpoints.tensor_files import map_tensor, open_tensor_file
 from isoframe.engine.errors import CheckpointError
 from isoframe.engine.families.framepack.transformer_config import TRANSFORMER_CLASSES, TransformerConfig
 from isoframe.engine.families.opening import open_transformer
@@ -253,9 +253,9 @@ def test_unaligned_tensors_are_read(tmp_path: Path, state: dict[str, torch.Tenso
     ).encode()
     data = bytes([56, 57, 58]) + torch.tensor([1.5, -2.0]).numpy().tobytes()
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
-    entries = checkpoints.open_tensor_file(tmp_path / "a.safetensors").entries
-    assert checkpoints.map_tensor(entries["a"]).tolist() == [1.0, 1.125, 1.25]
-    assert checkpoints.map_tensor(entries["b"]).tolist() == [1.5, -2.0]
+    entries = open_tensor_file(tmp_path / "a.safetensors").entries
+    assert map_tensor(entries["a"]).tolist() == [1.0, 1.125, 1.25]
+    assert map_tensor(entries["b"]).tolist() == [1.5, -2.0]
 
 
 def test_wrong_tensors_are_counted_and_named_before_any_copy(
@@ -505,7 +505,7 @@ def test_existing_folder_wins_over_a_hub_id(
 ) -> None:
     monkeypatch.chdir(folder.parent.parent)
     relative = f"{folder.parent.name}/{folder.name}"
-    assert checkpoints.is_hub_id(relative)
+    assert is_hub_id(relative)
     assert open_transformer(relative).name == "Tiny_F1"
 
 
