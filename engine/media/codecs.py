@@ -1,6 +1,9 @@
 """How frames become a video stream: size, pace, codec and quality."""
 
+import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +15,9 @@ from ..errors import ConfigError, DeviceError
 from ..request.config import CODECS, MAX_CRF, Request, check_choice
 
 if TYPE_CHECKING:
+    from av.container import OutputContainer
     from av.video.codeccontext import VideoCodecContext
+    from av.video.stream import VideoStream
 
 _ENCODERS = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1"}
 # Below it x265 writes beyond its buffers.
@@ -118,6 +123,29 @@ class VideoFormat:
             unit = 32 if self.width == _MIN_HEVC_WIDTH else 64
             return {"x265-params": f"log-level=none:info=0:open-gop=0:ctu={unit}"}
         return {}
+
+
+@contextmanager
+def open_mp4(
+    path: Path, video_format: VideoFormat, metadata: Mapping[str, object], **options: str
+) -> Iterator[tuple["OutputContainer", "VideoStream"]]:
+    """A new MP4 with one stream of ``video_format``, whole on leaving.
+
+    FFmpeg writes the file itself: an interrupt that arrives inside a Python file's write would be lost.
+
+    Args:
+        path: the file.
+        video_format: of the stream.
+        metadata: stored as the file's ``comment``.
+        options: of FFmpeg's muxer.
+    """
+    import av
+
+    with av.open(ffmpeg_url(path), "w", format="mp4", options=options) as container:
+        container.metadata["comment"] = json.dumps(metadata)
+        stream = cast("VideoStream", container.add_stream(video_format.encoder, rate=video_format.fps))
+        video_format.configure(stream.codec_context)
+        yield container, stream
 
 
 def ffmpeg_url(path: Path) -> str:

@@ -1,6 +1,5 @@
 """Other files of a finished video: animated GIF and WebP, and more frames per second by motion interpolation."""
 
-import json
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from ..errors import ConfigError, DeviceError, InputError
 from ..files import check_export_path, make_folder, replace_when_whole, writing
-from .codecs import VideoFormat, ffmpeg_url
+from .codecs import VideoFormat, ffmpeg_url, open_mp4
 from .video import Video, read_video_info
 
 if TYPE_CHECKING:
@@ -94,19 +93,14 @@ def _animation_fps(video: Video, suffix: str, interpolate: int) -> float:
 
 
 def _write_mp4(video: Video, path: Path, interpolate: int, codec: str, crf: int) -> None:
-    import av
-
     fps = round(video.fps * interpolate)
     video_format = VideoFormat(height=video.height, width=video.width, fps=fps, crf=crf, codec=codec)
     # It says so here if the encoder is missing.
     video_format.open_encoder()
-    with av.open(ffmpeg_url(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        container.metadata["comment"] = json.dumps(export_metadata(video, video_format, interpolate))
-        stream = cast("VideoStream", container.add_stream(video_format.encoder, rate=fps))
-        video_format.configure(stream.codec_context)
-        _encode(
-            container, stream, _frames(video.path, [*_interpolation(video, interpolate), "format=yuv420p"])
-        )
+    metadata = export_metadata(video, video_format, interpolate)
+    frames = _frames(video.path, [*_interpolation(video, interpolate), "format=yuv420p"])
+    with open_mp4(path, video_format, metadata, movflags="faststart") as (container, stream):
+        _encode(container, stream, frames)
 
 
 def _write_animation(video: Video, path: Path, suffix: str, interpolate: int) -> None:

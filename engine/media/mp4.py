@@ -4,16 +4,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from ..files import replace_when_whole
-from .codecs import VideoFormat, ffmpeg_url
+from .codecs import VideoFormat, open_mp4
 from .segments import Segment
 
 if TYPE_CHECKING:
     from av.packet import Packet
     from av.stream import Stream
-    from av.video.stream import VideoStream
 
 
 def index_bytes(num_frames: int, num_keys: int, num_bytes: int, comment: str) -> int:
@@ -45,23 +44,19 @@ def write_mp4(
         Bytes written.
     """
     with replace_when_whole(path, token) as temporary:
-        _mux(temporary, video_format, segments, json.dumps(metadata))
+        _mux(temporary, video_format, segments, metadata)
     return path.stat().st_size
 
 
-def _mux(path: Path, video_format: VideoFormat, segments: Sequence[Segment], comment: str) -> None:
-    import av
-
+def _mux(
+    path: Path, video_format: VideoFormat, segments: Sequence[Segment], metadata: Mapping[str, object]
+) -> None:
     num_frames = sum(segment.num_frames for segment in segments)
     num_keys = sum(coded.is_key for segment in segments for coded in segment.coded_frames)
     num_bytes = sum(segment.num_bytes for segment in segments)
     # The index goes to the front, where a browser wants it, without the second copy that faststart makes.
-    options = {"moov_size": str(index_bytes(num_frames, num_keys, num_bytes, comment))}
-    # FFmpeg writes the file itself: an interrupt that arrives inside a Python file's write would be lost.
-    with av.open(ffmpeg_url(path), "w", format="mp4", options=options) as container:
-        container.metadata["comment"] = comment
-        stream = cast("VideoStream", container.add_stream(video_format.encoder, rate=video_format.fps))
-        video_format.configure(stream.codec_context)
+    moov_size = str(index_bytes(num_frames, num_keys, num_bytes, json.dumps(metadata)))
+    with open_mp4(path, video_format, metadata, moov_size=moov_size) as (container, stream):
         container.start_encoding()
         extradata = bytes(stream.codec_context.extradata or b"")
         if any(segment.spool.extradata != extradata for segment in segments):
