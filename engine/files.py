@@ -10,6 +10,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,27 +109,8 @@ def exclusive_lock(path: Path, message: str) -> Iterator[None]:
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def check_video_path(path: Path, *, overwrite: bool) -> None:
-    """Raise :class:`InputError` unless a video can be written to ``path``; nothing is created."""
-    _check_file(path, (".mp4",), overwrite)
-
-
-def check_export_path(path: Path, *, overwrite: bool) -> None:
-    """Raise :class:`InputError` unless a video can be exported to ``path``; nothing is created."""
-    _check_file(path, (".mp4", ".gif", ".webp"), overwrite)
-
-
-def check_png_path(path: Path, *, overwrite: bool) -> None:
-    """Raise :class:`InputError` unless a single PNG can be written to ``path``; nothing is created."""
-    _check_file(path, (".png",), overwrite)
-
-
-def check_latents_path(path: Path, *, overwrite: bool) -> None:
-    """Raise :class:`InputError` unless latents can be written to ``path``; nothing is created."""
-    _check_file(path, (".safetensors",), overwrite)
-
-
-def _check_file(path: Path, suffixes: tuple[str, ...], overwrite: bool) -> None:
+def _check_file(path: Path, *, suffixes: tuple[str, ...], overwrite: bool) -> None:
+    """Raise :class:`InputError` unless a file with one of ``suffixes`` can be written to ``path``; nothing is created."""
     suffix = suffixes[0]
     if path.is_dir():
         raise InputError(
@@ -145,6 +127,12 @@ def _check_file(path: Path, suffixes: tuple[str, ...], overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise InputError(f"output {path} exists; pass --overwrite (overwrite=True) or another name")
     check_folder("output", path.parent)
+
+
+check_video_path = partial(_check_file, suffixes=(".mp4",))
+check_export_path = partial(_check_file, suffixes=(".mp4", ".gif", ".webp"))
+check_png_path = partial(_check_file, suffixes=(".png",))
+check_latents_path = partial(_check_file, suffixes=(".safetensors",))
 
 
 def check_png_folder(folder: Path, *, overwrite: bool) -> list[Path]:
