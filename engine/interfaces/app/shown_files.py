@@ -46,14 +46,10 @@ class ShownFiles:
             link, _ = self._links.get(key, (None, 0.0))
             # Gradio removes what is older than some hours.
             if link is None or not link.exists():
-                link = self._link(path)
+                link = self._folder / secrets.token_hex(16) / path.name
+                link.parent.mkdir()
+                link_or_copy(path, link)
             self._links[key] = link, time.monotonic()
-        return link
-
-    def _link(self, path: Path) -> Path:
-        link = self._folder / secrets.token_hex(16) / path.name
-        link.parent.mkdir()
-        link_or_copy(path, link)
         return link
 
     def _drop_gone(self) -> None:

@@ -179,7 +179,9 @@ class Studio:
         """The video, or while it is made what is finished of it; None if that is nothing."""
         folder = self.service.folder(status.id)
         if status.state is JobState.DONE:
-            self._forget_playable(status.id)
+            _, played = self._playable.pop(status.id, (0, None))
+            if played is not None:
+                played.unlink(missing_ok=True)
             return self.service.video_path(status.id)
         if not status.state.is_under_way and (partial := read_partial(folder.path)) is not None:
             return partial
@@ -340,12 +342,6 @@ class Studio:
         if status.state is JobState.DONE:
             return read_video_info(self.service.video_path(status.id)).metadata
         return dict(self.service.folder(status.id).record.metadata)
-
-    def _forget_playable(self, name: str) -> None:
-        """Remove what was played of a video while it was made."""
-        _, path = self._playable.pop(name, (0, None))
-        if path is not None:
-            path.unlink(missing_ok=True)
 
     def _comparison(self, status: VideoStatus) -> str:
         original = self._originals.get(status.id)

@@ -9,7 +9,7 @@ from importlib import import_module
 _registration = import_module("isoframe.engine.interfaces.comfyui.registration")
 
 NODE_CLASS_MAPPINGS = _registration.node_classes()
-NODE_DISPLAY_NAME_MAPPINGS = _registration.node_titles()
+NODE_DISPLAY_NAME_MAPPINGS = {node.name: node.title for node in _registration.NODES}
 comfy_entrypoint = _registration.comfy_entrypoint
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "comfy_entrypoint"]

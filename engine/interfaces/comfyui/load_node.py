@@ -39,11 +39,6 @@ class EngineHandle:
             host.give_memory_back(self.engine.device)
 
 
-def model_names() -> list[str]:
-    """The known models, then the files in ComfyUI's diffusion_models."""
-    return [*known_models(), *host.file_names("diffusion_models")]
-
-
 def load_engine(
     model: str, precision: str, attention: str, vram: str, ram: str, device: str
 ) -> tuple[EngineHandle]:
@@ -91,7 +86,10 @@ LOAD_ENGINE = Node(
     title="Isoframe: Load Engine",
     description="A FramePack transformer inside a budget of VRAM and RAM. Large models are converted once.",
     inputs=(
-        Input(name="model", kind="COMBO", options=model_names, default="demo"),
+        Input(
+            name="model", kind="COMBO", default="demo",
+            options=lambda: [*known_models(), *host.file_names("diffusion_models")],
+        ),
         _choice("precision", (_AUTO, *PRECISIONS), _AUTO),
         _choice("attention", ATTENTIONS, _AUTO),
         _budget("vram", "on the card"),
@@ -100,7 +98,7 @@ LOAD_ENGINE = Node(
     ),
     outputs=(Output("engine", ENGINE),),
     run=load_engine,
-)
+)  # fmt: skip
 
 LOAD_LORA = Node(
     name="IsoframeLora",

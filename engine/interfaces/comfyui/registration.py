@@ -18,11 +18,6 @@ def node_classes() -> dict[str, type]:
     return {node.name: classic_class(node) if api is None else v3_class(node, api.io) for node in NODES}
 
 
-def node_titles() -> dict[str, str]:
-    """Titles that ComfyUI shows, by name of the node."""
-    return {node.name: node.title for node in NODES}
-
-
 async def comfy_entrypoint() -> Any:
     """The extension of the V3 schema."""
     api = _v3_api()

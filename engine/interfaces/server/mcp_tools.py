@@ -45,14 +45,13 @@ def make_mcp_server(service: VideoService, image_folders: Sequence[Path]) -> "MC
         image_folders: an image may be named by its path in one of them.
     """
     server: MCPServer[None] = MCPServer("isoframe", instructions=_INSTRUCTIONS)
-    tools = [_creator(service, [folder.resolve() for folder in image_folders]), *_others(service)]
-    for tool in tools:
+    for tool in _tools(service, [folder.resolve() for folder in image_folders]):
         server.tool()(_told(tool))
     server.tool()(_waiter(service))
     return server
 
 
-def _creator(service: VideoService, folders: Sequence[Path]) -> Callable[..., LocalVideo]:
+def _tools(service: VideoService, folders: Sequence[Path]) -> tuple[Callable[..., object], ...]:
     named = ", ".join(map(str, folders))
     places = f"the path of a file in {named}, or its content in base64" if folders else "its file in base64"
 
@@ -64,10 +63,6 @@ def _creator(service: VideoService, folders: Sequence[Path]) -> Callable[..., Lo
         content = _image_bytes(image, folders, service.limits.upload_bytes)
         return _local(service, video.create(service, content).id)
 
-    return create_video
-
-
-def _others(service: VideoService) -> tuple[Callable[..., object], ...]:
     def describe_model() -> ModelObject:
         """The model that makes the videos, and its LoRAs."""
         return ModelObject.of(service.card)
@@ -92,7 +87,7 @@ def _others(service: VideoService) -> tuple[Callable[..., object], ...]:
         service.delete(video_id)
         return DeletedVideo(id=video_id)
 
-    return describe_model, get_video, list_videos, cancel_video, delete_video
+    return create_video, describe_model, get_video, list_videos, cancel_video, delete_video
 
 
 def _waiter(service: VideoService) -> Callable[..., Awaitable[LocalVideo]]:

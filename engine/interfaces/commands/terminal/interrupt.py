@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
+_DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 _IMPATIENT = b"\nstopping; what is finished is being kept (press Ctrl-C once more to give it up)\n"
 
 
@@ -58,7 +60,9 @@ class Interrupt:
 @contextmanager
 def lasting_interrupt() -> Iterator[Interrupt]:
     """Have signals remembered; inside another one, the other one's :class:`Interrupt`."""
-    handlers = {number: signal.getsignal(number) for number in _stop_signals()}
+    # Those of the signals that this platform has.
+    stopping = [getattr(signal, name) for name in _STOPPING if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in stopping}
     for handler in handlers.values():
         installed = getattr(handler, "__self__", None)
         if isinstance(installed, Interrupt):
@@ -66,7 +70,7 @@ def lasting_interrupt() -> Iterator[Interrupt]:
             return
     interrupt = Interrupt()
     # A job in the background of a script, or under nohup, has signals ignored, and they stay so.
-    before = {number: handler for number, handler in handlers.items() if _is_default(handler)}
+    before = {number: handler for number, handler in handlers.items() if handler in _DEFAULTS}
     for number in before:
         signal.signal(number, interrupt.press)
     try:
@@ -74,13 +78,3 @@ def lasting_interrupt() -> Iterator[Interrupt]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _stop_signals() -> list[int]:
-    """The signals that stop a program, as far as this platform has them."""
-    names = ("SIGINT", "SIGTERM", "SIGHUP")
-    return [getattr(signal, name) for name in names if hasattr(signal, name)]
-
-
-def _is_default(handler: object) -> bool:
-    return handler in (signal.SIG_DFL, signal.default_int_handler)

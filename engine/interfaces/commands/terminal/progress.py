@@ -106,7 +106,8 @@ class Reporter:
             )
         elif isinstance(event, JobEvent):
             self._order = event.order
-            print_differences(self._console, event)
+            for line in differences(event):
+                self._console.print(line, soft_wrap=True)
         elif isinstance(event, PhaseEvent):
             self._show_phase(_PHASES.get(event.phase, event.phase))
         elif isinstance(event, StepEvent | SectionEvent) and self._last is not None and reading is not None:
@@ -146,38 +147,24 @@ def direction(event: StepEvent, order: str | None = None) -> str:
     return f"{event.num_sections} sections, forward order: the start of the video comes first"
 
 
-def print_differences(console: Console, event: JobEvent) -> None:
+def differences(event: JobEvent) -> Iterator[str]:
     """One line each for what the video does not take over as it was given: its length, the image's size; for its job."""
-    for line in (
-        length_difference(event),
-        size_difference(event),
-        *event.notes,
-        *prompt_lines(event),
-        job_place(event),
-    ):
-        if line is not None:
-            console.print(line, soft_wrap=True)
-
-
-def length_difference(event: JobEvent) -> str | None:
-    """What was asked for and what comes, where that differs by a tenth of a second or more."""
+    asked, made = f"{event.requested_seconds:.1f}", f"{event.seconds:.1f}"
+    image, video = (event.image_height, event.image_width), (event.height, event.width)
     if event.num_given_frames:
         added = (event.num_frames - event.num_given_frames) / event.fps
-        return f"{added:.1f} s are added to the {event.num_given_frames / event.fps:.1f} s that are given"
-    asked, made = f"{event.requested_seconds:.1f}", f"{event.seconds:.1f}"
-    if asked == made:
-        return None
-    section = event.num_frames // event.num_sections / event.fps
-    return f"{asked} s asked for, {made} s are made: a video has whole sections of {section:.1f} s"
-
-
-def size_difference(event: JobEvent) -> str | None:
-    """How the image is fitted to the video, if it is."""
-    image, video = (event.image_height, event.image_width), (event.height, event.width)
-    if image == video:
-        return None
-    change = "scaled" if image[0] * video[1] == image[1] * video[0] else "scaled and cropped"
-    return f"the image ({image[0]}x{image[1]}, height x width) is {change} to {video[0]}x{video[1]}"
+        yield f"{added:.1f} s are added to the {event.num_given_frames / event.fps:.1f} s that are given"
+    elif asked != made:
+        section = event.num_frames // event.num_sections / event.fps
+        yield f"{asked} s asked for, {made} s are made: a video has whole sections of {section:.1f} s"
+    if image != video:
+        change = "scaled" if image[0] * video[1] == image[1] * video[0] else "scaled and cropped"
+        yield f"the image ({image[0]}x{image[1]}, height x width) is {change} to {video[0]}x{video[1]}"
+    yield from event.notes
+    yield from prompt_lines(event)
+    if event.job_dir is not None:
+        finished = f", {event.num_finished_sections} of {event.num_sections} sections are finished"
+        yield f"the job is kept in {event.job_dir}{finished if event.num_finished_sections else ''}"
 
 
 def prompt_lines(event: JobEvent) -> list[str]:
@@ -189,14 +176,6 @@ def prompt_lines(event: JobEvent) -> list[str]:
         sections = ", ".join(str(section + 1) for section in slot.sections)
         lines.append(f"  {slot.start_seconds:.1f}-{slot.end_seconds:.1f} s (section {sections}): {slot.text}")
     return lines
-
-
-def job_place(event: JobEvent) -> str | None:
-    """Where the job is kept, and how much of it is finished."""
-    if event.job_dir is None:
-        return None
-    finished = f", {event.num_finished_sections} of {event.num_sections} sections are finished"
-    return f"the job is kept in {event.job_dir}{finished if event.num_finished_sections else ''}"
 
 
 def describe(event: StepEvent, reading: Reading, fps: float) -> str:
