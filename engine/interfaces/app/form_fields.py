@@ -7,7 +7,6 @@ from typing import Any
 import gradio as gr
 
 from ...request.fields import Offered
-from ...request.sampling_config import ORDERS, STEP_CACHES
 from .form import PLAIN, Form
 from .refusals import leave_unchecked, told
 from .studio import QUALITIES, Studio, draw_seed
@@ -91,10 +90,11 @@ def read_form(values: Sequence[Any]) -> Form:
     return Form(**dict(zip(_NAMES, values, strict=True)))
 
 
-def _plain_field(known: Offered) -> Any:
-    """What the description of a field comes to on a page."""
+def _plain_field(known: Offered, value: Any = None) -> Any:
+    """What the description of a field comes to on a page; it begins with ``value``, or with the field's default."""
     about, label = known.setting, known.name.replace("_", " ").capitalize()
-    common = dict(value=known.default, label=label, info=known.help, elem_id=known.name.replace("_", "-"))
+    value = known.default if value is None else value
+    common = dict(value=value, label=label, info=known.help, elem_id=known.name.replace("_", "-"))
     if about.choices:
         return gr.Radio(list(about.choices), **common)
     if known.type in (bool, str):
@@ -129,16 +129,9 @@ def _advanced_fields(lora_names: list[str]) -> dict[str, Any]:
     first, has_loras = QUALITIES[_QUALITY], bool(lora_names)
     return {
         "num_steps": gr.Slider(1, 100, value=first["num_steps"], step=1, label="Steps", elem_id="steps"),
-        "step_cache": gr.Radio(
-            list(STEP_CACHES),
-            value=str(first["step_cache"]),
-            label="Step cache",
-            info="Skips steps that would change little: faster, approximate.",
-        ),
+        "step_cache": _plain_field(PLAIN["step_cache"], first["step_cache"]),
         "guidance_scale": gr.Slider(1, 32, value=10, step=0.1, label="Guidance"),
-        "order": gr.Radio(
-            ["auto", *ORDERS], value="auto", label="Order", info="inverted makes the end first"
-        ),
+        "order": _plain_field(PLAIN["order"]),
         "end_image": gr.Image(
             type="filepath", label="End image (inverted order)", height=160, elem_id="end-image"
         ),

@@ -36,12 +36,10 @@ class MemoryHistory:
 
     def _run(self) -> None:
         while not self._is_over.wait(_SECONDS_BETWEEN):
-            self._samples.append(self._sample())
-
-    def _sample(self) -> MemorySample:
-        is_cuda = self._device.type == "cuda"
-        return MemorySample(
-            seconds=time.monotonic() - self._start,
-            ram_bytes=self._process.memory_info().rss,
-            device_bytes=torch.cuda.memory_reserved(self._device) if is_cuda else None,
-        )
+            is_cuda = self._device.type == "cuda"
+            sample = MemorySample(
+                seconds=time.monotonic() - self._start,
+                ram_bytes=self._process.memory_info().rss,
+                device_bytes=torch.cuda.memory_reserved(self._device) if is_cuda else None,
+            )
+            self._samples.append(sample)

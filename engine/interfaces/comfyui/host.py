@@ -10,13 +10,13 @@ from torch import Tensor
 
 def file_names(kind: str) -> list[str]:
     """The .safetensors files in ComfyUI's folders of a kind, such as "loras"."""
-    names: list[str] = _folder_paths().get_filename_list(kind)
+    names: list[str] = import_module("folder_paths").get_filename_list(kind)
     return [name for name in names if name.endswith(".safetensors")]
 
 
 def file_path(kind: str, name: str) -> str:
     """The path of a file that :func:`file_names` lists; ComfyUI raises an error where it is gone."""
-    path: str = _folder_paths().get_full_path_or_raise(kind, name)
+    path: str = import_module("folder_paths").get_full_path_or_raise(kind, name)
     return path
 
 
@@ -28,7 +28,7 @@ def make_progress(total: int) -> Callable[..., None]:
 
 def check_interrupt() -> None:
     """Raise ComfyUI's exception if the user has cancelled."""
-    _model_management().throw_exception_if_processing_interrupted()
+    import_module("comfy.model_management").throw_exception_if_processing_interrupted()
 
 
 def make_previewer(device: torch.device) -> Callable[[Tensor], Any]:
@@ -41,19 +41,11 @@ def make_previewer(device: torch.device) -> Callable[[Tensor], Any]:
 def take_memory(device: torch.device) -> None:
     """Have ComfyUI's own models leave the card: the budget of the engine is counted on what is free then."""
     if device.type != "cpu":
-        _model_management().unload_all_models()
+        import_module("comfy.model_management").unload_all_models()
         give_memory_back(device)
 
 
 def give_memory_back(device: torch.device) -> None:
     """Let ComfyUI have what is not used any more."""
     if device.type != "cpu":
-        _model_management().soft_empty_cache()
-
-
-def _folder_paths() -> Any:
-    return import_module("folder_paths")
-
-
-def _model_management() -> Any:
-    return import_module("comfy.model_management")
+        import_module("comfy.model_management").soft_empty_cache()

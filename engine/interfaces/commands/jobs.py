@@ -1,6 +1,7 @@
 """Kept jobs: ``isoframe jobs`` lists and removes them, ``resume`` finishes one, ``redo`` makes its end again."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,13 +27,8 @@ app = typer.Typer(help="Jobs that are kept on the disk.", no_args_is_help=True)
 @command(config=("cache_dir",))
 def list_all(config: EngineConfig, as_json: bool = JSON) -> None:
     """List the jobs in the cache folder: their state, their sections and their videos."""
-    from ...errors import InputError
-    from ...jobs.folder import list_jobs
-
-    for job in list_jobs(config.cache_path()):
-        if isinstance(job, InputError):
-            typer.echo(f"unreadable: {job}", err=True)
-        elif as_json:
+    for job in _readable(config, "unreadable"):
+        if as_json:
             typer.echo(json.dumps(_describe(job)))
         else:
             status = job.status()
@@ -47,17 +43,23 @@ def clean(
     unfinished: bool = setting(False, "Also remove jobs that could still be resumed.", panel=None),
 ) -> None:
     """Remove the folders of jobs that are done; their videos stay, redo is not possible any more."""
+    for job in _readable(config, "left"):
+        status = job.status()
+        if not status.is_running and (status.is_done or unfinished):
+            job.delete()
+            typer.echo(f"removed {job.path}")
+
+
+def _readable(config: EngineConfig, otherwise: str) -> Iterator["JobFolder"]:
+    """The jobs in the cache folder; those that cannot be read are told after the word ``otherwise``."""
     from ...errors import InputError
     from ...jobs.folder import list_jobs
 
     for job in list_jobs(config.cache_path()):
         if isinstance(job, InputError):
-            typer.echo(f"left: {job}", err=True)
-            continue
-        status = job.status()
-        if not status.is_running and (status.is_done or unfinished):
-            job.delete()
-            typer.echo(f"removed {job.path}")
+            typer.echo(f"{otherwise}: {job}", err=True)
+        else:
+            yield job
 
 
 def _describe(job: "JobFolder") -> dict[str, object]:
