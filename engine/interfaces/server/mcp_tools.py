@@ -52,6 +52,7 @@ def make_mcp_server(service: VideoService, image_folders: Sequence[Path]) -> "MC
 
 
 def _tools(service: VideoService, folders: Sequence[Path]) -> tuple[Callable[..., object], ...]:
+    """The operations that answer at once; an image may lie in one of ``folders``."""
     named = ", ".join(map(str, folders))
     places = f"the path of a file in {named}, or its content in base64" if folders else "its file in base64"
 

@@ -40,12 +40,12 @@ class _Part:
 def command(
     *, asked: Iterable[str] = (), config: Iterable[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a command of a function: its parameters become options, and three of them stand for several.
+    """Make a command of a function: its parameters become options, and some of them stand for several.
 
-    ``asked`` gets the fields of a request that the options give; ``config`` an :class:`EngineConfig`; a parameter whose
-    type is a dataclass of described or annotated fields, such as :class:`~.options.OutputOptions`, one of these; any other is one option,
-    and a described field its default. ``interrupt`` gets the
-    :class:`~.interrupt.Interrupt` of the process. Every command takes --debug, and tells errors and Ctrl-C in one line.
+    ``asked`` gets the fields of a request that the options give; ``config`` an :class:`EngineConfig`; ``interrupt`` the
+    :class:`~.interrupt.Interrupt` of the process; a parameter whose type is a dataclass of described or annotated fields,
+    such as :class:`~.options.OutputOptions`, one of these. Any other is one option, and a described field its default.
+    Every command takes --debug, and tells errors and Ctrl-C in one line.
 
     Args:
         asked: fields of a request, by their names in the engine.

@@ -31,7 +31,7 @@ class VideoStatus:
         id: its name.
         state: any but STOPPED.
         created: seconds since 1970.
-        ended: the same; None while it is queued or runs.
+        ended: seconds since 1970; None while it is queued or runs.
         model: that makes it.
         prompt: as asked for.
         order: "inverted" (the end of the video is made first) or "forward".
