@@ -145,9 +145,8 @@ def this_machine(device: "torch.device", *, vram: Size | None = None, ram: Size 
     """
     ram_bytes = _host_budget(ram)
     if device.type != "cuda":
-        if vram is not None:
-            raise ConfigError(f"vram must be left out on device {str(device)!r}, got {vram!r}; use ram")
-        return Machine(vram=ram_bytes, ram=ram_bytes, card=_cpu(), is_cpu=True)
+        cpu = Machine(vram=ram_bytes, ram=ram_bytes, card=_cpu(), is_cpu=True)
+        return with_budget(cpu, device, vram=vram)
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)
