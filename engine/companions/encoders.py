@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -63,9 +64,8 @@ class Encoders:
         self._dtype = dtype
         self._compute_dtype = torch.float32 if self._device.type == "cpu" else torch.float16
         self._cache = TensorCache(cache_dir / "embeddings")
-        self._local_files_only = local_files_only
-        self._folders: dict[str, Path] = {}
-        self._hashes: dict[str, str] = {}
+        folder = cache(lambda name: components.ref(name).fetch(local_files_only=local_files_only))
+        self._folder, self._hash = folder, cache(lambda name: hash_folder(folder(name)))
 
     def encode_prompt(self, prompt: str) -> PromptEmbeds:
         """Encode one prompt; an empty one is allowed."""
@@ -216,17 +216,6 @@ class Encoders:
             model.to("meta")
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-
-    def _folder(self, name: str) -> Path:
-        if name not in self._folders:
-            ref = self._components.ref(name)
-            self._folders[name] = ref.fetch(local_files_only=self._local_files_only)
-        return self._folders[name]
-
-    def _hash(self, name: str) -> str:
-        if name not in self._hashes:
-            self._hashes[name] = hash_folder(self._folder(name))
-        return self._hashes[name]
 
 
 def load_encoder(
