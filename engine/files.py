@@ -5,7 +5,9 @@ import errno
 import hashlib
 import itertools
 import json
+import math
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -17,6 +19,8 @@ from typing import Any
 from .errors import CheckpointError, InputError
 
 TEMPORARY_SUFFIX = ".tmp"
+# The header of a model with 10,000 tensors has 2 MB.
+MAX_JSON_BYTES = 16 * 2**20
 
 
 def temporary_name(name: str, token: str) -> str:
@@ -67,10 +71,39 @@ def link_or_copy(path: Path, link: Path) -> None:
         shutil.copyfile(path, link)
 
 
+def parse_json(content: str | bytes) -> Any:
+    """The value in JSON that anybody may have written.
+
+    Raises:
+        ValueError: it is no JSON or no UTF-8, nested too deeply, longer than 16 MiB, has a number that is not finite, or
+            text that no file can hold.
+    """
+    if len(content) > MAX_JSON_BYTES:
+        raise ValueError(f"JSON must be at most {MAX_JSON_BYTES} bytes, got {len(content)}")
+    text = content if isinstance(content, str) else content.decode("utf-8")
+    try:
+        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except RecursionError as error:
+        raise ValueError("JSON is nested too deeply") from error
+    # Half of a character outside of the basic plane, which only an escape can say.
+    if re.search(r"\\u[dD][89a-fA-F]", text) is not None:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return number
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; raises :class:`CheckpointError` where there is none."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"it has more than {MAX_JSON_BYTES} bytes")
+        raw = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(raw, dict):

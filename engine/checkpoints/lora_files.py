@@ -1,6 +1,5 @@
 """LoRA files: safetensors only, sorted by layer; nothing about a model is known here."""
 
-import json
 import math
 import os
 import re
@@ -9,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..files import parse_json
 from .lora_names import without_prefix
 from .tensor_files import FLOAT_DTYPES, TensorEntry, TensorFile, map_tensor, open_tensor_file, refuse_pickle
 
@@ -155,7 +155,7 @@ def _adapter_config(file: TensorFile) -> tuple[Path, Mapping[str, object]]:
     beside = file.path.with_name(_PEFT_CONFIG)
     if file.path.name == _PEFT_WEIGHTS and beside.is_file():
         return beside, _read_config(beside, lambda: beside.read_text(encoding="utf-8"))
-    metadata = json.loads(file.header).get("__metadata__")
+    metadata = parse_json(file.header).get("__metadata__")
     if not isinstance(metadata, dict) or _METADATA_KEY not in metadata:
         return file.path, {}
     config = _read_config(file.path, lambda: str(metadata[_METADATA_KEY]))
@@ -164,8 +164,8 @@ def _adapter_config(file: TensorFile) -> tuple[Path, Mapping[str, object]]:
 
 def _read_config(path: Path, read: Callable[[], str]) -> dict[str, object]:
     try:
-        config = json.loads(read())
-    except (OSError, ValueError, RecursionError) as error:
+        config = parse_json(read())
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} has an unreadable LoRA configuration: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} has a LoRA configuration that is no object: {type(config).__name__}")

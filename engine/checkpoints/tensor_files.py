@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import math
 import mmap
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files import MAX_JSON_BYTES, parse_json
 
 FLOAT_DTYPES = {
     "F64": torch.float64,
@@ -26,8 +26,6 @@ FLOAT_DTYPES = {
 }
 # Weights are floating point; a few files hold whole numbers, such as the alpha of a LoRA.
 _DTYPES = FLOAT_DTYPES | {"I64": torch.int64, "I32": torch.int32}
-# The largest header that the safetensors library reads.
-_MAX_HEADER_BYTES = 100_000_000
 
 # Every pickle since protocol 2, and the zip archive that torch.save writes.
 _PICKLE_MAGIC = (b"\x80", b"PK\x03\x04")
@@ -187,21 +185,21 @@ def _read_header(path: Path, prefix: bytes, size_bytes: int, read: Callable[[int
             f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in its folder"
         )
     num_header_bytes = int.from_bytes(prefix, "little")
-    if len(prefix) < 8 or _MAX_HEADER_BYTES >= num_header_bytes > size_bytes - 8:
+    if len(prefix) < 8 or MAX_JSON_BYTES >= num_header_bytes > size_bytes - 8:
         raise CheckpointError(_truncated(path, size_bytes, 8 + num_header_bytes))
-    if num_header_bytes > _MAX_HEADER_BYTES:
+    if num_header_bytes > MAX_JSON_BYTES:
         raise CheckpointError(f"{path} has a corrupt header or is not a safetensors file; copy it again")
     return read(num_header_bytes)
 
 
 def _parse_header(path: Path, header: bytes) -> dict[str, TensorEntry]:
     try:
-        raw = json.loads(header)
+        raw = parse_json(header)
         raw.pop("__metadata__", None)
         entries = [(name, _parse_entry(path, 8 + len(header), fields)) for name, fields in raw.items()]
         entries.sort(key=lambda item: (item[1].start, item[1].num_bytes))
         _check_disjoint(entries)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path} has a corrupt header ({error}); copy or download it again") from error
     return dict(entries)
 

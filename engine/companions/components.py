@@ -93,6 +93,10 @@ class ComponentRef:
                 raise not_cached(self.source, prefix + error.names[0]) from error
 
 
+# Of a bucket; no card holds a video that is larger.
+_MAX_SIDE = 8192
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelProfile:
     """What a model expects beyond its tensors; ``isoframe.json`` in its folder.
@@ -112,15 +116,20 @@ class ModelProfile:
     latent_rgb: tuple[tuple[float, float, float], ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.buckets or any(len(size) != 2 or min(size) < 16 for size in self.buckets):
-            raise CheckpointError(f"buckets must be (height, width) pairs of at least 16, got {self.buckets}")
+        if not self.buckets or any(
+            len(size) != 2 or not all(type(side) is int and 16 <= side <= _MAX_SIDE for side in size)
+            for size in self.buckets
+        ):
+            raise CheckpointError(
+                f"buckets must be (height, width) pairs of 16 to {_MAX_SIDE}, got {self.buckets}"
+            )
         if any(pixels % 16 for size in self.buckets for pixels in size):
             raise CheckpointError(f"buckets must be multiples of 16, got {self.buckets}")
         if self.order not in (*ORDERS, "both", None):
             raise CheckpointError(f"order must be {', '.join(ORDERS)}, both or null, got {self.order!r}")
         if self.prompt_template is not None and self.prompt_template.count("{}") != 1:
             raise CheckpointError(f"prompt_template must contain {{}} once, got {self.prompt_template!r}")
-        if self.crop_start is not None and self.crop_start < 0:
+        if self.crop_start is not None and (type(self.crop_start) is not int or self.crop_start < 0):
             raise CheckpointError(f"crop_start must be at least 0, got {self.crop_start}")
         if self.latent_rgb is not None and [len(row) for row in self.latent_rgb] != [3] * 17:
             raise CheckpointError("latent_rgb must have 17 rows of 3 numbers: 16 channels and the bias")
@@ -303,7 +312,12 @@ def _shared_refs(family: type[Family], config: Any = None) -> dict[str, Componen
 def _list_companions(index: Path) -> list[str]:
     """Companions that a pipeline's ``model_index.json`` lists."""
     listed = read_json(index)
-    return [name for name in COMPANIONS if listed.get(name, [None])[0] is not None]
+    found = [name for name in COMPANIONS if listed.get(name) not in (None, [None, None])]
+    if strange := [name for name in found if not isinstance(listed[name], list)]:
+        raise CheckpointError(
+            f"{index} must list {strange[0]} as library and class, got {listed[strange[0]]!r}"
+        )
+    return [name for name in found if listed[name] and listed[name][0] is not None]
 
 
 def _optional_files(
@@ -342,7 +356,7 @@ def _read_profile(
     merged = defaults | ({"order": order} if order else {}) | given
     try:
         return ModelProfile(**{name: _freeze(value) for name, value in merged.items()})
-    except (CheckpointError, TypeError) as error:
+    except (CheckpointError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 

@@ -20,7 +20,7 @@ from ..files import cache_key, read_json
 from ..model.conditioning import PromptEmbeds
 from .components import Components
 from .layerwise import load_llama_layerwise
-from .pretrained import LOADING, load_pretrained, quiet
+from .pretrained import LOADING, check_configs, load_pretrained, quiet
 from .tensor_cache import TensorCache
 
 if TYPE_CHECKING:
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _logger = logging.getLogger(__name__)
+
+# Read at a time.
+_HASHED_BYTES = 2**20
+# More than any encoder looks at.
+_MAX_IMAGE_SIDE = 4096
 
 T = TypeVar("T")
 # Tensors by name, by the key under which the cache has them.
@@ -237,7 +242,8 @@ def load_encoder(
             f"{folder}: model_type must be {' or '.join(kind.model_types)}, got {model_type!r}"
         )
     model_class: Any = getattr(transformers, kind.model_class)
-    config = model_class.config_class.from_pretrained(folder)
+    check_configs(folder)
+    config = model_class.config_class.from_pretrained(folder, trust_remote_code=False)
     config.update(kind.changes)
     if kind.num_unused_layers is None:
         model: PreTrainedModel = load_pretrained(model_class, folder, device, dtype=dtype, config=config)
@@ -251,16 +257,26 @@ def load_encoder(
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer in ``folder``, exactly as its ``tokenizer.json`` describes it where there is one."""
+    """The tokenizer in ``folder``, exactly as its ``tokenizer.json`` describes it where there is one.
+
+    Raises:
+        CheckpointError: it has neither that file nor a vocabulary with merges, they are damaged, or it brings code.
+    """
     import transformers
 
+    check_configs(folder)
+    is_described = (folder / "tokenizer.json").is_file()
+    if not is_described and not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+        raise CheckpointError(f"{folder} has no tokenizer.json; copy it from the tokenizer's repository")
     with quiet("transformers"):
         # The class that tokenizer_config.json names must not matter: LlamaTokenizer of transformers 5 splits text as
         # SentencePiece does even where tokenizer.json asks for the byte-level splitting of Llama 3.
-        if (folder / "tokenizer.json").is_file():
-            tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-        else:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        kind = transformers.PreTrainedTokenizerFast if is_described else transformers.AutoTokenizer
+        try:
+            tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        # The tokenizers library raises nothing narrower for a damaged file.
+        except Exception as error:
+            raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -283,6 +299,8 @@ def prepare_image(image: "Image", folder: Path) -> Tensor:
     config = read_json(path)
     try:
         size = (config["size"]["width"], config["size"]["height"])
+        if not all(type(side) is int and 0 < side <= _MAX_IMAGE_SIDE for side in size):
+            raise ValueError(f"size {size}")
         mean, std = np.float32(config["image_mean"]), np.float32(config["image_std"])
         resample, factor = Resampling(config["resample"]), np.float32(config["rescale_factor"])
     except (KeyError, TypeError, ValueError) as error:
@@ -300,5 +318,10 @@ def hash_folder(folder: Path) -> str:
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
         is_weights = path.suffix == ".safetensors"
-        digest.update(open_tensor_file(path).fingerprint() if is_weights else path.read_bytes())
+        if is_weights:
+            digest.update(open_tensor_file(path).fingerprint())
+            continue
+        with path.open("rb") as file:
+            while block := file.read(_HASHED_BYTES):
+                digest.update(block)
     return digest.hexdigest()

@@ -10,10 +10,22 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError, count_problems
+from ..files import read_json
 
 # While transformers and diffusers load a model, they change torch for all threads: the initializers of parameters, the
 # device that they are made on and the default dtype. Two loads at once left parameters without data.
 LOADING = threading.RLock()
+_MAX_LAYERS = 1000
+# Where transformers and diffusers look for the names of classes.
+_CONFIGS = (
+    "config.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "generation_config.json",
+    "model_index.json",
+)
 
 
 def load_pretrained(
@@ -31,13 +43,28 @@ def load_pretrained(
     Raises:
         CheckpointError: the files are damaged, or not those of the class.
     """
-    name = model_class.__name__
-    with quiet(model_class.__module__.partition(".")[0]):
+    check_configs(folder)
+    name, library = model_class.__name__, model_class.__module__.partition(".")[0]
+    if library == "transformers":
+        options["trust_remote_code"] = False
+    with quiet(library):
         try:
             model, report = model_class.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
             )
-        except (OSError, ValueError, RuntimeError, TypeError) as error:
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+        ) as error:
             raise CheckpointError(f"{folder} cannot be loaded as {name}: {error}") from error
     problems = {"missing": sorted(report["missing_keys"])}
     if is_exact:
@@ -47,6 +74,21 @@ def load_pretrained(
             f"the tensors in {folder} are not those of {name}: {found}; download it again, or correct its config.json"
         )
     return model.eval().to(device)
+
+
+def check_configs(folder: Path) -> None:
+    """Raise :class:`CheckpointError` where a configuration in ``folder`` names code to be run, or is damaged."""
+    for path in sorted(path for path in folder.glob("*.json") if path.name in _CONFIGS):
+        config = read_json(path)
+        if "auto_map" in config:
+            raise CheckpointError(
+                f"{path} names code of its own (auto_map), which is never run; give a folder of a class that "
+                "transformers or diffusers bring"
+            )
+        for name, value in config.items():
+            # Every layer is made before a tensor is missed.
+            if "layers" in name and isinstance(value, int | float) and value > _MAX_LAYERS:
+                raise CheckpointError(f"{path}: {name} must be at most {_MAX_LAYERS}, got {value!r}")
 
 
 @contextlib.contextmanager

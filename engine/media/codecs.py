@@ -15,7 +15,7 @@ from ..errors import ConfigError, DeviceError
 from ..request.config import CODECS, MAX_CRF, Request, check_choice
 
 if TYPE_CHECKING:
-    from av.container import OutputContainer
+    from av.container import InputContainer, OutputContainer
     from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
@@ -24,6 +24,12 @@ _ENCODERS = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1"}
 _MIN_HEVC_WIDTH = 64
 _BT709 = 1
 _LIMITED_RANGE = 1
+
+
+# What FFmpeg calls the containers that hold their own frames.
+_VIDEO_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,mpeg,flv,asf,ogg,webp_pipe,yuv4mpegpipe"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +157,19 @@ def open_mp4(
 def ffmpeg_url(path: Path) -> str:
     """What FFmpeg opens as ``path``, even if its name looks like a protocol."""
     return f"file:{path}"
+
+
+def open_video(path: Path) -> "InputContainer":
+    """A video file to read; what others wrote into it need not be UTF-8.
+
+    Raises:
+        FFmpegError, OSError: it is no video, or cannot be read.
+    """
+    import av
+
+    # Playlists and lists of files would have FFmpeg read other files, or ask other machines.
+    options = {"format_whitelist": _VIDEO_FORMATS, "protocol_whitelist": "file"}
+    return av.open(ffmpeg_url(path), options=options, metadata_errors="replace")
 
 
 def _instruction_set() -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from ..errors import ConfigError, DeviceError, InputError
 from ..files import check_export_path, make_folder, replace_when_whole, writing
-from .codecs import VideoFormat, ffmpeg_url, open_mp4
+from .codecs import VideoFormat, ffmpeg_url, open_mp4, open_video
 from .video import Video, read_video_info
 
 if TYPE_CHECKING:
@@ -141,10 +141,9 @@ def _encode(container: "OutputContainer", stream: "VideoStream", frames: Iterato
 
 def _frames(path: Path, filters: list[str]) -> Iterator["VideoFrame"]:
     """Frames of a video after ``filters``."""
-    import av
     from av.filter import Graph
 
-    with av.open(ffmpeg_url(path)) as container:
+    with open_video(path) as container:
         stream = container.streams.video[0]
         graph = Graph()
         graph.link_nodes(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64 * 10**6
 MIN_SIDE = 16
+# PIL knows more; among those is EPS, for which it calls another program.
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
 MAX_ASPECT = 4
 
 # What PIL's decoders raise on damaged files, UnidentifiedImageError (an OSError) included.
@@ -54,7 +56,7 @@ def load_image(
     source: object,
     *,
     force: bool = False,
-    formats: tuple[str, ...] | None = None,
+    formats: tuple[str, ...] = FORMATS,
     max_pixels: int = MAX_PIXELS,
 ) -> "Image":
     """Read ``source`` as an upright 8-bit RGB image.
@@ -67,7 +69,7 @@ def load_image(
         source: path, content of a file, PIL image, or array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of uint8 or
             uint16.
         force: accept sides under 16 px and shapes beyond 4:1.
-        formats: that a file may have, as PIL names them; None takes all that PIL knows.
+        formats: that a file may have, as PIL names them.
         max_pixels: more are refused before they are decoded.
 
     Raises:
@@ -119,23 +121,24 @@ def image_to_tensor(image: "Image") -> Tensor:
     return (pixels / 127.5 - 1).permute(2, 0, 1)[None, :, None].contiguous()
 
 
-def _open(file: Path | io.BytesIO, name: str, formats: tuple[str, ...] | None, max_pixels: int) -> "Image":
+def _open(file: Path | io.BytesIO, name: str, formats: tuple[str, ...], max_pixels: int) -> "Image":
     from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
             # Our own limit is lower than the one PIL warns at.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(file, formats=formats)
+            Image.init()
+            return Image.open(file, formats=[name for name in formats if name in Image.OPEN])
     except PermissionError as error:
         raise InputError(f"image {name} cannot be read: {error.strerror}; check its permissions") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"image {name} must have at most {_megapixels(max_pixels)}: {error}") from error
     except _DECODING_ERRORS as error:
         reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
-        if formats is not None:
-            raise InputError(f"image must be a whole file in one of {', '.join(formats)}{reason}") from error
-        raise InputError(f"image {name} is damaged or in no known format{reason}") from error
+        raise InputError(
+            f"image {name} is damaged or in none of the formats {', '.join(formats)}{reason}"
+        ) from error
 
 
 def _megapixels(pixels: float) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, InputError
 from ..request.sections import NUM_HISTORY
-from .codecs import ffmpeg_url
+from .codecs import open_video
 from .images import fit_to_bucket
 from .video import read_video_info
 
@@ -104,7 +104,10 @@ def first_frame(path: Path) -> Image.Image:
     Raises:
         InputError: it cannot be read.
     """
-    return Image.fromarray(next(decode_frames(path)))
+    frame = next(decode_frames(path), None)
+    if frame is None:
+        raise InputError(f"{path} must have a frame that can be decoded, it has none")
+    return Image.fromarray(frame)
 
 
 def decode_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
@@ -116,7 +119,9 @@ def decode_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
     import av
 
     try:
-        with av.open(ffmpeg_url(path)) as container:
+        with open_video(path) as container:
+            if not container.streams.video:
+                raise InputError(f"{path} must hold a video stream, it has none")
             for frame in container.decode(video=0):
                 yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
     except (av.error.FFmpegError, OSError) as error:

@@ -13,8 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import DISK_FULL, check_video_path, folder_error, free_partial_path, make_folder, writing
-from .codecs import VideoFormat, ffmpeg_url
+from ..files import (
+    DISK_FULL,
+    check_video_path,
+    folder_error,
+    free_partial_path,
+    make_folder,
+    parse_json,
+    writing,
+)
+from .codecs import VideoFormat, open_video
 from .mp4 import index_bytes, write_mp4
 from .segments import KeptSegments, Segment, SegmentSpool, check_frames, longest_run
 
@@ -202,7 +210,11 @@ class VideoWriter:
 
 
 def read_video_info(path: str | os.PathLike[str]) -> Video:
-    """Size, length and metadata of a video file, or of one frame as PNG; nothing is decoded."""
+    """Size, length and metadata of a video file, or of one frame as PNG; nothing is decoded.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"video must be a file, {path} is {'a folder' if path.is_dir() else 'missing'}")
@@ -211,7 +223,7 @@ def read_video_info(path: str | os.PathLike[str]) -> Video:
     import av
 
     try:
-        with av.open(ffmpeg_url(path)) as container:
+        with open_video(path) as container:
             if not container.streams.video:
                 raise InputError(f"video must hold a video stream, {path} has none")
             stream = container.streams.video[0]
@@ -251,7 +263,7 @@ def _read_png_info(path: Path) -> Video:
 
 def _parse_comment(comment: str) -> dict[str, object]:
     try:
-        metadata = json.loads(comment)
-    except json.JSONDecodeError:
+        metadata = parse_json(comment)
+    except ValueError:
         return {}
     return metadata if isinstance(metadata, dict) else {}

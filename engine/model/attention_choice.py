@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..device import is_out_of_memory
 from ..errors import DeviceError
-from ..files import cache_key, write_durably
+from ..files import cache_key, parse_json, write_durably
 from ..request.config import ATTENTIONS, check_choice
 from .attention import INT8_REQUIREMENTS, BlockRows, FloatAttention, Int8Attention, SelfAttention
 from .attention_backends import BACKENDS, AttentionShape, Exactness, Obstacle, device_capability
@@ -255,7 +255,7 @@ def _relative_rms(actual: Tensor, expected: Tensor) -> float:
 def _read(path: Path, admitted: Candidates) -> dict[str, float] | None:
     """Measured seconds by name; None if there are none that can be used."""
     try:
-        seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+        seconds: dict[str, float] = parse_json(path.read_bytes())
         if seconds and all(name in admitted and value > 0 for name, value in seconds.items()):
             return seconds
     except FileNotFoundError:

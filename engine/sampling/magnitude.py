@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..files import write_durably
+from ..files import parse_json, write_durably
 from ..request.config import SamplingConfig
 
 _logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def write_measured(path: Path, ratios: Sequence[float], *, model: str, source: s
 
 def _read_measured(path: Path) -> tuple[float, ...]:
     try:
-        ratios = tuple(map(float, json.loads(path.read_text(encoding="utf-8"))["ratios"]))
+        ratios = tuple(map(float, parse_json(path.read_bytes())["ratios"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"the magnitude ratios in {path} cannot be read ({error}); delete the file"

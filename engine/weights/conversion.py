@@ -25,7 +25,7 @@ from ..checkpoints.tensor_files import FLOAT_DTYPES, open_tensor_file
 from ..errors import CheckpointError, InputError
 from ..events import ConversionEvent, OnConversion
 from ..families.registry import family_of
-from ..files import TEMPORARY_SUFFIX, exclusive_lock, replace_when_whole, write_durably
+from ..files import TEMPORARY_SUFFIX, exclusive_lock, parse_json, replace_when_whole, write_durably
 from ..model.units import UnitLayout
 from .host_tiers import HostBuffer
 from .store import (
@@ -314,8 +314,8 @@ def _named(kind: str, groups: Sequence[tuple[tuple[str, ...], int]]) -> list[_St
 def _read_note(path: Path) -> _Note | None:
     """What the file at ``path`` says of itself; None where it is not whole, or was written by something else."""
     try:
-        header = json.loads(open_tensor_file(path).header)
-        return _Note(**json.loads(header["__metadata__"][_NOTE]))
+        header = parse_json(open_tensor_file(path).header)
+        return _Note(**parse_json(header["__metadata__"][_NOTE]))
     except (CheckpointError, ValueError, KeyError, TypeError):
         return None
 

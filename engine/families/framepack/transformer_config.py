@@ -10,6 +10,9 @@ from ...errors import CheckpointError, first_names
 TRANSFORMER_CLASSES = ("HunyuanVideoTransformer3DModelPacked", "HunyuanVideoFramepackTransformer3DModel")
 
 _ROPE_AXES = {128: (16, 56, 56), 64: (16, 24, 24)}
+# Beyond any model: a damaged number would have all memory taken before a tensor is missed.
+_MOST = {"num_layers": 1000, "num_single_layers": 1000, "num_refiner_layers": 1000}
+_MOST_SIZE = 2**20
 _MAY_BE_0 = ("num_layers", "num_single_layers", "num_refiner_layers")
 
 
@@ -123,12 +126,14 @@ def _check_keys(given: Mapping[str, object], source: str) -> None:
 def _convert(name: str, kind: object, given: Mapping[str, object], source: str) -> Any:
     value: Any = given[name]
     if name == "rope_axes_dim" and isinstance(value, list | tuple) and len(value) == 3:
-        return tuple(int(size) for size in value)
+        value = tuple(size for size in value if type(size) is int and 0 < size <= _MOST_SIZE)
+        if len(value) == 3:
+            return value
     fits = {
         bool: value in (True, False),
         str: isinstance(value, str),
-        int: type(value) is int and value >= (name not in _MAY_BE_0),
-        float: isinstance(value, int | float) and value > 0,
+        int: type(value) is int and (name not in _MAY_BE_0) <= value <= _MOST.get(name, _MOST_SIZE),
+        float: isinstance(value, int | float) and 0 < value <= _MOST_SIZE,
     }
     if isinstance(kind, type) and fits.get(kind):
         return kind(value)

@@ -151,7 +151,7 @@ CONFIGS: dict[str, tuple[str, str]] = {
     "nested-deeply": ("[" * 100_000, "unreadable LoRA configuration"),
     "a-list": ("[]", "is no object: list"),
     "no-alpha": ('{"transformer.r": 4}', "must have lora_alpha, got r"),
-    "nan-alpha": ('{"transformer.lora_alpha": NaN}', "lora_alpha must be a finite number, got nan"),
+    "nan-alpha": ('{"transformer.lora_alpha": NaN}', "NaN is no finite number"),
     "text-alpha": ('{"transformer.lora_alpha": "8"}', "lora_alpha must be a finite number, got '8'"),
     "dora": (
         '{"transformer.lora_alpha": 8, "transformer.use_dora": true}',
@@ -164,7 +164,7 @@ CONFIGS: dict[str, tuple[str, str]] = {
     "pattern-is-an-expression": ('{"lora_alpha": 8, "alpha_pattern": {"(a+)+b": 2}}', "got the expression"),
     "pattern-of-infinity": (
         '{"lora_alpha": 8, "alpha_pattern": {"proj_out": Infinity}}',
-        "finite number, got inf",
+        "Infinity is no finite number",
     ),
 }
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import stat
 import weakref
@@ -325,6 +326,41 @@ def test_tokenizer_of_vocabulary_and_merges_is_loaded(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tmp_path)
     ids = tokenizer("a red", padding="max_length", max_length=6, truncation=True)["input_ids"]
     assert ids == [6, 0, 5, 7, 7, 7]
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_code_that_a_folder_brings_is_never_run(tmp_path: Path, name: str) -> None:
+    marker = tmp_path / "was run"
+    (tmp_path / "mine.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Mine:\n    pass\n")
+    maps = {"AutoConfig": "mine.Mine", "AutoModel": "mine.Mine", "AutoTokenizer": ["mine.Mine", None]}
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / name).write_text(json.dumps({"model_type": "llama", "auto_map": maps}))
+    with pytest.raises(CheckpointError, match=rf"{name} names code of its own \(auto_map\)"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"{name} names code of its own \(auto_map\)"):
+        load_encoder(FramePack.encoders["text_encoder"], tmp_path, torch.float32, CPU)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[", b"\xff", b'{"model": {"type": "BPE"}}'])
+def test_a_damaged_tokenizer_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=re.escape(str(tmp_path))):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_needs_its_file(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_number_of_layers_beyond_any_model_is_refused_at_once(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "num_hidden_layers": 10**6}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="num_hidden_layers must be at most 1000, got 1000000"):
+        load_encoder(FramePack.encoders["text_encoder"], tmp_path, torch.float32, CPU)
 
 
 # The cache.

@@ -180,8 +180,20 @@ def test_folder(tmp_path):
 
 def test_no_image(tmp_path):
     (tmp_path / "a.png").write_text("not an image")
-    with pytest.raises(InputError, match=r"image .*a\.png is damaged or in no known format"):
+    with pytest.raises(InputError, match=r"image .*a\.png is damaged or in none of the formats"):
         load_image(tmp_path / "a.png")
+
+
+def test_a_format_that_needs_another_program_is_not_opened(tmp_path, monkeypatch):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("a program was called"))
+    for name in ("a.png", "a.eps"):
+        (tmp_path / name).write_text(
+            "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n%%EOF\n"
+        )
+        with pytest.raises(InputError, match="none of the formats"):
+            load_image(tmp_path / name)
 
 
 def test_unreadable_file(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ import torch
 
 from isoframe.engine.errors import ConfigError, InputError
 from isoframe.engine.media import codecs, mp4, segments, video
+from isoframe.engine.media.source_video import first_frame
 from isoframe.engine.media.video import VideoWriter, read_video_info
 
 HEIGHT, WIDTH = 64, 96
@@ -358,6 +359,37 @@ def test_ctrl_c_while_joining(tmp_path):
             answer = next((line for line in lines if line != "joined\n"), "the interrupt was lost")
             assert answer == "interrupted ['a.partial.mp4']\n"
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("comment", [b"caf\xe9", b"[" * 50_000, b'{"seed": 1e999}', b'{"a": "\\ud800"}'])
+def test_metadata_that_others_wrote_is_no_obstacle(tmp_path, comment):
+    path = tmp_path / "a.mp4"
+    mark = b"x" * len(comment)
+    write_video(path, moving_clip(5), [(0, 5)], metadata={"text": mark.decode()})
+    content = path.read_bytes()
+    # The comment begins with the text of the metadata: others take its place, as long as it is.
+    whole = json.dumps({"text": mark.decode()}).encode()
+    assert content.count(whole) == 1
+    path.write_bytes(content.replace(whole, comment.ljust(len(whole))))
+    assert read_video_info(path).num_frames == 5
+    assert read_video_info(path).metadata == {}
+
+
+LISTS = {
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n",
+    "concat": "ffconcat version 1.0\nfile '{}'\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_list_of_other_files_is_no_video(tmp_path, kind):
+    other = write_video(tmp_path / "other.mp4", moving_clip(5), [(0, 5)]).path
+    path = tmp_path / "list.mp4"
+    path.write_text(LISTS[kind].format(other))
+    for read in (read_video_info, first_frame):
+        with pytest.raises(InputError, match=r"list\.mp4"):
+            read(path)
 
 
 @pytest.mark.parametrize("name", ["a:b.mp4", "http:x.mp4", "100%d é.mp4"])

@@ -179,7 +179,7 @@ def test_a_damaged_image_is_told_by_its_name_and_not_by_where_the_app_keeps_it(
     image = tmp_path / "cat.png"
     image.write_text("no picture")
     told = studio.describe_plan(form(image=str(image)))
-    assert told.startswith("image cat.png is damaged or in no known format")
+    assert told.startswith("image cat.png is damaged or in none of the formats")
     with pytest.raises(InputError, match="is damaged") as raised:
         studio.create(form(image=str(image)))
     assert str(tmp_path) not in told + str(raised.value)

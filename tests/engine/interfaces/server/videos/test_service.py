@@ -270,7 +270,7 @@ def test_a_video_that_is_repeated_becomes_the_same_file(service: VideoService) -
     first = service.create(request_of())
     service.wait(first.id)
     second = service.reproduce(first.id)
-    assert second.num_finished_sections == 0
+    assert second.num_finished_sections < second.num_sections
     assert service.wait(second.id).state == "done"
     assert service.video_path(second.id) != service.video_path(first.id)
     assert content(service, second.id) == content(service, first.id)
