@@ -37,7 +37,8 @@ _ENDS = (QueuedEvent, StartedEvent, DoneEvent, CancelledEvent, FailureEvent)
 _POLL_SECONDS = 0.2
 # Longest wait for one that takes the place of the last.
 _START_SECONDS = 60.0
-_CHECKOUT = Path(__file__).resolve().parents[5]
+# The folder above the first name of this module: a checkout, or the installed package.
+_CHECKOUT = Path(__file__).resolve().parents[__name__.count(".") - 1]
 
 
 class LostJobError(IsoframeError):

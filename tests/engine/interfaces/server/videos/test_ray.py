@@ -19,6 +19,7 @@ from isoframe.engine.interfaces.server.videos.engine_source import EngineSource
 from isoframe.engine.interfaces.server.videos.local_cluster import keep_clusters_local
 from isoframe.engine.interfaces.server.videos.notes import Asked
 from isoframe.engine.interfaces.server.videos.service import VideoService
+from isoframe.engine.jobs.folder import JobFolder
 from isoframe.engine.jobs.job import Job
 
 # Ray is an extra, and a cluster takes ten seconds to start.
@@ -293,7 +294,7 @@ def test_a_job_for_which_no_actor_can_load_its_engine_is_told_so(
         patch.setattr(workers, "_source", EngineSource(model="no/such model", config=EngineConfig()))
         for actor in list(workers._actors):
             workers._replace(actor)
-        job = workers.resume(tmp_path / "job", Asked(created=0.0, priority=0, has_previews=False))
+        job = workers.resume(JobFolder.open(tmp_path / "job"), Asked(created=0.0))
         with pytest.raises(LostJobError, match="3 actors failed, 3 of them to load their engine; the log"):
             job.result(TIMEOUT)
     for actor in list(workers._actors):
