@@ -1,23 +1,19 @@
 """What ``bench gpu`` runs beside kernels and steps: paces, constant cost, ceilings and diffusers' pipeline.
 
-Each stage checks before it times, writes its rows when it ends, and is left out where a library, memory or time is
+Each stage checks before it times, writes the rows of each point, and is left out where a library, memory or time is
 missing: a rented machine has torch and triton, and little else.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
-from ...engine.errors import IsoframeError
 from ...engine.families.registry import PUBLISHED_NAME
 from ...engine.request.config import EngineConfig, Request
 from ..budgets.fresh_point import run_in_process
-from ..budgets.point import MemoryJob
+from ..budgets.point import MemoryJob, Outcome
 from ..budgets.step_budgets import BUDGETS, Run, budget_rows, gate, measure_budgets
-from ..meters.fresh_process import ProcessError
 from ..meters.memory_meter import MemoryMeter
 from ..operations.correctness import check_operations
 from ..records.rows import BenchRow, append_rows, read_rows
@@ -33,32 +29,22 @@ _BUDGET_STEPS = 4
 _MIB = 2**20
 
 
-# Rows of a stage, and how many of its results were wrong.
-Stage = Callable[[GpuRun], tuple[list[BenchRow], int]]
+# Gives all its rows so far whenever a point is measured; what is wrong it notes in the run.
+Stage = Callable[[GpuRun], Iterator[list[BenchRow]]]
 
 
-def run_jobs(run: GpuRun) -> int:
-    """Run every stage; how many results were wrong."""
-    num_wrong = 0
-    for name, stage in _STAGES.items():
-        if not run.has_time(name, "13B shape" if name in ("pace", "constant") else "the demo model"):
-            continue
-        try:
-            rows, wrong = stage(run)
-        except torch.OutOfMemoryError:
-            print(f"{name}: left out, the GPU has too little memory", flush=True)
-        except ModuleNotFoundError as error:
-            print(f"{name}: left out, pip install {error.name}", flush=True)
-        except (IsoframeError, ProcessError) as error:
-            num_wrong += 1
-            print(f"{name}: WRONG: {error}", flush=True)
-        else:
-            num_wrong += wrong
-            append_rows(run.folder / f"{name}.jsonl", rows)
-    return num_wrong
+def run_stages(run: GpuRun, stages: Mapping[str, Stage]) -> None:
+    """Run every stage, and write its rows as they come."""
+    for name, stage in stages.items():
+        if run.has_time(name, "the demo model" if name in ("vram", "peers") else "13B shape"):
+            num_written = 0
+            with run.contained(name):
+                for rows in stage(run):
+                    append_rows(run.folder / f"{name}.jsonl", rows[num_written:])
+                    num_written = len(rows)
 
 
-def time_paces(run: GpuRun, source: str = PUBLISHED_NAME) -> tuple[list[BenchRow], int]:
+def time_paces(run: GpuRun, source: str = PUBLISHED_NAME) -> Iterator[list[BenchRow]]:
     """Sections of random weights, as ``bench step --weights random``."""
     from ..pace.pace_rows import HEADER, line
     from ..pace.step_bench import StepBench
@@ -73,20 +59,19 @@ def time_paces(run: GpuRun, source: str = PUBLISHED_NAME) -> tuple[list[BenchRow
         config=EngineConfig(device=str(run.device)),
     )
     print(HEADER, flush=True)
-    num_wrong = 0
     for precision in _PRECISIONS:
         variant = Variant(precision=precision, attention="auto", step_cache="none")
-        gate = bench.check(variant)
-        if not gate.is_green:
-            num_wrong += 1
-            print(f"{precision}: WRONG, not timed: {gate.text}", flush=True)
-            continue
-        result = bench.run(variant, gate)
-        print("\n".join([line(result), *(f"  {reason}" for reason in result.reasons)]), flush=True)
-    return bench.rows(), num_wrong
+        with run.contained("pace", precision):
+            gate = bench.check(variant)
+            if not gate.is_green:
+                run.note_wrong("pace", f"pace {precision}", f"not timed: {gate.text}")
+                continue
+            result = bench.run(variant, gate)
+            print("\n".join([line(result), *(f"  {reason}" for reason in result.reasons)]), flush=True)
+        yield bench.rows()
 
 
-def judge_constant_cost(run: GpuRun, source: str = PUBLISHED_NAME) -> tuple[list[BenchRow], int]:
+def judge_constant_cost(run: GpuRun, source: str = PUBLISHED_NAME) -> Iterator[list[BenchRow]]:
     """Counters, device peaks and times of short jobs with random weights, as ``bench constant --weights random``."""
     from ..constant.claim_rows import ConstantSubject, constant_rows
     from ..constant.claims import measure_constant
@@ -101,15 +86,15 @@ def judge_constant_cost(run: GpuRun, source: str = PUBLISHED_NAME) -> tuple[list
         lengths=tuple(count * _SECTION_SECONDS for count in (3, 10)),
         num_repeats=0,
     )
+    yield constant_rows(result, subject, request)
     for finding in result.findings:
         print(f"constant: {finding.claim:14} {finding.status}: {finding.text}", flush=True)
-    # Short jobs rarely prove that the time does not grow; only a claim that fails is wrong.
-    return constant_rows(result, subject, request), sum(
-        finding.status == "failed" for finding in result.findings
-    )
+        # Short jobs rarely prove that the time does not grow; only a claim that fails is wrong.
+        if finding.status == "failed":
+            run.note_wrong("constant", f"constant {finding.claim}", finding.text)
 
 
-def find_ceilings(run: GpuRun) -> tuple[list[BenchRow], int]:
+def find_ceilings(run: GpuRun) -> Iterator[list[BenchRow]]:
     """Ceilings and time line of the demo model in fresh processes, as ``bench vram``."""
     from ..budgets.card_subject import CardSubject
     from ..budgets.ceiling_rows import ceiling_rows, describe
@@ -120,18 +105,20 @@ def find_ceilings(run: GpuRun) -> tuple[list[BenchRow], int]:
     )
     gate = subject.gate()
     if not gate.is_green:
-        print(f"vram: WRONG, not measured: {gate.text}", flush=True)
-        return [], 1
+        run.note_wrong("vram", "vram", f"not measured: {gate.text}")
+        return
     job = subject.job(
         into=f"{1024 * _MIB}", size=(64, 64), window=9, steps=_DEMO_STEPS, precision=None, attention="auto"
     )
     search = CeilingSearch(subject.runner, job, most=2048 * _MIB, resolution=64 * _MIB)
     result = search.measure(num_budgets=2)
     print("\n".join(describe(result)), flush=True)
-    return ceiling_rows(result, gate=gate, settings=subject.settings()), int(result.least is None)
+    yield ceiling_rows(result, gate=gate, settings=subject.settings())
+    if result.least is None:
+        run.note_wrong("vram", "vram", "no budget suffices")
 
 
-def time_pipelines(run: GpuRun) -> tuple[list[BenchRow], int]:
+def time_pipelines(run: GpuRun) -> Iterator[list[BenchRow]]:
     """A video of the demo model beside diffusers' pipeline, as ``bench peers --what pipeline``."""
     from ..peers.peers_bench import PeersBench
 
@@ -139,12 +126,11 @@ def time_pipelines(run: GpuRun) -> tuple[list[BenchRow], int]:
     precision = "fp32" if run.device.type == "cpu" else "bf16"
     line, rows = bench.compare_videos(precision, seconds=_SECTION_SECONDS, order="forward")
     print(line, flush=True)
-    return rows, 0
+    yield rows
 
 
-def time_budgets(run: GpuRun, run_job: Run = run_in_process) -> int:
-    """Run steps of the 13B model in int8 inside budgets of the device, each in a process of its own, as ``bench budgets``;
-    how many were exceeded or failed."""
+def time_budgets(run: GpuRun, run_job: Run = run_in_process) -> Iterator[list[BenchRow]]:
+    """Steps of the 13B model in int8 inside budgets of the device, each in a process of its own, as ``bench budgets``."""
     job = MemoryJob(
         work="steps",
         model=PUBLISHED_NAME,
@@ -155,18 +141,20 @@ def time_budgets(run: GpuRun, run_job: Run = run_in_process) -> int:
         budget=None,
     )
     jobs = [replace(job, budget=budget) for budget in BUDGETS]
-    outcomes = list(
-        measure_budgets(
-            jobs, partial(print, flush=True), run_job, lambda: run.has_time("budget", "the 13B model")
-        )
-    )
+    outcomes: list[Outcome] = []
+    for outcome in measure_budgets(
+        jobs, partial(print, flush=True), run_job, lambda: run.has_time("budgets", "the 13B model")
+    ):
+        outcomes.append(outcome)
+        yield budget_rows(job, outcomes)
+        if outcome.is_wrong:
+            run.note_wrong("budgets", f"budget {outcome.budget}", outcome.text)
     print(gate(outcomes).text, flush=True)
-    append_rows(run.folder / "budgets.jsonl", budget_rows(job, outcomes))
-    return sum(outcome.is_wrong for outcome in outcomes)
 
 
-_STAGES: dict[str, Stage] = {
-    "pace": time_paces,
+# What people ask for first, and what is cheap on a small model.
+FIRST_STAGES: dict[str, Stage] = {"pace": time_paces, "budgets": time_budgets}
+LAST_STAGES: dict[str, Stage] = {
     "constant": judge_constant_cost,
     "vram": find_ceilings,
     "peers": time_pipelines,

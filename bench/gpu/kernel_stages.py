@@ -1,9 +1,8 @@
 """Every kernel and one whole step on a GPU: right first, then how fast, within a given time.
 
-Each stage writes its rows when it ends, so that a cut loses one stage at most.
+Each measurement writes its rows when it ends, and one that fails ends no other: a cut or a fault loses one at most.
 """
 
-import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from ...engine.errors import DeviceError
 from ...engine.model.attention_backends import device_capability
 from ...quant import make_format
 from ..meters.accuracy import find_errors, relative_rms, run, share_of_flips
+from ..meters.fresh_process import is_lack_of_memory
 from ..meters.gpu_timer import Budget, Call, CudaTimer, measure
 from ..operations.timed_kernels import KernelCase, Work, count_work, gpu_cases, library_calls
 from ..pace.step_check import check_step
@@ -31,8 +31,8 @@ from ..subjects.single_step import (
     random_diffusers_model,
     random_step,
 )
-from .gpu_run import GpuRun
-from .job_stages import run_jobs, summary, time_budgets
+from .gpu_run import GpuRun, first_line
+from .job_stages import FIRST_STAGES, LAST_STAGES, run_stages, summary
 
 _GIB = 2**30
 _PRODUCT_SIZE = 8192
@@ -60,78 +60,75 @@ def run_gpu_bench(folder: Path, minutes: float) -> bool:
     budget = Budget(60 * minutes, time.monotonic)
     bench = GpuRun(device, CudaTimer(), budget, folder, read_environment())
     torch.manual_seed(0)
-    cases = list(gpu_cases(device_capability(device)))
     with torch.inference_mode():
         ceilings = measure_ceilings(bench)
-        right, num_wrong = check_cases(bench, cases)
+        time_steps(bench)
+    # Before the kernels: references in fp64 take minutes on a card for games.
+    run_stages(bench, FIRST_STAGES)
+    right: list[KernelCase] = []
+    with torch.inference_mode(), bench.contained("kernels"):
+        right = check_cases(bench, list(gpu_cases(device_capability(device))))
         time_cases(bench, right, ceilings)
-        num_wrong += time_steps(bench)
-    _release()
-    num_wrong += time_budgets(bench)
-    num_wrong += run_jobs(bench)
+    run_stages(bench, LAST_STAGES)
     time_compiled(bench, right)
     print("\n".join(summary(folder)), flush=True)
-    return num_wrong == 0
+    return not bench.wrong
 
 
 def measure_ceilings(bench: GpuRun) -> dict[str, float]:
-    """Bytes a second of a copy, operations a second of bf16 and of int8 products: what shares are shares of."""
+    """What shares are shares of, as far as this device has it: bytes a second of a copy, operations of bf16 and int8."""
     size = _PRODUCT_SIZE
-    source = torch.empty(_COPY_BYTES, dtype=torch.int8, device=bench.device).random_(-127, 127)
-    target = torch.empty_like(source)
-    a, b = (torch.randn(size, size, device=bench.device).bfloat16() for _ in range(2))
-    a8, b8 = (torch.randint(-127, 128, (size, size), dtype=torch.int8, device=bench.device) for _ in range(2))
-    calls: dict[str, tuple[float, Call]] = {
-        "copy": (2.0 * _COPY_BYTES, lambda: target.copy_(source)),
-        "bf16": (2.0 * size**3, lambda: a @ b),
-        "int8": (2.0 * size**3, lambda: torch._int_mm(a8, b8.t())),
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randint(-127, 128, shape, dtype=torch.int8, device=bench.device)
+
+    ceilings = {}
+    makers: dict[str, tuple[str, float, Callable[[], Call]]] = {
+        "copy": ("B/s", 2.0 * _COPY_BYTES, lambda: partial(draw(_COPY_BYTES).copy_, draw(_COPY_BYTES))),
+        "bf16": ("FLOP/s", 2.0 * size**3, lambda: partial(torch.mm, *(draw(2, size, size).bfloat16()))),
+        "int8": (
+            "OP/s",
+            2.0 * size**3,
+            lambda: partial(torch._int_mm, draw(size, size), draw(size, size).t()),
+        ),
     }
-    units = {"copy": "B/s", "bf16": "FLOP/s", "int8": "OP/s"}
-    ceilings, rows = {}, []
-    for name, (amount, call) in calls.items():
-        rates = [amount / seconds for seconds in measure(bench.timer, [call], is_cold=False)]
-        ceilings[name] = statistics.median(rates)
-        rows.append(bench.row("ceiling", name, units[name], rates, "none"))
-        print(f"ceiling {name:6} {ceilings[name] / 1e12:8.2f} T{units[name]}", flush=True)
-    append_rows(bench.folder / "ceilings.jsonl", rows)
+    for name, (unit, amount, make) in makers.items():
+        with bench.contained("ceiling", name, is_ours=False):
+            rates = [amount / seconds for seconds in measure(bench.timer, [make()], is_cold=False)]
+            ceilings[name] = statistics.median(rates)
+            append_rows(bench.folder / "ceilings.jsonl", [bench.row("ceiling", name, unit, rates, "none")])
+            print(f"ceiling {name:6} {ceilings[name] / 1e12:8.2f} T{unit}", flush=True)
     return ceilings
 
 
-def check_cases(bench: GpuRun, cases: Sequence[KernelCase]) -> tuple[list[KernelCase], int]:
-    """Compare every kernel with its reference at the model's shapes; the right ones, and how many are wrong."""
-    right, num_wrong = [], 0
+def check_cases(bench: GpuRun, cases: Sequence[KernelCase]) -> list[KernelCase]:
+    """Compare every kernel with its reference at the model's shapes; the right ones."""
+    right: list[KernelCase] = []
     for case in cases:
         if not bench.has_time("accuracy", _title(case)):
             continue
-        gate = check_case(case, bench.device)
-        is_wrong = gate.startswith("FAILED")
-        num_wrong += is_wrong
-        if not is_wrong:
-            right.append(case)
-        print(f"{_title(case):56} {gate}", flush=True)
-        row = bench.row(
-            f"accuracy-{case.spec.name}",
-            "isoframe",
-            "failures",
-            (float(is_wrong),),
-            gate,
-            case.shape,
-            case.dtype,
-        )
-        append_rows(bench.folder / "accuracy.jsonl", [row])
-        _release()
-    return right, num_wrong
+        with bench.contained("accuracy", _title(case)):
+            gate = check_case(case, bench.device)
+            is_wrong = gate.startswith("FAILED")
+            bench.wrong.extend([_title(case)] * is_wrong)
+            right.extend([case] * (not is_wrong))
+            print(f"{_title(case):56} {gate}", flush=True)
+            name, values = f"accuracy-{case.spec.name}", (float(is_wrong),)
+            row = bench.row(name, "isoframe", "failures", values, gate, case.shape, case.dtype)
+            append_rows(bench.folder / "accuracy.jsonl", [row])
+    return right
 
 
 def check_case(case: KernelCase, device: torch.device) -> str:
     """The errors of one kernel, or, after FAILED, what is wrong."""
-    from triton.errors import TritonError
-
     spec, args = case.spec, case.draw(device)
     try:
         actual = run(spec.op, args, spec.mutates)
-    except (RuntimeError, ValueError, TritonError) as error:
-        return f"FAILED {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    # What a compiler or driver raises is not to be listed; a lack of memory is not the kernel's fault.
+    except Exception as error:
+        if is_lack_of_memory(error):
+            raise
+        return f"FAILED {type(error).__name__}: {first_line(error)}"
     expected = run(spec.reference, args, spec.mutates)
     errors = find_errors(spec, case.dtype, actual, expected)
     if errors:
@@ -149,20 +146,22 @@ def time_cases(bench: GpuRun, cases: Sequence[KernelCase], ceilings: Mapping[str
     print(f"{'':56} {'variant':18} {'warm ms':>9} {'cold ms':>9} {'share':>7}", flush=True)
     for case in cases:
         if bench.has_time("times", _title(case)):
-            append_rows(bench.folder / "times.jsonl", list(_time_case(bench, case, ceilings)))
-            _release()
+            with bench.contained("times", _title(case)):
+                _time_case(bench, case, ceilings)
 
 
-def _time_case(bench: GpuRun, case: KernelCase, ceilings: Mapping[str, float]) -> Iterator[BenchRow]:
+def _time_case(bench: GpuRun, case: KernelCase, ceilings: Mapping[str, float]) -> None:
     sets = draw_sets(case, bench.device)
     work = count_work(case, sets[0])
-    variants = {
-        "isoframe": [_bind(case.spec.op, args) for args in sets],
-        "eager reference": [_bind(case.spec.reference, args) for args in sets[:1]],
-    }
+    variants = {"isoframe": [_bind(case.spec.op, args) for args in sets]}
+    # Those of int8 products compute in fp64, which takes a minute on many cards and says nothing.
+    if not any("s8" in types for types in case.spec.mma.values()):
+        variants["eager reference"] = [_bind(case.spec.reference, args) for args in sets[:1]]
     variants |= {name: [call] for name, call in library_calls(case, sets[0]).items()}
     for name, calls in variants.items():
-        yield from _time_variant(bench, case, name, calls, work, ceilings)
+        with bench.contained("times", f"{_title(case)} {name}", is_ours=name == "isoframe"):
+            rows = list(_time_variant(bench, case, name, calls, work, ceilings))
+            append_rows(bench.folder / "times.jsonl", rows)
 
 
 def _time_variant(
@@ -174,24 +173,21 @@ def _time_variant(
     ceilings: Mapping[str, float],
 ) -> Iterator[BenchRow]:
     """Rows of one variant: warm times, cold times, share of the ceiling that the cold ones reach."""
-    try:
-        warm = measure(bench.timer, calls[:1], is_cold=False)
-        cold = measure(bench.timer, calls, is_cold=True)
-    except torch.OutOfMemoryError:
-        print(f"{_title(case):56} {variant:18} left out: the GPU has too little memory", flush=True)
-        return
-    share = work.share(statistics.median(cold), ceilings)
+    warm = measure(bench.timer, calls[:1], is_cold=False)
+    cold = measure(bench.timer, calls, is_cold=True)
+    share = work.share(statistics.median(cold), ceilings) if work.ceiling in ceilings else None
     print(
         f"{_title(case):56} {variant:18} {1e3 * statistics.median(warm):9.3f} {1e3 * statistics.median(cold):9.3f} "
-        f"{share:7.1%}",
+        f"{'?' if share is None else f'{share:.1%}':>7}",
         flush=True,
     )
     name, gate = f"time-{case.spec.name}", "see accuracy.jsonl"
     yield bench.row(f"{name}-warm", variant, "s", warm, gate, case.shape, case.dtype)
     yield bench.row(f"{name}-cold", variant, "s", cold, gate, case.shape, case.dtype)
-    yield bench.row(
-        f"{name}-share-of-{work.ceiling}", variant, "ratio", (share,), gate, case.shape, case.dtype
-    )
+    if share is not None:
+        yield bench.row(
+            f"{name}-share-of-{work.ceiling}", variant, "ratio", (share,), gate, case.shape, case.dtype
+        )
 
 
 def draw_sets(case: KernelCase, device: torch.device) -> list[tuple[Any, ...]]:
@@ -209,14 +205,9 @@ def time_compiled(bench: GpuRun, cases: Sequence[KernelCase]) -> None:
         if not bench.has_time("compiled", _title(case)):
             continue
         torch._dynamo.reset()
-        try:
-            append_rows(bench.folder / "compiled.jsonl", _time_compiled(bench, case))
         # Of compiling and of running alike; neither is a failure of ours.
-        except RuntimeError as error:
-            print(
-                f"{_title(case):56} torch.compile left out: {str(error).strip().splitlines()[0]}", flush=True
-            )
-        _release()
+        with bench.contained("torch.compile", _title(case), is_ours=False):
+            append_rows(bench.folder / "compiled.jsonl", _time_compiled(bench, case))
 
 
 def _time_compiled(bench: GpuRun, case: KernelCase) -> list[BenchRow]:
@@ -235,8 +226,8 @@ def _time_compiled(bench: GpuRun, case: KernelCase) -> list[BenchRow]:
     ]
 
 
-def time_steps(bench: GpuRun) -> int:
-    """Time a whole step of the 13B model: bf16, int8, and diffusers' class if it is installed; how many were wrong.
+def time_steps(bench: GpuRun) -> None:
+    """Time a whole step of the 13B model: bf16, int8, and diffusers' class if it is installed.
 
     All have the same random weights; the first result is what the others are compared with. Ours is timed only where a
     small model's step agrees with its reference.
@@ -248,22 +239,16 @@ def time_steps(bench: GpuRun) -> int:
     if installed_version("diffusers") is not None:
         makers["diffusers bf16"] = partial(_diffusers_step, bench.device)
     expected: Tensor | None = None
-    num_wrong = 0
     for variant, make in makers.items():
-        if bench.has_time("step", variant):
+        if not bench.has_time("step", variant):
+            continue
+        with bench.contained("step", variant, is_ours=variant.startswith("isoframe")):
             gate = _check_variant(bench, variant)
-            if not gate.is_green:
-                num_wrong += 1
-                print(f"step {variant}: WRONG, not timed: {gate.text}", flush=True)
-                continue
-            try:
-                result, is_right = _time_step(bench, variant, make(), expected, gate)
+            if gate.is_green:
+                result = _time_step(bench, variant, make(), expected, gate)
                 expected = result if expected is None else expected
-                num_wrong += not is_right
-            except torch.OutOfMemoryError:
-                print(f"step {variant}: left out, the GPU has too little memory", flush=True)
-            _release()
-    return num_wrong
+            else:
+                bench.note_wrong("step", f"step {variant}", f"not timed: {gate.text}")
 
 
 def _check_variant(bench: GpuRun, variant: str) -> Gate:
@@ -273,10 +258,8 @@ def _check_variant(bench: GpuRun, variant: str) -> Gate:
     return check_step(bench.device, precision=precision)
 
 
-def _time_step(
-    bench: GpuRun, variant: str, step: Call, expected: Tensor | None, checked: Gate
-) -> tuple[Tensor, bool]:
-    """Time ``step`` unless its result is too far from ``expected``; the result, and whether it is right."""
+def _time_step(bench: GpuRun, variant: str, step: Call, expected: Tensor | None, checked: Gate) -> Tensor:
+    """Time ``step`` unless its result is too far from ``expected``; the result."""
     bench.timer.reset_peak()
     result = step()
     assert isinstance(result, Tensor)
@@ -285,8 +268,8 @@ def _time_step(
     is_right = bool(result.isfinite().all()) and error <= _MAX_STEP_ERRORS[variant]
     gate = f"{'' if is_right else 'FAILED '}{checked.text}; relative RMS to the first step {error:.2e}"
     if not is_right:
-        print(f"step {variant}: WRONG, not timed: {gate}", flush=True)
-        return result, False
+        bench.note_wrong("step", f"step {variant}", f"not timed: {gate}")
+        return result
     times = measure(bench.timer, [step], is_cold=False)
     peak = bench.timer.peak_bytes()
     print(
@@ -300,7 +283,7 @@ def _time_step(
         bench.row("step-13b-640x608-peak", variant, "B", (float(peak),), gate, shape, precision=precision),
     ]
     append_rows(bench.folder / "steps.jsonl", rows)
-    return result, True
+    return result
 
 
 def _isoframe_step(precision: str, device: torch.device) -> Call:
@@ -320,9 +303,3 @@ def _bind(function: Callable[..., object], args: tuple[Any, ...]) -> Call:
 
 def _title(case: KernelCase) -> str:
     return f"{case.spec.name} {'x'.join(map(str, case.shape))}"
-
-
-def _release() -> None:
-    """Give freed memory back, so that the next measurement starts with all of it."""
-    gc.collect()
-    torch.cuda.empty_cache()

@@ -6,6 +6,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from ...engine.errors import IsoframeError
 from ...quant import make_format
 from ..meters.accuracy import relative_rms
 from ..records.environment import installed_version
@@ -44,11 +45,12 @@ def check_step(device: torch.device, *, precision: str, attention: str = "auto")
     reference, expected = _reference()
     try:
         actual, name = _step(device, precision, attention)
-    # Of a kernel that does not start or run; a missing library is an error of its own.
-    except RuntimeError as error:
-        return Gate(
-            is_green=False, text=f"a step in {precision} failed: {str(error).strip().splitlines()[0]}"
-        )
+    # Of a kernel that does not compile, start or run; what is missing or refused is an error of its own.
+    except Exception as error:
+        if isinstance(error, ImportError | IsoframeError):
+            raise
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        return Gate(is_green=False, text=f"a step in {precision} failed: {reason}")
     error_ratio, limit = relative_rms(actual.float().cpu(), expected), MAX_ERRORS[precision]
     # NaN is no error below a limit.
     is_green = error_ratio <= limit

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
+from ...engine.planning.nvml import read_card
+
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -24,7 +26,7 @@ class Environment:
         ram_bytes: installed memory.
         gpu: name of CUDA device 0, None without one.
         gpu_bytes: its memory.
-        driver: NVIDIA driver.
+        driver: NVIDIA driver, at worst the CUDA version that it supports or "unknown"; None without a GPU.
         os: operating system and kernel.
         python: version; so are torch, triton and diffusers, None where not installed.
         isoframe: version of the installed distribution, None when run from a checkout.
@@ -68,7 +70,7 @@ def read_environment() -> Environment:
         ram_bytes=psutil.virtual_memory().total,
         gpu=gpu.name if gpu else None,
         gpu_bytes=gpu.total_memory if gpu else None,
-        driver=_driver_version(),
+        driver=_driver_version() if gpu else None,
         os=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         torch=torch.__version__,
@@ -100,9 +102,19 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _driver_version() -> str | None:
+def _driver_version() -> str:
+    """Of the first CUDA device. A machine that lacks a tool must not lose its measurements for it."""
+    import torch
+
     lines = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return lines.splitlines()[0].strip() if lines else None
+    if lines:
+        return lines.splitlines()[0].strip()
+    card = read_card(torch.device("cuda", 0))
+    if card is not None and card.driver:
+        return card.driver
+    # Only builds for CUDA have it.
+    version: int = getattr(torch._C, "_cuda_getDriverVersion", int)()
+    return f"CUDA {version // 1000}.{version % 1000 // 10}" if version else "unknown"
 
 
 def installed_version(distribution: str) -> str | None:
@@ -124,5 +136,8 @@ def _output(program: str, *arguments: str) -> str | None:
     path = shutil.which(program)
     if path is None:
         return None
-    result = subprocess.run([path, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    try:
+        result = subprocess.run([path, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
     return result.stdout.strip() or None if result.returncode == 0 else None

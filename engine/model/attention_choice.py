@@ -214,8 +214,9 @@ def _measure_all(
                 attention.attend(trial)
                 result = trial.out.clone()
                 duration = measure(partial(attention.attend, trial))
-        except (RuntimeError, ValueError, AssertionError) as error:
-            # Libraries refuse a card or lack memory in their own ways; the other candidates may still run.
+        # Libraries and Triton's compiler refuse a card or lack memory in their own ways (TritonError is neither a
+        # RuntimeError nor a ValueError); the other candidates may still run.
+        except Exception as error:
             _logger.warning("attention: %s is left out, it fails here: %s", name, error)
             is_lasting = is_lasting and not is_out_of_memory(error)
             continue

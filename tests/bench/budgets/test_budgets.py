@@ -19,7 +19,7 @@ from isoframe.bench.budgets.step_budgets import BUDGETS, describe, gate, judge, 
 from isoframe.bench.commands import app
 from isoframe.bench.gpu import gpu_run
 from isoframe.bench.gpu.gpu_run import GpuRun
-from isoframe.bench.gpu.job_stages import time_budgets
+from isoframe.bench.gpu.job_stages import run_stages, time_budgets
 from isoframe.bench.meters.fresh_process import ProcessError
 from isoframe.bench.meters.gpu_timer import Budget
 from isoframe.engine.errors import BudgetError
@@ -272,17 +272,31 @@ def test_bench_gpu_counts_the_budgets_that_were_exceeded(
     def run(job: MemoryJob) -> Outcome:
         return replace(SMALL, budget=job.budget, allowed=job.budget or 80 * GIB, peak=7 * GIB)
 
-    assert time_budgets(bench, run) == 2
+    run_stages(bench, {"budgets": lambda run_: time_budgets(run_, run)})
+    assert len(bench.wrong) == 2
     assert "budget 4.00 GiB was exceeded" in capsys.readouterr().out
     assert (tmp_path / "budgets.jsonl").is_file()
 
     def fail(job: MemoryJob) -> Outcome:
         raise ProcessError("budgets.probe failed with exit code -9: ", 9)
 
-    assert time_budgets(bench, fail) == len(BUDGETS)
-    late = replace(bench, budget=Budget(0.0, lambda: 0.0))
-    assert time_budgets(late, run) == 0
-    assert gpu_run._RESERVE["budget"] > 0
+    failing = replace(bench, wrong=[])
+    run_stages(failing, {"budgets": lambda run_: time_budgets(run_, fail)})
+    assert len(failing.wrong) == len(BUDGETS)
+    late = replace(bench, budget=Budget(0.0, lambda: 0.0), wrong=[])
+    assert (list(time_budgets(late, run)), late.wrong) == ([], [])
+    assert gpu_run._RESERVE["budgets"] > 0
+
+
+def test_a_budget_that_is_measured_is_kept_when_the_next_one_fails(tmp_path: Path, bench: GpuRun) -> None:
+    def run(job: MemoryJob) -> Outcome:
+        if job.budget is not None:
+            raise OSError("no process can be started")
+        return replace(SMALL, budget=None, allowed=80 * GIB)
+
+    run_stages(bench, {"budgets": lambda run_: time_budgets(run_, run)})
+    assert bench.wrong == ["budgets"]
+    assert (tmp_path / "budgets.jsonl").read_text().count("budget-step") == 1
 
 
 @pytest.fixture

@@ -1,8 +1,12 @@
 import platform
+import subprocess
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from bench_rows import ROW
 
 from isoframe.bench.records import environment
 from isoframe.bench.records.environment import read_environment
@@ -31,6 +35,33 @@ def test_a_copy_of_a_checkout_may_be_told_its_commit(monkeypatch: pytest.MonkeyP
     assert read_environment().commit == "0123abcd"
 
 
-def test_without_nvidia_tools_there_is_no_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("card", "cuda", "expected"),
+    [("580.1", 13000, "580.1"), (None, 12040, "CUDA 12.4"), (None, 0, "unknown")],
+    ids=["NVML", "torch", "none"],
+)
+def test_a_gpu_without_nvidia_smi_has_a_driver_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, card: str | None, cuda: int, expected: str
+) -> None:
+    properties = SimpleNamespace(name="a card", total_memory=2**33)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(environment, "read_card", lambda _: card and SimpleNamespace(driver=card))
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: cuda, raising=False)
+    found = read_environment()
+    assert found.driver == expected
+    assert replace(ROW, environment=found).environment.driver == expected
+
+
+def test_a_tool_that_hangs_costs_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(*_: object, **__: object) -> None:
+        raise subprocess.TimeoutExpired("nvidia-smi", 30)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    assert read_environment().commit is None
+
+
+def test_without_a_gpu_there_is_no_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert read_environment().driver is None

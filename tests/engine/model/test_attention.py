@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from triton.errors import TritonError
 
 from isoframe.engine import ConfigError, DeviceError, EngineConfig
 from isoframe.engine.model.attention import BlockRows, FloatAttention, SelfAttention
@@ -260,12 +261,14 @@ def test_float_attention_writes_its_rows_and_nothing_else(rows: slice) -> None:
     assert wide[:, :, HEADS * HEAD_DIM :].isnan().all()
 
 
-def candidate(exactness: Any = "rounding", *, factor: float = 1.0, error: str = "") -> Candidate:
-    """Torch's attention, its result multiplied by ``factor``; a failing one if there is an ``error``."""
+def candidate(
+    exactness: Any = "rounding", *, factor: float = 1.0, error: str = "", kind: type[Exception] = RuntimeError
+) -> Candidate:
+    """Torch's attention, its result multiplied by ``factor``; a failing one if there is an ``error`` of a ``kind``."""
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if error:
-            raise RuntimeError(error)
+            raise kind(error)
         return BACKENDS["sdpa"].run(q, k, v) * factor
 
     backend = AttentionBackend(name="fake", exactness=exactness, run=run, obstacle=lambda *_: None)
@@ -355,12 +358,15 @@ def test_auto_leaves_out_what_is_wrong_or_fails(tmp_path: Path, caplog: pytest.L
         "wrong": candidate(factor=1.05),
         "nan": candidate(factor=torch.nan),
         "failing": candidate(error="Unsupported CUDA architecture"),
+        # Triton's errors are of no kind but their own.
+        "compiled": candidate(error="out of resource", kind=TritonError),
     }
     assert choose(tmp_path, candidates, 4e-3, 1e-3, 2e-3) == "good"
     assert [record.getMessage() for record in caplog.records] == [
         "attention: wrong is left out, its relative error is 0.05",
         "attention: nan is left out, its relative error is nan",
         "attention: failing is left out, it fails here: Unsupported CUDA architecture",
+        "attention: compiled is left out, it fails here: out of resource",
     ]
 
 
