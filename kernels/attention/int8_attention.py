@@ -372,7 +372,7 @@ def _attend(
             for block in range(first_query // QUERY_BLOCK, -(-stop_query // QUERY_BLOCK)):
                 start = max(block * QUERY_BLOCK, first_query)
                 stop = min((block + 1) * QUERY_BLOCK, stop_query)
-                scores = int8_product(q8[batch, start:stop, head], k8[batch, :, head]).float()
+                scores = int8_product(q8[batch, start:stop, head], k8[batch, :, head])
                 scores.mul_(q_scale[batch, head, block] * key_scale[batch, head])
                 p = scores.sub_(scores.amax(-1, keepdim=True).ceil_().sub_(_shift(dtype))).exp2_()
                 y = (p.to(dtype).float() @ values).mul_(v_scale[batch, head])

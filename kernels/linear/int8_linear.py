@@ -363,7 +363,7 @@ def _linear_chunks(
         for first in range(0, num_rows, step):
             rows, y = slice(first, first + step), bias
             for i, (start, stop) in enumerate(k_ranges(dim, split)):
-                product = int8_product(values[batch, rows, start:stop], weight[:, start:stop]).float()
+                product = int8_product(values[batch, rows, start:stop], weight[:, start:stop])
                 y = torch.addcmul(y, product.mul_(row_scale[i, batch, rows].unsqueeze(1)), weight_scale[i])
             yield y, batch, rows
 

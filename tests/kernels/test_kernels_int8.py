@@ -4,6 +4,7 @@ Under the interpreter they are made of the Triton kernels, elsewhere of the oper
 """
 
 import math
+import time
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from isoframe.kernels import KERNELS
 from isoframe.kernels.launching import launch as _launch
-from isoframe.kernels.linear.int8_product import fp32_product, int8_product
+from isoframe.kernels.linear import int8_product as int8_products
+from isoframe.kernels.linear.int8_product import fp32_product, int8_product, product_name
 from isoframe.quant import quantize_rowwise
 
 ATTENTIONS = ["int8_attention", "int8_attention_fp8"]
@@ -102,9 +104,47 @@ def test_products_on_the_cpu_are_exact_with_and_without_int8_instructions(
     a = torch.randint(-128, 128, (num_rows, dim), dtype=torch.int8)
     b = torch.randint(-128, 128, (num_cols, dim), dtype=torch.int8)
     a[0], b[0] = -128, -128
-    expected = (a.double() @ b.double().T).int()
+    expected = (a.double() @ b.double().T).float()
     assert torch.equal(int8_product(a, b), expected)
     assert torch.equal(fp32_product(a, b), expected)
+
+
+def slow(a: Tensor, b: Tensor) -> Tensor:
+    """As torch's loop over single products on a processor without instructions for them: exact."""
+    time.sleep(0.02)
+    return (a.double() @ b.double()).int()
+
+
+def saturating(a: Tensor, b: Tensor) -> Tensor:
+    """As instructions that add pairs of products in 16 bits."""
+    pairs = a.int().view(len(a), -1, 2)[:, :, :, None] * b.int().view(-1, 2, b.shape[1])[None]
+    return pairs.sum(2).clamp(-(2**15), 2**15 - 1).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("product", "name"), [(slow, "fp32"), (saturating, "fp32"), (None, None)], ids=["slow", "inexact", "here"]
+)
+def test_the_product_on_the_cpu_is_the_faster_exact_one(
+    monkeypatch: pytest.MonkeyPatch, product: Any, name: str | None
+) -> None:
+    if product is not None:
+        monkeypatch.setattr(torch, "_int_mm", product)
+    product_name.cache_clear()
+    monkeypatch.setattr(int8_products, "_TRIAL_CHANNELS", 512)
+    try:
+        found = product_name()
+    finally:
+        product_name.cache_clear()
+    if name is not None:
+        assert found == name
+    elif torch.cpu._is_vnni_supported():
+        assert found == "int8"
+
+
+def test_the_product_is_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    product_name()
+    monkeypatch.setattr(int8_products, "_seconds", lambda *_: pytest.fail("it was timed again"))
+    int8_product(torch.ones(2, 8, dtype=torch.int8), torch.ones(3, 8, dtype=torch.int8))
 
 
 def test_split_must_lie_inside_the_channels() -> None:
