@@ -246,6 +246,13 @@ def free_partial_path(path: Path) -> Path:
     return next(free for name in names if not (free := path.with_name(name)).exists())
 
 
+def is_partial_name(name: str, path: Path) -> bool:
+    """Whether :func:`free_partial_path` of ``path`` gives such names."""
+    start, end = f"{path.stem}.partial", ".mp4"
+    number = name.removeprefix(start).removesuffix(end)
+    return name == f"{start}{number}{end}" and re.fullmatch(r"(-[0-9]+)?", number) is not None
+
+
 def _suffixes() -> "itertools.chain[str]":
     """Suffixes to try for a free name: nothing, then "-2", "-3" and so on."""
     return itertools.chain([""], (f"-{number}" for number in itertools.count(2)))

@@ -21,6 +21,7 @@ from ..files import (
     check_folder,
     exclusive_lock,
     make_folder,
+    parse_json,
     temporary_name,
     write_durably,
     writing,
@@ -29,7 +30,8 @@ from ..media.given import IMAGE_FIELDS, guide_field
 from ..media.video import read_video_info
 from .paths import DONE, LOCK, RECORD, REDOS, SECTION_FILES, SPOOL, image_path, jobs_path
 from .record import JobRecord
-from .run import JobRun, Redo, redone_metadata, reprompted
+from .run import JobRun, Redo, read_partial, redone_metadata, reprompted
+from .seals import seal, unseal_whole
 from .section_files import SectionFiles
 
 if TYPE_CHECKING:
@@ -89,11 +91,15 @@ class JobFolder:
         return (Path(path) / RECORD).exists()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Self:
+    def open(cls, path: str | os.PathLike[str], *, accepts_changes: bool = False) -> Self:
         """The job in ``path``.
 
+        Args:
+            path: the folder.
+            accepts_changes: take a job.json that was edited as what is asked for from now on, which the video will tell.
+
         Raises:
-            InputError: there is none, it is damaged, or another version made it.
+            InputError: there is none, it is damaged or was edited, or another version made it.
         """
         path = Path(path)
         try:
@@ -103,7 +109,12 @@ class JobFolder:
             raise InputError(
                 f"{path} is no job folder, its {RECORD} cannot be read: {reason}; isoframe jobs lists the folders"
             ) from error
-        return cls(path, JobRecord.from_json(text, path, str(path / RECORD)))
+        record = JobRecord.from_json(text, path, str(path / RECORD), accepts_changes=accepts_changes)
+        folder = cls(path, record)
+        if accepts_changes:
+            with folder._locked(), writing(path):
+                write_durably(path / RECORD, record.to_json(path).encode())
+        return folder
 
     @classmethod
     def make(cls, path: str | os.PathLike[str], record: JobRecord, images: Mapping[str, "Image"]) -> Self:
@@ -121,7 +132,7 @@ class JobFolder:
             for field, image in images.items():
                 write_durably(image_path(path, field), _png(image))
             # Last: with it the folder is a job.
-            write_durably(path / RECORD, record.to_json().encode())
+            write_durably(path / RECORD, record.to_json(path).encode())
         return cls(path, record.kept_in(path))
 
     def copy(self, path: str | os.PathLike[str], output: Path) -> Self:
@@ -148,7 +159,7 @@ class JobFolder:
             ):
                 for file in self.path.glob(pattern):
                     shutil.copyfile(file, path / file.name)
-            write_durably(path / RECORD, record.to_json().encode())
+            write_durably(path / RECORD, record.to_json(path).encode())
         return self.open(path)
 
     @contextmanager
@@ -200,6 +211,10 @@ class JobFolder:
         except InputError:
             return False
         return bool(stored == json.loads(json.dumps(redone_metadata(self.record, self.redos))))
+
+    def partial(self) -> Path | None:
+        """The playable file of what is finished that a run which stopped early has left; None if there is none."""
+        return read_partial(self.path, self.record.output)
 
     def redo(self, section: int, *, seed: int | None = None, prompt: str | None = None) -> None:
         """Have ``section`` (generation order, from 0) and all later ones made again by the next run.
@@ -256,7 +271,7 @@ class JobFolder:
     def _set_redos(self, redos: tuple[Redo, ...]) -> None:
         with writing(self.path):
             (self.path / DONE).unlink(missing_ok=True)
-            write_durably(self.path / REDOS, json.dumps([asdict(redo) for redo in redos]).encode())
+            write_durably(self.path / REDOS, seal({"redos": [asdict(redo) for redo in redos]}).encode())
         self.redos = redos
 
     def _is_running(self) -> bool:
@@ -289,10 +304,13 @@ class JobFolder:
 
 def _read_redos(path: Path) -> tuple[Redo, ...]:
     try:
-        return tuple(Redo(**values) for values in json.loads(path.read_bytes()))
+        values = parse_json(path.read_bytes())
+        # Version 0.1.0 wrote the list alone.
+        redos = values if isinstance(values, list) else unseal_whole(json.dumps(values))["redos"]
+        return tuple(Redo(**redo) for redo in redos)
     except FileNotFoundError:
         return ()
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{path} is damaged ({error}); delete it to have the job as it was asked for"
         ) from error
@@ -315,8 +333,8 @@ def _png(image: "Image") -> bytes:
     return content.getvalue()
 
 
-def find_job(name: str, cache_dir: Path) -> JobFolder:
-    """The job in the folder ``name``, or of this name among those of ``cache_dir``.
+def find_job(name: str, cache_dir: Path, *, accepts_changes: bool = False) -> JobFolder:
+    """The job in the folder ``name``, or of this name among those of ``cache_dir``; see :meth:`JobFolder.open`.
 
     Raises:
         InputError: there is none.
@@ -324,7 +342,7 @@ def find_job(name: str, cache_dir: Path) -> JobFolder:
     path = Path(name)
     if not path.exists() and path.name == name and (jobs_path(cache_dir) / name).exists():
         path = jobs_path(cache_dir) / name
-    return JobFolder.open(path)
+    return JobFolder.open(path, accepts_changes=accepts_changes)
 
 
 def list_jobs(cache_dir: Path) -> Iterator[JobFolder | InputError]:

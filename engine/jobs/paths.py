@@ -5,6 +5,7 @@ import secrets
 from pathlib import Path
 
 RECORD, REDOS, LOCK, DONE, SPOOL = "job.json", "redos.json", "lock", "done.json", "segments.bin"
+JOBS = "jobs"
 # Where the playable file is that a run which stopped early has left.
 PARTIAL = "partial.json"
 FRAMES_FILES = "section_*.json"
@@ -28,7 +29,7 @@ def frames_path(folder: Path, index: int) -> Path:
 
 def jobs_path(cache_dir: Path) -> Path:
     """Where jobs are kept unless a folder is given."""
-    return cache_dir / "jobs"
+    return cache_dir / JOBS
 
 
 def new_job_path(cache_dir: Path) -> Path:

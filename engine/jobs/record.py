@@ -1,24 +1,27 @@
 """What a job is: request, model, plan and output, as JSON that a later process reads back."""
 
 import dataclasses
-import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, first_names
 from ..media.codecs import VideoFormat
 from ..media.given import IMAGE_FIELDS, guide_field
 from ..request.codec import from_dict, to_dict
 from ..request.config import EngineConfig, Request, SamplingConfig
 from ..request.guides import GuideImage
 from ..request.sections import plan_sections
-from .paths import image_path
+from .paths import JOBS, image_path
+from .seals import seal, unseal
 
 # Of the whole folder: a change in any of its files counts.
 VERSION = 2
+# Later ones of the same version may add keys, which are kept.
+MINOR_VERSION = 1
 # Fields of a request that its sampling, the metadata or the prompts of its sections tell; all others decide the video.
 _TOLD_OTHERWISE = frozenset(
     (*IMAGE_FIELDS, "video", "guide_images", "loop", "size", "base_resolution", "seconds", "force", "prompt", "prompt_spans",
@@ -28,6 +31,10 @@ _DECISIVE_METADATA = (
     "image_sha256", "end_image_sha256", "guide_images_sha256", "video_sha256", "codebook_sha256", "size", "model_hash", "precision", "frame_filter",
 )  # fmt: skip
 _MAX_VALUE_LENGTH = 60
+# Paths of a record besides its output, which a move of the whole folder takes along.
+_PATHS = (("request", "video"), ("config", "cache_dir"))
+# A day at 120 frames a second.
+MAX_FRAMES = 24 * 3600 * 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +79,7 @@ class JobRecord:
         num_leading: frames before those of the sections, see :attr:`JobInputs.num_leading`.
         is_overwriting: whether ``output`` may exist.
         vae_tile: edge of the VAE's tiles in pixels, which another run keeps though it may have other memory free.
+        later_keys: what a later minor version added, and its number.
     """
 
     token: str
@@ -84,49 +92,92 @@ class JobRecord:
     num_leading: int
     is_overwriting: bool
     vae_tile: int | None = None
+    later_keys: Mapping[str, Any] = field(default_factory=dict)
 
-    def to_json(self) -> str:
-        """The content of job.json."""
+    def to_json(self, folder: Path) -> str:
+        """The content of job.json in ``folder``, sealed."""
         values = to_dict(self)
-        values |= values.pop("source") | {
+        values |= values.pop("source")
+        values |= {
             "version": VERSION,
+            "minor_version": MINOR_VERSION,
             # Without its images a request may be none: a loop needs one.
             "request": {name: value for name, value in values["request"].items() if name not in IMAGE_FIELDS}
             | {"guide_images": [{"time": guide.time} for guide in self.request.guide_images]},
             "images": [name for name in IMAGE_FIELDS if self._has_image(name)],
             "sections": _plan(self.sampling),
-            "output": str(self.output.absolute()),
+            **values.pop("later_keys"),
         }
-        return json.dumps(values, indent=2)
+        values["output"] = _shortened(self.output, folder)
+        for place, name in _PATHS:
+            if values[place][name] is not None:
+                values[place][name] = _shortened(Path(values[place][name]), folder)
+        return seal(values)
 
     @classmethod
-    def from_json(cls, text: str, folder: Path, name: str) -> "JobRecord":
+    def from_json(cls, text: str, folder: Path, name: str, *, accepts_changes: bool = False) -> "JobRecord":
         """The record in ``text``; its request takes its images from ``folder``.
 
         Raises:
-            InputError: another version wrote it, or it is damaged; with the ``name`` of the file.
+            InputError: another version wrote it, it was changed, or it is damaged; with the ``name`` of the file.
         """
         try:
-            values = json.loads(text)
-            _check_version(values.pop("version", None), name)
+            values, changed = unseal(text)
+            minor = _check_version(values, name)
+            if changed and not accepts_changes:
+                raise InputError(
+                    f"{name} was changed since it was written: {first_names(changed)}; undo that, start the job again, "
+                    "or have it made so with: isoframe resume --accept-changes"
+                )
             sections = values.pop("sections")
-            record = cls._parse(values, folder)
+            record = cls._parse(values, folder, minor=minor)
             if sections != _plan(record.sampling):
                 raise InputError(
                     f"{name} plans its sections in another way than this version; start the job again"
                 )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, IndexError) as error:
             raise InputError(
                 f"{name} is damaged or of another version ({error}); start the job again"
             ) from error
-        return record
+        return record._with_changes(changed) if changed else record
 
     @classmethod
-    def _parse(cls, values: dict[str, Any], folder: Path) -> "JobRecord":
+    def _parse(cls, values: dict[str, Any], folder: Path, *, minor: int) -> "JobRecord":
         times = [guide["time"] for guide in values["request"].get("guide_images", ())]
         values["request"] |= _kept_images(folder, values.pop("images", IMAGE_FIELDS[:1]), times)
         values["source"] = {name: values.pop(name) for name in ("model", "components", "config")}
-        return from_dict(cls, values)
+        if minor > MINOR_VERSION:
+            known = {entry.name for entry in dataclasses.fields(cls)}
+            later = {name: values.pop(name) for name in values.keys() - known}
+            values["later_keys"] = {"minor_version": minor, **later}
+        for place, name in _PATHS:
+            holder = values["source"][place] if place == "config" else values[place]
+            if holder.get(name) is not None:
+                holder[name] = os.path.normpath(folder.absolute() / holder[name])
+        values["output"] = os.path.normpath(folder.absolute() / values["output"])
+        record = from_dict(cls, values)
+        record._check()
+        return record
+
+    def _check(self) -> None:
+        """Raise ValueError for what no job writes: files are removed by the token, and the output is replaced."""
+        if re.fullmatch(r"[0-9a-f]{1,64}", self.token) is None:
+            raise ValueError(f"token {self.token[:20]!r}")
+        if self.output.suffix.lower() != ".mp4":
+            raise ValueError(f"output {self.output} is no .mp4")
+        if self.request.size is None or not 0 < self.num_frames <= MAX_FRAMES:
+            raise ValueError("a video needs a size and frames")
+        if not isinstance(self.metadata["sampling"], Mapping) or "image_sha256" not in self.metadata:
+            raise ValueError("metadata")
+
+    def _with_changes(self, names: Sequence[str]) -> "JobRecord":
+        """The record whose metadata tell that it was changed, and of what it says now."""
+        told = {
+            place: {**values, **{name: value for name, value in now.items() if f"{place}.{name}" in names}}
+            for place, now in (("request", to_dict(self.request)), ("sampling", to_dict(self.sampling)))
+            if isinstance(values := self.metadata.get(place), Mapping)
+        }
+        return replace(self, metadata={**self.metadata, **told, "accepted_changes": list(names)})
 
     def kept_in(self, folder: Path) -> "JobRecord":
         """The record of this job with a request that names images in ``folder`` in place of pictures in memory."""
@@ -202,12 +253,27 @@ def _plan(sampling: SamplingConfig) -> list[list[int]]:
     return [[section.first_latent_frame, section.latent_padding] for section in plan_sections(sampling)]
 
 
-def _check_version(version: object, name: str) -> None:
-    if version != VERSION:
+def _shortened(path: Path, folder: Path) -> str:
+    """``path`` as job.json in ``folder`` has it.
+
+    Jobs of a cache or of a service lie in its folder "jobs": what is in there too is found from the job's folder, so that
+    the whole can be moved.
+    """
+    path, folder = path.absolute(), folder.absolute()
+    if folder.parent.name == JOBS and path.is_relative_to(folder.parents[1]):
+        return os.path.relpath(path, folder)
+    return str(path)
+
+
+def _check_version(values: dict[str, Any], name: str) -> int:
+    """The minor version; those numbers are taken out of ``values``."""
+    version, minor = values.pop("version", None), values.pop("minor_version", 0)
+    if version != VERSION or type(minor) is not int:
         raise InputError(
             f"{name} must have version {VERSION}, got {version!r}; continue the job with the version of isoframe that "
             "started it"
         )
+    return minor
 
 
 def _shorten(value: object) -> str:

@@ -5,13 +5,14 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..errors import InputError
 from ..events import PhaseEvent
-from ..files import write_durably, writing
+from ..files import is_partial_name, parse_json, write_durably, writing
 from ..media.segments import KeptSegments, Segment, SegmentSpool
 from ..request.config import Request
 from ..request.sections import plan_sections
@@ -40,6 +41,12 @@ class Redo:
     section: int
     seed: int | None = None
     prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.section) is not int or type(self.seed) not in (int, NoneType):
+            raise TypeError(f"section and seed must be integers, got {self.section!r} and {self.seed!r}")
+        if not isinstance(self.prompt, str | None):
+            raise TypeError(f"prompt must be text, got {self.prompt!r}")
 
 
 class JobRun:
@@ -91,7 +98,7 @@ class JobRun:
 
     def partial(self) -> Path | None:
         """The file that an earlier run left."""
-        return read_partial(self.path)
+        return read_partial(self.path, self._record.output)
 
     def note_partial(self, path: Path) -> None:
         """A file beside the output holds what is finished; :meth:`finish` removes it."""
@@ -115,7 +122,7 @@ class JobRun:
 
     def _note(self, name: str, video: Path) -> None:
         with writing(self.path):
-            write_durably(self.path / name, json.dumps({"video": str(video.absolute())}).encode())
+            write_durably(self.path / name, json.dumps({"video": video.name}).encode())
 
     def _read_segments(self) -> tuple[int, KeptSegments]:
         num_sampled, video_format = self._find_whole(), self._record.video_format
@@ -129,8 +136,11 @@ class JobRun:
     def _find_whole(self) -> int:
         """Sections in a row, from the first, that are sampled and undamaged."""
         num_sampled = self._sections.count_latents(self._record.sampling.num_sections)
+        height, width = self._record.video_format.height, self._record.video_format.width
+        shape = self._record.sampling.latent_window_size, height // 8, width // 8
         for index in range(num_sampled):
-            if self._sections.read_latents(index) is None:
+            found = self._sections.read_latents(index)
+            if found is None or found[0].shape[2:] != shape:
                 self._sections.remove_from(index)
                 return index
         return num_sampled
@@ -208,12 +218,21 @@ def reprompted(request: Request, prompt: str) -> Request:
     return replace(request, prompt=prompt, prompt_spans=())
 
 
-def read_partial(folder: Path) -> Path | None:
-    """The file that holds what is finished of a job that stopped early; None if there is none."""
+def read_partial(folder: Path, output: Path) -> Path | None:
+    """The file beside ``output`` that holds what is finished of a job that stopped early; None if there is none."""
+    path = folder / PARTIAL
     try:
-        return Path(json.loads((folder / PARTIAL).read_bytes())["video"])
+        # Version 0.1.0 wrote whole paths. The file will be removed: it must be one that a job leaves.
+        name = Path(parse_json(path.read_bytes())["video"]).name
     except FileNotFoundError:
         return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _logger.warning("%s is damaged (%s) and not used", path, error)
+        return None
+    if not is_partial_name(name, output):
+        _logger.warning("%s names %s, which is no part of %s, and is not used", path, name, output.name)
+        return None
+    return output.with_name(name)
 
 
 def redone_metadata(record: JobRecord, redos: Sequence[Redo]) -> dict[str, object]:

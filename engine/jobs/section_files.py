@@ -12,13 +12,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..checkpoints.tensor_files import load_tensors, tensors_digest
-from ..files import write_durably
+from ..files import parse_json, write_durably
 from ..media.segments import CodedFrame, Segment, SegmentSpool
 from .paths import FRAMES_FILES, SECTION_FILES, frames_path, latents_path
+from .seals import seal, unseal_whole
 
 _logger = logging.getLogger(__name__)
 _ENTRY = "isoframe"
 _REMADE = "the section is made again"
+# What reading a damaged file of a section raises.
+_DAMAGE = (
+    safetensors.SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError
+)  # fmt: skip
 
 
 class SectionFiles:
@@ -55,11 +60,14 @@ class SectionFiles:
     def read_latents(self, index: int) -> tuple[Tensor, Tensor] | None:
         """Latents and generator state of a section that is sampled; None if they are damaged."""
         path = latents_path(self._folder, index)
-        tensors, metadata = load_tensors(path)
-        if _entry(metadata)["digest"] != tensors_digest(tensors):
-            _warn_of_damage(path, "its content does not match its digest")
+        try:
+            tensors, metadata = load_tensors(path)
+            if _entry(metadata)["digest"] != tensors_digest(tensors):
+                raise ValueError("its content does not match its digest")
+            return tensors["latents"], tensors["generator_state"]
+        except _DAMAGE as error:
+            _warn_of_damage(path, error)
             return None
-        return tensors["latents"], tensors["generator_state"]
 
     def write_segment(self, index: int, segment: Segment | None) -> None:
         """Keep where a section's frames are; None stands for a section that made none final."""
@@ -75,7 +83,7 @@ class SectionFiles:
                 "extradata": segment.spool.extradata.hex(),
                 "digest": _segment_digest(segment),
             }
-        write_durably(frames_path(self._folder, index), json.dumps(values).encode())
+        write_durably(frames_path(self._folder, index), seal(values).encode())
 
     def read_segments(self, spool: SegmentSpool, most: int, extradata: bytes) -> tuple[int, list[Segment]]:
         """How many of the first ``most`` sections in a row have their frames in ``spool``, and their segments.
@@ -100,20 +108,19 @@ class SectionFiles:
             outcome: what comes of a section that cannot be read, for the warning.
         """
         for index in range(most):
-            record = self._read_record(index, outcome)
-            if record is None:
+            path = frames_path(self._folder, index)
+            try:
+                record = unseal_whole(path.read_bytes())
+                if record["origin"] != self._origin(index):
+                    return
+                segment = _segment(record, spool) if "offset" in record else None
+                if segment is not None and record["extradata"] != extradata.hex():
+                    _logger.warning("another version encoded section %d: %s", index, outcome)
+                    return
+            except FileNotFoundError:
                 return
-            if "offset" not in record:
-                yield None
-                continue
-            segment = _segment(record, spool)
-            if record["extradata"] != extradata.hex():
-                _logger.warning("another version encoded section %d: %s", index, outcome)
-                return
-            if record["digest"] != _segment_digest(segment):
-                _warn_of_damage(
-                    frames_path(self._folder, index), "its segment does not match its digest", outcome
-                )
+            except _DAMAGE as error:
+                _warn_of_damage(path, error, outcome)
                 return
             yield segment
 
@@ -131,40 +138,35 @@ class SectionFiles:
                 return bool(_entry(file.metadata())["origin"] == self._origin(index))
         except FileNotFoundError:
             return False
-        except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
+        except _DAMAGE as error:
             _warn_of_damage(path, error)
             return False
-
-    def _read_record(self, index: int, outcome: str) -> dict[str, Any] | None:
-        path = frames_path(self._folder, index)
-        try:
-            record: dict[str, Any] = json.loads(path.read_bytes())
-            return record if record["origin"] == self._origin(index) else None
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError) as error:
-            _warn_of_damage(path, error, outcome)
-            return None
 
 
 def _entry(metadata: dict[str, str] | None) -> dict[str, Any]:
     """What a file of latents says about itself; raises ValueError or KeyError where it says nothing."""
-    entry: dict[str, Any] = json.loads((metadata or {})[_ENTRY])
+    entry: dict[str, Any] = parse_json((metadata or {})[_ENTRY])
     return entry
 
 
 def _segment(record: dict[str, Any], spool: SegmentSpool) -> Segment:
+    """The segment of ``record``; raises ValueError where the spool holds another, or nothing there."""
     coded_frames = tuple(
         CodedFrame(size=size, position=position, is_key=is_key)
         for size, position, is_key in record["coded_frames"]
     )
-    return Segment(
+    segment = Segment(
         first_frame=record["first_frame"],
         num_frames=len(coded_frames),
         offset=record["offset"],
         coded_frames=coded_frames,
         spool=spool,
     )
+    if segment.offset < 0 or any(coded.size <= 0 for coded in coded_frames):
+        raise ValueError("its segment lies nowhere")
+    if record["digest"] != _segment_digest(segment):
+        raise ValueError("its segment does not match its digest")
+    return segment
 
 
 def _segment_digest(segment: Segment) -> str:

@@ -21,8 +21,8 @@ END_IMAGE_USES = ("first-section", "history")
 EXPERIMENTAL = dict.fromkeys(("server", "app", "comfyui"), "experimental: a later version")
 
 
-# More than any job has: a day of video at window 9.
-_MAX_SECTION = 72_000
+# More than any job has: a day of video at window 1.
+MAX_SECTIONS = 648_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ def parse_sections(text: str) -> tuple[int, ...]:
     found: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        if int(last or first) > _MAX_SECTION:
+        if int(last or first) > MAX_SECTIONS:
             raise ValueError(text)
         found += range(int(first) - 1, int(last or first))
     if not found:
@@ -284,6 +284,8 @@ class SamplingConfig(SharedFields):
 
     def __post_init__(self) -> None:
         check_at_least("num_sections", self.num_sections, 1)
+        if self.num_sections > MAX_SECTIONS:
+            raise ConfigError(f"num_sections must be at most {MAX_SECTIONS}, got {self.num_sections}")
         self._check_shared()
         self._check_guides()
         if self.target_index is not None:

@@ -5,6 +5,7 @@ Its UniPC had another rounding: what is made anew is the same to the eye, and sa
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from isoframe.engine.interfaces.app.form import Form
 from isoframe.engine.interfaces.commands.info import describe_video
 from isoframe.engine.interfaces.server.videos.service import VideoService
 from isoframe.engine.jobs.record import JobRecord
+from isoframe.engine.jobs.seals import unseal
 from isoframe.engine.media.video import read_video_info
 from isoframe.engine.reproduction import Recipe, reproduce
 from isoframe.engine.weights.store import open_store
@@ -79,12 +81,20 @@ def test_a_record_is_read_and_written_as_it_was(kept: Path, name: str) -> None:
     status = folder.status()
     assert (status.is_done, status.num_finished_sections) == (True, status.num_sections)
     written = json.loads((folder.path / "job.json").read_text())
-    again = json.loads(folder.record.to_json())
-    # A job's own image may have an unusual shape.
-    assert again == written | {"request": written["request"] | {"force": True}}
-    assert (
-        JobRecord.from_json(folder.record.to_json(), folder.path, "job.json").request == folder.record.request
-    )
+    text = folder.record.to_json(folder.path)
+    again, changed = unseal(text)
+    assert changed == ()
+    # The cache that the jobs are in is found from them, and a job's own image may have an unusual shape.
+    assert again == written | {
+        "request": written["request"] | {"force": True},
+        "config": written["config"] | {"cache_dir": again["config"]["cache_dir"]},
+        "minor_version": 1,
+        "output": again["output"],
+    }
+    for mine, theirs in ((again, written), (again["config"], written["config"])):
+        for name in {"output", "cache_dir"} & mine.keys():
+            assert Path(os.path.normpath(folder.path / mine[name])) == Path(theirs[name])
+    assert JobRecord.from_json(text, folder.path, "job.json").request == folder.record.request
 
 
 def test_what_a_record_holds_comes_back_as_what_it_was(kept: Path) -> None:

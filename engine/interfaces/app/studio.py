@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ...errors import BudgetError, ConfigError, InputError, IsoframeError
 from ...files import write_durably
 from ...jobs.playable import write_playable
-from ...jobs.run import Redo, read_partial
+from ...jobs.run import Redo
 from ...jobs.state import JobState
 from ...media.source_video import first_frame
 from ...media.video import read_video_info
@@ -183,7 +183,7 @@ class Studio:
             if played is not None:
                 played.unlink(missing_ok=True)
             return self.service.video_path(status.id)
-        if not status.state.is_under_way and (partial := read_partial(folder.path)) is not None:
+        if not status.state.is_under_way and (partial := folder.partial()) is not None:
             return partial
         num_encoded, path = self._playable.get(status.id, (0, None))
         if folder.num_encoded > num_encoded:

@@ -93,11 +93,14 @@ def resume(
     interrupt: Interrupt,
     job: str = _JOB,
     out: Path | None = _OUT,
+    accept_changes: bool = setting(
+        False, "Go on as job.json says now, though it was edited; the video tells it.", panel=JOB
+    ),
 ) -> None:
     """Finish a job that was stopped or killed, bit for bit as if it had never stopped."""
     from ...jobs.folder import find_job
 
-    _finish(find_job(job, config.cache_path()), out, outputs, interrupt)
+    _finish(find_job(job, config.cache_path(), accepts_changes=accept_changes), out, outputs, interrupt)
 
 
 @command(config=("cache_dir",))

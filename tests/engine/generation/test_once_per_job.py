@@ -47,9 +47,9 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counts["plans"] += 1
         return make_plan(*arguments)
 
-    def counted_parse(*arguments: Any) -> JobRecord:
+    def counted_parse(*arguments: Any, **options: Any) -> JobRecord:
         counts["parses"] += 1
-        return from_json(*arguments)
+        return from_json(*arguments, **options)
 
     def counted_load(self: ImageFile.ImageFile) -> Any:
         # Of an image that is decoded already nothing is left to be read.

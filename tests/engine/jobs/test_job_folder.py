@@ -20,6 +20,7 @@ from isoframe.engine.events import Event, PhaseEvent, StepEvent
 from isoframe.engine.files import exclusive_lock
 from isoframe.engine.jobs import section_files
 from isoframe.engine.jobs.folder import JobFolder
+from isoframe.engine.jobs.seals import seal, unseal
 from isoframe.engine.media.video import read_video_info
 from isoframe.engine.request.config import ORDERS
 from isoframe.engine.sampling.history import JobNoise, SampledSections
@@ -273,9 +274,123 @@ def test_a_record_of_another_version_is_refused(
 ) -> None:
     job_dir = stopped(engine, request_of(), tmp_path, at_step(0, 0))
     record = job_dir / "job.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | change))
+    record.write_text(seal(unseal(record.read_text())[0] | change))
     with pytest.raises(InputError, match=message):
         engine.resume(job_dir)
+
+
+EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "request.prompt": lambda values: values["request"].update(prompt="a blue star"),
+    "request.crf": lambda values: values["request"].update(crf=30),
+    "request.posterior": lambda values: values["request"].update(posterior="mode"),
+    "sampling.seed": lambda values: values["sampling"].update(seed=6),
+    "output": lambda values: values.update(output="/tmp/other.mp4"),
+    "unknown": lambda values: values.update(unknown=1),
+    "vae_tile": lambda values: values.pop("vae_tile"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_record_is_refused_by_the_name_of_what_changed(
+    engine: Engine, request_of: Callable[..., Request], tmp_path: Path, name: str
+) -> None:
+    job_dir = stopped(engine, request_of(), tmp_path, at_step(0, 0))
+    record = job_dir / "job.json"
+    values = json.loads(record.read_text())
+    EDITS[name](values)
+    record.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=rf"changed since it was written: {name}; .* --accept-changes"):
+        engine.resume(job_dir)
+
+
+def test_an_edited_record_that_is_accepted_makes_its_video_which_tells_it(
+    engine: Engine, request_of: Callable[..., Request], tmp_path: Path
+) -> None:
+    job_dir = stopped(engine, request_of(), tmp_path, at_step(2, 0))
+    record = job_dir / "job.json"
+    record.write_text(record.read_text().replace("a red circle moves right", "a blue star"))
+    folder = JobFolder.open(job_dir, accepts_changes=True)
+    assert folder.record.request.prompt == "a blue star"
+    metadata = engine.resume(job_dir).metadata
+    assert metadata["accepted_changes"] == ["request.prompt", "metadata.request"]
+    assert metadata["request"]["prompt"] == "a blue star"  # type: ignore[index]  # of any JSON
+
+
+def test_keys_of_a_later_minor_version_are_kept(
+    engine: Engine, request_of: Callable[..., Request], straight: dict[str, bytes], tmp_path: Path
+) -> None:
+    job_dir = stopped(engine, request_of(), tmp_path, at_step(1, 0))
+    record = job_dir / "job.json"
+    record.write_text(seal(unseal(record.read_text())[0] | {"minor_version": 7, "mood": {"a": [1]}}))
+    assert json.loads(JobFolder.open(job_dir).record.to_json(job_dir))["mood"] == {"a": [1]}
+    copy = JobFolder.open(job_dir).copy(tmp_path / "copy", tmp_path / "copy.mp4")
+    assert json.loads((copy.path / "job.json").read_text())["mood"] == {"a": [1]}
+    assert engine.resume(job_dir).path.read_bytes() == straight["inverted"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"token": "*"},
+        {"token": "../../a"},
+        {"output": "/home/somebody/.bashrc"},
+        {"num_frames": 1e308},
+        {"num_frames": "17"},
+        {"num_leading": None},
+        {"metadata": []},
+        {"sampling": {"num_sections": 10**9}},
+        {"images": 5},
+        {"components": [1]},
+    ],
+)
+def test_a_crafted_record_is_refused_at_once(
+    engine: Engine, request_of: Callable[..., Request], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    job_dir = stopped(engine, request_of(), tmp_path, at_step(0, 0))
+    record = job_dir / "job.json"
+    values, _ = unseal(record.read_text())
+    for name, value in change.items():
+        values[name] = values[name] | value if isinstance(value, dict) else value
+    record.write_text(seal(values))
+    with pytest.raises(InputError, match="is damaged or of another version"):
+        JobFolder.open(job_dir)
+
+
+def test_a_note_of_a_partial_file_may_only_name_such_a_file(
+    engine: Engine, request_of: Callable[..., Request], straight: dict[str, bytes], tmp_path: Path
+) -> None:
+    others = [
+        tmp_path / "other.mp4",
+        tmp_path / "deep" / "video.partial.mp4",
+        tmp_path / "video.partial-x.mp4",
+    ]
+    job_dir = stopped(engine, request_of(), tmp_path, at_step(3, 0))
+    own = JobFolder.open(job_dir).partial()
+    assert own is not None
+    assert own.exists()
+    for other in others:
+        other.parent.mkdir(exist_ok=True)
+        other.write_bytes(b"of somebody")
+        (job_dir / "partial.json").write_text(json.dumps({"video": str(other)}))
+        assert JobFolder.open(job_dir).partial() != other
+    engine.resume(job_dir)
+    assert all(other.read_bytes() == b"of somebody" for other in others)
+
+
+def test_a_cache_that_moved_has_all_its_jobs(
+    request_of: Callable[..., Request], straight: dict[str, bytes], tmp_path: Path
+) -> None:
+    config = EngineConfig(cache_dir=tmp_path / "cache", device="cpu")
+    job_dir = tmp_path / "cache" / "jobs" / "mine"
+    with Engine.load("demo", config=config) as engine, pytest.raises(StoppedError):
+        engine.render(request_of(), job_dir / "video.mp4", job_dir=job_dir, on_event=stop_at(at_step(2, 0)))
+    moved = (tmp_path / "cache").rename(tmp_path / "moved") / "jobs" / "mine"
+    record = JobFolder.open(moved).record
+    assert record.output == moved / "video.mp4"
+    assert record.source.config.cache_dir == str(tmp_path / "moved")
+    with Engine.load("demo", config=record.source.config) as engine:
+        assert engine.resume(moved).path.read_bytes() == straight["inverted"]
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_folder_in_use_is_refused(

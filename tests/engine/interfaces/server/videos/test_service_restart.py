@@ -19,6 +19,7 @@ from isoframe.engine.interfaces.server.videos.notes import End, write_note
 from isoframe.engine.interfaces.server.videos.service import VideoService
 from isoframe.engine.interfaces.server.videos.workers import LocalWorkers
 from isoframe.engine.jobs.folder import JobFolder
+from isoframe.engine.jobs.seals import seal, unseal
 from isoframe.engine.jobs.state import JobState
 from isoframe.engine.sampling.denoiser import Denoiser
 
@@ -175,7 +176,8 @@ def test_a_video_of_another_model_fails_at_the_restart_and_waits_for_its_own(
         threading.Timer(0.05, gate.open).start()
     record = tmp_path / "jobs" / name / "job.json"
     text = record.read_text()
-    record.write_text(text.replace(engine.model_hash, "0" * len(engine.model_hash)))
+    values, _ = unseal(text.replace(engine.model_hash, "0" * len(engine.model_hash)))
+    record.write_text(seal(values))
     with open_service(engine, tmp_path) as service:
         video = service.get(name)
         assert video.state == "failed"
