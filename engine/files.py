@@ -23,6 +23,15 @@ TEMPORARY_SUFFIX = ".tmp"
 MAX_JSON_BYTES = 16 * 2**20
 
 
+def expanded(path: Any) -> Any:
+    """``path`` with the home folder in the place of a leading ``~``; anything else than such a path stays as it is."""
+    if isinstance(path, str | os.PathLike) and isinstance(text := os.fspath(path), str) and text[:1] == "~":
+        return (
+            type(path)(os.path.expanduser(text)) if isinstance(path, str | Path) else os.path.expanduser(text)
+        )
+    return path
+
+
 def temporary_name(name: str, token: str) -> str:
     """What the file ``name`` is called until it is whole; ``token`` tells it from those of other writers."""
     return f".{name}.{token}{TEMPORARY_SUFFIX}"

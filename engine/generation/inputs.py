@@ -169,8 +169,9 @@ class JobInputs:
         )
 
     def _notes(self) -> Iterator[str]:
-        """What of the request the published checkpoints were not trained for."""
+        """What of the request changes nothing, or what the published checkpoints were not trained for."""
         request, sampling = self.request, self.sampling
+        yield from request.notes()
         if self.images.start is None:
             yield "text-to-video: image-to-video models were not trained without a start image"
         if sampling.order in UNTRAINED_ORDERS:

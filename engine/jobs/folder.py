@@ -28,6 +28,8 @@ from ..files import (
 )
 from ..media.given import IMAGE_FIELDS, guide_field
 from ..media.video import read_video_info
+from ..request.notation import check_notation, check_text
+from ..request.prompts import without_times
 from .paths import DONE, LOCK, RECORD, REDOS, SECTION_FILES, SPOOL, image_path, jobs_path
 from .record import JobRecord
 from .run import JobRun, Redo, read_partial, redone_metadata, reprompted
@@ -232,6 +234,8 @@ class JobFolder:
         if seed is not None and not 0 <= seed < 2**63:
             raise ConfigError(f"seed must be from 0 to 2**63 - 1, got {seed}")
         if prompt is not None:
+            check_text("prompt", prompt)
+            check_notation("prompt", without_times(prompt))
             reprompted(self.record.request, prompt)
         before = next((redo for redo in self.redos if redo.section == section), Redo(section=section))
         redo = Redo(

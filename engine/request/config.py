@@ -18,9 +18,11 @@ from .fields import (
     described,
     is_finite,
     setting,
+    settle_values,
 )
 from .guides import GuideImage, plan_guides
-from .prompts import PromptSpan, PromptTimeline, plan_prompts
+from .notation import OURS, check_notation, check_text, foreign_notation
+from .prompts import PromptSpan, PromptTimeline, plan_prompts, without_times
 from .sampling_config import (
     ALL_ORDERS,
     END_IMAGE_USES,
@@ -34,6 +36,7 @@ from .sampling_config import (
 )
 from .section_times import SectionTimes
 from .sizes import Size, parse_size
+from .unused import unused_options
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -151,6 +154,7 @@ class EngineConfig:
     max_queued_jobs: int = 64
 
     def __post_init__(self) -> None:
+        settle_values(self, "cache_dir")
         check_at_least("max_queued_jobs", self.max_queued_jobs, 1)
         check_settings(self)
         if re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is None:
@@ -297,6 +301,7 @@ class Request(SharedFields):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        settle_values(self, "image", "end_image", "video", "history_codebook")
         self._check_shared()
         if self.seconds > 3600 and not self.force:
             raise ConfigError(
@@ -358,7 +363,20 @@ class Request(SharedFields):
     def _check_prompts(self) -> None:
         if not all(isinstance(span, PromptSpan) for span in self.prompt_spans):
             raise ConfigError(f"prompt_spans must be a tuple of PromptSpan, got {self.prompt_spans!r}")
+        texts = [("prompt", self.prompt), ("negative_prompt", self.negative_prompt)]
+        texts += [("prompt_spans", span.text) for span in self.prompt_spans]
+        for argument, text in texts:
+            check_text(argument, text)
         self.prompt_timeline()
+        for argument, text in () if self.force else texts:
+            # A time of ours is one in the prompt alone.
+            check_notation(argument, without_times(text) if argument == "prompt" else text)
+
+    def notes(self) -> tuple[str, ...]:
+        """What of the request changes nothing, in sentences: for whoever asked, before the work begins."""
+        foreign = foreign_notation(without_times(self.prompt)) or foreign_notation(self.negative_prompt)
+        told = () if foreign is None else (f"{foreign!r} in the prompt is read as text: {OURS}",)
+        return (*unused_options(self), *told)
 
     def prompt_timeline(self) -> PromptTimeline:
         """Which prompt every section has."""

@@ -9,9 +9,11 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from ..errors import ConfigError
+from ..files import expanded
 
 DOORS = ("command", "server", "app", "comfyui")
 # Headings under which the command line lists its options.
@@ -118,6 +120,32 @@ def offer(name: str, kind: Any, entry: "Field[Any]", door: str) -> Offered:
         shown = about.option or f"--{name.replace('_', '-')}"
         help = f"{help} {about.hint}".strip()
     return Offered(field=name, name=shown, type=kind, default=entry.default, help=help, setting=about)
+
+
+def settle_values(configuration: Any, *paths: str) -> None:
+    """Make numbers of other libraries Python's own, and ``~`` in the fields ``paths`` the home folder; first of all checks.
+
+    A job's record and a video's metadata hold the values as JSON.
+    """
+    for entry in fields(configuration):
+        value = getattr(configuration, entry.name)
+        settled = expanded(value) if entry.name in paths else _own_number(value)
+        if settled is not value:
+            # The dataclass is frozen for everybody else.
+            object.__setattr__(configuration, entry.name, settled)
+
+
+def _own_number(value: object) -> object:
+    if isinstance(value, bool | int | float | str) or value is None:
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    if type(value) is tuple:
+        settled = tuple(_own_number(item) for item in value)
+        return value if all(one is other for one, other in zip(settled, value, strict=True)) else settled
+    return value
 
 
 def check_settings(configuration: Any) -> None:

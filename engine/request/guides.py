@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from .fields import settle_values
 from .section_times import SectionTimes
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ class GuideImage:
 
     image: "str | os.PathLike[str] | Image | object"
     time: float
+
+    def __post_init__(self) -> None:
+        settle_values(self, "image")
 
 
 def plan_guides(guides: Sequence[GuideImage], times: SectionTimes) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import ConfigError
+from .fields import settle_values
 from .section_times import SectionTimes
 
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
@@ -27,6 +28,9 @@ class PromptSpan:
     text: str
     start: float
     end: float | None = None
+
+    def __post_init__(self) -> None:
+        settle_values(self)
 
     def __str__(self) -> str:
         return f"[{self.start:g}s]" if self.end is None else f"[{self.start:g}s: {self.end:g}s]"
@@ -78,6 +82,11 @@ class PromptTimeline:
             for stretch in self.stretches
         ]
         return [(text, share) for text, share in shares if share > 0]
+
+
+def without_times(prompt: str) -> str:
+    """``prompt`` with a space in the place of each time."""
+    return _MARK.sub(" ", prompt)
 
 
 def parse_prompt(prompt: str) -> tuple[str, tuple[PromptSpan, ...]]:

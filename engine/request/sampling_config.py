@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from .fields import DOORS, JOB, check_at_least, check_settings, is_finite, setting
+from .fields import DOORS, JOB, check_at_least, check_settings, is_finite, setting, settle_values
 from .schedule import Schedule, check_sides, check_window, published_schedule, untrained_schedule
 
 ORDERS = ("inverted", "forward")
@@ -40,8 +40,9 @@ class LoraStrength:
     sections: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not os.fspath(self.source):
-            raise ConfigError("source of a LoRA must be a file or a name, got an empty one")
+        settle_values(self, "source")
+        if not isinstance(self.source, str | os.PathLike) or not os.fspath(self.source):
+            raise ConfigError(f"source of a LoRA must be a file or a name, got {self.source!r}")
         if not is_finite(self.strength):
             raise ConfigError(f"strength of a LoRA must be a finite number, got {self.strength!r}")
         for section in self.sections or ():
@@ -283,6 +284,7 @@ class SamplingConfig(SharedFields):
     guide_places: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        settle_values(self, "history_codebook")
         check_at_least("num_sections", self.num_sections, 1)
         if self.num_sections > MAX_SECTIONS:
             raise ConfigError(f"num_sections must be at most {MAX_SECTIONS}, got {self.num_sections}")
