@@ -1,13 +1,10 @@
 """Options that a request gives and that change nothing in it."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from .config import Request
-
-# Fields, when they are at work, and what that takes.
-_USES: tuple[tuple[tuple[str, ...], "Callable[[Request], bool]", str], ...] = (
+# Fields, when they are at work in a request, and what that takes.
+_USES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (
         ("negative_prompt", "cfg_rescale"),
         lambda asked: asked.cfg_scale != 1,
@@ -38,8 +35,8 @@ _USES: tuple[tuple[tuple[str, ...], "Callable[[Request], bool]", str], ...] = (
 )
 
 
-def unused_options(request: "Request") -> tuple[str, ...]:
-    """A sentence for each option whose value is not its default, and which does nothing without another one."""
+def unused_options(request: Any) -> tuple[str, ...]:
+    """A sentence for each option of a ``Request`` whose value is not its default, and which does nothing without another one."""
     return tuple(
         f"{name} {getattr(request, name)!r} is ignored: it needs {need}"
         for names, is_used, need in _USES
