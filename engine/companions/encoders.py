@@ -303,7 +303,7 @@ def prepare_image(image: "Image", folder: Path) -> Tensor:
             raise ValueError(f"size {size}")
         mean, std = np.float32(config["image_mean"]), np.float32(config["image_std"])
         resample, factor = Resampling(config["resample"]), np.float32(config["rescale_factor"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(
             f"{path} lacks or garbles {error}; copy it from the encoder's repository"
         ) from error

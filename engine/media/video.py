@@ -227,6 +227,8 @@ def read_video_info(path: str | os.PathLike[str]) -> Video:
             if not container.streams.video:
                 raise InputError(f"video must hold a video stream, {path} has none")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise InputError(f"video must be in a codec that FFmpeg knows, {path} is not")
             num_frames = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
             fps = float(stream.average_rate or 0)
             return Video(
