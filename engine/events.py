@@ -76,7 +76,8 @@ class JobEvent:
         job_dir: folder from which the job can be resumed; None where nothing is kept.
         prompts: what happens when, in video order; empty where all sections have one prompt.
         num_given_frames: of the video that is extended, in ``num_frames``.
-        notes: what the model was not trained for.
+        notes: what of the request changes nothing, what the model was not trained for, and what decides the bits and is
+            another than when the job began.
     """
 
     order: str
@@ -94,6 +95,17 @@ class JobEvent:
     prompts: tuple[PromptSlot, ...] = ()
     num_given_frames: int = 0
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoteEvent:
+    """What whoever asked should know, and what does not stop the job: a prompt that is longer than an encoder takes.
+
+    Attributes:
+        text: a sentence.
+    """
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +258,7 @@ Event = (
     PhaseEvent
     | ConversionEvent
     | JobEvent
+    | NoteEvent
     | StepEvent
     | SectionEvent
     | FileEvent

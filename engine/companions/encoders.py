@@ -113,7 +113,7 @@ class Encoders:
 
     def _prompt_key(self, prompt: str) -> str:
         return cache_key(
-            kind="prompt",
+            kind="prompt, with what is dropped of it",
             prompt=prompt,
             # Naming the published template's source spares a cached prompt the import of diffusers.
             template=self._components.profile.prompt_template or f"diffusers {version('diffusers')}",
@@ -125,18 +125,23 @@ class Encoders:
         )
 
     def _to_prompt_embeds(self, tensors: dict[str, Tensor]) -> PromptEmbeds:
-        num_dropped = int(tensors["num_dropped"])
-        if num_dropped:
-            _logger.warning(
-                "the prompt is longer than %d tokens: the last %d are dropped",
-                self._family.max_prompt_tokens,
-                num_dropped,
-            )
+        longest = (
+            ("text_encoder", self._family.max_prompt_tokens),
+            ("text_encoder_2", int(tensors["pooled_length"])),
+        )
+        cuts = tuple(
+            f"the prompt is longer than the {most} tokens that {name} reads: the last {num_dropped} are dropped"
+            for (name, most), num_dropped in zip(longest, tensors["num_dropped"].tolist(), strict=True)
+            if num_dropped
+        )
+        for cut in cuts:
+            _logger.warning("%s", cut)
         text_embeds = tensors["text_embeds"].to(self._device, self._dtype)
         return PromptEmbeds(
             text_embeds=text_embeds,
             text_mask=torch.ones(text_embeds.shape[:2], dtype=torch.bool, device=self._device),
             pooled_embeds=tensors["pooled_embeds"].to(self._device, self._dtype),
+            cuts=cuts,
         )
 
     def _compute_prompts(self, prompts: dict[str, str]) -> Encoded:
@@ -150,8 +155,9 @@ class Encoders:
         return {
             key: {
                 "text_embeds": text[key],
-                "pooled_embeds": pooled[key],
-                "num_dropped": torch.tensor(tokens[key][2]),
+                "pooled_embeds": pooled[key][0],
+                "pooled_length": torch.tensor(pooled[key][2]),
+                "num_dropped": torch.tensor([tokens[key][2], pooled[key][1]]),
             }
             for key in prompts
         }
@@ -181,18 +187,18 @@ class Encoders:
             tokens[key] = (torch.tensor(kept, device=self._device), crop_start, len(ids) - len(kept))
         return tokens
 
-    def _compute_pooled(self, prompts: dict[str, str]) -> dict[str, Tensor]:
+    def _compute_pooled(self, prompts: dict[str, str]) -> dict[str, tuple[Tensor, int, int]]:
+        """CLIP's output, tokens that are dropped, and tokens that it takes, its own two included, by key."""
         tokenizer = load_tokenizer(self._folder("tokenizer_2"))
         with self._loaded("text_encoder_2") as clip:
             length = clip.config.max_position_embeddings
-            padded = {
-                key: tokenizer(prompt, padding="max_length", max_length=length, truncation=True)["input_ids"]
-                for key, prompt in prompts.items()
-            }
-            return {
-                key: clip(input_ids=torch.tensor([ids], device=self._device)).pooler_output
-                for key, ids in padded.items()
-            }
+            found = {}
+            for key, prompt in prompts.items():
+                ids = tokenizer(prompt, padding="max_length", max_length=length, truncation=True)["input_ids"]
+                num_dropped = max(len(tokenizer(prompt)["input_ids"]) - length, 0)
+                output = clip(input_ids=torch.tensor([ids], device=self._device)).pooler_output
+                found[key] = output, num_dropped, length
+            return found
 
     def _compute_images(self, images: "dict[str, Image]") -> Encoded:
         pixels = {

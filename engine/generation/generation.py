@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..companions.vae import DecodedFrames
 from ..device import memory_errors
-from ..events import EventHandler, PhaseEvent
+from ..events import EventHandler, NoteEvent, PhaseEvent
 from ..jobs.run import JobRun, UnkeptRun
 from ..model.attention import SelfAttention
 from ..model.attention_backends import AttentionShape
@@ -66,6 +66,7 @@ class Generation:
         inputs: what the job is made from.
         memory: the plan of the job, and its units.
         numerics: how it is computed; names its attention once that is chosen.
+        cuts: what the encoders did not read of its prompts; known once they are encoded.
         changes: what of them is another than earlier sections of the job were made with.
         decoder: joins the sections; None until :meth:`sections` has encoded the request.
         start_latent: of the image, [1, C, 1, Y, X] fp32; None until then.
@@ -76,6 +77,7 @@ class Generation:
         self.memory = memory
         self.numerics = numerics
         self.changes: tuple[str, ...] = ()
+        self.cuts: list[str] = []
         self.decoder: Decoder | None = None
         self.start_latent: Tensor | None = None
         self.model = model
@@ -133,7 +135,7 @@ class Generation:
 
     def metadata(self) -> dict[str, object]:
         """What the video says of its making."""
-        return self.inputs.metadata(self.model, self.numerics)
+        return {**self.inputs.metadata(self.model, self.numerics), "prompt_cuts": self.cuts}
 
     def _choose_attention(self, shape: AttentionShape) -> SelfAttention:
         made = replace(self.model.attention, name=self.numerics["attention"]).make(shape)
@@ -158,7 +160,7 @@ class Generation:
         """Prompts, then images: the text encoders have left when the VAE comes."""
         report(PhaseEvent(phase="text"))
         with memory_errors("text"):
-            prompts, negative = self.memory.attempt("text", lambda: self._encode_text(asked))
+            prompts, negative = self.memory.attempt("text", lambda: self._encode_text(asked, report))
         report(PhaseEvent(phase="image"))
 
         def encode() -> Conditioning:
@@ -168,13 +170,21 @@ class Generation:
         with memory_errors("image"):
             return self.memory.attempt("image", encode)
 
-    def _encode_text(self, asked: Request) -> tuple[tuple[PromptEmbeds, ...], PromptEmbeds | None]:
+    def _encode_text(
+        self, asked: Request, report: EventHandler
+    ) -> tuple[tuple[PromptEmbeds, ...], PromptEmbeds | None]:
         """The prompt of every section in generation order and, with true guidance, the negative prompt."""
         timeline = asked.prompt_timeline()
+        self.cuts.clear()
         texts = list(dict.fromkeys(stretch.text for stretch in timeline.stretches))
         negatives = [] if asked.cfg_scale == 1.0 else [asked.negative_prompt]
         encoded = self.model.encoders.encode_prompts([*texts, *negatives])
         prompts = dict(zip(texts, encoded, strict=False))
+        for text, embeds in zip([*texts, *negatives], encoded, strict=True):
+            for cut in embeds.cuts:
+                self.cuts.append(f"{cut}: {text[:40]!r} ..." if len(encoded) > 1 else cut)
+        for cut in self.cuts:
+            report(NoteEvent(text=cut))
         # Sections with the same shares get the same object, for which the engine computes once.
         blended: dict[tuple[tuple[str, float], ...], PromptEmbeds] = {}
         sections = []

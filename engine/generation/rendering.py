@@ -204,8 +204,9 @@ class Rendering:
         changes = changed_numerics(recorded_numerics(run.metadata), self.job.numerics)
         if run.sampled.num_sections and changes:
             self.job.changes = changes
-            return {**run.metadata, "numerics": self.job.numerics, "numerics_changes": list(changes)}
-        return {**run.metadata, "numerics": self.job.numerics}
+        told = {"numerics_changes": list(changes)} if self.job.changes else {}
+        # Both are known for certain when the first section is made, which is before the files hold them.
+        return {**run.metadata, "numerics": self.job.numerics, "prompt_cuts": self.job.cuts, **told}
 
     def _reporter(self, on_event: EventHandler) -> EventHandler:
         """Passes events on; with a ``preview_dir`` it draws each step."""

@@ -18,11 +18,13 @@ class PromptEmbeds:
         text_embeds: LLaMA hidden states [1, L, E] of the prompt's tokens, the template's left out.
         text_mask: which of them are valid [1, L] bool, valid ones first.
         pooled_embeds: CLIP's pooled output [1, P].
+        cuts: what the encoders did not read of the prompt, in sentences.
     """
 
     text_embeds: Tensor
     text_mask: Tensor
     pooled_embeds: Tensor
+    cuts: tuple[str, ...] = ()
 
 
 class ConditioningWidths(Protocol):

@@ -209,7 +209,10 @@ class Studio:
         return f"{state}{status.seconds:.1f} s, {made}: {_shortened(status.prompt, 40)}"
 
     def describe(self, status: VideoStatus) -> str:
-        """What happens to a video, in one line."""
+        """What happens to a video, and what whoever asked for it should know, in one line."""
+        return "; ".join((self._state(status), *status.notes))
+
+    def _state(self, status: VideoStatus) -> str:
         if status.failure is not None:
             return f"Failed: {status.failure.message}"
         share = f"{status.num_finished_sections} of {status.num_sections} sections"

@@ -234,8 +234,10 @@ def test_long_prompt_is_cut_as_in_diffusers_and_the_dropped_tokens_are_counted(
         caplog.clear()
         encoded = make_encoders(folder, tmp_path / "cache").encode_prompt(prompt)
         assert [record.message for record in caplog.records] == [
-            "the prompt is longer than 256 tokens: the last 25 are dropped"
+            "the prompt is longer than the 256 tokens that text_encoder reads: the last 25 are dropped",
+            "the prompt is longer than the 9 tokens that text_encoder_2 reads: the last 273 are dropped",
         ]
+        assert encoded.cuts == tuple(record.message for record in caplog.records)
     expected, _ = diffusers_prompt(folder, models["text_encoder"], prompt, crop_start=5)
     assert encoded.text_embeds.shape[1] == 256
     assert torch.allclose(encoded.text_embeds, expected, atol=1e-5)

@@ -14,7 +14,16 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from ....events import Event, EventHandler, FileEvent, JobEvent, PhaseEvent, SectionEvent, StepEvent
+from ....events import (
+    Event,
+    EventHandler,
+    FileEvent,
+    JobEvent,
+    NoteEvent,
+    PhaseEvent,
+    SectionEvent,
+    StepEvent,
+)
 from ....jobs.log import Pace, Reading, video_span
 from ....request.config import UNTRAINED_ORDERS
 
@@ -108,6 +117,8 @@ class Reporter:
             self._order = event.order
             for line in differences(event):
                 self._console.print(line, soft_wrap=True)
+        elif isinstance(event, NoteEvent):
+            self._console.print(event.text, soft_wrap=True, markup=False)
         elif isinstance(event, PhaseEvent):
             self._show_phase(_PHASES.get(event.phase, event.phase))
         elif isinstance(event, StepEvent | SectionEvent) and self._last is not None and reading is not None:

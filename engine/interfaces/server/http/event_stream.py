@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from anyio import to_thread
 from fastapi.sse import ServerSentEvent
 
-from ....events import CancelledEvent, FailureEvent, PreviewEvent
+from ....events import CancelledEvent, FailureEvent, JobEvent, PreviewEvent
 from ....jobs.log import LogEntry
 from ..videos.errors import UnknownVideoError
 from ..videos.service import VideoService
@@ -57,7 +57,10 @@ def _look(
 
 def _values(entry: LogEntry, name: str) -> dict[str, object]:
     event = entry.event
-    names = [field.name for field in dataclasses.fields(event) if field.name not in _HIDDEN_FIELDS]
+    # Those of a job say what of a request changes nothing, those of an end where its files are.
+    shown = ("notes",) if isinstance(event, JobEvent) else ()
+    hidden = set(_HIDDEN_FIELDS).difference(shown)
+    names = [field.name for field in dataclasses.fields(event) if field.name not in hidden]
     values = {field: getattr(event, field) for field in names}
     if isinstance(event, PreviewEvent):
         values["url"] = f"/v1/videos/{name}/previews/{event.section}"

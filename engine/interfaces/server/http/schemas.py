@@ -89,6 +89,9 @@ class VideoObject(BaseModel):
     num_finished_sections: int
     seconds_left: float | None = Field(description="Until it is made, as things go.")
     error: Failure | None
+    notes: list[str] = Field(
+        description="What of the request changes nothing or was cut, and what the model was not trained for."
+    )
 
     @classmethod
     def of(cls, status: "VideoStatus") -> "VideoObject":

@@ -3,7 +3,7 @@
 import secrets
 from dataclasses import replace
 
-from ....events import JobEvent, StepEvent
+from ....events import JobEvent, NoteEvent, StepEvent
 from ....jobs.folder import JobFolder
 from ....jobs.job import Job
 from ....jobs.log import LogEntry
@@ -68,7 +68,11 @@ def _advance(status: VideoStatus, entry: LogEntry) -> VideoStatus:
     event = entry.event
     if isinstance(event, JobEvent):
         share = event.num_finished_sections / event.num_sections
-        return replace(status, num_finished_sections=event.num_finished_sections, progress=share)
+        return replace(
+            status, num_finished_sections=event.num_finished_sections, progress=share, notes=event.notes
+        )
+    if isinstance(event, NoteEvent):
+        return replace(status, notes=(*status.notes, event.text))
     if isinstance(event, StepEvent):
         done = event.section + (event.step + 1) / event.num_steps
         sections = event.section + (event.step + 1 == event.num_steps)

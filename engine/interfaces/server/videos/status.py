@@ -47,6 +47,7 @@ class VideoStatus:
         progress: from 0 to 1.
         seconds_left: expected; None while nothing is known.
         failure: set if and only if it failed.
+        notes: what of the request changes nothing or was cut, and what the model was not trained for.
     """
 
     id: str
@@ -68,6 +69,7 @@ class VideoStatus:
     progress: float = 0.0
     seconds_left: float | None = None
     failure: VideoFailure | None = None
+    notes: tuple[str, ...] = ()
 
 
 def describe(folder: "JobFolder", *, created: float) -> VideoStatus:
@@ -90,4 +92,5 @@ def describe(folder: "JobFolder", *, created: float) -> VideoStatus:
         width=width,
         num_frames=record.num_frames,
         num_sections=sampling.num_sections,
+        notes=request.notes(),
     )

@@ -133,7 +133,7 @@ def test_text_alone_makes_a_video_that_the_gallery_shows_by_its_first_frame(stud
     status = studio.create(form(is_text_alone=True, seconds=1.2))
     studio.service.wait(status.id)
     status = studio.service.get(status.id)
-    assert studio.describe(status) == "Done: 33 frames, 1.1 s"
+    assert studio.describe(status).startswith("Done: 33 frames, 1.1 s; text-to-video: ")
     assert not (studio.service.folder(status.id).path / "image.png").exists()
     with av.open(str(studio.service.video_path(status.id))) as container:
         first = next(container.decode(video=0)).to_ndarray(format="rgb24")
