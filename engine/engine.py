@@ -11,7 +11,7 @@ from torch import Tensor
 from .companions.components import find_components
 from .companions.vae import DecodedFrames
 from .events import EventHandler, OnConversion
-from .files import check_extras
+from .files import check_extras, expanded
 from .generation.decoding import decode_latents
 from .generation.frame_filter import FrameFilter
 from .generation.generation import Section, generate_sections, ignore, open_generation
@@ -214,7 +214,7 @@ class Engine:
             ConfigError: another suffix; a chart without matplotlib; or nothing was copied since :meth:`trace`.
             InputError: the file cannot be written.
         """
-        write_timeline([] if self._memory.log is None else self._memory.log.timings(), Path(path))
+        write_timeline([] if self._memory.log is None else self._memory.log.timings(), Path(expanded(path)))
 
     def plan_sampling(self, sampling: SamplingConfig, size: tuple[int, int]) -> Plan:
         """How :meth:`sample` runs at ``size`` (height, width in pixels) inside the budget.
@@ -347,7 +347,7 @@ class Engine:
         """
         return write_frame(
             request,
-            Path(path),
+            Path(expanded(path)),
             self._model,
             target_index=target_index,
             overwrite=overwrite,
@@ -380,6 +380,7 @@ class Engine:
             InputError: there is no job, it is of another model than this engine's, or an output cannot be used.
         """
         # Before that of the video, which may be the job's own.
+        png_dir, latents_path = expanded(png_dir), expanded(latents_path)
         check_extras(png_dir, latents_path, overwrite=overwrite)
         folder = JobFolder.open(job_dir)
         outputs = Outputs(
@@ -418,8 +419,9 @@ class Engine:
             BudgetError: the job does not fit into the budget.
             QueueFullError: as many jobs wait as may.
         """
+        png_dir, latents_path = expanded(png_dir), expanded(latents_path)
         check_extras(png_dir, latents_path, overwrite=overwrite)
-        job_dir = Path(new_job_path(self.config.cache_path()) if job_dir is None else job_dir)
+        job_dir = Path(new_job_path(self.config.cache_path()) if job_dir is None else expanded(job_dir))
         outputs = Outputs(
             path=path, overwrite=overwrite, preview_dir=job_dir / "previews" if has_previews else None,
             png_dir=png_dir, job_dir=job_dir, latents_path=latents_path,

@@ -32,6 +32,7 @@ from ..media.png_writer import PngWriter
 from ..media.previews import LatentPreviews
 from ..media.video import Video, VideoWriter
 from ..request.config import Request
+from ..request.fields import settle_values
 from .generation import Generation, Section, ignore, open_generation
 from .loaded_model import LoadedModel
 from .numerics import changed_numerics, computing_with, recorded_numerics
@@ -58,6 +59,9 @@ class Outputs:
     png_dir: AnyPath | None = None
     job_dir: AnyPath | None = None
     latents_path: AnyPath | None = None
+
+    def __post_init__(self) -> None:
+        settle_values(self, "path", "preview_dir", "png_dir", "job_dir", "latents_path")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

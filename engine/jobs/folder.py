@@ -20,6 +20,7 @@ from ..files import (
     TEMPORARY_SUFFIX,
     check_folder,
     exclusive_lock,
+    expanded,
     make_folder,
     parse_json,
     temporary_name,
@@ -90,7 +91,7 @@ class JobFolder:
     @staticmethod
     def is_job(path: str | os.PathLike[str]) -> bool:
         """Whether a job is in the folder ``path``."""
-        return (Path(path) / RECORD).exists()
+        return (Path(expanded(path)) / RECORD).exists()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, accepts_changes: bool = False) -> Self:
@@ -103,7 +104,7 @@ class JobFolder:
         Raises:
             InputError: there is none, it is damaged or was edited, or another version made it.
         """
-        path = Path(path)
+        path = Path(expanded(path))
         try:
             text = (path / RECORD).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

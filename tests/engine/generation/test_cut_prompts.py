@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from video_server import KeptWorkers
 
-from isoframe.engine import Engine, EngineConfig, Event, JobEvent, NoteEvent, Request
+from isoframe.engine import Engine, EngineConfig, Event, JobEvent, JobFolder, NoteEvent, Request
 from isoframe.engine.interfaces.app.studio import Studio
 from isoframe.engine.interfaces.server.http.schemas import VideoObject
 from isoframe.engine.interfaces.server.videos.service import VideoService
@@ -75,3 +75,16 @@ def test_a_service_and_the_app_tell_both(engine: Engine, tmp_path: Path) -> None
         shown: Any = None
         described = Studio(service, engine, shown).describe(service.get(video.id))
         assert all(note in described for note in told)
+
+
+def test_the_home_folder_is_meant_in_the_paths_of_outputs(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    request = asked(tmp_path, prompt="a circle", image="~/start.png")
+    engine.render(
+        request, "~/a.mp4", job_dir="~/job", png_dir="~/frames", latents_path=Path("~/a.safetensors")
+    )
+    assert {"a.mp4", "job", "frames", "a.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+    assert JobFolder.open("~/job").path == tmp_path / "job"
+    assert engine.resume("~/job").path == tmp_path / "a.mp4"

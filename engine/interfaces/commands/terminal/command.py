@@ -8,6 +8,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+from ....files import expanded
 from ....request.config import EngineConfig, LoraStrength
 from ....request.fields import Offered, offer, offered
 from ....request.guides import GuideImage
@@ -65,6 +66,10 @@ def command(
         @wraps(function)
         def run(**given: Any) -> None:
             is_json = bool(given.get("json_progress"))
+            # A shell leaves the ~ of --out=~/video.mp4 as it is.
+            given = {
+                name: expanded(value) if isinstance(value, Path) else value for name, value in given.items()
+            }
             with readable_errors(debug=given["debug"], is_json=is_json) as interrupt:
                 values = {name: part.build(given) for name, part in parts.items()}
                 function(**values, **({"interrupt": interrupt} if "interrupt" in own else {}))
