@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -31,7 +31,7 @@ from ..media.given import IMAGE_FIELDS, guide_field
 from ..media.video import read_video_info
 from ..request.notation import check_notation, check_text
 from ..request.prompts import without_times
-from .paths import DONE, LOCK, RECORD, REDOS, SECTION_FILES, SPOOL, image_path, jobs_path
+from .paths import DONE, LOCK, RECORD, REDOS, SECTION_FILES, SPOOL, image_path, is_finished_name, jobs_path
 from .record import JobRecord
 from .run import JobRun, Redo, read_partial, redone_metadata, reprompted
 from .seals import seal, unseal_whole
@@ -91,7 +91,8 @@ class JobFolder:
     @staticmethod
     def is_job(path: str | os.PathLike[str]) -> bool:
         """Whether a job is in the folder ``path``."""
-        return (Path(expanded(path)) / RECORD).exists()
+        # Not Path.exists, which fails in a folder that may not be read.
+        return os.path.lexists(Path(expanded(path)) / RECORD)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, accepts_changes: bool = False) -> Self:
@@ -254,20 +255,25 @@ class JobFolder:
         Raises:
             InputError: a process works on the job.
         """
-        with self._locked():
-            # Without its record it is no job any more, whatever happens next.
+        # Without its record it is no job any more, whatever happens next.
+        with self._locked(), writing(self.path):
             (self.path / RECORD).unlink()
             for entry in self.path.iterdir():
-                if entry.is_dir():
+                if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
                 elif entry.absolute() != self.record.output:
                     entry.unlink()
         if not any(self.path.iterdir()):
             self.path.rmdir()
 
-    def _locked(self) -> AbstractContextManager[None]:
-        """The folder is this process's alone meanwhile; raises :class:`InputError` where it is another's."""
-        return exclusive_lock(self.path / LOCK, f"job folder {self.path} is in use by another process")
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The folder is this process's alone meanwhile; raises :class:`InputError` where it cannot be."""
+        with ExitStack() as stack:
+            with writing(self.path / LOCK):
+                told = f"job folder {self.path} is in use by another process"
+                stack.enter_context(exclusive_lock(self.path / LOCK, told))
+            yield
 
     def _origin(self, section: int) -> str:
         """What of the redos a section depends on."""
@@ -292,7 +298,8 @@ class JobFolder:
     def _remove_leftovers(self) -> None:
         beside_video = self.record.output.parent.glob(temporary_name("*", self.record.token))
         for path in (*self.path.glob(f"*{TEMPORARY_SUFFIX}"), *beside_video):
-            path.unlink(missing_ok=True)
+            with writing(path):
+                path.unlink(missing_ok=True)
 
     def _check_room(self) -> None:
         """Raise :class:`InputError` where the latents of the sections to come do not fit on the disk."""
@@ -315,7 +322,7 @@ def _read_redos(path: Path) -> tuple[Redo, ...]:
         return tuple(Redo(**redo) for redo in redos)
     except FileNotFoundError:
         return ()
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} is damaged ({error}); delete it to have the job as it was asked for"
         ) from error
@@ -323,6 +330,15 @@ def _read_redos(path: Path) -> tuple[Redo, ...]:
 
 def _image_names(fields: Iterable[str]) -> tuple[str, ...]:
     return tuple(image_path(Path(), field).name for field in fields)
+
+
+def _has_finished(path: Path) -> bool:
+    try:
+        return any(is_finished_name(name) for name in os.listdir(path))
+    except NotADirectoryError:
+        return False
+    except OSError:
+        return True
 
 
 def _is_unfinished(name: str, fields: Iterable[str]) -> bool:
@@ -355,7 +371,14 @@ def list_jobs(cache_dir: Path) -> Iterator[JobFolder | InputError]:
     folder = jobs_path(cache_dir)
     if not folder.is_dir():
         return
-    for path in sorted(path for path in folder.iterdir() if JobFolder.is_job(path)):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}; check the folder") from error
+    for path in paths:
+        # What a process leaves that ends before it has written the record is no job; anything else is a damaged one.
+        if not JobFolder.is_job(path) and not _has_finished(path):
+            continue
         try:
             yield JobFolder.open(path)
         except InputError as error:

@@ -1,6 +1,7 @@
 """Where jobs are kept, and what the files in the folder of a job are called; see :class:`~.folder.JobFolder`."""
 
 import datetime
+import fnmatch
 import secrets
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def latents_path(folder: Path, index: int) -> Path:
 def frames_path(folder: Path, index: int) -> Path:
     """Where it is noted which of the segments has the frames of section ``index``."""
     return folder / f"section_{index:04d}.json"
+
+
+def is_finished_name(name: str) -> bool:
+    """Whether a file in a job's folder holds something that was made."""
+    patterns = (SPOOL, DONE, "*.mp4", *SECTION_FILES)
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
 def jobs_path(cache_dir: Path) -> Path:

@@ -3,6 +3,7 @@
 from contextlib import closing
 from pathlib import Path
 
+from ..errors import InputError
 from ..files import writing
 from ..media.mp4 import write_mp4
 from ..media.segments import SegmentSpool, longest_run
@@ -25,6 +26,8 @@ def write_playable(folder: JobFolder, path: Path) -> int:
         spool = SegmentSpool.reading(folder.path / SPOOL)
     except FileNotFoundError:
         return 0
+    except OSError as error:
+        raise InputError(f"{folder.path / SPOOL} cannot be read: {error.strerror}") from error
     with writing(path), closing(spool):
         video = folder.record.video_format
         spool.extradata = video.parameter_sets()

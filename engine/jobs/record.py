@@ -135,7 +135,7 @@ class JobRecord:
                 raise InputError(
                     f"{name} plans its sections in another way than this version; start the job again"
                 )
-        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, IndexError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise InputError(
                 f"{name} is damaged or of another version ({error}); start the job again"
             ) from error

@@ -22,7 +22,8 @@ _ENTRY = "isoframe"
 _REMADE = "the section is made again"
 # What reading a damaged file of a section raises.
 _DAMAGE = (
-    safetensors.SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError
+    safetensors.SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError,
+    RecursionError,
 )  # fmt: skip
 
 

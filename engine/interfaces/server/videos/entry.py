@@ -1,8 +1,11 @@
 """What a service holds of one video: how it stands, its job, and the job's events."""
 
+import os
 import secrets
 from dataclasses import replace
+from pathlib import Path
 
+from ....errors import IsoframeError
 from ....events import JobEvent, NoteEvent, StepEvent
 from ....jobs.folder import JobFolder
 from ....jobs.job import Job
@@ -15,21 +18,45 @@ class VideoEntry:
     """One video; whoever calls a method holds the service's lock.
 
     Attributes:
-        folder: of the job; its record is read once.
+        path: folder of the job.
         job: that makes the video, or made it lately; None if that is long ago or was before a restart.
         is_live: whether the end of the job is still to be kept.
         stopped_as: what a job is that somebody stops: CANCELLED, or PAUSED.
     """
 
-    def __init__(self, folder: JobFolder, status: VideoStatus, job: Job | None = None) -> None:
-        """``job`` makes the video of ``status``; None for a video that is over or paused."""
-        self.folder = folder
+    def __init__(
+        self, path: Path, found: JobFolder | IsoframeError, status: VideoStatus, job: Job | None = None
+    ) -> None:
+        """``job`` makes the video of ``status``; None for a video that is over or paused.
+
+        Args:
+            path: folder of the job.
+            found: the job there, whose record is read once, or why it cannot be read.
+            status: of the video.
+            job: its maker.
+        """
+        self.path = path
+        self._found = found
         self.job = job
         self.is_live = job is not None
         self.stopped_as = JobState.CANCELLED
         self._run = secrets.token_hex(4)
         self._status = status
         self._last_index = -1
+
+    @property
+    def folder(self) -> JobFolder:
+        """The job; raises :class:`IsoframeError` where it is damaged."""
+        if isinstance(self._found, IsoframeError):
+            raise type(self._found)(*self._found.args)
+        return self._found
+
+    @property
+    def is_there(self) -> bool:
+        """Whether nobody else removed the job."""
+        if isinstance(self._found, IsoframeError):
+            return os.path.lexists(self.path)
+        return self.is_live or JobFolder.is_job(self.path)
 
     def status(self) -> VideoStatus:
         """How far the video is."""

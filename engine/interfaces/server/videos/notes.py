@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ....files import write_durably
+from ....errors import InputError
+from ....files import parse_json, write_durably, writing
 from ....jobs.state import JobState
 from .status import VideoFailure
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 # A job that starts removes temporary files from its own folder, notes that are being written among them.
 _NOTES = "service"
+_ENDS = (JobState.DONE, JobState.FAILED, JobState.PAUSED, JobState.CANCELLED, JobState.DELETED)
+# Beyond it clocks and calendars fail.
+_LATEST = 10**11
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +35,16 @@ class Asked:
     priority: int = 0
     has_previews: bool = False
 
+    def __post_init__(self) -> None:
+        _check_time("created", self.created)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
     """How a job ended.
 
     Attributes:
-        state: FAILED, PAUSED, CANCELLED or DELETED.
+        state: DONE, FAILED, PAUSED, CANCELLED or DELETED.
         ended: seconds since 1970.
         failure: why it failed.
     """
@@ -46,30 +53,50 @@ class End:
     ended: float
     failure: VideoFailure | None = None
 
+    def __post_init__(self) -> None:
+        _check_time("ended", self.ended)
+        if self.state not in _ENDS:
+            raise ValueError(f"state {self.state} is no end")
+
 
 T = TypeVar("T", Asked, End)
 
 
 def write_note(folder: Path, note: Asked | End) -> None:
-    """Keep ``note`` in the ``folder`` of its job; it takes the place of the last one of its kind."""
+    """Keep ``note`` in the ``folder`` of its job; it takes the place of the last one of its kind.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     path = _path(folder, type(note))
-    path.parent.mkdir(exist_ok=True)
-    write_durably(path, _adapter(type(note)).dump_json(note))
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
+        write_durably(path, _adapter(type(note)).dump_json(note))
 
 
 def read_asked(folder: Path) -> Asked:
-    """How the job was asked for; if the process was killed before it could keep that, the time of its record."""
-    return _read(folder, Asked) or Asked(created=(folder / "job.json").stat().st_mtime)
+    """How the job was asked for; if nothing says it (any more), the time of its folder is all that is known."""
+    try:
+        asked = _read(folder, Asked)
+    except InputError as error:
+        _logger.warning("not used: %s", error)
+        asked = None
+    return asked or Asked(created=min(max(folder.lstat().st_mtime, 0.0), _LATEST))
 
 
 def read_end(folder: Path) -> End | None:
-    """How the job ended; None if it did not, or is done."""
+    """How the job ended; None if it did not, or is done.
+
+    Raises:
+        InputError: it ended, but what is kept of that is damaged.
+    """
     return _read(folder, End)
 
 
 def forget_end(folder: Path) -> None:
     """Remove the note of the end: the job goes on."""
-    _path(folder, End).unlink(missing_ok=True)
+    with writing(path := _path(folder, End)):
+        path.unlink(missing_ok=True)
 
 
 def _path(folder: Path, kind: type[Asked | End]) -> Path:
@@ -86,10 +113,14 @@ def _adapter(kind: type[Any]) -> "TypeAdapter[Any]":
 def _read(folder: Path, kind: type[T]) -> T | None:
     path = _path(folder, kind)
     try:
-        note: T = _adapter(kind).validate_json(path.read_bytes())
+        note: T = _adapter(kind).validate_python(parse_json(path.read_bytes()))
         return note
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        _logger.warning("%s is damaged (%s) and not used", path, error)
-        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {error}; delete it or the video") from error
+
+
+def _check_time(name: str, seconds: float) -> None:
+    if not 0 <= seconds <= _LATEST:
+        raise ValueError(f"{name} must be from 0 to {_LATEST}, got {seconds}")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ....errors import IsoframeError, QueueFullError
+from ....errors import InputError, QueueFullError
 from ....files import exclusive_lock, link_or_copy, make_folder
 from ....jobs.folder import JobFolder
 from ....jobs.job import Job
@@ -20,9 +20,9 @@ from ....jobs.state import JobState
 from ....request.config import Request
 from .entry import VideoEntry
 from .errors import NotFinishedError, UnknownVideoError, failure_of
-from .found_videos import find_videos, new_name, remove_job
+from .found_videos import FoundVideo, find_videos, new_name, remove_job
 from .limits import Limits
-from .notes import Asked, End, forget_end, read_asked, read_end, write_note
+from .notes import Asked, End, forget_end, read_asked, write_note
 from .status import VideoStatus, describe
 from .workers import ModelCard, Workers
 
@@ -73,7 +73,7 @@ class VideoService:
         with contextlib.ExitStack() as on_failure:
             on_failure.enter_context(exclusive_lock(folder / "lock", told))
             for found in find_videos(self._jobs, self._kept):
-                self._take_up(*found)
+                self._take_up(found)
             self._exit = on_failure.pop_all()
 
     @property
@@ -135,18 +135,12 @@ class VideoService:
         with self._creating:
             with self._lock:
                 entry = self._find(name)
-                status, path = entry.status(), entry.folder.path
+                status = entry.status()
             if not status.state.can_resume:
                 return status
             self._check_room()
-            asked, end = read_asked(path), read_end(path)
-            forget_end(path)
-            try:
-                return self._watch(self._workers.resume(entry.folder, asked), asked)
-            except BaseException:
-                if end is not None:
-                    write_note(path, end)
-                raise
+            asked = read_asked(entry.path)
+            return self._watch(self._workers.resume(entry.folder, asked), asked)
 
     def redo(
         self, name: str, section: int, *, seed: int | None = None, prompt: str | None = None
@@ -186,7 +180,7 @@ class VideoService:
         with self._lock:
             entry = self._find(name)
             if entry.job is not None and entry.job.state is JobState.QUEUED:
-                path = entry.folder.path
+                path = entry.path
                 write_note(path, replace(read_asked(path), priority=priority))
                 entry.job.priority = priority
 
@@ -211,12 +205,13 @@ class VideoService:
         """Remove a video and all its files; one at work is cancelled first and goes when it has stopped."""
         with self._lock:
             entry = self._find(name)
-            del self._videos[name]
             if entry.job is None or not entry.is_live:
-                remove_job(entry.folder.path)
+                remove_job(entry.path)
+                del self._videos[name]
             else:
+                del self._videos[name]
                 # Its end removes the files, or the next start after a crash.
-                _try_to_write_end(entry.folder.path, End(state=JobState.DELETED, ended=time.time()))
+                _try_to_write_end(entry.path, End(state=JobState.DELETED, ended=time.time()))
                 entry.job.cancel()
 
     def events(self, name: str, after: str | None = None) -> tuple[list[tuple[str, LogEntry]], bool]:
@@ -304,7 +299,7 @@ class VideoService:
         entry = self._videos.get(name)
         if entry is None:
             raise UnknownVideoError("there is no video of this id")
-        if not (entry.is_live or JobFolder.is_job(entry.folder.path)):
+        if not entry.is_there:
             # Somebody else removed it, `isoframe jobs clean` for one.
             del self._videos[name]
             raise UnknownVideoError("there is no video of this id, its folder was removed")
@@ -320,7 +315,7 @@ class VideoService:
             status = entry.status()
             if status.state.is_under_way or status.state is JobState.PAUSED:
                 # Before the job knows: a crash in between must not have it resumed.
-                _try_to_write_end(entry.folder.path, End(state=state, ended=time.time()))
+                _try_to_write_end(entry.path, End(state=state, ended=time.time()))
                 entry.stopped_as = state
                 if entry.job is not None and entry.is_live:
                     entry.job.cancel()
@@ -368,7 +363,9 @@ class VideoService:
     def _watch(self, job: Job, asked: Asked) -> VideoStatus:
         """Have everybody know of a job; one that the service does not know must not run."""
         try:
-            entry = VideoEntry(job.folder, describe(job.folder, created=asked.created), job)
+            # Its end is written after this: only then is the service told of it.
+            forget_end(job.path)
+            entry = VideoEntry(job.path, job.folder, describe(job.folder, created=asked.created), job)
         except BaseException:
             job.cancel()
             raise
@@ -404,24 +401,26 @@ class VideoService:
         for entry in sorted(ended, key=lambda entry: entry.status().ended or 0)[:-_NUM_RECENT]:
             entry.job = None
 
-    def _take_up(self, folder: JobFolder, asked: Asked, status: VideoStatus) -> None:
+    def _take_up(self, found: FoundVideo) -> None:
         """Have a video of an earlier service known, and go on with one that it was making."""
-        if status.state.is_under_way:
+        status = found.status
+        if status.state.is_under_way and isinstance(found.job, JobFolder):
+            # Whatever one video fails with, the service starts.
             try:
-                self._watch(self._workers.resume(folder, asked), asked)
+                self._watch(self._workers.resume(found.job, found.asked), found.asked)
                 return
-            except (IsoframeError, OSError) as error:
+            except Exception as error:
                 failure = failure_of(error, self._jobs)
                 status = replace(status, state=JobState.FAILED, ended=time.time(), failure=failure)
         with self._lock:
-            self._videos[status.id] = VideoEntry(folder, status)
+            self._videos[status.id] = VideoEntry(found.path, found.job, status)
 
 
 def _try_to_write_end(path: Path, end: End) -> None:
     """A full disk is one reason to fail, to stop a video, or to delete one."""
     try:
         write_note(path, end)
-    except OSError as error:
+    except InputError as error:
         _logger.warning(
             "that %s is %s could not be written, a restart does not know it: %s", path, end.state, error
         )

@@ -94,3 +94,11 @@ def describe(folder: "JobFolder", *, created: float) -> VideoStatus:
         num_sections=sampling.num_sections,
         notes=request.notes(),
     )
+
+
+def describe_damaged(name: str, failure: VideoFailure, *, created: float) -> VideoStatus:
+    """A video of whose folder nothing can be read but that it is there."""
+    return VideoStatus(
+        id=name, state=JobState.FAILED, created=created, ended=created, failure=failure, model="", prompt="", order="",
+        seed=0, seconds=0.0, fps=0, height=0, width=0, num_frames=0, num_sections=0,
+    )  # fmt: skip

@@ -212,12 +212,13 @@ def test_videos_are_cancelled_and_deleted_though_the_disk_is_full(
 
 
 def test_a_service_that_cannot_be_opened_leaves_its_folder_to_another_one(
-    engine: Engine, tmp_path: Path
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "kept" / "no file").mkdir(parents=True)
-    with pytest.raises(OSError, match="no file"):
-        VideoService(KeptWorkers(engine), tmp_path)
-    (tmp_path / "kept" / "no file").rmdir()
+    (tmp_path / "jobs").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", fail_to_write)
+        with pytest.raises(InputError, match="jobs cannot be read"):
+            VideoService(KeptWorkers(engine), tmp_path)
     with VideoService(KeptWorkers(engine), tmp_path) as service:
         assert service.page() == []
 
