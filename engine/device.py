@@ -1,6 +1,7 @@
 """The device: which one, and what to do where its memory does not suffice."""
 
 import contextlib
+import errno
 from collections.abc import Iterator
 
 import torch
@@ -21,6 +22,7 @@ _REMEDIES = {
 
 # What libraries say in a plain RuntimeError: cuBLAS cannot make its handle without memory, and cuDNN has no algorithm for a
 # convolution whose workspace does not fit.
+_LIMIT_TEXTS = ("can't start new thread", "Too many open files")
 _MEMORY_TEXTS = (
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -84,3 +86,23 @@ def memory_errors(phase: str) -> Iterator[None]:
         raise DeviceError(
             f"the device has too little memory for phase {phase!r} ({reason}); {_REMEDIES[phase]}"
         ) from error
+
+
+@contextlib.contextmanager
+def machine_errors(work: str) -> Iterator[None]:
+    """Turn a lack of threads, files or memory of this process during ``work`` into a :class:`DeviceError` with a remedy."""
+    try:
+        yield
+    except (OSError, RuntimeError, MemoryError) as error:
+        if not _is_of_machine(error):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or "too little memory"
+        raise DeviceError(
+            f"{work} stopped: {reason}; end other programs, or raise the limits of this process (ulimit -a)"
+        ) from error
+
+
+def _is_of_machine(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+    return is_out_of_memory(error) or any(text in str(error) for text in _LIMIT_TEXTS)

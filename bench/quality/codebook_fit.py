@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...engine.device import machine_errors
 from ...engine.errors import InputError
+from ...engine.files import make_folder, write_durably, writing
 from ...engine.sampling.codebook import assign
 
 _MAX_POINTS = 200_000
@@ -83,6 +85,7 @@ def save_codebook(path: Path, centroids: Tensor, sources: Sequence[str]) -> None
     """Write centroids [K, C] and the names of what they were fitted on."""
     from safetensors.torch import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder("codebook", path.parent)
     metadata = {"isoframe": json.dumps({"kind": "codebook", "sources": list(sources)})}
-    path.write_bytes(save({"centroids": centroids.contiguous()}, metadata=metadata))
+    with machine_errors("the codebook"), writing(path):
+        write_durably(path, save({"centroids": centroids.contiguous()}, metadata=metadata))

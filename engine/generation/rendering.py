@@ -11,6 +11,7 @@ from typing import Self
 
 from torch import Tensor
 
+from ..device import machine_errors
 from ..errors import ContentError, InputError
 from ..events import (
     Event,
@@ -148,6 +149,7 @@ class Rendering:
         """
         report = self._reporter(on_event or ignore)
         with (
+            machine_errors("the video"),
             computing_with(self.job.numerics),
             self._open_run() as run,
             self._open_files(run, report) as files,

@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from ..device import machine_errors
 from ..errors import ConfigError, DeviceError, InputError
 from ..files import check_export_path, make_folder, replace_when_whole, writing
 from .codecs import VideoFormat, ffmpeg_url, open_mp4, open_video
@@ -60,7 +61,7 @@ def export_video(
     if video.fps <= 0 or video.num_frames == 0:
         raise InputError(f"{source} has no frames with times; export an MP4 that isoframe made")
     make_folder("output", target.parent)
-    with writing(target), replace_when_whole(target) as temporary:
+    with machine_errors("the export"), writing(target), replace_when_whole(target) as temporary:
         if target.suffix.lower() == ".mp4":
             _write_mp4(video, temporary, interpolate, codec, crf)
         else:
@@ -162,7 +163,9 @@ def _with_palette(path: Path, filters: list[str]) -> Iterator["VideoFrame"]:
     """Frames in 256 colours, which are chosen for the whole video in a pass of their own."""
     from av.filter import Graph
 
-    (palette,) = _frames(path, [*filters, "format=rgb32", "palettegen=stats_mode=diff"])
+    palette = next(_frames(path, [*filters, "format=rgb32", "palettegen=stats_mode=diff"]), None)
+    if palette is None:
+        raise InputError(f"{path} has no frame that can be decoded")
     graph: Graph | None = None
     for frame in _frames(path, [*filters, "format=rgb32"]):
         if graph is None:

@@ -22,6 +22,7 @@ from ...quant import WeightFormat
 from ..checkpoints.checkpoint import Checkpoint, check_finite, check_shapes
 from ..checkpoints.destinations import Destination, EncodedWeight
 from ..checkpoints.tensor_files import FLOAT_DTYPES, open_tensor_file
+from ..device import machine_errors
 from ..errors import CheckpointError, InputError
 from ..events import ConversionEvent, OnConversion
 from ..families.registry import family_of
@@ -66,7 +67,8 @@ def convert(
     folder = Path(folder)
     if folder.exists():
         return _existing(folder, checkpoint, weight_format)
-    return _Conversion(checkpoint, weight_format, folder, on_progress or (lambda _: None)).run()
+    with machine_errors("the conversion"):
+        return _Conversion(checkpoint, weight_format, folder, on_progress or (lambda _: None)).run()
 
 
 def cached_store(
