@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64 * 10**6
 MIN_SIDE = 16
+_FILE = "the file"
 # PIL knows more; among those is EPS, for which it calls another program.
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
 MAX_ASPECT = 4
@@ -87,7 +88,7 @@ def load_image(
             raise InputError(f"image {path} does not exist")
         image, name = _open(path, str(path), formats, max_pixels), str(path)
     elif isinstance(source, bytes):
-        image, name = _open(io.BytesIO(source), "file", formats, max_pixels), "the file"
+        image, name = _open(io.BytesIO(source), _FILE, formats, max_pixels), _FILE
     elif isinstance(source, np.ndarray):
         image, name = _from_array(source), "the array"
     elif isinstance(source, Image.Image):
@@ -136,9 +137,10 @@ def _open(file: Path | io.BytesIO, name: str, formats: tuple[str, ...], max_pixe
         raise InputError(f"image {name} must have at most {_megapixels(max_pixels)}: {error}") from error
     except _DECODING_ERRORS as error:
         reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
-        raise InputError(
-            f"image {name} is damaged or in none of the formats {', '.join(formats)}{reason}"
-        ) from error
+        known = ", ".join(formats)
+        if name == _FILE:
+            raise InputError(f"image must be a whole file in one of {known}{reason}") from error
+        raise InputError(f"image {name} is damaged or in none of the formats {known}{reason}") from error
 
 
 def _megapixels(pixels: float) -> str:
