@@ -147,6 +147,7 @@ def mcp(
 
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
+_AUTH_VARIABLE = "ISOFRAME_APP_AUTH"
 
 
 @command(config=CONFIG)
@@ -154,40 +155,64 @@ def app(
     config: EngineConfig,
     served: Served,
     host: str = setting(
-        "127.0.0.1", "Address to listen on; other than 127.0.0.1 needs --auth.", panel=SERVER
+        "127.0.0.1", "Address to listen on; other than 127.0.0.1 needs a password.", panel=SERVER
     ),
     port: int = setting(7860, _PORT_HELP, panel=SERVER),
     is_opened: bool = setting(False, "Open the page in the browser.", option="--open", panel=SERVER),
     is_shared: bool = setting(
-        False, "Make a public address through Gradio's tunnel; needs --auth.", option="--share", panel=SERVER
+        False, "Make a public address through Gradio's tunnel; needs a password.", option="--share", panel=SERVER
     ),
-    auth: str | None = setting(None, "What the page asks for.", metavar="USER:PASSWORD", panel=SERVER),
+    auth: str | None = setting(
+        None,
+        f"What the page asks for; better in ${_AUTH_VARIABLE} or --auth-file, which other users of the machine do not see.",
+        metavar="USER:PASSWORD", panel=SERVER,
+    ),
+    auth_file: Path | None = setting(None, "File with USER:PASSWORD.", metavar="FILE", panel=SERVER),
+    origin: list[str] | None = setting(
+        None, "Another address under which browsers reach the page, such as https://video.example of a proxy; repeatable.",
+        metavar="ORIGIN", panel=SERVER,
+    ),
     max_seconds: float = _MAX_SECONDS,
-) -> None:
+) -> None:  # fmt: skip
     """Make videos on a page in the browser; they survive a restart."""
     serving = replace(served.serving(config, "app"), limits=Limits(seconds=max_seconds))
-    if (is_shared or host not in _LOCAL) and auth is None:
+    user = _user(auth, auth_file)
+    if (is_shared or host not in _LOCAL) and user is None:
         raise ConfigError(
-            "--auth USER:PASSWORD must be given where others can reach the page (--share, --host)"
+            f"a password must be given where others can reach the page (--share, --host): ${_AUTH_VARIABLE}, --auth-file or "
+            "--auth"
         )
-    user = None if auth is None else _user(auth)
-    # Gradio keeps uploads there; they go with the data of the app.
-    os.environ.setdefault("GRADIO_TEMP_DIR", str(serving.data / "uploads"))
     try:
         import gradio  # noqa: F401
+
+        from ..app.admission import Login
+        from ..app.running import serve_page
     except ImportError as error:
         raise ConfigError(f"isoframe app needs {error.name}; pip install 'isoframe[app]'") from error
-    from ..app.running import serve_page
 
     with serve_page(
-        serving, host=host, port=port, is_opened=is_opened, is_shared=is_shared, auth=user
-    ) as address:
+        serving, host=host, port=port, is_opened=is_opened, is_shared=is_shared,
+        login=None if user is None else Login(*user), origins=origin or (),
+    ) as address:  # fmt: skip
         typer.echo(f"{address} is the page; Ctrl-C stops, and videos go on at the next start")
         threading.Event().wait()
 
 
-def _user(auth: str) -> tuple[str, str]:
+def _user(auth: str | None, auth_file: Path | None) -> tuple[str, str] | None:
+    """User and password: of the option, else of the file, else of the environment; None if nobody is asked."""
+    if auth is None and auth_file is not None:
+        try:
+            auth = auth_file.expanduser().read_text("utf-8").rstrip("\r\n")
+        except ValueError as error:
+            raise ConfigError(f"--auth-file {auth_file} must be text") from error
+    if auth is None:
+        auth = os.environ.get(_AUTH_VARIABLE) or None
+    if auth is None:
+        return None
     user, colon, password = auth.partition(":")
-    if not user or not colon or not password:
-        raise ConfigError("--auth must be USER:PASSWORD")
-    return user, password
+    # Gradio compares names without the spaces around them.
+    if not user.strip() or not colon or not password or "\n" in auth:
+        raise ConfigError(
+            f"the password of the page must be USER:PASSWORD (--auth, --auth-file, ${_AUTH_VARIABLE})"
+        )
+    return user.strip(), password

@@ -6,16 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ....errors import InputError
+from ....errors import ConfigError, InputError
 
 # Of a connection on which no request begins, or one begins and its headers do not end.
 _IDLE_SECONDS = 15.0
 # For answers under way when the server is told to stop.
 _GRACE_SECONDS = 5
 _BACKLOG = 128
+_MAX_PORT = 65535
 
 
 class ImpatientProtocol(H11Protocol):
@@ -45,14 +46,18 @@ def bind(host: str, port: int) -> socket.socket:
     """A socket on ``port``; 0 takes any free one.
 
     Raises:
+        ConfigError: there is no such port.
         InputError: the address cannot be had.
     """
+    if not 0 <= port <= _MAX_PORT:
+        raise ConfigError(f"--port must be from 0 to {_MAX_PORT}, got {port}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}; choose another --port"
+            f"cannot listen on {host} port {port}: {reason}; choose another --port or --host"
         ) from error
 
 
@@ -62,7 +67,7 @@ def address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def make_server(app: FastAPI, *, on_start: Callable[[], None], on_stop: Callable[[], None]) -> uvicorn.Server:
+def make_server(app: ASGIApp, *, on_start: Callable[[], None], on_stop: Callable[[], None]) -> uvicorn.Server:
     """A server; call ``run(sockets=[...])``, and set ``should_exit`` to stop it from another thread.
 
     Args:

@@ -1,6 +1,5 @@
 """The app's page in a real browser."""
 
-import http.client
 import os
 import re
 import shutil
@@ -128,16 +127,6 @@ def test_an_upload_becomes_a_preview_and_a_video_of_the_right_length(open_page: 
     assert [
         url for url in requests if "127.0.0.1" not in url and not url.startswith(("blob:", "data:"))
     ] == []
-
-
-def test_a_page_elsewhere_cannot_reach_the_app_through_a_name_of_its_own(address: str) -> None:
-    for host, status in (("evil.example", 400), ("localhost", 200)):
-        connection = http.client.HTTPConnection(
-            "127.0.0.1", int(address.strip("/").rpartition(":")[2]), timeout=60
-        )
-        connection.request("GET", "/config", headers={"Host": host})
-        assert connection.getresponse().status == status
-        connection.close()
 
 
 def test_bad_input_is_told_on_the_page(open_page: Callable[[], Page], tmp_path: Path) -> None:
