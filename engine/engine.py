@@ -11,7 +11,7 @@ from torch import Tensor
 from .companions.components import find_components
 from .companions.vae import DecodedFrames
 from .events import EventHandler, OnConversion
-from .files import check_extras, expanded
+from .files import expanded
 from .generation.decoding import decode_latents
 from .generation.frame_filter import FrameFilter
 from .generation.generation import Section, generate_sections, ignore, open_generation
@@ -379,9 +379,6 @@ class Engine:
         Raises:
             InputError: there is no job, it is of another model than this engine's, or an output cannot be used.
         """
-        # Before that of the video, which may be the job's own.
-        png_dir, latents_path = expanded(png_dir), expanded(latents_path)
-        check_extras(png_dir, latents_path, overwrite=overwrite)
         folder = JobFolder.open(job_dir)
         outputs = Outputs(
             path=path, overwrite=overwrite, preview_dir=preview_dir, png_dir=png_dir, job_dir=job_dir,
@@ -419,17 +416,18 @@ class Engine:
             BudgetError: the job does not fit into the budget.
             QueueFullError: as many jobs wait as may.
         """
-        png_dir, latents_path = expanded(png_dir), expanded(latents_path)
-        check_extras(png_dir, latents_path, overwrite=overwrite)
         job_dir = Path(new_job_path(self.config.cache_path()) if job_dir is None else expanded(job_dir))
         outputs = Outputs(
             path=path, overwrite=overwrite, preview_dir=job_dir / "previews" if has_previews else None,
             png_dir=png_dir, job_dir=job_dir, latents_path=latents_path,
         )  # fmt: skip
+        self._jobs.check_free(outputs.named(), job_dir)
         # From now on the folder tells a later process of the job, even if its turn never comes.
         rendering = Rendering.of(request, outputs, self._model, self._source)
         assert rendering.folder is not None, "it was asked for"
-        job = Job(rendering.folder, priority=priority, render=rendering.write, release=self.release)
+        job = Job(
+            rendering.folder, priority=priority, render=rendering.write, release=self.release, outputs=outputs.named()
+        )  # fmt: skip
         self._jobs.put(job)
         return job
 

@@ -10,15 +10,29 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError, InputError
 
-TEMPORARY_SUFFIX = ".tmp"
+try:
+    import fcntl
+except ImportError:
+    # Windows, where a file that is open cannot be removed.
+    fcntl = None  # type: ignore[assignment]  # there is no other module of this kind
+
+TEMPORARY_SUFFIX = ".isoframe.tmp"
+_TOKEN_BYTES = 4
+_TEMPORARY = re.compile(rf"\..+\.[0-9a-f]{{{2 * _TOKEN_BYTES},64}}{re.escape(TEMPORARY_SUFFIX)}")
+# Where locks do not tell, a file that was not written for so long is nobody's.
+_ABANDONED_SECONDS = 24 * 3600
+# Of nearly all file systems.
+_NAME_BYTES, _PATH_BYTES = 255, 4096
 # The header of a model with 10,000 tensors has 2 MB.
 MAX_JSON_BYTES = 16 * 2**20
 
@@ -37,26 +51,214 @@ def temporary_name(name: str, token: str) -> str:
     return f".{name}.{token}{TEMPORARY_SUFFIX}"
 
 
+class WholeFile:
+    """A file that is written under another name and gets its own when it is whole.
+
+    It is locked meanwhile: so what a killed process left is told from what another one still writes.
+
+    Attributes:
+        path: what it will be called.
+        temporary: where to write it.
+    """
+
+    def __init__(self, path: Path, token: str | None = None) -> None:
+        """Nothing is created before :meth:`create`.
+
+        Args:
+            path: the file; its folder exists.
+            token: for :func:`temporary_name`, so that the owner finds what a kill left behind; None is a new one.
+        """
+        self.path = path
+        self._token = token or secrets.token_hex(_TOKEN_BYTES)
+        self.temporary = path.with_name(temporary_name(path.name, self._token))
+        self._lock: int | None = None
+
+    def create(self) -> Path:
+        """Create :attr:`temporary`, and remove what killed processes left of others in its folder.
+
+        Whoever calls this discards the file after any exception, one of this method too: it may be Ctrl-C.
+        """
+        if self.path.parent not in _swept:
+            _swept.add(self.path.parent)
+            remove_orphans(self.path.parent)
+        self._lock = _create_locked(self.temporary)
+        return self.temporary
+
+    def sync(self) -> None:
+        """Have the content reach the disk: done before it gets its name, a power cut leaves a whole file."""
+        with self.temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+
+    def place(self, *, overwrite: bool = True) -> None:
+        """Give it its name, which with ``overwrite`` another file may have."""
+        if overwrite:
+            os.replace(self.temporary, self.path)
+        else:
+            _name_anew(self.temporary, self.path)
+        self._unlock()
+
+    def keep(self, error: OSError) -> "KeptOutputError":
+        """Have the whole content outlast an ``error`` in :meth:`place`, under a short name; says where."""
+        name, kept = f"isoframe-{self._token}{self.path.suffix}", self.temporary
+        for folder in (self.path.parent, Path(tempfile.gettempdir())):
+            try:
+                shutil.move(self.temporary, folder / name)
+                kept = folder / name
+                break
+            except OSError:
+                continue
+        self._unlock()
+        return KeptOutputError(error, self.path, kept)
+
+    def discard(self) -> None:
+        """Remove it."""
+        self.temporary.unlink(missing_ok=True)
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock = None
+
+
+class KeptOutputError(InputError):
+    """An output was made whole and could not get its name.
+
+    Attributes:
+        kept: where its content is.
+    """
+
+    def __init__(self, error: OSError, path: Path, kept: Path) -> None:
+        reason = (
+            f"{path} appeared while its content was made, and stays as it is"
+            if isinstance(error, FileExistsError)
+            else str(write_error(error, path))
+        )
+        super().__init__(f"{reason}; the whole content is kept as {kept}")
+        self.kept = kept
+
+
 @contextlib.contextmanager
-def replace_when_whole(path: Path, token: str | None = None, *, is_synced: bool = True) -> Iterator[Path]:
+def replace_when_whole(path: Path, *, is_synced: bool = True) -> Iterator[Path]:
     """Yield where to write a file that takes the place of ``path`` on leaving; after an error ``path`` is as before.
 
     Args:
         path: what is replaced; its folder exists.
-        token: for :func:`temporary_name`, so that the owner finds what a kill left behind; None is a new one.
-        is_synced: have the content reach the disk before it gets its name, so that a power cut leaves a whole file.
+        is_synced: have the content reach the disk before it gets its name.
     """
-    temporary = path.with_name(temporary_name(path.name, token or secrets.token_hex(4)))
+    file = WholeFile(path)
     try:
-        yield temporary
+        yield file.create()
         if is_synced:
-            with temporary.open("r+b") as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
+            file.sync()
+        file.place()
     except BaseException:
         # Ctrl-C too must leave nothing behind.
-        temporary.unlink(missing_ok=True)
+        file.discard()
         raise
+
+
+@contextlib.contextmanager
+def output_when_whole(
+    path: Path, token: str | None = None, *, overwrite: bool, is_synced: bool = True
+) -> Iterator[Path]:
+    """As :func:`replace_when_whole`, for what somebody waits for: content that is whole is never given up.
+
+    Raises:
+        KeptOutputError: the content is whole, but cannot be called ``path``; without ``overwrite`` because such a file
+            has appeared meanwhile.
+    """
+    file = WholeFile(path, token)
+    try:
+        yield file.create()
+        if is_synced:
+            file.sync()
+        place_output(file, overwrite=overwrite)
+    except KeptOutputError:
+        raise
+    except BaseException:
+        file.discard()
+        raise
+
+
+def place_output(file: WholeFile, *, overwrite: bool) -> None:
+    """Give a whole ``file`` its name, or raise :class:`KeptOutputError`."""
+    try:
+        file.place(overwrite=overwrite)
+    except OSError as error:
+        raise file.keep(error) from error
+
+
+# Folders that this process has looked through.
+_swept: set[Path] = set()
+
+
+def remove_orphans(folder: Path) -> list[Path]:
+    """Remove what killed processes of this user left half-written in ``folder``; what is still written stays."""
+    removed = []
+    try:
+        entries = [entry for entry in os.scandir(folder) if _TEMPORARY.fullmatch(entry.name)]
+    except OSError:
+        return []
+    for entry in entries:
+        # Not mine, gone meanwhile, or still written: in none of these cases is it to be removed.
+        with contextlib.suppress(OSError):
+            if _is_orphan(Path(entry.path)):
+                os.unlink(entry.path)
+                removed.append(Path(entry.path))
+    return removed
+
+
+def _is_orphan(path: Path) -> bool:
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or (hasattr(os, "getuid") and status.st_uid != os.getuid()):
+        return False
+    if fcntl is None:
+        return time.time() - status.st_mtime > _ABANDONED_SECONDS
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        # A file system without locks.
+        return time.time() - status.st_mtime > _ABANDONED_SECONDS
+    finally:
+        os.close(handle)
+
+
+def _create_locked(path: Path) -> int | None:
+    """A new file that :func:`remove_orphans` leaves alone while the handle is open."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if fcntl is None:
+            os.close(handle)
+            return None
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        # Somebody who cleans may have removed it before it was locked.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.lstat()):
+                return handle
+        os.close(handle)
+
+
+def _name_anew(temporary: Path, path: Path) -> None:
+    """Rename, but fail where there is a file of that name."""
+    if os.name == "nt":
+        os.rename(temporary, path)
+        return
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # A file system without links.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        os.replace(temporary, path)
+    else:
+        temporary.unlink()
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -154,6 +356,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def _check_file(path: Path, *, suffixes: tuple[str, ...], overwrite: bool) -> None:
     """Raise :class:`InputError` unless a file with one of ``suffixes`` can be written to ``path``; nothing is created."""
     suffix = suffixes[0]
+    _check_names(path, *([_partial_name(path, "-999")] if path.suffix.lower() == ".mp4" else []))
     if path.is_dir():
         raise InputError(
             f"output must be a file, {path} is a folder; add a file name such as {path / f'video{suffix}'}"
@@ -202,10 +405,76 @@ def check_extras(
         check_latents_path(Path(latents_path), overwrite=overwrite)
 
 
+def check_apart(outputs: Iterable[Path], sources: Iterable[object]) -> None:
+    """Raise :class:`InputError` where one of ``outputs`` would replace what it is made from, under whatever name.
+
+    Args:
+        outputs: files to be written.
+        sources: files that are read; what is no path is passed over.
+    """
+    for output, source in itertools.product(outputs, list(sources)):
+        if isinstance(source, str | os.PathLike):
+            with contextlib.suppress(OSError, ValueError):
+                if os.path.samefile(output, source):
+                    raise InputError(
+                        f"output {output} is the file {source}, which it is made from; choose another name"
+                    )
+
+
+def _check_names(path: Path, *others: str) -> None:
+    """Raise :class:`InputError` unless the file system takes the name of ``path`` and of ``others`` beside it.
+
+    Each needs room for what it is called until it is whole. Limits are of bytes: a character may have four.
+    """
+    if "\0" in os.fspath(path):
+        raise InputError(f"output must be a path, {os.fspath(path)!r} has a null character")
+    folder = _existing(path.parent)
+    limit = _limit(folder, "PC_NAME_MAX", _NAME_BYTES)
+    missing = path.parent.absolute().parts[len(folder.absolute().parts) :]
+    too_long = next((part for part in missing if len(os.fsencode(part)) > limit), None)
+    if too_long is not None:
+        raise InputError(
+            f"output {path}: the name {too_long[:40]}... of a folder must have at most {limit} bytes, it has "
+            f"{len(os.fsencode(too_long))}"
+        )
+    longest = max(
+        len(os.fsencode(temporary_name(name, "0" * 2 * _TOKEN_BYTES))) for name in (path.name, *others)
+    )
+    own = len(os.fsencode(path.name))
+    if longest > limit:
+        raise InputError(
+            f"output name {path.name[:40]}... must have at most {own - (longest - limit)} bytes, it has {own}: its file "
+            f"system takes names of {limit}, and while it is written it has a longer one"
+        )
+    most = _limit(folder, "PC_PATH_MAX", _PATH_BYTES) - 1
+    if (num_bytes := len(os.fsencode(path)) - own + longest) > most:
+        raise InputError(f"output {path} must be a path of at most {most} bytes, it would need {num_bytes}")
+
+
+def _limit(folder: Path, name: str, otherwise: int) -> int:
+    """What the file system of ``folder`` says of ``name``."""
+    try:
+        found = os.pathconf(folder, name)
+    except (AttributeError, OSError, ValueError):
+        return otherwise
+    return found if found > 0 else otherwise
+
+
+def _existing(folder: Path) -> Path:
+    """``folder``, or the nearest one above it that is there."""
+    for path in (folder, *folder.absolute().parents):
+        # A name that is too long, or in a folder that may not be read.
+        with contextlib.suppress(OSError):
+            if path.exists():
+                return path
+    return Path(folder.anchor)
+
+
 def check_folder(purpose: str, folder: Path) -> None:
     """Raise :class:`InputError` unless files can be written to ``folder``, which need not exist yet."""
+    _check_names(folder / "x")
     try:
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        existing = _existing(folder)
         tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise folder_error(purpose, folder, error) from error
@@ -251,8 +520,12 @@ def writing(path: Path) -> Iterator[None]:
 
 def free_partial_path(path: Path) -> Path:
     """Where a job for ``path`` that stops early leaves what it finished: a name that nothing has yet."""
-    names = (f"{path.stem}.partial{suffix}.mp4" for suffix in _suffixes())
+    names = (_partial_name(path, suffix) for suffix in _suffixes())
     return next(free for name in names if not (free := path.with_name(name)).exists())
+
+
+def _partial_name(path: Path, suffix: str) -> str:
+    return f"{path.stem}.partial{suffix}.mp4"
 
 
 def is_partial_name(name: str, path: Path) -> bool:

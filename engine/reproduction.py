@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .checkpoints.lora_files import open_lora_file
 from .errors import InputError
 from .events import EventHandler
+from .files import check_apart
 from .generation.numerics import changed_numerics, recorded_numerics
 from .jobs.folder import JobFolder
 from .jobs.metadata import FILE_FIELDS, package_versions
@@ -216,6 +217,7 @@ def reproduce(
         overwrite: replace an existing file.
         on_event: called with every event.
     """
+    check_apart([Path(out)], [recipe.source])
     differences, numerics = recipe.differences(engine), recorded_numerics(recipe.metadata)
     is_frame = "frame" in recipe.metadata
     with tempfile.TemporaryDirectory(prefix="isoframe-") as folder:

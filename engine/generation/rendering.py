@@ -12,7 +12,7 @@ from typing import Self
 from torch import Tensor
 
 from ..device import machine_errors
-from ..errors import ContentError, InputError
+from ..errors import ContentError
 from ..events import (
     Event,
     EventHandler,
@@ -23,8 +23,9 @@ from ..events import (
     SectionEvent,
     StepEvent,
 )
-from ..files import check_video_path
+from ..files import KeptOutputError, check_apart, check_extras, check_video_path
 from ..jobs.folder import JobFolder
+from ..jobs.metadata import FILE_FIELDS
 from ..jobs.record import JobRecord, ModelSource
 from ..jobs.run import JobRun, UnkeptRun
 from ..media.codecs import VideoFormat
@@ -63,6 +64,23 @@ class Outputs:
 
     def __post_init__(self) -> None:
         settle_values(self, "path", "preview_dir", "png_dir", "job_dir", "latents_path")
+
+    def named(self) -> frozenset[str]:
+        """The files and folders that are asked for by name, whatever links lead there."""
+        paths = (self.path, self.png_dir, self.latents_path)
+        return frozenset(os.path.realpath(path) for path in paths if path is not None)
+
+    def check(self, request: Request) -> None:
+        """Raise :class:`InputError` unless all can be written, and none of them is a file of ``request``."""
+        check_extras(self.png_dir, self.latents_path, overwrite=self.overwrite)
+        if self.path is not None:
+            # A job may replace its own video.
+            check_video_path(Path(self.path), overwrite=self.overwrite or self.job_dir is not None)
+        given = [getattr(request, name) for name in FILE_FIELDS]
+        given += [guide.image for guide in request.guide_images] + [lora.source for lora in request.loras]
+        frames = [] if self.png_dir is None else Path(self.png_dir).glob("frame_*.png")
+        files = [Path(path) for path in (self.path, self.latents_path) if path is not None]
+        check_apart([*files, *frames], given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -112,6 +130,7 @@ class Rendering:
             folder = JobFolder.open(job_dir)
         if folder is not None:
             numerics = recorded_numerics(folder.record.metadata)
+        outputs.check(request)
         job = open_generation(request, model, numerics)
         inputs, metadata = job.inputs, job.metadata()
         path = outputs.path
@@ -280,26 +299,36 @@ class _Files:
         """Put the files together."""
         self.report(PhaseEvent(phase="write"))
         video = self.writer.finish()
+        self.run.finish(video.path)
         if self.latents is not None:
             assert self.job.start_latent is not None, "a section came"
             self.latents.write(self.job.start_latent, 0)
             self.report(FileEvent(path=self.latents.finish()))
-        self.run.finish(video.path)
         return video
 
     def keep_what_is_finished(self, error: BaseException) -> None:
         """Leave a playable file of a job that stops early, and say so in a note of ``error``."""
         self.run.explain(error)
-        is_refused = isinstance(error, ContentError)
+        if self.writer.is_finished:
+            error.add_note(f"the video itself is whole: {self.writer.path}")
+            return
+        if isinstance(error, KeptOutputError):
+            return
+        # A filter that refused a frame would refuse it again.
+        is_refused, provisional = isinstance(error, ContentError), None
         try:
-            # A filter that refused a frame would refuse it again.
             provisional = None if is_refused else self.job.provisional()
+        except BaseException as failure:
+            # What failed in the section may fail again; what was finished before is to be kept all the same.
+            is_refused = True
+            error.add_note(f"the last frames could not be kept: {failure}")
+        try:
             if provisional is None and not (is_refused and self.writer.num_final_frames):
                 return
             preview = None if provisional is None else (provisional.frames, provisional.first_frame)
             video = self.writer.write_partial(self.run.partial(), preview=preview)
             self.run.note_partial(video.path)
-        except (InputError, ContentError) as failure:
+        except Exception as failure:
             error.add_note(f"the finished part could not be kept: {failure}")
             return
         num_frames = self.job.inputs.num_frames

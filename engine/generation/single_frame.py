@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..companions.vae import to_uint8
 from ..events import EventHandler
-from ..files import check_png_path, make_folder
+from ..files import check_apart, check_png_path, make_folder
 from ..jobs.run import UnkeptRun
 from ..media.png_writer import save_png
 from ..request.config import Request
@@ -28,6 +28,7 @@ def write_frame(
 ) -> Path:
     """Write the frame as a PNG; arguments and errors are those of :meth:`Engine.render_frame`."""
     check_png_path(path, overwrite=overwrite)
+    check_apart([path], [request.image])
     request = replace(
         request,
         seconds=4 / request.fps,
@@ -43,5 +44,5 @@ def write_frame(
     decoded = decode_within(job.memory, model.vae, lambda: model.vae.decode(latents))
     frames = apply_filter(model.frame_filter, to_uint8(decoded[0].cpu()), 0)
     make_folder("output", path.parent)
-    save_png(frames[0], path, json.dumps(metadata))
+    save_png(frames[0], path, json.dumps(metadata), overwrite=overwrite)
     return path

@@ -38,6 +38,7 @@ class Job:
     Attributes:
         folder: the job on disk, the only truth about it; :meth:`Engine.resume` goes on from it.
         priority: jobs with a higher one run first; it may be changed while the job waits.
+        outputs: paths that no other job of the queue may write.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Job:
         priority: int,
         render: Callable[[Callable[[Event], None]], Video],
         release: Callable[[], None] = lambda: None,
+        outputs: frozenset[str] = frozenset(),
     ) -> None:
         """Use :meth:`Engine.submit`.
 
@@ -55,9 +57,11 @@ class Job:
             priority: jobs with a higher one run first.
             render: makes the video and reports to the function that it is given.
             release: gives back the device's memory when the job was cancelled or failed.
+            outputs: paths that no other job of the queue may write.
         """
         self.folder = folder
         self.priority = priority
+        self.outputs = outputs
         self._render: Callable[[Callable[[Event], None]], Video] | None = render
         self._release = release
         self._log = JobLog(folder.record.request.fps)
@@ -149,9 +153,15 @@ class Job:
             video = self._render(self._on_event)
         except JobCancelledError as error:
             self._fail(JobState.CANCELLED, _cancelled_event(_notes(error)), error)
-        except Exception as error:
+        except BaseException as error:
+            # A callback's SystemExit and the panic of a library in Rust end this job, and no other.
             if not isinstance(error, IsoframeError | OSError):
                 _logger.exception("job %s failed", self.path)
+            if not isinstance(error, Exception):
+                # Who asks for the result is not to be ended by it.
+                failure = IsoframeError(f"the job was ended by {type(error).__name__}: {error}")
+                failure.__cause__ = error
+                error = failure
             self._fail(JobState.FAILED, _failure_event(error), error)
         else:
             self._end(JobState.DONE, DoneEvent(path=video.path, num_frames=video.num_frames))
@@ -166,13 +176,13 @@ class Job:
     def _cancelled_error(self) -> JobCancelledError:
         return JobCancelledError(f"job {self.path} was cancelled")
 
-    def _fail(self, state: JobState, event: Event, error: Exception) -> None:
+    def _fail(self, state: JobState, event: Event, error: BaseException) -> None:
         _forget_frames(error)
         # It holds the tensors of the job too.
         self._render = None
         try:
             self._release()
-        except Exception as left:
+        except BaseException as left:
             # The device may be what failed. The job is over all the same, and its readers wait for the end.
             _logger.exception("job %s could not give back the device's memory", self.path)
             error.add_note(f"the device's memory could not be given back: {left}")
@@ -205,7 +215,7 @@ def _cancelled_event(notes: tuple[str, ...]) -> CancelledEvent:
     return CancelledEvent(signal="cancel", notes=notes, exit_code=_CANCELLED_EXIT_CODE)
 
 
-def _failure_event(error: Exception) -> FailureEvent:
+def _failure_event(error: BaseException) -> FailureEvent:
     return FailureEvent(
         error=type(error).__name__, message=str(error), notes=_notes(error), exit_code=exit_code(error)
     )

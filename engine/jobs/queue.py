@@ -1,10 +1,16 @@
 """Jobs that wait for one engine or several, and the threads that work on them."""
 
+import contextlib
+import logging
 import threading
+from collections.abc import Set
+from pathlib import Path
 
-from ..errors import ConfigError, QueueFullError
+from ..errors import ConfigError, InputError, QueueFullError
 from .job import Job
 from .state import JobState
+
+_logger = logging.getLogger(__name__)
 
 
 class JobQueue:
@@ -44,7 +50,21 @@ class JobQueue:
             job.queued(ahead + sum(running is not None for running in self._threads.values()))
             # Cancelled ones go here.
             self._waiting = [*waiting, job]
-            self._start_thread()
+            try:
+                self._start_thread()
+            except RuntimeError as error:
+                if not self._threads:
+                    self._waiting = waiting
+                    raise QueueFullError(f"no thread can be started for the job: {error}") from error
+
+    def check_free(self, outputs: Set[str], folder: Path) -> None:
+        """Raise :class:`InputError` where a job that is not over, of another ``folder``, writes one of ``outputs``."""
+        with self._lock:
+            jobs = [*self._waiting, *(job for job in self._threads.values() if job is not None)]
+        for job in jobs:
+            taken = job.outputs & outputs
+            if taken and not job.state.is_over and job.path.absolute() != folder.absolute():
+                raise InputError(f"output {min(taken)} is that of the job {job.path}; choose another name")
 
     def close(self) -> None:
         """Cancel all jobs, and wait for those at work; closing twice is allowed, and so is closing in a job's callback."""
@@ -62,7 +82,11 @@ class JobQueue:
     def _work(self) -> None:
         try:
             while (job := self._take()) is not None:
-                job.run()
+                try:
+                    job.run()
+                except BaseException:
+                    # What was called with the end of the job; those that wait are not to wait for ever.
+                    _logger.exception("the end of job %s could not be told", job.path)
         finally:
             self._leave()
 
@@ -71,14 +95,20 @@ class JobQueue:
         with self._lock:
             self._threads.pop(threading.current_thread(), None)
             if self._waiting:
-                self._start_thread()
+                # Else the next job to be put here tries it again.
+                with contextlib.suppress(RuntimeError):
+                    self._start_thread()
 
     def _start_thread(self) -> None:
         """Another thread, if there may be one; the caller has the lock."""
         if len(self._threads) < self._num_threads:
             thread = threading.Thread(target=self._work, name="isoframe-jobs")
             self._threads[thread] = None
-            thread.start()
+            try:
+                thread.start()
+            except BaseException:
+                del self._threads[thread]
+                raise
 
     def _take(self) -> Job | None:
         with self._lock:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from ..device import machine_errors
 from ..errors import ConfigError, DeviceError, InputError
-from ..files import check_export_path, make_folder, replace_when_whole, writing
+from ..files import check_apart, check_export_path, make_folder, output_when_whole, writing
 from .codecs import VideoFormat, ffmpeg_url, open_mp4, open_video
 from .video import Video, read_video_info
 
@@ -57,11 +57,16 @@ def export_video(
     if isinstance(interpolate, bool) or not 1 <= interpolate <= _MAX_FACTOR:
         raise ConfigError(f"interpolate must be from 1 to {_MAX_FACTOR}, got {interpolate}")
     check_export_path(target, overwrite=overwrite)
+    check_apart([target], [source])
     video = read_video_info(source)
     if video.fps <= 0 or video.num_frames == 0:
         raise InputError(f"{source} has no frames with times; export an MP4 that isoframe made")
     make_folder("output", target.parent)
-    with machine_errors("the export"), writing(target), replace_when_whole(target) as temporary:
+    with (
+        machine_errors("the export"),
+        writing(target),
+        output_when_whole(target, overwrite=overwrite) as temporary,
+    ):
         if target.suffix.lower() == ".mp4":
             _write_mp4(video, temporary, interpolate, codec, crf)
         else:

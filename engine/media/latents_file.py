@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import check_latents_path, make_folder, replace_when_whole, temporary_name, writing
+from ..files import WholeFile, check_latents_path, make_folder, place_output, writing
 from .segments import allocate
 
 
@@ -42,8 +41,8 @@ class LatentsWriter:
         make_folder("latents", self.path.parent)
         self._num_frames = num_frames
         self._metadata = dict(metadata)
-        self._token = secrets.token_hex(4)
-        self._temporary = self.path.with_name(temporary_name(self.path.name, self._token))
+        self._is_overwriting = overwrite
+        self._whole: WholeFile | None = None
         self._file: BinaryIO | None = None
         self._data_start = 0
         self._missing = set(range(num_frames))
@@ -64,17 +63,21 @@ class LatentsWriter:
 
     def finish(self) -> Path:
         """Put the file in its place."""
-        if self._missing or self._file is None:
+        if self._missing or self._file is None or self._whole is None:
             raise ValueError(f"{len(self._missing)} of {self._num_frames} latent frames are not written")
-        with writing(self.path), replace_when_whole(self.path, self._token):
+        with writing(self.path):
             self._file.close()
+            self._whole.sync()
+            whole, self._whole = self._whole, None
+            place_output(whole, overwrite=self._is_overwriting)
         return self.path
 
     def close(self) -> None:
         """Remove what is unfinished."""
         if self._file is not None:
             self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        if self._whole is not None:
+            self._whole.discard()
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +96,8 @@ class LatentsWriter:
             }
         ).encode()
         header += b" " * (-len(header) % 8)
-        file = self._temporary.open("w+b")
+        self._whole = WholeFile(self.path)
+        file = self._whole.create().open("w+b")
         file.write(len(header).to_bytes(8, "little") + header)
         self._data_start = file.tell()
         allocate(file, self._data_start + num_bytes)

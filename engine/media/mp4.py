@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import replace_when_whole
+from ..files import output_when_whole
 from .codecs import VideoFormat, open_mp4
 from .segments import Segment
 
@@ -30,6 +30,8 @@ def write_mp4(
     segments: Sequence[Segment],
     metadata: Mapping[str, object],
     token: str | None = None,
+    *,
+    overwrite: bool = True,
 ) -> int:
     """Join ``segments`` (in video order, without gaps) into ``path``, which appears complete or not at all.
 
@@ -38,12 +40,13 @@ def write_mp4(
         video_format: of all segments.
         segments: in video order, without gaps.
         metadata: stored as the file's ``comment``.
-        token: tells the temporary file from those of other jobs, see :func:`replace_when_whole`; None is a new one.
+        token: tells the temporary file from those of other jobs, see :class:`WholeFile`; None is a new one.
+        overwrite: whether a file that is there, by then, is replaced.
 
     Returns:
         Bytes written.
     """
-    with replace_when_whole(path, token) as temporary:
+    with output_when_whole(path, token, overwrite=overwrite) as temporary:
         _mux(temporary, video_format, segments, metadata)
     return path.stat().st_size
 

@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import InputError
-from ..files import check_png_folder, make_folder, replace_when_whole
+from ..files import check_png_folder, make_folder, output_when_whole, writing
 from .segments import check_frames
 
 
@@ -37,6 +36,7 @@ class PngWriter:
         self.num_frames = num_frames
         self._num_digits = max(len(str(num_frames - 1)), 5)
         self._metadata = dict(metadata or {})
+        self._is_overwriting = overwrite
         self._old_frames = check_png_folder(self.folder, overwrite=overwrite)
 
     def write(self, frames: Tensor | NDArray[np.uint8], first_frame: int) -> None:
@@ -46,9 +46,8 @@ class PngWriter:
             self._make_room()
         for index, frame in enumerate(pixels, start=first_frame):
             comment = json.dumps({**self._metadata, "frame": index})
-            save_png(
-                torch.from_numpy(frame), self.folder / f"frame_{index:0{self._num_digits}d}.png", comment
-            )
+            path = self.folder / f"frame_{index:0{self._num_digits}d}.png"
+            save_png(torch.from_numpy(frame), path, comment, overwrite=self._is_overwriting)
 
     def _make_room(self) -> None:
         make_folder("PNG", self.folder)
@@ -56,7 +55,7 @@ class PngWriter:
             self._old_frames.pop().unlink(missing_ok=True)
 
 
-def save_png(pixels: Tensor, path: Path, comment: str | None = None) -> None:
+def save_png(pixels: Tensor, path: Path, comment: str | None = None, *, overwrite: bool = True) -> None:
     """Write uint8 [H, W, 3] as a PNG that appears complete, with a ``comment`` as text inside."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
@@ -64,10 +63,9 @@ def save_png(pixels: Tensor, path: Path, comment: str | None = None) -> None:
     texts = PngInfo()
     if comment is not None:
         texts.add_text("comment", comment, zip=True)
-
-    try:
-        # Not synced: a sequence has hundreds of pictures, and a preview is renewed at every step.
-        with replace_when_whole(path, is_synced=False) as temporary:
-            Image.fromarray(pixels.numpy()).save(temporary, format="PNG", pnginfo=texts)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+    # Not synced: a sequence has hundreds of pictures, and a preview is renewed at every step.
+    with (
+        writing(path),
+        output_when_whole(path, overwrite=overwrite, is_synced=False) as temporary,
+    ):
+        Image.fromarray(pixels.numpy()).save(temporary, format="PNG", pnginfo=texts)

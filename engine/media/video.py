@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import secrets
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..files import (
     DISK_FULL,
+    KeptOutputError,
     check_video_path,
     folder_error,
     free_partial_path,
@@ -87,6 +90,8 @@ class VideoWriter:
         self._token = None if kept is None else kept.token
         self._num_joined_bytes = 0
         self._partial_path: Path | None = None
+        self._is_overwriting = overwrite
+        self.is_finished = False
         check_video_path(self.path, overwrite=overwrite)
         make_folder("output", self.path.parent)
         self._spool = self._make_spool() if kept is None else kept.spool
@@ -147,7 +152,8 @@ class VideoWriter:
             raise InputError(f"{target} cannot be written: no frame of the video is finished yet")
         run = longest_run(segments)
         part = {"first_frame": run[0].first_frame, "num_frames": sum(segment.num_frames for segment in run)}
-        video = self._join(target, run, {**self._metadata, "partial": part})
+        is_own = path is not None or self._partial_path is not None
+        video = self._join(target, run, {**self._metadata, "partial": part}, overwrite=is_own)
         if path is None:
             self._partial_path = target
         return video
@@ -157,7 +163,8 @@ class VideoWriter:
         if self.num_final_frames != self.num_frames:
             raise ValueError(f"the video needs {self.num_frames} frames, {self.num_final_frames} are written")
         segments = sorted(self._segments, key=lambda segment: segment.first_frame)
-        video = self._join(self.path, segments, self._metadata)
+        video = self._join(self.path, segments, self._metadata, overwrite=self._is_overwriting)
+        self.is_finished = True
         if self._partial_path is not None:
             self._partial_path.unlink(missing_ok=True)
         self.close()
@@ -180,10 +187,17 @@ class VideoWriter:
         except OSError as error:
             raise folder_error("output", self.path.parent, error) from error
 
-    def _join(self, path: Path, segments: Sequence[Segment], metadata: dict[str, object]) -> Video:
-        make_folder("output", path.parent)
-        with writing(path):
-            self._num_joined_bytes += self._write_with_room(path, segments, metadata)
+    def _join(
+        self, path: Path, segments: Sequence[Segment], metadata: dict[str, object], *, overwrite: bool
+    ) -> Video:
+        try:
+            make_folder("output", path.parent)
+            with writing(path):
+                self._num_joined_bytes += self._write_with_room(path, segments, metadata, overwrite)
+        except InputError as error:
+            if not self._spool.is_kept and not isinstance(error, KeptOutputError):
+                self._rescue(error, segments, metadata)
+            raise
         num_frames = sum(segment.num_frames for segment in segments)
         return Video(
             path=path,
@@ -195,18 +209,28 @@ class VideoWriter:
             metadata=metadata,
         )
 
+    def _rescue(self, error: InputError, segments: Sequence[Segment], metadata: Mapping[str, object]) -> None:
+        """Keep frames that nothing else keeps in the folder for temporary files, and say so in a note of ``error``."""
+        kept = Path(tempfile.gettempdir()) / f"isoframe-{secrets.token_hex(4)}.mp4"
+        try:
+            write_mp4(kept, self._format, segments, metadata)
+        except (InputError, OSError) as failure:
+            error.add_note(f"the frames could not be kept as {kept} either: {failure}")
+        else:
+            error.add_note(f"{sum(segment.num_frames for segment in segments)} frames are kept in {kept}")
+
     def _write_with_room(
-        self, path: Path, segments: Sequence[Segment], metadata: Mapping[str, object]
+        self, path: Path, segments: Sequence[Segment], metadata: Mapping[str, object], overwrite: bool
     ) -> int:
         try:
-            return write_mp4(path, self._format, segments, metadata, self._token)
+            return write_mp4(path, self._format, segments, metadata, self._token, overwrite=overwrite)
         except OSError as error:
             if error.errno not in DISK_FULL or not self._spool.is_on_disk or self._spool.is_kept:
                 raise
             # The segments are small in RAM, and their room on the disk is what the file lacks.
             _logger.info("no room for %s beside its segments; moving the segments to memory", path)
             self._spool.move_to_memory()
-            return write_mp4(path, self._format, segments, metadata, self._token)
+            return write_mp4(path, self._format, segments, metadata, self._token, overwrite=overwrite)
 
 
 def read_video_info(path: str | os.PathLike[str]) -> Video:
