@@ -261,9 +261,19 @@ def _name_anew(temporary: Path, path: Path) -> None:
         temporary.unlink()
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace ``path`` by a file of ``content``; on return it and its name are on the disk."""
+def write_durably(path: Path, content: bytes, *, is_private: bool = True) -> None:
+    """Replace ``path`` by a file of ``content``; on return it and its name are on the disk.
+
+    Args:
+        path: what is replaced; its folder exists.
+        content: all of the file.
+        is_private: other users cannot read it, whatever the umask: records have prompts, pictures and paths.
+    """
     with replace_when_whole(path) as temporary:
+        if is_private:
+            # There are file systems without permissions.
+            with contextlib.suppress(OSError):
+                temporary.chmod(0o600)
         temporary.write_bytes(content)
     # Windows writes the names by itself.
     if os.name != "nt":
@@ -480,10 +490,14 @@ def check_folder(purpose: str, folder: Path) -> None:
         raise folder_error(purpose, folder, error) from error
 
 
-def make_folder(purpose: str, folder: Path) -> None:
-    """Create ``folder`` if it is missing; raise :class:`InputError` if that cannot be done."""
+def make_folder(purpose: str, folder: Path, *, is_private: bool = False) -> None:
+    """Create ``folder`` if it is missing, ``is_private`` for this user alone.
+
+    Raises:
+        InputError: that cannot be done.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(0o700 if is_private else 0o777, parents=True, exist_ok=True)
     except OSError as error:
         raise folder_error(purpose, folder, error) from error
 

@@ -115,17 +115,27 @@ class Client:
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._timeout = timeout
         self._patience = patience
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _KeyStaysHere)
 
-    def create(self, request: Request, *, priority: int = 0, previews: bool = False) -> dict[str, Any]:
+    def create(
+        self, request: Request, *, priority: int = 0, previews: bool = False, key: str | None = None
+    ) -> dict[str, Any]:
         """Have a video made.
+
+        Args:
+            request: what is to be seen.
+            priority: of the queue.
+            previews: draw a picture of the latents at every step.
+            key: of your own for this video: the same request with it once more, after a connection that broke or a restart
+                of the server, gives the same video.
 
         Raises:
             ServerError: the server refuses it; 429 means that its queue is full.
             ConfigError: a server does not take a field of ``request``.
         """
         body = {**request_fields(request), "priority": priority, "previews": previews}
-        return self._json("POST", "/v1/videos", json.dumps(body).encode())
+        headers = {} if key is None else {"Idempotency-Key": key}
+        return self._json("POST", "/v1/videos", json.dumps(body).encode(), headers)
 
     def get(self, name: str) -> dict[str, Any]:
         """How a video stands."""
@@ -192,8 +202,10 @@ class Client:
                 raise ConnectionError(f"the answer of {self._url} broke off {response.length} bytes early")
         return path
 
-    def _json(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
-        with self._answer(method, path, body) as response:
+    def _json(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        with self._answer(method, path, body, headers) as response:
             values: dict[str, Any] = json.load(response)
         return values
 
@@ -211,6 +223,17 @@ class Client:
                 raise ServerError(error) from error
         except http.client.HTTPException as error:
             raise ConnectionError(f"the answer of {self._url} broke off: {error!r}") from error
+
+
+class _KeyStaysHere(urllib.request.HTTPRedirectHandler):
+    """Follows redirects; another server, or this one without TLS, does not get the key."""
+
+    def redirect_request(self, req: urllib.request.Request, *told: Any) -> urllib.request.Request | None:
+        """The request to the new address."""
+        new = super().redirect_request(req, *told)
+        if new is not None and (new.type, new.host) != (req.type, req.host):
+            new.remove_header("Authorization")
+        return new
 
 
 def _read_events(response: Any) -> Iterator[dict[str, Any]]:

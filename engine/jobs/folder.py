@@ -131,7 +131,7 @@ class JobFolder:
         check_folder("job", path)
         if path.exists() and not all(_is_unfinished(entry.name, images) for entry in path.iterdir()):
             raise InputError(f"job folder {path} holds other files; choose a new or an empty folder")
-        make_folder("job", path)
+        make_folder("job", path, is_private=True)
         with writing(path):
             for field, image in images.items():
                 write_durably(image_path(path, field), _png(image))
@@ -153,7 +153,7 @@ class JobFolder:
         record = replace(
             self.record, token=secrets.token_hex(4), output=output.absolute(), is_overwriting=False
         )
-        make_folder("job", path)
+        make_folder("job", path, is_private=True)
         with self._locked(), writing(path):
             for pattern in (
                 *_image_names((*IMAGE_FIELDS, guide_field("*"))),

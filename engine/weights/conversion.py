@@ -151,7 +151,9 @@ class _Conversion:
         with exclusive_lock(lock, f"another process converts to {self._folder}; wait for it"):
             manifest = self._manifest(self._write_parts())
             with self._disk_errors(self._total_bytes):
-                write_durably(self._partial / MANIFEST_NAME, json.dumps(manifest, indent=1).encode())
+                write_durably(
+                    self._partial / MANIFEST_NAME, json.dumps(manifest, indent=1).encode(), is_private=False
+                )
             open_store(self._partial).verify(self._on_progress)
         lock.unlink()
         os.rename(self._partial, self._folder)

@@ -77,9 +77,9 @@ def serve_page(
             examples = list_examples() if engine.components.name == "demo" else []
             page = build_page(studio, examples)
             largest = serving.limits.upload_bytes
-            inner = OwnPosts(_mount(page, login, largest), uploads)
-            limited = BodyLimit(inner, _IMAGES_AT_ONCE * largest, _UPLOAD_SECONDS)
-            with _running(Guard(limited, access), listener, page):
+            guarded = Guard(OwnPosts(_mount(page, login, largest), uploads), access)
+            limited = BodyLimit(guarded, _IMAGES_AT_ONCE * largest, _UPLOAD_SECONDS)
+            with _running(limited, listener, page):
                 urls = [address(listener)]
                 if is_shared:
                     urls.append(_share(page, urls[0]))

@@ -116,6 +116,38 @@ def answering(answer: bytes) -> Iterator[Client]:
         thread.join(TIMEOUT)
 
 
+def test_the_key_is_not_sent_to_another_host() -> None:
+    heard: list[bytes] = []
+
+    def redirect(listener: socket.socket, target: str) -> None:
+        for _ in range(2):
+            connection, _ = listener.accept()
+            with connection:
+                heard.append(connection.recv(4096))
+                status = (
+                    b"HTTP/1.1 307 T\r\nLocation: " + target.encode()
+                    if len(heard) == 1
+                    else b"HTTP/1.1 200 OK"
+                )
+                connection.sendall(status + b"\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+
+    for name, has_key in (("localhost", False), ("127.0.0.1", True)):
+        heard.clear()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            thread = threading.Thread(target=redirect, args=(listener, f"http://{name}:{port}/v1/videos/b"))
+            thread.start()
+            Client(f"http://127.0.0.1:{port}", api_key=KEY).get("a")
+            thread.join(TIMEOUT)
+        assert [b"Authorization" in request for request in heard] == [True, has_key]
+
+
+def test_the_same_key_makes_one_video(client: Client) -> None:
+    names = [client.create(REQUEST, key="once")["id"] for _ in range(2)]
+    assert names[0] == names[1]
+    client.wait(names[0])
+
+
 def test_an_answer_that_breaks_off_is_no_connection() -> None:
     with (
         answering(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{") as client,

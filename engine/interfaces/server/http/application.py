@@ -56,14 +56,14 @@ def make_app(
     _add_operations(app, metrics, service.card)
     app.include_router(make_router(service))
     # The last one is the outermost.
-    app.add_middleware(BodyLimit, upload_bytes=service.limits.upload_bytes, upload_seconds=upload_seconds)
     app.add_middleware(Guard, access=access)
+    app.add_middleware(BodyLimit, upload_bytes=service.limits.upload_bytes, upload_seconds=upload_seconds)
     if access.origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=access.origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "Range"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Range"],
             expose_headers=["Content-Range", "Retry-After"],
         )
     app.add_middleware(MeasureRequests, metrics=metrics)

@@ -32,6 +32,7 @@ _STATUSES = {
     415: ("unsupported_type", "content-type", "The body is neither JSON nor a form."),
     422: ("invalid_request", "body", "A field or parameter is wrong; it is named."),
     429: ("queue_full", "queue", "The queue is full; Retry-After says when to try again."),
+    503: ("busy", "body", "Too much is being uploaded; Retry-After says when to try again."),
     507: ("storage", "storage", "The server's disk is full."),
 }
 _OTHER = ("invalid_request", "body", "")

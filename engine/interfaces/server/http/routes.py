@@ -43,20 +43,29 @@ def _add_create(router: APIRouter, service: VideoService) -> None:
     # Decoding an image takes much memory: one at a time.
     limiter = CapacityLimiter(1)
 
-    def submit(upload: Upload) -> VideoObject:
+    def submit(upload: Upload, key: str | None) -> VideoObject:
         parameters, content = upload.parse()
-        return VideoObject.of(parameters.create(service, content))
+        return VideoObject.of(parameters.create(service, content, key))
 
     @router.post(
         "",
         status_code=201,
-        responses=problems(400, 408, 413, 415, 429, 507),
+        responses=problems(400, 408, 413, 415, 429, 503, 507),
         openapi_extra={"requestBody": {"required": True, "content": _BODIES}},
     )
-    async def create_video(request: Request) -> VideoObject:
+    async def create_video(
+        request: Request,
+        idempotency_key: Annotated[
+            str | None,
+            Header(
+                min_length=1, max_length=255, pattern="^[!-~]+$",
+                description="Of the client's own; the same request with it once more, also after a restart, has the same video.",
+            ),
+        ] = None,
+    ) -> VideoObject:  # fmt: skip
         """Have a video made of an image and a prompt."""
         upload = await receive_upload(request)
-        return await to_thread.run_sync(submit, upload, limiter=limiter)
+        return await to_thread.run_sync(submit, upload, idempotency_key, limiter=limiter)
 
 
 def _add_queries(router: APIRouter, service: VideoService) -> None:

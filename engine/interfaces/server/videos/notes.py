@@ -29,11 +29,15 @@ class Asked:
         created: seconds since 1970.
         priority: of the queue.
         has_previews: whether pictures are drawn.
+        key: that the client gave it, so that asking once more does not make it twice; None if it gave none.
+        digest: of what was asked for under ``key``.
     """
 
     created: float
     priority: int = 0
     has_previews: bool = False
+    key: str | None = None
+    digest: str | None = None
 
     def __post_init__(self) -> None:
         _check_time("created", self.created)
@@ -70,7 +74,7 @@ def write_note(folder: Path, note: Asked | End) -> None:
     """
     path = _path(folder, type(note))
     with writing(path):
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(0o700, exist_ok=True)
         write_durably(path, _adapter(type(note)).dump_json(note))
 
 

@@ -1,5 +1,6 @@
 """What a client says about a video that it wants: names, types and bounds, and the engine's request."""
 
+import hashlib
 from collections.abc import Collection
 from dataclasses import MISSING
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -89,8 +90,8 @@ class VideoParameters(_Fields):  # type: ignore[misc, valid-type]  # made at imp
     priority: int = Field(default=0, ge=-100, le=100, description="Higher ones run first.")
     previews: bool = Field(default=False, description="Draw a picture of the latents at every step.")
 
-    def create(self, service: "VideoService", content: bytes) -> "VideoStatus":
-        """Have ``service`` make the video of the image file ``content``.
+    def create(self, service: "VideoService", content: bytes, key: str | None = None) -> "VideoStatus":
+        """Have ``service`` make the video of the image file ``content``; asking once more under ``key`` makes no other.
 
         Raises:
             IsoframeError: it is refused; a FieldError where a field is wrong.
@@ -100,7 +101,11 @@ class VideoParameters(_Fields):  # type: ignore[misc, valid-type]  # made at imp
         if self.model not in (None, service.card.name):
             raise FieldError("model", f"model must be {service.card.name}, got {self.model!r}")
         request = self.to_request(read_picture(content, service.limits), service.card.loras)
-        return service.create(request, priority=self.priority, has_previews=self.previews)
+        asked = self.model_dump_json(exclude={"image"}).encode()
+        digest = None if key is None else hashlib.sha256(asked + b"\0" + content).hexdigest()
+        return service.create(
+            request, priority=self.priority, has_previews=self.previews, key=key, digest=digest
+        )
 
     def to_request(self, image: "Image", loras: Collection[str]) -> Request:
         """What the engine is asked for.

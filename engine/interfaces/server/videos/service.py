@@ -9,7 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 from ....errors import InputError, QueueFullError
 from ....files import exclusive_lock, link_or_copy, make_folder
@@ -19,7 +21,7 @@ from ....jobs.log import LogEntry
 from ....jobs.state import JobState
 from ....request.config import Request
 from .entry import VideoEntry
-from .errors import NotFinishedError, UnknownVideoError, failure_of
+from .errors import FieldError, NotFinishedError, UnknownVideoError, failure_of
 from .found_videos import FoundVideo, find_videos, new_name, remove_job
 from .limits import Limits
 from .notes import Asked, End, forget_end, read_asked, write_note
@@ -68,7 +70,12 @@ class VideoService:
         # In the order in which they came. A deleted one is not here any more, though its job may still be at work.
         self._videos: dict[str, VideoEntry] = {}
         self._is_closing = False
-        make_folder("service", self._jobs)
+        # The video that was asked for under a client's key, and a digest of what was asked.
+        self._keys: dict[str, tuple[str, str | None]] = {}
+        for own in (folder, self._jobs):
+            make_folder("service", own, is_private=True)
+            with contextlib.suppress(OSError):
+                own.chmod(0o700)
         told = f"folder {folder} is in use by another service; choose another one"
         with contextlib.ExitStack() as on_failure:
             on_failure.enter_context(exclusive_lock(folder / "lock", told))
@@ -86,16 +93,33 @@ class VideoService:
         """Whether the service is stopping."""
         return self._is_closing
 
-    def create(self, request: Request, *, priority: int = 0, has_previews: bool = False) -> VideoStatus:
+    def create(
+        self,
+        request: Request,
+        *,
+        priority: int = 0,
+        has_previews: bool = False,
+        key: str | None = None,
+        digest: str | None = None,
+    ) -> VideoStatus:
         """Have a video made.
+
+        Args:
+            request: what is to be seen.
+            priority: of the queue.
+            has_previews: whether pictures are drawn.
+            key: with one that was given before, also before a restart, the video of then is the answer.
+            digest: of everything that was asked for under ``key``.
 
         Raises:
             QueueFullError: as many wait as may.
-            FieldError: the request is beyond the limits.
+            FieldError: the request is beyond the limits, or another one had this ``key``.
             IsoframeError: the engine refuses it.
         """
         self.limits.check(request)
-        asked = Asked(created=time.time(), priority=priority, has_previews=has_previews)
+        asked = Asked(
+            created=time.time(), priority=priority, has_previews=has_previews, key=key, digest=digest
+        )
         return self._make(lambda path: self._workers.submit(path, request, asked), asked)
 
     def get(self, name: str) -> VideoStatus:
@@ -170,7 +194,7 @@ class VideoService:
 
     def keep(self, path: Path) -> Path:
         """Another name of a file for videos to come, which lasts as long as one of them needs it."""
-        make_folder("service", self._kept)
+        make_folder("service", self._kept, is_private=True)
         kept = self._kept / f"{secrets.token_hex(12)}{path.suffix}"
         link_or_copy(path, kept)
         return kept
@@ -267,9 +291,19 @@ class VideoService:
         return {state: found[state] for state in _TOLD_STATES}
 
     def retry_seconds(self) -> int:
-        """When there may be room in the queue."""
-        running = [status for status in self._statuses() if status.state is JobState.RUNNING]
-        left = [status.seconds_left for status in running if status.seconds_left is not None]
+        """When there may be room in the queue: when the first of what runs is over, as expected or as videos lately took."""
+        statuses = self._statuses()
+        left = [
+            status.seconds_left
+            for status in statuses
+            if status.state is JobState.RUNNING and status.seconds_left is not None
+        ]
+        if not left:
+            ends = sorted((s.ended, s.created) for s in statuses if s.state is JobState.DONE and s.ended)
+            spans = [
+                end - max(created, before) for (before, _), (end, created) in pairwise([(0.0, 0.0), *ends])
+            ]
+            left = [median(spans[-_NUM_RECENT:])] if spans else []
         return min(max(round(min(left, default=5)), 1), _LONGEST_WAIT_SECONDS)
 
     def announce_close(self) -> None:
@@ -327,6 +361,8 @@ class VideoService:
         """Have a new video made by the job that ``submit`` starts in a folder."""
         # One after the other: the bound of the queue holds, and so does that of the memory for images.
         with self._creating:
+            if (known := self._known(asked)) is not None:
+                return known
             self._check_room()
             path = self._jobs / new_name()
             try:
@@ -344,7 +380,7 @@ class VideoService:
     def _make_copy(self, name: str, change: Callable[[JobFolder], None]) -> VideoStatus:
         """Have a changed copy of a video made."""
         original = self.folder(name)
-        asked = replace(read_asked(original.path), created=time.time())
+        asked = replace(read_asked(original.path), created=time.time(), key=None, digest=None)
 
         def submit(path: Path) -> Job:
             copy = original.copy(path, path / "video.mp4")
@@ -352,6 +388,22 @@ class VideoService:
             return self._workers.resume(copy, asked)
 
         return self._make(submit, asked)
+
+    def _known(self, asked: Asked) -> VideoStatus | None:
+        """The video that was asked for under the same key."""
+        name, digest = self._keys.get(asked.key or "", ("", None))
+        with self._lock:
+            if name not in self._videos:
+                return None
+            if digest != asked.digest:
+                raise FieldError(
+                    "idempotency-key", "idempotency-key was given to another request; take a new one"
+                )
+            return self._find(name).status()
+
+    def _remember(self, name: str, asked: Asked) -> None:
+        if asked.key is not None:
+            self._keys[asked.key] = name, asked.digest
 
     def _check_room(self) -> None:
         waiting = sum(status.state is JobState.QUEUED for status in self._statuses())
@@ -371,6 +423,7 @@ class VideoService:
             raise
         with self._lock:
             self._videos[job.path.name] = entry
+            self._remember(job.path.name, asked)
             status = entry.status()
         job.add_done_callback(lambda _: self._on_end(entry, job))
         return status
@@ -414,6 +467,7 @@ class VideoService:
                 status = replace(status, state=JobState.FAILED, ended=time.time(), failure=failure)
         with self._lock:
             self._videos[status.id] = VideoEntry(found.path, found.job, status)
+            self._remember(status.id, found.asked)
 
 
 def _try_to_write_end(path: Path, end: End) -> None:

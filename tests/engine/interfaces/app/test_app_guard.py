@@ -168,7 +168,7 @@ def test_uploads_are_bounded_in_size_and_number(
 ) -> None:
     assert upload(open_app, picture()).status == 200
     assert upload(open_app, bytes(20 * 2**20 + 1)).status == 413
-    assert upload(open_app, bytes(120 * 2**20)).status == 413
+    assert upload(open_app, bytes(60 * 2**20)).status == 413
     room = admission.OwnPosts(lambda *_: None, tmp_path, max_files=2, max_bytes=100)  # type: ignore[arg-type, return-value]  # never called
     (tmp_path / "a").write_bytes(b"x")
     assert room._has_room()

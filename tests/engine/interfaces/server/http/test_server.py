@@ -2,15 +2,20 @@
 
 import base64
 import json
+import os
 import re
 import socket
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from video_server import SMALL, Asker, KeptWorkers, load, picture, serving, small_limits
+from PIL import Image
+from video_server import SMALL, Answer, Asker, KeptWorkers, form, load, picture, serving, small_limits
 
-from isoframe.engine import ConfigError, Engine, InputError
+from isoframe.engine import ConfigError, Engine, InputError, Request
 from isoframe.engine.interfaces.server.http.guard import Access
 from isoframe.engine.interfaces.server.http.listening import bind
 from isoframe.engine.interfaces.server.videos.service import VideoService
@@ -282,3 +287,106 @@ def test_a_port_that_is_taken_is_told() -> None:
         pytest.raises(InputError, match="choose another --port"),
     ):
         bind("127.0.0.1", taken.getsockname()[1])
+
+
+def send_all_then_read(ask: Asker, head: str, body: bytes) -> bytes:
+    """What a client sees that sends its whole body before it looks for an answer."""
+    with socket.create_connection((ask.host, ask.port or 0), timeout=60) as connection:
+        connection.sendall(
+            f"{head}\r\nHost: {ask.host}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+        )
+        return connection.recv(4096)
+
+
+def test_early_refusals_reach_a_client_that_sends_its_whole_body_first(
+    engine: Engine, tmp_path: Path
+) -> None:
+    service = VideoService(KeptWorkers(engine), tmp_path, limits=small_limits())
+    large, kind = bytes(30 * 2**20), "\r\nContent-Type: application/json"
+    with serving(service, Access(api_key=KEY)) as ask:
+        known = f"{kind}\r\nAuthorization: Bearer {KEY}"
+        for path, head, status in (
+            ("/v1/videos", kind, 401),
+            ("/v1/videos", f"{known}\r\nOrigin: https://elsewhere.example", 403),
+            ("/v1/videos", known, 413),
+            ("/v1/videos", known.replace("json", "xml"), 415),
+            ("/v1/nothing", known, 404),
+            ("/metrics", known, 405),
+        ):
+            answer = send_all_then_read(ask, f"POST {path} HTTP/1.1{head}", large)
+            assert answer.startswith(f"HTTP/1.1 {status} ".encode()), (path, head)
+
+
+def test_bytes_under_upload_are_bounded_over_all_connections(engine: Engine, tmp_path: Path) -> None:
+    limits = small_limits()
+    most = limits.upload_bytes * 4 // 3 + 2**20
+    service = VideoService(KeptWorkers(engine), tmp_path, limits=limits)
+    with serving(service) as ask, ExitStack() as stack:
+        head = f"POST /v1/videos HTTP/1.1\r\nHost: {ask.host}\r\nContent-Type: application/json\r\n"
+        open_ones = [
+            stack.enter_context(socket.create_connection((ask.host, ask.port or 0), timeout=60))
+            for _ in range(6)
+        ]
+        for connection in open_ones:
+            connection.sendall(f"{head}Content-Length: {most}\r\n\r\n".encode())
+            connection.sendall(bytes(most - 1000))
+        answers = []
+        for connection in open_ones:
+            connection.settimeout(1)
+            with suppress(TimeoutError):
+                answers.append(connection.recv(4096))
+        assert len(answers) in (1, 2)
+        assert all(answer.startswith(b"HTTP/1.1 503") and b"retry-after: 5" in answer for answer in answers)
+        for connection in open_ones:
+            connection.close()
+        deadline = time.monotonic() + 10
+        while (status := ask.send_form(SMALL, picture()).status) == 503 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert status == 201
+
+
+def test_the_same_key_is_the_same_video_also_after_a_restart(engine: Engine, tmp_path: Path) -> None:
+    body, kind = form(SMALL, {"image": picture()})
+    other, other_kind = form({**SMALL, "seed": 7}, {"image": picture()})
+
+    def create(ask: Asker, body: bytes, kind: str, key: str) -> Answer:
+        return ask("POST", "/v1/videos", body, {"Content-Type": kind, "Idempotency-Key": key})
+
+    for _ in range(2):
+        with serving(VideoService(KeptWorkers(engine), tmp_path)) as ask:
+            names = [create(ask, body, kind, "a-1").json["id"] for _ in range(2)]
+            names += [video["id"] for video in ask("GET", "/v1/videos").json["data"]]
+            assert len(set(names)) == 1
+            refused = create(ask, other, other_kind, "a-1")
+            assert (refused.status, refused.field) == (422, "idempotency-key")
+            assert create(ask, body, kind, "no spaces").status == 422
+            ask.wait(names[0])
+    with serving(VideoService(KeptWorkers(engine), tmp_path)) as ask:
+        assert ask("DELETE", f"/v1/videos/{names[0]}").status == 200
+        again = create(ask, body, kind, "a-1")
+        assert again.status == 201
+        assert again.json["id"] != names[0]
+        ask.wait(again.json["id"])
+
+
+def test_data_and_records_are_for_this_user_alone(ask: Asker, folder: Path) -> None:
+    name = ask.make()
+    ask.wait(name)
+    path = folder / "jobs" / name
+    folders = [folder, folder / "jobs", path, path / "service"]
+    assert [oct(one.stat().st_mode & 0o777) for one in folders] == ["0o700"] * 4
+    records = [path / "job.json", path / "image.png", path / "service" / "asked.json"]
+    assert [oct(one.stat().st_mode & 0o777) for one in records] == ["0o600"] * 3
+    # What is made for others to have follows the umask.
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (path / "video.mp4").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_full_queue_tells_when_there_will_be_room(engine: Engine, tmp_path: Path) -> None:
+    with VideoService(KeptWorkers(engine), tmp_path) as service:
+        assert service.retry_seconds() == 5
+        status = service.wait(service.create(Request(image=Image.new("RGB", (64, 64)), **SMALL)).id)
+        entry = service._videos[status.id]
+        entry.end(replace(entry.status(), created=1000.0, ended=1042.0))
+        assert service.retry_seconds() == 42
