@@ -10,6 +10,7 @@ import io
 import json
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pydantic  # noqa: F401  # before memory lacks
 import torch
 from killed_jobs import Killer, exit_code, kill_at_write, start
 from tiny_models import saved_model
@@ -28,6 +30,8 @@ from tiny_models import saved_model
 from isoframe.bench.quality.codebook_fit import fit_codebook, save_codebook
 from isoframe.engine import IsoframeError
 from isoframe.engine.families.opening import open_transformer
+from isoframe.engine.interfaces.server.videos.service import VideoService
+from isoframe.engine.interfaces.server.videos.workers import LocalWorkers
 from isoframe.engine.media.exports import export_video
 from isoframe.engine.weights.conversion import convert
 from isoframe.quant.named_formats import make_format
@@ -35,7 +39,7 @@ from isoframe.quant.named_formats import make_format
 REFUSED = 3
 MAX_SECONDS = 60
 # Calls that write, about; of a work that is not here, 5.
-NUM_WRITES = {"generate": 50, "convert": 40, "extras": 40}
+NUM_WRITES = {"generate": 50, "convert": 40, "extras": 40, "service": 60}
 Work = Callable[[Path], object]
 
 
@@ -146,6 +150,7 @@ class Works:
             "export-gif": lambda to: export_video(video, to / "out.gif", overwrite=True),
             "export-mp4": lambda to: export_video(video, to / "out.mp4", crf=30, overwrite=True),
             "convert": lambda to: convert(self.checkpoint, make_format("int8", torch.float32), to / "store"),
+            "service": self._serve,
             "codebook": lambda to: save_codebook(
                 to / "book.safetensors", fit_codebook(self.points, 4), ["a"]
             ),
@@ -154,8 +159,21 @@ class Works:
         for kind, work in self.kinds.items():
             to = folder / f"whole-{kind}"
             to.mkdir()
-            work(to)
+            # Only processes of one thread may be forked: none starts here.
+            assert exit_code(start(lambda work=work, to=to: work(to))) == 0, kind  # type: ignore[misc]
             self.expected[kind] = contents(to)
+
+    def _serve(self, to: Path) -> None:
+        """Start a service, as server and app have it, ask for a video once, and wait for all that it has."""
+        with VideoService(LocalWorkers(self.killer.engine), to / "data") as service:
+            if not service.page():
+                service.create(self.killer.request)
+            ends = [service.wait(video.id, MAX_SECONDS) for video in service.page()]
+            # One that failed for want of something is taken up again, as its user would.
+            ends = [service.wait(service.resume(video.id).id, MAX_SECONDS) for video in ends]
+        for video in ends:
+            if video.failure is not None:
+                raise IsoframeError(video.failure.message)
 
     def trial(self, name: str, kind: str, hazard: Callable[[Callable[[], object]], int]) -> dict[str, Any]:
         """Do the work under a hazard, then once more without."""
@@ -175,12 +193,12 @@ class Works:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Everything in a folder that does not differ between two jobs."""
+    """Everything in a folder that does not differ between two jobs; a service draws the name of its only video."""
     return {
-        str(path.relative_to(folder)): path.read_bytes()
+        re.sub(r"video_[0-9a-f]{24}", "video", str(path.relative_to(folder))): path.read_bytes()
         for path in folder.rglob("*")
         if path.is_file()
-        and path.name not in ("lock", "job.json", "done.json")
+        and path.name not in ("lock", "job.json", "done.json", "asked.json", "end.json")
         and path.suffix not in (".lock", ".tmp")
         and ".partial" not in path.name
     }
