@@ -27,10 +27,12 @@ except ImportError:
     fcntl = None  # type: ignore[assignment]  # there is no other module of this kind
 
 TEMPORARY_SUFFIX = ".isoframe.tmp"
+# How folders begin that are made for the time of one run.
+TEMPORARY_FOLDER = "isoframe-"
 _TOKEN_BYTES = 4
 _TEMPORARY = re.compile(rf"\..+\.[0-9a-f]{{{2 * _TOKEN_BYTES},64}}{re.escape(TEMPORARY_SUFFIX)}")
 # Where locks do not tell, a file that was not written for so long is nobody's.
-_ABANDONED_SECONDS = 24 * 3600
+ABANDONED_SECONDS = 24 * 3600
 # Of nearly all file systems.
 _NAME_BYTES, _PATH_BYTES = 255, 4096
 # The header of a model with 10,000 tensors has 2 MB.
@@ -214,7 +216,7 @@ def _is_orphan(path: Path) -> bool:
     if not stat.S_ISREG(status.st_mode) or (hasattr(os, "getuid") and status.st_uid != os.getuid()):
         return False
     if fcntl is None:
-        return time.time() - status.st_mtime > _ABANDONED_SECONDS
+        return time.time() - status.st_mtime > ABANDONED_SECONDS
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -223,7 +225,7 @@ def _is_orphan(path: Path) -> bool:
         return False
     except OSError:
         # A file system without locks.
-        return time.time() - status.st_mtime > _ABANDONED_SECONDS
+        return time.time() - status.st_mtime > ABANDONED_SECONDS
     finally:
         os.close(handle)
 

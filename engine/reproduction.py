@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .checkpoints.lora_files import open_lora_file
 from .errors import InputError
 from .events import EventHandler
-from .files import check_apart
+from .files import TEMPORARY_FOLDER, check_apart
 from .generation.numerics import changed_numerics, recorded_numerics
 from .jobs.folder import JobFolder
 from .jobs.metadata import FILE_FIELDS, package_versions
@@ -220,7 +220,7 @@ def reproduce(
     check_apart([Path(out)], [recipe.source])
     differences, numerics = recipe.differences(engine), recorded_numerics(recipe.metadata)
     is_frame = "frame" in recipe.metadata
-    with tempfile.TemporaryDirectory(prefix="isoframe-") as folder:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY_FOLDER) as folder:
         job, frames = Path(folder) / "job", Path(folder) / "frames"
         redos = recipe.metadata.get("redos", ())
         video = engine.render(

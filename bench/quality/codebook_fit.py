@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...engine.device import machine_errors
 from ...engine.errors import InputError
-from ...engine.files import make_folder, write_durably, writing
+from ...engine.files import make_folder, output_when_whole, writing
 from ...engine.sampling.codebook import assign
 
 _MAX_POINTS = 200_000
@@ -81,11 +81,13 @@ def read_points(paths: Sequence[str | os.PathLike[str]]) -> Tensor:
     return torch.cat(parts)
 
 
-def save_codebook(path: Path, centroids: Tensor, sources: Sequence[str]) -> None:
+def save_codebook(path: Path, centroids: Tensor, sources: Sequence[str], *, overwrite: bool = True) -> None:
     """Write centroids [K, C] and the names of what they were fitted on."""
     from safetensors.torch import save
 
     make_folder("codebook", path.parent)
     metadata = {"isoframe": json.dumps({"kind": "codebook", "sources": list(sources)})}
     with machine_errors("the codebook"), writing(path):
-        write_durably(path, save({"centroids": centroids.contiguous()}, metadata=metadata))
+        content = save({"centroids": centroids.contiguous()}, metadata=metadata)
+        with output_when_whole(path, overwrite=overwrite) as temporary:
+            temporary.write_bytes(content)

@@ -170,15 +170,16 @@ def codebook(
     overwrite: options.Overwrite = False,
 ) -> None:
     """Fit K centroids of latent pixels, for generate --history-codebook (experimental)."""
-    from ...engine.files import check_latents_path, write_error
+    from ...engine.files import check_apart, check_latents_path, write_error
     from ...engine.sampling.codebook import Codebook
     from .codebook_fit import fit_codebook, read_points, save_codebook
 
     check_latents_path(out, overwrite=overwrite)
+    check_apart([out], files)
     points = read_points(files)
     fitted = fit_codebook(points, centroids, seed=seed)
     try:
-        save_codebook(out, fitted, [path.name for path in files])
+        save_codebook(out, fitted, [path.name for path in files], overwrite=overwrite)
     except OSError as error:
         raise write_error(error, out) from error
     spread = (points - points.mean(dim=0)).square().sum()

@@ -1,7 +1,12 @@
 """What of this machine helps or hinders a video: findings, each with its remedy."""
 
+import contextlib
+import os
 import platform
 import shutil
+import stat
+import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +19,7 @@ from ...kernels import HAS_TRITON
 from ...kernels.launching.probe import find_triton_failure
 from ..errors import BudgetError, DeviceError
 from ..families.registry import PUBLISHED_NAME
+from ..files import ABANDONED_SECONDS, TEMPORARY_FOLDER, remove_orphans
 from ..generation.model_lookup import find_model
 from ..model.attention_backends import AttentionShape
 from ..model.attention_choice import CANDIDATES, AttentionChoice
@@ -311,3 +317,17 @@ def _published_attention(device: torch.device) -> AttentionShape:
 def _capability(device: torch.device) -> int:
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+def remove_leftovers(cache_dir: Path) -> Iterator[Path]:
+    """Remove what killed runs of this user left in ``cache_dir``, the working folder and that for temporary files."""
+    temporary = Path(tempfile.gettempdir())
+    for folder in (temporary, Path.cwd(), *(Path(path) for path, _, _ in os.walk(cache_dir))):
+        yield from remove_orphans(folder)
+    for path in temporary.glob(f"{TEMPORARY_FOLDER}*"):
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            is_own = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+            if is_own and stat.S_ISDIR(status.st_mode) and time.time() - status.st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(path)
+                yield path

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Self
 
 from ..errors import ConfigError, InputError
 from ..files import (
-    TEMPORARY_SUFFIX,
     check_folder,
     exclusive_lock,
     expanded,
@@ -297,7 +296,7 @@ class JobFolder:
 
     def _remove_leftovers(self) -> None:
         beside_video = self.record.output.parent.glob(temporary_name("*", self.record.token))
-        for path in (*self.path.glob(f"*{TEMPORARY_SUFFIX}"), *beside_video):
+        for path in (*self.path.glob("*.tmp"), *beside_video):
             with writing(path):
                 path.unlink(missing_ok=True)
 

@@ -26,7 +26,13 @@ from ..device import machine_errors
 from ..errors import CheckpointError, InputError
 from ..events import ConversionEvent, OnConversion
 from ..families.registry import family_of
-from ..files import TEMPORARY_SUFFIX, exclusive_lock, parse_json, replace_when_whole, write_durably
+from ..files import (
+    check_folder,
+    exclusive_lock,
+    parse_json,
+    replace_when_whole,
+    write_durably,
+)
 from ..model.units import UnitLayout
 from .host_tiers import HostBuffer
 from .store import (
@@ -45,7 +51,7 @@ _logger = logging.getLogger(__name__)
 # The key of a file's metadata under which its note stands.
 _NOTE = "conversion"
 # What a conversion leaves in its folder when it is stopped; the first version kept a journal.
-_OWN_FILES = ("units-*", "parameters-*", f".*{TEMPORARY_SUFFIX}", "progress.jsonl")
+_OWN_FILES = ("units-*", "parameters-*", ".*.tmp", "progress.jsonl")
 _PAGE = 4096
 
 
@@ -65,6 +71,7 @@ def convert(
         InputError: ``folder`` is taken, or the disk is full.
     """
     folder = Path(folder)
+    check_folder("store", partial_folder(folder))
     if folder.exists():
         return _existing(folder, checkpoint, weight_format)
     with machine_errors("the conversion"):
@@ -148,16 +155,35 @@ class _Conversion:
         with self._disk_errors(0):
             self._partial.mkdir(parents=True, exist_ok=True)
         lock = self._partial / "lock"
-        with exclusive_lock(lock, f"another process converts to {self._folder}; wait for it"):
-            manifest = self._manifest(self._write_parts())
-            with self._disk_errors(self._total_bytes):
-                write_durably(
-                    self._partial / MANIFEST_NAME, json.dumps(manifest, indent=1).encode(), is_private=False
-                )
-            open_store(self._partial).verify(self._on_progress)
-        lock.unlink()
-        os.rename(self._partial, self._folder)
-        return open_store(self._folder)
+        try:
+            with exclusive_lock(lock, f"another process converts to {self._folder}; wait for it"):
+                if self._folder.exists():
+                    # Another process was through with it since this one looked.
+                    shutil.rmtree(self._partial, ignore_errors=True)
+                    return _existing(self._folder, self._checkpoint, self._format)
+                manifest = self._manifest(self._write_parts())
+                with self._disk_errors(self._total_bytes):
+                    write_durably(
+                        self._partial / MANIFEST_NAME,
+                        json.dumps(manifest, indent=1).encode(),
+                        is_private=False,
+                    )
+                open_store(self._partial).verify(self._on_progress)
+                if os.name != "nt":
+                    self._give_name(lock)
+            if os.name == "nt":
+                # Windows renames no folder in which a file is open.
+                self._give_name(lock)
+        except FileNotFoundError:
+            # Its folder got its name before the lock was there.
+            if not self._folder.exists():
+                raise
+        return _existing(self._folder, self._checkpoint, self._format)
+
+    def _give_name(self, lock: Path) -> None:
+        with self._disk_errors(self._total_bytes):
+            lock.unlink(missing_ok=True)
+            os.rename(self._partial, self._folder)
 
     @cached_property
     def _parts(self) -> list[_StoreFile]:

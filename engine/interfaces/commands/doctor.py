@@ -8,6 +8,7 @@ import typer
 
 from ...errors import EXIT_FAILED
 from ...request.config import EngineConfig
+from ...request.fields import setting
 from .terminal.command import command
 from .terminal.options import JSON
 
@@ -20,7 +21,16 @@ _MARKS = {"good": "[green]good   [/]", "note": "[yellow]note   [/]", "problem": 
 
 
 @command(config=("device", "cache_dir"))
-def doctor(config: EngineConfig, as_json: bool = JSON) -> None:
+def doctor(
+    config: EngineConfig,
+    as_json: bool = JSON,
+    clean: bool = setting(
+        False,
+        "Remove what killed runs left half-written in the cache, in this folder and in that for temporary files; jobs, videos "
+        "and what is being written stay.",
+        panel=None,
+    ),
+) -> None:
     """Examine card, driver, Triton, attention, memory and disk; exit 1 where something will not work.
 
     Every finding comes with its remedy. Without a graphics card it says what this machine can do.
@@ -28,8 +38,12 @@ def doctor(config: EngineConfig, as_json: bool = JSON) -> None:
     from rich.console import Console
 
     from ...device import resolve_device
-    from ..checkup import examine
+    from ..checkup import examine, remove_leftovers
 
+    if clean:
+        for path in remove_leftovers(config.cache_path()):
+            typer.echo(f"removed {path}")
+        return
     checks = []
     console = Console(highlight=False, soft_wrap=True)
     for check in examine(resolve_device(config.device), config.cache_path()):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from ...files import TEMPORARY_FOLDER
 from ...request.config import EngineConfig
 from ...request.fields import JOB, OUTPUT, needed, setting
 from .terminal import options
@@ -67,7 +68,7 @@ def reproduce(
     request = recipe.request(image, files or file.parent)
     config = replace(config, precision=recipe.metadata["precision"])
     with (
-        tempfile.TemporaryDirectory(prefix="isoframe-") as folder,
+        tempfile.TemporaryDirectory(prefix=TEMPORARY_FOLDER) as folder,
         Engine.load(
             model or recipe.metadata["model"],
             config=config,

@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from isoframe.engine.files import temporary_name
 from isoframe.engine.interfaces import checkup
 from isoframe.engine.interfaces.checkup import (
     Check,
@@ -284,3 +285,26 @@ def test_memory_of_this_process_is_told_where_the_driver_knows_it(
     fake.nvmlDeviceGetComputeRunningProcesses = lambda _: [others, mine]
     monkeypatch.setitem(sys.modules, "pynvml", fake)  # type: ignore[arg-type]  # a stand-in
     assert nvml.process_bytes(CUDA) == expected
+
+
+def test_what_killed_runs_left_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, cache, temporary = (tmp_path / name for name in ("here", "cache", "temporary"))
+    for folder in (here, cache / "embeddings", temporary / "isoframe-old", temporary / "isoframe-new"):
+        folder.mkdir(parents=True)
+    os.utime(temporary / "isoframe-old", (0, 0))
+    left = [
+        folder / temporary_name("a.mp4", "0123abcd") for folder in (here, cache / "embeddings", temporary)
+    ]
+    kept = [here / "a.mp4", cache / "embeddings" / "b.safetensors", temporary / "isoframe-0123abcd.mp4"]
+    for path in (*left, *kept):
+        path.write_bytes(b"")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    answer = run(monkeypatch, [], "--clean", "--cache-dir", str(cache))
+    assert answer.exit_code == 0
+    gone = [*left, temporary / "isoframe-old"]
+    assert sorted(answer.stdout.splitlines()) == sorted(f"removed {path}" for path in gone)
+    assert not any(path.exists() for path in gone)
+    assert all(path.exists() for path in (*kept, temporary / "isoframe-new"))

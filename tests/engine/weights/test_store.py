@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 
@@ -330,6 +331,34 @@ def test_two_processes_do_not_convert_to_one_folder(checkpoint: Checkpoint, tmp_
         pytest.raises(InputError, match="another process converts to"),
     ):
         convert(checkpoint, make_format("int8", torch.float32), target)
+
+
+@pytest.mark.parametrize("moment", ["before the folder", "before the lock"])
+def test_a_conversion_that_loses_the_race_leaves_nothing(
+    checkpoint: Checkpoint, pristine: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    target, weight_format = tmp_path / "store", make_format("int8", torch.float32)
+    check_space, lock = conversion._Conversion._check_space, conversion.exclusive_lock
+
+    def win() -> None:
+        monkeypatch.undo()
+        convert(checkpoint, weight_format, target)
+
+    def before_folder(self: conversion._Conversion) -> None:
+        win()
+        check_space(self)
+
+    def before_lock(path: Path, message: str) -> AbstractContextManager[None]:
+        win()
+        return lock(path, message)
+
+    if moment == "before the folder":
+        monkeypatch.setattr(conversion._Conversion, "_check_space", before_folder)
+    else:
+        monkeypatch.setattr(conversion, "exclusive_lock", before_lock)
+    assert convert(checkpoint, weight_format, target).folder == target
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert contents(target) == contents(pristine.folder)
 
 
 def test_a_finished_store_is_opened_not_made_again(

@@ -1,6 +1,7 @@
 """A service starts with every kind of damage in any job folder, and tells it of that video alone."""
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from PIL import Image
 from video_server import TIMEOUT, KeptWorkers, load
 
 from isoframe.engine import Engine, InputError, IsoframeError, QueueFullError, Request
+from isoframe.engine.files import write_durably
 from isoframe.engine.interfaces.server.http.schemas import VideoObject
 from isoframe.engine.interfaces.server.videos.errors import NotFinishedError, UnknownVideoError
 from isoframe.engine.interfaces.server.videos.notes import Asked, End, write_note
@@ -224,3 +226,39 @@ def test_a_damaged_job_is_listed_with_its_reason(made: Path, tmp_path: Path, dam
     found = list(list_jobs(tmp_path / "cache"))
     assert [type(job) for job in found] == [InputError, JobFolder]
     assert folder.name in str(found[0])
+
+
+@pytest.mark.parametrize("step", ["the end of the job", "its note", "both"])
+def test_a_video_whose_end_cannot_be_written_failed_for_that_reason_and_goes_on(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def refuse(path: Path, content: bytes) -> None:
+        if path.name in ("done.json", "end.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_durably(path, content)
+
+    request = Request(
+        image=Image.new("RGB", (64, 64), (200, 60, 40)),
+        prompt="a",
+        seconds=0.1,
+        num_steps=1,
+        latent_window_size=1,
+    )
+    with VideoService(KeptWorkers(engine), tmp_path) as service:
+        with monkeypatch.context() as patch:
+            if step != "its note":
+                patch.setattr("isoframe.engine.jobs.run.write_durably", refuse)
+            if step != "the end of the job":
+                patch.setattr("isoframe.engine.interfaces.server.videos.notes.write_durably", refuse)
+            name = service.create(request).id
+            status = service.wait(name, TIMEOUT)
+            assert (status.state is JobState.FAILED) == (step != "its note")
+            if status.failure is not None:
+                assert "No space left" in status.failure.message
+            other = service.create(request).id
+            service.wait(other, TIMEOUT)
+            service.delete(other)
+        assert service.resume(name).id == name
+        assert service.wait(name, TIMEOUT).state is JobState.DONE
+    with VideoService(KeptWorkers(engine), tmp_path) as service:
+        assert [(status.id, status.state) for status in service.page()] == [(name, JobState.DONE)]
