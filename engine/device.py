@@ -1,13 +1,13 @@
 """The device: which one, and what to do where its memory does not suffice."""
 
 import contextlib
-import errno
 from collections.abc import Iterator
 
 import torch
 
 from ..kernels import HAS_TRITON
 from .errors import DeviceError
+from .files import MACHINE_LIMITS
 
 _OTHER_DEVICE = "use device='cpu' (--device cpu) or a card with more memory"
 _SMALLER = "take a smaller size (--size)"
@@ -104,5 +104,5 @@ def machine_errors(work: str) -> Iterator[None]:
 
 def _is_of_machine(error: BaseException) -> bool:
     if isinstance(error, OSError):
-        return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+        return error.errno in MACHINE_LIMITS
     return is_out_of_memory(error) or any(text in str(error) for text in _LIMIT_TEXTS)

@@ -362,6 +362,8 @@ def exclusive_lock(path: Path, message: str) -> Iterator[None]:
         lock.release()
 
 
+# Too few handles, or too little memory.
+MACHINE_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -520,6 +522,8 @@ def write_error(error: OSError, path: Path) -> InputError:
     if error.errno == errno.EFBIG:
         reason = "the file would be larger than its file system, or a limit of this process, allows"
         remedy = "choose a folder on another file system or raise the limit (ulimit -f)"
+    elif error.errno in MACHINE_LIMITS:
+        remedy = "end other programs, or raise the limits of this process (ulimit -a)"
     elif error.errno in DISK_FULL:
         remedy = "free some space or choose another folder"
     return InputError(f"cannot write {path}: {reason}; {remedy}")

@@ -200,7 +200,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         if path.is_file()
         and path.name not in ("lock", "job.json", "done.json", "asked.json", "end.json")
         and path.suffix not in (".lock", ".tmp")
-        and ".partial" not in path.name
+        and re.search(r"\.partial|^isoframe-", path.name) is None
     }
 
 

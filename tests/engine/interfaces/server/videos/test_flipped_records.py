@@ -76,12 +76,15 @@ def parsed(content: bytes) -> Any:
 def check_starts(jobs: Path, path: Path, contents: Iterator[bytes]) -> int:
     """List the videos as a service does at its start, once for each content of ``path``; how many there were."""
     whole, number = path.read_bytes(), 0
-    for content in contents:
-        number += 1
-        path.write_bytes(content)
-        (found,) = find_videos(jobs, jobs.parent / "kept")
-        assert found[-1].id == NAME
-    path.write_bytes(whole)
+    try:
+        for content in contents:
+            number += 1
+            path.write_bytes(content)
+            (found,) = find_videos(jobs, jobs.parent / "kept")
+            assert found.status.id == NAME
+            assert isinstance(found.job, JobFolder) or found.status.failure is not None
+    finally:
+        path.write_bytes(whole)
     return number
 
 
