@@ -234,7 +234,8 @@ def reproduce(
             *changed_numerics(numerics, recorded_numerics(video.metadata)),
             *(
                 f"in the middle of the job: {change}"
-                for change in recipe.metadata.get("numerics_changes", ())
+                for name in ("numerics_changes", "versions_changes")
+                for change in recipe.metadata.get(name, ())
             ),
         )
         if is_frame:

@@ -12,6 +12,7 @@ import torch
 
 from ...kernels.linear.int8_product import product_name
 from ..errors import DeviceError
+from ..jobs.metadata import package_versions
 from ..model.attention_backends import AttentionShape
 from ..request.config import ATTENTIONS, SamplingConfig
 from ..sampling.sampler import REVISIONS
@@ -63,6 +64,14 @@ def changed_numerics(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[s
         for name, value in then.items()
         if name not in _EXACT and value != now.get(name)
     )
+
+
+def changed_versions(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """What of the libraries that decide the bits has another version now than ``metadata`` say, in words."""
+    then = metadata.get("versions")
+    if not isinstance(then, Mapping):
+        return ()
+    return changed_numerics({name: then[name] for name in then if name != "python"}, package_versions())
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """One video on its way into a file: sections in, MP4, PNG frames, latents and job folder out."""
 
+import itertools
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -37,7 +38,7 @@ from ..request.config import Request
 from ..request.fields import settle_values
 from .generation import Generation, Section, ignore, open_generation
 from .loaded_model import LoadedModel
-from .numerics import changed_numerics, computing_with, recorded_numerics
+from .numerics import changed_numerics, changed_versions, computing_with, recorded_numerics
 
 AnyPath = str | os.PathLike[str]
 
@@ -223,13 +224,18 @@ class Rendering:
             yield _Files(job=self.job, run=run, writer=writer, png=png, latents=latents, report=report)
 
     def _told(self, run: JobRun | UnkeptRun) -> dict[str, object]:
-        """The metadata of the video: with the numerics of this run, and what they changed where it goes on."""
+        """The metadata of the video: with the numerics of this run, and what it changed where it goes on.
+
+        Versions stay those with which the job began.
+        """
         if run.num_encoded == self.job.inputs.sampling.num_sections:
             return dict(run.metadata)
-        changes = changed_numerics(recorded_numerics(run.metadata), self.job.numerics)
-        if run.sampled.num_sections and changes:
-            self.job.changes = changes
-        told = {"numerics_changes": list(changes)} if self.job.changes else {}
+        changes = {
+            "numerics_changes": changed_numerics(recorded_numerics(run.metadata), self.job.numerics),
+            "versions_changes": changed_versions(run.metadata),
+        }
+        told = {name: list(found) for name, found in changes.items() if found and run.sampled.num_sections}
+        self.job.changes = tuple(itertools.chain.from_iterable(told.values()))
         # Both are known for certain when the first section is made, which is before the files hold them.
         return {**run.metadata, "numerics": self.job.numerics, "prompt_cuts": self.job.cuts, **told}
 

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 # A section's file beside its latents: the noise generator's state, the header, and the place of its frames.
 _SECTION_EXTRA_BYTES = 16 * 2**10
+# What a video says of the run that finished it, and its job does not know before.
+_OF_ONE_RUN = {"numerics", "numerics_changes", "versions_changes", "prompt_cuts"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +215,8 @@ class JobFolder:
             stored = read_video_info(path).metadata
         except InputError:
             return False
-        return bool(stored == json.loads(json.dumps(redone_metadata(self.record, self.redos))))
+        own = json.loads(json.dumps(redone_metadata(self.record, self.redos)))
+        return all(stored.get(name) == own.get(name) for name in (stored.keys() | own) - _OF_ONE_RUN)
 
     def partial(self) -> Path | None:
         """The playable file of what is finished that a run which stopped early has left; None if there is none."""

@@ -10,9 +10,12 @@ import torch
 from PIL import Image
 
 from isoframe.engine import Engine, EngineConfig, Event, JobEvent, Request, StepEvent
+from isoframe.engine.generation import numerics
 from isoframe.engine.generation.numerics import changed_numerics
 from isoframe.engine.interfaces.server.serving import Serving
 from isoframe.engine.interfaces.server.videos.engine_source import EngineSource
+from isoframe.engine.jobs.folder import JobFolder
+from isoframe.engine.jobs.metadata import package_versions
 from isoframe.engine.media.video import read_video_info
 from isoframe.engine.reproduction import Recipe, reproduce
 
@@ -99,6 +102,28 @@ def test_what_cannot_be_taken_from_a_record_is_said(
     assert video.metadata["numerics_changes"] == list(watch.notes)
     for name, then in (("attention", "flash-attn"), ("threads", 10**9), ("lane", "new")):
         assert any(note.startswith(f"{name} {then} then, ") for note in watch.notes)
+    recipe = Recipe.read(video.path)
+    made = reproduce(engine, recipe, recipe.request(None, tmp_path), tmp_path / "again.mp4")
+    assert f"in the middle of the job: {watch.notes[0]}" in made.differences
+
+
+def test_a_job_goes_on_after_an_upgrade_and_says_that_two_versions_made_it(
+    engine: Engine, request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = stop_after_a_section(engine, request_, tmp_path)
+    now = package_versions() | {"torch": "99.0", "isoframe": "9.9.9", "python": "9.9"}
+    monkeypatch.setattr(numerics, "package_versions", lambda: now)
+    watch = Watch()
+    video = engine.resume(job, on_event=watch)
+    assert [note.partition(":")[0].partition(" then, ")[2] for note in watch.notes] == [
+        "9.9.9 now",
+        "99.0 now",
+    ]
+    assert video.metadata["versions_changes"] == list(watch.notes)
+    assert video.metadata["versions"] == package_versions()
+    # It is still the job's own, should the end not have been noted.
+    (job / "done.json").unlink()
+    assert JobFolder.open(job).may_replace(video.path)
     recipe = Recipe.read(video.path)
     made = reproduce(engine, recipe, recipe.request(None, tmp_path), tmp_path / "again.mp4")
     assert f"in the middle of the job: {watch.notes[0]}" in made.differences
