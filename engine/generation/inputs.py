@@ -1,5 +1,6 @@
 """A request with everything that it names found and read; nothing is planned yet."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,6 +78,7 @@ class JobInputs:
             model.memory.job(self.sampling, self.images.size),
             lora_bytes=model.denoiser.lora_bytes(self.sampling),
             num_encoded_frames=min(max(self.num_given, 1), MAX_CLIP_FRAMES),
+            num_source_pixels=0 if self.images.video is None else math.prod(self.images.video.given_size),
             num_more_frames=self.num_frames - self.num_made,
         )
         memory = model.memory.plan(job)

@@ -63,8 +63,8 @@ class SourceVideo:
         Raises:
             InputError: there are not as many as the file says.
         """
-        frames, num_frames = decode_frames(self.path), 0
-        while chunk := [_fit(frame, size) for frame in itertools.islice(frames, _CHUNK)]:
+        frames, num_frames = (_fit(frame, size) for frame in decode_frames(self.path)), 0
+        while chunk := list(itertools.islice(frames, _CHUNK)):
             num_frames += len(chunk)
             yield torch.from_numpy(np.stack(chunk))
         if num_frames != self.num_frames:
@@ -86,16 +86,29 @@ class SourceVideo:
             Pixels fp32 [1, 3, 4k + 1, H, W] in [-1, 1], and 1 or 0.
         """
         wanted = 4 * NUM_HISTORY
+        decoded = decode_frames(self.path)
         if is_tail:
-            frames = list(deque(decode_frames(self.path), maxlen=wanted + 1))
+            # Each at the size of the result as it comes: those of the file may be many times as large.
+            first = max(self.num_frames - wanted - 1, 0)
+            frames = list(
+                deque(
+                    (_fit(frame, size) for frame in itertools.islice(decoded, first, None)), maxlen=wanted + 1
+                )
+            )
+            if len(frames) != self.num_frames - first:
+                raise InputError(f"{self.path} says that it has {self.num_frames} frames, others can be read")
             frames = frames[-(4 * ((len(frames) - 1) // 4) + 1) :]
             is_lead_in = len(frames) == wanted + 1
         else:
-            frames = list(itertools.islice(decode_frames(self.path), wanted))
+            frames = [_fit(frame, size) for frame in itertools.islice(decoded, wanted)]
+            if not frames:
+                raise InputError(f"{self.path} must have frames that can be decoded, it has none")
             frames = [frames[0], *frames[: 4 * (len(frames) // 4)]]
             is_lead_in = True
-        pixels = torch.from_numpy(np.stack([_fit(frame, size) for frame in frames])).float() / 127.5 - 1
-        return pixels.permute(3, 0, 1, 2)[None].contiguous(), int(is_lead_in)
+        pixels = torch.empty(1, 3, len(frames), *size)
+        for place, frame in enumerate(frames):
+            pixels[0, :, place] = torch.tensor(frame).permute(2, 0, 1).float() / 127.5 - 1
+        return pixels, int(is_lead_in)
 
 
 def first_frame(path: Path) -> Image.Image:

@@ -26,6 +26,7 @@ class PlannedJob:
         tile_choices: tiles that the VAE may have, in pixels, whatever ``vae_tiles`` says; None leaves it to that.
         num_text_tokens: tokens of the prompt; None for the most that a prompt may have.
         num_encoded_frames: of the longest clip that the VAE encodes: 1 for images alone.
+        num_source_pixels: of a frame of the video that is extended, in its file.
         num_more_frames: of the video, besides four for each latent of its sections: the start image is 1, without it
             the first latent stands for one frame alone, a given video has its own.
         lora_bytes: of the LoRAs on the device.
@@ -43,6 +44,7 @@ class PlannedJob:
     tile_choices: tuple[int | None, ...] | None = None
     num_text_tokens: int | None = None
     num_encoded_frames: int = 1
+    num_source_pixels: int = 0
     num_more_frames: int = 1
     lora_bytes: int = 0
     has_store: bool | None = None
