@@ -17,6 +17,7 @@ from .jobs import redo, resume
 from .serve import app as app_page
 from .serve import mcp, serve
 from .show_plan import plan
+from .terminal.printing import PlainGroup, echo
 
 PLUGIN_GROUP = "isoframe.commands"
 
@@ -24,6 +25,7 @@ PLUGIN_GROUP = "isoframe.commands"
 def build_app() -> typer.Typer:
     """The whole program: built-in sub-commands, then the entry points of :data:`PLUGIN_GROUP`."""
     app = typer.Typer(
+        cls=PlainGroup,
         help="FramePack on your own machine: one image in, a video of any length out.",
         epilog="Exit codes: 0 done, 1 failed, 2 usage or a plan that does not fit, 3 inconclusive, 130 Ctrl-C.",
         callback=_root,
@@ -69,7 +71,7 @@ def installed_version() -> str:
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
-        typer.echo(f"isoframe {installed_version()}")
+        echo(f"isoframe {installed_version()}")
         raise typer.Exit
 
 

@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from ...errors import ConfigError
 from ...request.config import COMPUTE_DTYPES, PRECISIONS, EngineConfig, LoraStrength, check_choice
 from ...request.fields import needed, setting
 from .terminal import options
 from .terminal.command import command
+from .terminal.printing import echo
 from .terminal.progress import conversion_bar
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def convert(
     if report:
         _print_report(store)
     if not quiet:
-        typer.echo(f"{store.folder}: {store.name} in {precision}, {store.num_bytes / 2**30:.2f} GiB")
+        echo(f"{store.folder}: {store.name} in {precision}, {store.num_bytes / 2**30:.2f} GiB")
 
 
 def _verify(source: str, destination: Path | None, is_quiet: bool) -> None:
@@ -68,7 +67,7 @@ def _verify(source: str, destination: Path | None, is_quiet: bool) -> None:
         store.verify(on_progress)
     if not is_quiet:
         num_blobs = len(store.units) + len(store.parameters)
-        typer.echo(
+        echo(
             f"{store.folder}: {num_blobs} tensors, {store.num_bytes / 2**30:.2f} GiB, all as they were written"
         )
 
@@ -132,4 +131,4 @@ def _print_report(store: "Store") -> None:
     rows += [(name, blob.entry.dtype.lower(), "kept") for name, blob in store.parameters.items()]
     width = max(len(name) for name, _, _ in rows)
     for name, kind, noise in rows:
-        typer.echo(f"{name:{width}}  {kind:11}  {noise}")
+        echo(f"{name:{width}}  {kind:11}  {noise}")

@@ -5,19 +5,19 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
+from rich.text import Text
 
 from ...errors import EXIT_FAILED
 from ...request.config import EngineConfig
 from ...request.fields import setting
 from .terminal.command import command
 from .terminal.options import JSON
+from .terminal.printing import PlainConsole, printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ..checkup import Check
 
-_MARKS = {"good": "[green]good   [/]", "note": "[yellow]note   [/]", "problem": "[red]PROBLEM[/]"}
+_MARKS = {"good": ("good   ", "green"), "note": ("note   ", "yellow"), "problem": ("PROBLEM", "red")}
 
 
 @command(config=("device", "cache_dir"))
@@ -35,8 +35,6 @@ def doctor(
 
     Every finding comes with its remedy. Without a graphics card it says what this machine can do.
     """
-    from rich.console import Console
-
     from ...device import resolve_device
     from ..checkup import examine, remove_leftovers
 
@@ -45,7 +43,7 @@ def doctor(
             typer.echo(f"removed {path}")
         return
     checks = []
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole(soft_wrap=True)
     for check in examine(resolve_device(config.device), config.cache_path()):
         checks.append(check)
         if not as_json:
@@ -58,12 +56,10 @@ def doctor(
         raise typer.Exit(EXIT_FAILED)
 
 
-def _print(console: "Console", check: "Check") -> None:
-    from rich.markup import escape
-
-    console.print(f"{_MARKS[check.status]}  {check.name}: {escape(check.text)}")
+def _print(console: PlainConsole, check: "Check") -> None:
+    console.print(Text.assemble(_MARKS[check.status], printable(f"  {check.name}: {check.text}")))
     if check.remedy:
-        console.print(f"         {escape(check.remedy)}", style="dim")
+        console.print(f"         {check.remedy}", style="dim")
 
 
 def _sum_up(checks: "list[Check]") -> str:

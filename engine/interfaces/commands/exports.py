@@ -11,6 +11,7 @@ from ...request.config import EngineConfig
 from ...request.fields import JOB, OUTPUT, needed, setting
 from .terminal import options
 from .terminal.command import Asked, command
+from .terminal.printing import echo
 
 INCONCLUSIVE = 3
 
@@ -32,7 +33,7 @@ def export(
     from ...media.exports import export_video
 
     made = export_video(video, out, interpolate=interpolate, overwrite=overwrite, **asked)
-    typer.echo(f"{made.path}: {made.num_frames} frames, {made.fps:g} per second, {made.seconds:.1f} s")
+    echo(f"{made.path}: {made.num_frames} frames, {made.fps:g} per second, {made.seconds:.1f} s")
 
 
 @command(config=("device", "vram", "ram", "cache_dir", "local_files_only"))
@@ -79,11 +80,11 @@ def reproduce(
         again = out or Path(folder) / "again.mp4"
         made = make_again(engine, recipe, request, again, overwrite=overwrite, on_event=report)
     for difference in made.differences:
-        typer.echo(difference)
+        echo(difference)
     if made.is_identical:
-        typer.echo(f"{file}: reproduced, {made.num_frames} of {made.num_frames} frames are identical")
+        echo(f"{file}: reproduced, {made.num_frames} of {made.num_frames} frames are identical")
         return
-    typer.echo(
+    echo(
         f"{file}: not reproduced, {made.num_different} of {made.num_frames} frames differ (PSNR {made.psnr:.1f} dB)"
     )
     raise typer.Exit(INCONCLUSIVE if made.differences else 1)

@@ -9,6 +9,7 @@ from ...request.config import EngineConfig, Request
 from ...request.fields import JOB, OUTPUT, needed
 from .terminal import options
 from .terminal.command import Asked, command
+from .terminal.printing import echo
 
 
 @command(
@@ -42,4 +43,4 @@ def frame(
 
     with Engine.load(model, config=config, size=request.size) as engine:
         engine.render_frame(request, out, target_index=index, overwrite=overwrite)
-    typer.echo(str(out))
+    echo(str(out))

@@ -13,6 +13,7 @@ from ...request.config import EngineConfig
 from ...request.fields import needed
 from .terminal.command import command
 from .terminal.options import JSON
+from .terminal.printing import PlainConsole, printable
 
 if TYPE_CHECKING:
     from ...checkpoints.checkpoint import Checkpoint
@@ -87,15 +88,14 @@ def _describe_store(store: "Store") -> dict[str, object]:
 
 
 def _print_table(facts: Mapping[str, object]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in _flatten(facts):
-        table.add_row(name, str(value))
-    Console(highlight=False, markup=False).print(table)
+        table.add_row(printable(name, is_line=True), str(value))
+    PlainConsole().print(table)
 
 
 def _flatten(facts: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:

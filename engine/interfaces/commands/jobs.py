@@ -14,6 +14,7 @@ from ...request.fields import JOB, OUTPUT, needed, setting
 from .terminal.command import command
 from .terminal.interrupt import Interrupt
 from .terminal.options import JSON, OutputOptions
+from .terminal.printing import echo, printable
 from .terminal.video_command import VideoCommand
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def list_all(config: EngineConfig, as_json: bool = JSON) -> None:
         else:
             status = job.status()
             progress = f"{status.num_finished_sections}/{status.num_sections} sections"
-            typer.echo(f"{job.path.name}  {_state(status):7}  {progress}  {job.record.output}")
+            path = printable(job.record.output, is_line=True)
+            echo(f"{job.path.name}  {_state(status):7}  {progress}  {path}")
 
 
 @app.command()
@@ -47,7 +49,7 @@ def clean(
         status = job.status()
         if not status.is_running and (status.is_done or unfinished):
             job.delete()
-            typer.echo(f"removed {job.path}")
+            echo(f"removed {job.path}")
 
 
 def _readable(config: EngineConfig, otherwise: str) -> Iterator["JobFolder"]:
@@ -57,7 +59,7 @@ def _readable(config: EngineConfig, otherwise: str) -> Iterator["JobFolder"]:
 
     for job in list_jobs(config.cache_path()):
         if isinstance(job, InputError):
-            typer.echo(f"{otherwise}: {job}", err=True)
+            echo(f"{otherwise}: {job}", err=True)
         else:
             yield job
 

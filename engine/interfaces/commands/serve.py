@@ -16,6 +16,7 @@ from ..server.videos.engine_source import EngineSource
 from ..server.videos.limits import Limits
 from .terminal.command import command
 from .terminal.options import COMPONENT, CONFIG, MODEL, parse_components
+from .terminal.printing import echo
 
 SERVER = "Server"
 _KEY_VARIABLE = "ISOFRAME_API_KEY"
@@ -113,7 +114,7 @@ def serve(
         url = address(listener)
         server = make_server(
             make_app(service, access),
-            on_start=lambda: typer.echo(f"{url} serves {service.card.name}; Ctrl-C stops"),
+            on_start=lambda: echo(f"{url} serves {service.card.name}; Ctrl-C stops"),
             on_stop=service.announce_close,
         )
         server.run(sockets=[listener])
@@ -142,7 +143,7 @@ def mcp(
     except ImportError as error:
         raise ConfigError(f"isoframe mcp needs {error.name}; pip install 'isoframe[mcp]'") from error
     with serving.open() as service:
-        typer.echo(f"serving {service.card.name} over stdin and stdout", err=True)
+        echo(f"serving {service.card.name} over stdin and stdout", err=True)
         make_mcp_server(service, images or []).run("stdio")
 
 
@@ -194,7 +195,7 @@ def app(
         serving, host=host, port=port, is_opened=is_opened, is_shared=is_shared,
         login=None if user is None else Login(*user), origins=origin or (),
     ) as address:  # fmt: skip
-        typer.echo(f"{address} is the page; Ctrl-C stops, and videos go on at the next start")
+        echo(f"{address} is the page; Ctrl-C stops, and videos go on at the next start")
         threading.Event().wait()
 
 

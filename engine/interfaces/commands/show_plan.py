@@ -21,6 +21,7 @@ from ...request.fields import JOB, MACHINE, OUTPUT, setting
 from ...request.schedule import MAX_TAIL_FRAMES, Schedule, published_schedule
 from .terminal import options
 from .terminal.command import Asked, command
+from .terminal.printing import PlainConsole, echo
 
 
 @command(
@@ -86,7 +87,7 @@ def plan(
     else:
         _print(made)
         for counted, count in zip(shown, counts, strict=True):
-            typer.echo(_describe_tokens(counted, **count))
+            echo(_describe_tokens(counted, **count))
 
 
 def _planned_job(found: PlannedModel, request: Request, config: EngineConfig) -> PlannedJob:
@@ -172,8 +173,6 @@ def _most_demanding(found: PlannedModel, request: Request) -> tuple[int, int]:
 
 
 def _print(made: Plan) -> None:
-    from rich.console import Console
-
     from ...planning.plan import plan_table
 
-    Console(highlight=False, markup=False).print(plan_table(made))
+    PlainConsole().print(plan_table(made))

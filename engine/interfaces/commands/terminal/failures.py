@@ -9,6 +9,7 @@ import typer
 from ....errors import IsoframeError, exit_code
 from ....events import CancelledEvent, FailureEvent
 from .interrupt import Interrupt, lasting_interrupt
+from .printing import PlainFormatter, echo
 from .progress import print_json
 
 # Where huggingface_hub tells of its attempts.
@@ -36,7 +37,7 @@ def readable_errors(*, debug: bool, is_json: bool = False) -> Iterator[Interrupt
                 print_json(event)
             if isinstance(event, FailureEvent) and (debug or not isinstance(error, IsoframeError | OSError)):
                 raise
-            typer.echo("\n".join([_summary(event), *event.notes]), err=True)
+            echo("\n".join([_summary(event), *event.notes]), err=True)
             raise typer.Exit(event.exit_code) from error
 
 
@@ -74,7 +75,7 @@ class _HubRetries(logging.Filter):
         reason, separator, _ = text.partition(" thrown while requesting")
         if separator and not self._is_told:
             self._is_told = True
-            typer.echo(
+            echo(
                 f"the Hugging Face Hub does not answer ({reason}), trying again for a while; without a network "
                 "use --local-files-only, which takes what is cached and does not ask",
                 err=True,
@@ -85,7 +86,9 @@ class _HubRetries(logging.Filter):
 @contextmanager
 def _logging(debug: bool) -> Iterator[None]:
     """Warnings of the engine and the licences of downloads go to stderr; with ``debug`` everything does."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s" if debug else "%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter("%(levelname)s %(name)s: %(message)s" if debug else "%(message)s"))
+    logging.basicConfig(handlers=[handler])
     levels = {"isoframe": logging.WARNING, "isoframe.engine.checkpoints.hub": logging.INFO}
     loggers = {logging.getLogger(name): level for name, level in levels.items()}
     before = {logger: logger.level for logger in loggers}

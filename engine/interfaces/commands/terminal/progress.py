@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
+from rich.text import Text
 
 from ....events import (
     Event,
@@ -26,6 +27,7 @@ from ....events import (
 )
 from ....jobs.log import Pace, Reading, video_span
 from ....request.config import UNTRAINED_ORDERS
+from .printing import PlainConsole, printable
 
 if TYPE_CHECKING:
     from ....events import ConversionEvent, OnConversion
@@ -65,7 +67,7 @@ def reporting(*, fps: float, is_json: bool, is_quiet: bool) -> Iterator[EventHan
     if is_json:
         yield print_json
         return
-    with Reporter(Console(stderr=True, quiet=is_quiet, highlight=False), fps) as reporter:
+    with Reporter(PlainConsole(stderr=True, quiet=is_quiet), fps) as reporter:
         yield reporter.on_event
 
 
@@ -83,7 +85,7 @@ class Reporter:
     def __init__(self, console: Console, fps: float, make_pace: Callable[[], Pace] = Pace) -> None:
         """Show the events of a video of ``fps`` frames per second on ``console``."""
         bar = [BarColumn(bar_width=12)] if console.width >= _MIN_WIDTH_FOR_BAR else []
-        text = TextColumn("{task.description}", table_column=Column(no_wrap=False))
+        text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=False))
         self._console = console
         self._bar = (
             Progress(*bar, text, console=console, transient=True)
@@ -110,28 +112,28 @@ class Reporter:
         if isinstance(event, StepEvent):
             self._count(event)
         if isinstance(event, FileEvent) and self._num_skipped:
-            self._console.print(
+            self._tell(
                 f"{self._num_computed} steps computed, {self._num_skipped} skipped by the step cache (approximate)"
             )
         elif isinstance(event, JobEvent):
             self._order = event.order
             for line in differences(event):
-                self._console.print(line, soft_wrap=True)
+                self._tell(line)
         elif isinstance(event, NoteEvent):
-            self._console.print(event.text, soft_wrap=True, markup=False)
+            self._tell(event.text)
         elif isinstance(event, PhaseEvent):
             self._show_phase(_PHASES.get(event.phase, event.phase))
         elif isinstance(event, StepEvent | SectionEvent) and self._last is not None and reading is not None:
             shown = describe(self._last, reading, self._fps)
             if self._bar is None and isinstance(event, SectionEvent):
-                self._console.print(shown, soft_wrap=True)
+                self._tell(shown)
             elif self._bar is not None and self._task is not None and isinstance(event, StepEvent):
                 done = event.section * event.num_steps + event.step + 1
-                self._bar.update(self._task, completed=done, description=shown)
+                self._bar.update(self._task, completed=done, description=printable(shown))
 
     def _count(self, event: StepEvent) -> None:
         if self._last is None:
-            self._console.print(direction(event, self._order))
+            self._tell(direction(event, self._order))
             if self._bar is not None:
                 self._bar.start()
                 self._task = self._bar.add_task("", total=event.num_sections * event.num_steps)
@@ -142,9 +144,13 @@ class Reporter:
     def _show_phase(self, name: str) -> None:
         # The bar would overwrite what is shown while models are downloaded, so it comes after that.
         if self._last is None:
-            self._console.print(name)
+            self._tell(name)
         elif self._bar is not None and self._task is not None:
-            self._bar.update(self._task, description=name)
+            self._bar.update(self._task, description=printable(name))
+
+    def _tell(self, line: str) -> None:
+        # A text, which no console reads as markup.
+        self._console.print(Text(printable(line)), soft_wrap=True)
 
 
 def direction(event: StepEvent, order: str | None = None) -> str:
@@ -224,8 +230,13 @@ _CONVERSION_PHASES = {"convert": "converting the model, once", "verify": "readin
 @contextmanager
 def conversion_bar(*, is_quiet: bool) -> "Iterator[OnConversion]":
     """A bar on a terminal, from the first report on; nothing elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(True), TimeRemainingColumn())
-    console = Console(stderr=True, quiet=is_quiet)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(True),
+        TimeRemainingColumn(),
+    )
+    console = PlainConsole(stderr=True, quiet=is_quiet)
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     tasks = {
         phase: bar.add_task(name, total=None, visible=False) for phase, name in _CONVERSION_PHASES.items()

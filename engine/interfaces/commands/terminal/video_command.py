@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from ....errors import ConfigError
 from ....files import check_folder, check_latents_path, check_png_folder, check_video_path
 from ....request.config import EngineConfig, Request
 from .interrupt import Interrupt
 from .options import OutputOptions
+from .printing import echo
 
 if TYPE_CHECKING:
     from ....engine import Engine
@@ -91,11 +90,11 @@ class VideoCommand:
             )  # fmt: skip
             self._write_traces(engine)
             if self.is_reporting_error:
-                typer.echo(str(engine.step_cache_error(request)), err=outputs.json_progress)
+                echo(str(engine.step_cache_error(request)), err=outputs.json_progress)
         if not is_silent:
             length = f"{video.num_frames} frames, {video.seconds:.1f} s"
             size = f"{video.height}x{video.width} (height x width)"
-            typer.echo(f"{video.path}: {length}, {size}, made in {time.perf_counter() - start:.1f} s")
+            echo(f"{video.path}: {length}, {size}, made in {time.perf_counter() - start:.1f} s")
 
     def _check_paths(self) -> None:
         outputs = self.outputs
@@ -122,7 +121,7 @@ class VideoCommand:
             for path in self.outputs.trace or ():
                 engine.write_trace(path)
         except ConfigError as error:
-            typer.echo(f"no trace: {error}", err=True)
+            echo(f"no trace: {error}", err=True)
 
 
 def _note_that_nothing_is_made(_: object, error: BaseException | None, __: object) -> None:
