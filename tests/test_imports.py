@@ -55,9 +55,15 @@ def test_benchmark_commands_are_listed_without_torch() -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_kernels_refuse_to_be_imported_by_their_bare_name() -> None:
-    result = run_python(f"import sys; sys.path.insert(0, {str(ROOT)!r}); import kernels")
-    assert "ImportError: imported from the working directory; use isoframe.kernels" in result.stderr
+def test_a_script_in_the_root_of_a_clone_finds_no_library_called_kernels() -> None:
+    result = run_python(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import kernels\n"
+        f"assert kernels.__file__.startswith({str(ROOT)!r}) and 'torch' not in sys.modules\n"
+        "from transformers.utils import is_kernels_available\n"
+        "assert not is_kernels_available()\n"
+        "import transformers.modeling_utils, isoframe.kernels\n"
+    )
+    assert result.returncode == 0, result.stderr
 
 
 # The sizes are those of the built-in model's configuration, so that the step is a real one.
