@@ -17,7 +17,7 @@ from ..media.segments import KeptSegments, Segment, SegmentSpool
 from ..request.config import Request
 from ..request.sections import plan_sections
 from ..sampling.history import SampledSections, needed_sections
-from .paths import DONE, PARTIAL, SPOOL
+from .paths import DONE, PARTIAL, SPOOL, frames_path, latents_path
 from .record import JobRecord
 
 if TYPE_CHECKING:
@@ -85,14 +85,14 @@ class JobRun:
     def keep_latents(self, section: "LatentSection", report: "EventHandler") -> Tensor:
         """Keep a sampled section; its latents."""
         report(PhaseEvent(phase="checkpoint"))
-        with writing(self.path):
+        with writing(latents_path(self.path, section.index)):
             self._sections.write_latents(section.index, section.latents, section.generator_state)
         return section.latents
 
     def keep_segment(self, index: int, segment: Segment | None, report: "EventHandler") -> None:
         """Keep the encoded frames that became final with section ``index``; None where there are none."""
         report(PhaseEvent(phase="checkpoint"))
-        with writing(self.path):
+        with writing(frames_path(self.path, index)):
             self._sections.write_segment(index, segment)
         self.num_encoded = index + 1
 
@@ -109,8 +109,9 @@ class JobRun:
         self._note(DONE, video)
         partial = self.partial()
         if partial is not None:
-            partial.unlink(missing_ok=True)
-            (self.path / PARTIAL).unlink()
+            with writing(partial):
+                partial.unlink(missing_ok=True)
+                (self.path / PARTIAL).unlink()
 
     def explain(self, error: BaseException) -> None:
         """Say in a note of ``error``, which ends the run early, how the job goes on."""
@@ -121,7 +122,7 @@ class JobRun:
         self.segments.spool.close()
 
     def _note(self, name: str, video: Path) -> None:
-        with writing(self.path):
+        with writing(self.path / name):
             write_durably(self.path / name, json.dumps({"video": video.name}).encode())
 
     def _read_segments(self) -> tuple[int, KeptSegments]:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self, cast
 
 import torch
 
-from ..errors import ConfigError, DeviceError
+from ..errors import ConfigError, DeviceError, IsoframeError
 from ..request.config import CODECS, MAX_CRF, Request, check_choice
 
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ class VideoFormat:
                 f"this build of PyAV has no {self.encoder}; take codec h264, or pip install --force-reinstall av"
             ) from None
         self.configure(context)
-        context.open()
+        with encoder_errors(self.encoder):
+            context.open()
         return context
 
     def parameter_sets(self) -> bytes:
@@ -129,6 +130,30 @@ class VideoFormat:
             unit = 32 if self.width == _MIN_HEVC_WIDTH else 64
             return {"x265-params": f"log-level=none:info=0:open-gop=0:ctu={unit}"}
         return {}
+
+
+@contextmanager
+def ffmpeg_errors(
+    what: str, kind: type[IsoframeError], passed: tuple[type[Exception], ...] = (MemoryError,)
+) -> Iterator[None]:
+    """Where FFmpeg fails inside, raise an error of ``kind`` that says ``what`` it could not do, and its reason.
+
+    Errors ``passed`` on are told elsewhere: those of memory, and those of the disk where FFmpeg writes.
+    """
+    import av
+
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        if isinstance(error, passed):
+            raise
+        raise kind(f"{what}: {error.strerror or error}") from error
+
+
+def encoder_errors(encoder: str) -> AbstractContextManager[None]:
+    """:func:`ffmpeg_errors` of an encoder, which touches no file."""
+    remedy = "with another codec or more memory free it may work"
+    return ffmpeg_errors(f"FFmpeg's encoder {encoder} failed ({remedy})", DeviceError)
 
 
 @contextmanager
@@ -147,7 +172,10 @@ def open_mp4(
     """
     import av
 
-    with av.open(ffmpeg_url(path), "w", format="mp4", options=options) as container:
+    with (
+        ffmpeg_errors(f"FFmpeg could not write {path}", DeviceError, (MemoryError, OSError)),
+        av.open(ffmpeg_url(path), "w", format="mp4", options=options) as container,
+    ):
         container.metadata["comment"] = json.dumps(metadata)
         stream = cast("VideoStream", container.add_stream(video_format.encoder, rate=video_format.fps))
         video_format.configure(stream.codec_context)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, cast
 from ..device import machine_errors
 from ..errors import ConfigError, DeviceError, InputError
 from ..files import check_apart, check_export_path, make_folder, output_when_whole, writing
-from .codecs import VideoFormat, ffmpeg_url, open_mp4, open_video
+from .codecs import VideoFormat, encoder_errors, ffmpeg_errors, ffmpeg_url, open_mp4, open_video
 from .video import Video, read_video_info
 
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import OutputContainer
     from av.filter import Graph
+    from av.packet import Packet
     from av.video.stream import VideoStream
 
 # FFmpeg's own, by the suffix of the file.
@@ -117,7 +118,12 @@ def _write_animation(video: Video, path: Path, suffix: str, interpolate: int) ->
     fps = Fraction(_animation_fps(video, suffix, interpolate)).limit_denominator(1001)
     filters = [*_interpolation(video, interpolate), f"fps={fps}"]
     try:
-        with av.open(ffmpeg_url(path), "w", format=name, options={"loop": "0"}) as container:
+        with (
+            ffmpeg_errors(
+                f"FFmpeg could not write {path}", DeviceError, (MemoryError, OSError, UnknownCodecError)
+            ),
+            av.open(ffmpeg_url(path), "w", format=name, options={"loop": "0"}) as container,
+        ):
             stream = cast("VideoStream", container.add_stream(encoder, rate=fps))
             stream.width, stream.height, stream.pix_fmt = video.width, video.height, pixels
             if suffix == ".gif":
@@ -141,16 +147,23 @@ def _interpolation(video: Video, factor: int) -> list[str]:
 def _encode(container: "OutputContainer", stream: "VideoStream", frames: Iterator["VideoFrame"]) -> None:
     for position, frame in enumerate(frames):
         frame.pts, frame.time_base = position, 1 / Fraction(stream.codec_context.framerate)
-        container.mux(stream.encode(frame))
-    container.mux(stream.encode(None))
+        container.mux(_encoded(stream, frame))
+    container.mux(_encoded(stream, None))
+
+
+def _encoded(stream: "VideoStream", frame: "VideoFrame | None") -> "list[Packet[VideoStream]]":
+    with encoder_errors(stream.codec_context.name):
+        return stream.encode(frame)
 
 
 def _frames(path: Path, filters: list[str]) -> Iterator["VideoFrame"]:
     """Frames of a video after ``filters``."""
     from av.filter import Graph
 
-    with open_video(path) as container:
+    with ffmpeg_errors(f"{path} cannot be decoded", InputError), open_video(path) as container:
         stream = container.streams.video[0]
+        if stream.codec_context.format is None:
+            raise InputError(f"{path} cannot be decoded: its stream says no pixel format")
         graph = Graph()
         graph.link_nodes(
             graph.add_buffer(template=stream),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .codecs import VideoFormat
+from .codecs import VideoFormat, encoder_errors
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -163,7 +163,8 @@ class SegmentSpool:
         extradata = bytes(encoder.extradata or b"")
         if self.extradata and extradata != self.extradata:
             raise RuntimeError("the encoder changed its parameter sets between two segments of one video")
-        packets = [_coded(packet, video_format) for packet in _encode_frames(encoder, frames)]
+        with encoder_errors(video_format.encoder):
+            packets = [_coded(packet, video_format) for packet in _encode_frames(encoder, frames)]
         if len(packets) != len(frames) or not packets[0][1].is_key:
             raise RuntimeError(f"the encoder returned {len(packets)} packets for {len(frames)} frames")
         self.extradata = extradata
