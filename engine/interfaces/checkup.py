@@ -17,9 +17,9 @@ import torch
 
 from ...kernels import HAS_TRITON
 from ...kernels.launching.probe import find_triton_failure
-from ..errors import BudgetError, DeviceError
+from ..errors import BudgetError, DeviceError, InputError
 from ..families.registry import PUBLISHED_NAME
-from ..files import ABANDONED_SECONDS, TEMPORARY_FOLDER, remove_orphans
+from ..files import ABANDONED_SECONDS, TEMPORARY_FOLDER, check_folder, remove_orphans
 from ..generation.model_lookup import find_model
 from ..model.attention_backends import AttentionShape
 from ..model.attention_choice import CANDIDATES, AttentionChoice
@@ -251,11 +251,21 @@ def check_page_file(total_ram: int, total_swap: int) -> Check:
 
 
 def check_disk(name: str, folder: Path) -> Check:
-    """Room where files will be put."""
+    """Room where files will be put, and whether they can be."""
+    is_of_models = name == "disk of the models"
+    try:
+        check_folder(name, folder)
+    except InputError as error:
+        remedy = (
+            "set HF_HOME to another folder; what is there can be read"
+            if is_of_models
+            else "choose another --cache-dir"
+        )
+        return Check(name, "note" if is_of_models else "problem", str(error), remedy)
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     text = f"{free / _GIB:.0f} GiB free in {folder}"
-    is_good = free >= _NEEDED_DISK or name != "disk of the models"
+    is_good = free >= _NEEDED_DISK or not is_of_models
     needed = f"the published model needs about {_NEEDED_DISK / _GIB:.0f} GiB: set HF_HOME to a folder on a larger disk"
     return _judged(name, text, is_good, needed)
 

@@ -189,7 +189,11 @@ def app(
         from ..app.admission import Login
         from ..app.running import serve_page
     except ImportError as error:
-        raise ConfigError(f"isoframe app needs {error.name}; pip install 'isoframe[app]'") from error
+        if error.name is not None:
+            raise ConfigError(f"isoframe app needs {error.name}; pip install 'isoframe[app]'") from error
+        raise _proxy_error(error) from error
+    except Exception as error:
+        raise _proxy_error(error) from error
 
     with serve_page(
         serving, host=host, port=port, is_opened=is_opened, is_shared=is_shared,
@@ -197,6 +201,13 @@ def app(
     ) as address:  # fmt: skip
         echo(f"{address} is the page; Ctrl-C stops, and videos go on at the next start")
         threading.Event().wait()
+
+
+def _proxy_error(error: Exception) -> ConfigError:
+    """Gradio makes a client of the network when it is imported, which reads the proxies of the environment."""
+    return ConfigError(
+        f"the page's library cannot be loaded: {error}; see ALL_PROXY, HTTPS_PROXY and HTTP_PROXY in the environment"
+    )
 
 
 def _user(auth: str | None, auth_file: Path | None) -> tuple[str, str] | None:

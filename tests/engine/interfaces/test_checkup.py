@@ -1,6 +1,7 @@
 """``isoframe doctor``: what is wrong is named with its remedy, with and without a card."""
 
 import dataclasses
+import errno
 import json
 import os
 import sys
@@ -308,3 +309,20 @@ def test_what_killed_runs_left_is_removed_and_nothing_else(
     assert sorted(answer.stdout.splitlines()) == sorted(f"removed {path}" for path in gone)
     assert not any(path.exists() for path in gone)
     assert all(path.exists() for path in (*kept, temporary / "isoframe-new"))
+
+
+def test_a_folder_that_cannot_be_written_is_no_good_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    for name, status, remedy in (
+        ("disk of the caches", "problem", "--cache-dir"),
+        ("disk of the models", "note", "HF_HOME"),
+    ):
+        check = check_disk(name, tmp_path / "a")
+        assert check.status == status
+        assert "Read-only file system" in check.text
+        assert remedy in check.remedy

@@ -1,11 +1,17 @@
 """``isoframe app`` before it listens."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from isoframe.engine.interfaces.commands.command_line import build_app
+from isoframe.engine.interfaces.commands.serve import _user
+
+SOURCES = Path(__file__).resolve().parents[4] / ".src"
 
 
 @pytest.mark.parametrize(
@@ -32,3 +38,26 @@ def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     result = CliRunner().invoke(build_app(), ["app"])
     assert result.exit_code == 2
     assert "pip install 'isoframe[app]'" in result.stderr
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "http://[::1"])
+def test_a_proxy_that_gradio_cannot_take_is_named(proxy: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "isoframe.engine.interfaces.commands", "app"],
+        env=os.environ | {"PYTHONPATH": str(SOURCES), "ALL_PROXY": proxy}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "see ALL_PROXY" in done.stderr
+
+
+def test_the_password_comes_from_a_file_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "auth").write_text("me:a:b\n")
+    monkeypatch.setenv("ISOFRAME_APP_AUTH", "you:c")
+    assert _user("x:y", tmp_path / "auth") == ("x", "y")
+    assert _user(None, tmp_path / "auth") == ("me", "a:b")
+    assert _user(None, None) == ("you", "c")
+    monkeypatch.delenv("ISOFRAME_APP_AUTH")
+    assert _user(None, None) is None
