@@ -226,7 +226,12 @@ class Generation:
 def open_generation(
     request: Request, model: LoadedModel, wanted: Mapping[str, object] = MappingProxyType({})
 ) -> Generation:
-    """Check ``request``, read what it names and plan it; its numerics are those that are ``wanted`` where they can be."""
+    """Check ``request``, read what it names and plan it; its numerics are those that are ``wanted`` where they can be.
+
+    Raises:
+        BudgetError: it does not fit.
+        DeviceError: the configured attention does not run at its size.
+    """
     inputs = JobInputs.read(request, model)
     memory = inputs.plan(model)
     shape = model.denoiser.attention_shape(inputs.sampling, inputs.images.size, memory.num_condition_tokens)

@@ -72,7 +72,6 @@ class JobInputs:
 
         Raises:
             BudgetError: it does not fit.
-            DeviceError: the configured attention does not run at its size.
         """
         job = replace(
             model.memory.job(self.sampling, self.images.size),
@@ -81,9 +80,7 @@ class JobInputs:
             num_source_pixels=0 if self.images.video is None else math.prod(self.images.video.given_size),
             num_more_frames=self.num_frames - self.num_made,
         )
-        memory = model.memory.plan(job)
-        model.denoiser.check_attention(self.sampling, self.images.size, memory.num_condition_tokens)
-        return memory
+        return model.memory.plan(job)
 
     def metadata(self, model: LoadedModel, numerics: Mapping[str, object]) -> dict[str, object]:
         """What the video says of its making, by a ``model`` and its ``numerics``."""

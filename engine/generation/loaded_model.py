@@ -91,9 +91,7 @@ class LoadedModel:
         self.attention = attention = AttentionChoice(
             name=config.attention, precision=self.precision, device=self.device, cache_dir=config.cache_path()
         )
-        self.denoiser = Denoiser(
-            memory.transformer, attention.make, step_caches or self.make_step_cache, attention.check
-        )
+        self.denoiser = Denoiser(memory.transformer, attention.make, step_caches or self.make_step_cache)
         self.frame_filter = frame_filter
         if config.attention != "auto":
             # A library that is missing is not found out after the prompt has been encoded. One token is what every

@@ -4,7 +4,7 @@ import json
 import logging
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -79,20 +79,22 @@ class AttentionChoice:
     """What decides which attention the jobs of a model have; nothing is measured before a job has a shape.
 
     Attributes:
-        name: one of :data:`ATTENTIONS`; "auto" is torch's on the CPU, and :func:`choose_attention` on CUDA.
+        name: one of :data:`ATTENTIONS`; "auto" is torch's on the CPU, and :meth:`fastest` on CUDA.
         precision: of the model.
         device: where it computes.
         cache_dir: folder of measured choices; created when there is one to write.
+        candidates: of which "auto" takes one, by name; approximate ones only where ``precision`` is "int8".
     """
 
     name: str
     precision: str
     device: torch.device
     cache_dir: Path
+    candidates: Candidates = field(default_factory=lambda: CANDIDATES)
 
     def make(self, shape: AttentionShape) -> SelfAttention:
         """The attention of a job of ``shape``, checked before anything is allocated; errors as for :meth:`check`."""
-        return CANDIDATES[self.settle(shape, cuda_seconds)].make()
+        return self.candidates[self.settle(shape, cuda_seconds)].make()
 
     def settle(self, shape: AttentionShape, measure: Measure | None = None) -> str:
         """The name of what :meth:`make` gives; without ``measure`` "auto" where it is not measured yet."""
@@ -101,7 +103,7 @@ class AttentionChoice:
             return self.name
         if self.device.type != "cuda":
             return "sdpa"
-        return choose_attention(self.precision, self.device, self.cache_dir, shape, measure=measure)
+        return self.fastest(shape, measure)
 
     def check(self, shape: AttentionShape) -> None:
         """Refuse what :meth:`make` would refuse, and measure nothing.
@@ -112,65 +114,55 @@ class AttentionChoice:
         """
         check_choice("attention", self.name, ATTENTIONS)
         if self.name == "auto":
-            _admitted(CANDIDATES, self.precision, shape, self.device)
-        elif (obstacle := CANDIDATES[self.name].obstacle(shape, self.device)) is not None:
+            self._admitted(shape)
+        elif (obstacle := self.candidates[self.name].obstacle(shape, self.device)) is not None:
             raise DeviceError(obstacle)
 
+    def fastest(self, shape: AttentionShape, measure: Measure | None) -> str:
+        """Name of the fastest candidate: timed once for a device, its software and a shape, then read from the disk.
 
-def choose_attention(
-    precision: str,
-    device: torch.device,
-    cache_dir: Path,
-    shape: AttentionShape,
-    *,
-    candidates: Candidates = CANDIDATES,
-    measure: Measure | None = cuda_seconds,
-) -> str:
-    """Name of the fastest candidate: timed once for a device, its software and a shape, then read from the disk.
+        Without ``measure`` it is "auto" where nothing was timed before.
 
-    Without ``measure`` it is "auto" where nothing was timed before. Approximate candidates take part only where ``precision`` is "int8".
-
-    Raises:
-        DeviceError: none runs here; the message says what would.
-    """
-    admitted = _admitted(candidates, precision, shape, device)
-    if len(admitted) == 1:
-        (name,) = admitted
-        _logger.info("attention: %s, the only one available", name)
+        Raises:
+            DeviceError: none runs here; the message says what would.
+        """
+        admitted = self._admitted(shape)
+        if len(admitted) == 1:
+            (name,) = admitted
+            _logger.info("attention: %s, the only one available", name)
+            return name
+        path = self.cache_dir / "attention" / f"{_key(admitted, self.device, shape)}.json"
+        seconds, origin = _read(path, admitted), "measured before"
+        if seconds is None:
+            if measure is None:
+                return "auto"
+            (seconds, is_lasting), origin = (
+                _measure_all(admitted, self.device, shape, measure),
+                "measured now",
+            )
+            if is_lasting:
+                _write(path, seconds)
+            # The trial's memory must not stay with the allocator while the job's is planned.
+            torch.cuda.empty_cache()
+        name = min(seconds, key=seconds.__getitem__)
+        figures = ", ".join(f"{other} {1e3 * seconds[other]:.2f} ms" for other in sorted(seconds))
+        _logger.info("attention: %s for %d tokens (%s: %s)", name, shape.num_tokens, origin, figures)
         return name
-    path = cache_dir / "attention" / f"{_key(admitted, device, shape)}.json"
-    seconds, origin = _read(path, admitted), "measured before"
-    if seconds is None and measure is None:
-        return "auto"
-    if seconds is None:
-        assert measure is not None
-        (seconds, is_lasting), origin = _measure_all(admitted, device, shape, measure), "measured now"
-        if is_lasting:
-            _write(path, seconds)
-        # The trial's memory must not stay with the allocator while the job's is planned.
-        torch.cuda.empty_cache()
-    name = min(seconds, key=seconds.__getitem__)
-    figures = ", ".join(f"{other} {1e3 * seconds[other]:.2f} ms" for other in sorted(seconds))
-    _logger.info("attention: %s for %d tokens (%s: %s)", name, shape.num_tokens, origin, figures)
-    return name
 
-
-def _admitted(
-    candidates: Candidates, precision: str, shape: AttentionShape, device: torch.device
-) -> dict[str, Candidate]:
-    admitted, obstacles = {}, []
-    for name, candidate in candidates.items():
-        if candidate.exactness == "approximate" and precision != "int8":
-            continue
-        obstacle = candidate.obstacle(shape, device)
-        if obstacle is None:
-            admitted[name] = candidate
-        else:
-            _logger.debug("%s", obstacle)
-            obstacles.append(obstacle)
-    if not admitted:
-        raise DeviceError(obstacles[0])
-    return admitted
+    def _admitted(self, shape: AttentionShape) -> dict[str, Candidate]:
+        admitted, obstacles = {}, []
+        for name, candidate in self.candidates.items():
+            if candidate.exactness == "approximate" and self.precision != "int8":
+                continue
+            obstacle = candidate.obstacle(shape, self.device)
+            if obstacle is None:
+                admitted[name] = candidate
+            else:
+                _logger.debug("%s", obstacle)
+                obstacles.append(obstacle)
+        if not admitted:
+            raise DeviceError(obstacles[0])
+        return admitted
 
 
 def _key(admitted: Candidates, device: torch.device, shape: AttentionShape) -> str:

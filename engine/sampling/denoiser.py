@@ -91,15 +91,10 @@ class Denoiser:
         transformer: Transformer,
         choose_attention: Callable[[AttentionShape], SelfAttention] = lambda _: SDPA_ATTENTION,
         step_caches: StepCacheFactory = make_step_cache,
-        check_attention: Callable[[AttentionShape], None] = lambda _: None,
     ) -> None:
-        """Sample with ``transformer``; ``choose_attention`` is asked at the start of every job, and may refuse its shape.
-
-        ``check_attention`` refuses the same shapes, and measures nothing.
-        """
+        """Sample with ``transformer``; ``choose_attention`` is asked at the start of every job, and may refuse its shape."""
         self.transformer = transformer
         self._choose_attention = choose_attention
-        self._check_attention = check_attention
         self.step_caches = step_caches
         self.loras = LoraLibrary(transformer.layer_shapes, family_of(transformer.config).lora_aliases())
 
@@ -162,18 +157,6 @@ class Denoiser:
             Codebook.load(sampling.history_codebook)
         for lora in sampling.loras:
             self.loras.find(lora.source)
-
-    def check_attention(
-        self, sampling: SamplingConfig, size: tuple[int, int], num_condition_tokens: int
-    ) -> None:
-        """Raise :class:`DeviceError` where the configured attention does not run, before anything is encoded.
-
-        Args:
-            sampling: of the job.
-            size: (height, width) in pixels.
-            num_condition_tokens: of image and prompt, at most.
-        """
-        self._check_attention(self.attention_shape(sampling, size, num_condition_tokens))
 
     def lora_bytes(self, sampling: SamplingConfig) -> int:
         """Most memory that the LoRAs of a job take on the device; reads them."""
@@ -246,7 +229,13 @@ class Denoiser:
     def attention_shape(
         self, sampling: SamplingConfig, size: tuple[int, int], num_condition_tokens: int
     ) -> AttentionShape:
-        """The joint self-attention of every step of a job; arguments as of :meth:`check_attention`."""
+        """The joint self-attention of every step of a job.
+
+        Args:
+            sampling: of the job.
+            size: (height, width) in pixels.
+            num_condition_tokens: of image and prompt, at most.
+        """
         latent_size = size[0] // 8, size[1] // 8
         plans = plan_sections(sampling)
         num_noisy = Level(sampling.latent_window_size, 1).num_tokens(latent_size)

@@ -26,7 +26,6 @@ from isoframe.engine.model.attention_choice import (
     CANDIDATES,
     AttentionChoice,
     Candidate,
-    choose_attention,
 )
 from isoframe.engine.request.config import ATTENTIONS
 from isoframe.kernels import KERNELS
@@ -294,7 +293,10 @@ def choose(
     num_tokens: int = 41,
 ) -> str:
     shape = AttentionShape(num_tokens=num_tokens, num_heads=2, head_dim=64, dtype=torch.float32)
-    return choose_attention(precision, CPU, folder, shape, candidates=candidates, measure=Stopwatch(*seconds))
+    choice = AttentionChoice(
+        name="auto", precision=precision, device=CPU, cache_dir=folder, candidates=candidates
+    )
+    return choice.fastest(shape, Stopwatch(*seconds))
 
 
 def test_auto_takes_the_fastest_and_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from isoframe.engine.demo import find_example
 from isoframe.engine.model import attention as module
 from isoframe.engine.model.attention import INT8_REQUIREMENTS, SDPA_ATTENTION, BlockRows, Int8Attention
 from isoframe.engine.model.attention_backends import AttentionShape
-from isoframe.engine.model.attention_choice import CANDIDATES, choose_attention
+from isoframe.engine.model.attention_choice import CANDIDATES, AttentionChoice
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 HEADS, HEAD_DIM, NUM_TOKENS, NUM_LATENT = 2, 64, 203, 150
@@ -133,9 +134,11 @@ def test_auto_may_choose_int8_in_an_int8_job(tmp_path: Path) -> None:
     def measure(call: Callable[[], object]) -> float:
         return next(seconds)
 
-    name = choose_attention("int8", CPU, tmp_path, shape, candidates=candidates, measure=measure)
-    assert name == "int8-fp8"
-    assert choose_attention("bf16", CPU, tmp_path, shape, candidates=candidates) == "sdpa"
+    choice = AttentionChoice(
+        name="auto", precision="int8", device=CPU, cache_dir=tmp_path, candidates=candidates
+    )
+    assert choice.fastest(shape, measure) == "int8-fp8"
+    assert replace(choice, precision="bf16").fastest(shape, measure) == "sdpa"
 
 
 def test_int8_attention_keeps_the_demo_video_and_repeats_it() -> None:
