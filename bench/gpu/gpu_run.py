@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..meters.fresh_process import ProcessError, is_lack_of_memory
+from ..meters.fresh_process import ProcessError, first_line, is_lack_of_memory
 from ..meters.gpu_timer import Budget, Timer
 from ..records.environment import Environment
 from ..records.rows import BenchRow, Gate, append_rows
@@ -113,8 +113,3 @@ def _obstacle(error: Exception) -> str | None:
     is_import = isinstance(error, ModuleNotFoundError | ProcessError)
     missing = _NO_MODULE.search(str(error)) if is_import else None
     return missing and f"pip install {missing[1]}"
-
-
-def first_line(error: Exception) -> str:
-    """What ``error`` says, in a line; Triton's say more, an assertion may say nothing."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -17,7 +17,7 @@ from ...engine.errors import DeviceError
 from ...engine.model.attention_backends import device_capability
 from ...quant import make_format
 from ..meters.accuracy import find_errors, relative_rms, run, share_of_flips
-from ..meters.fresh_process import is_lack_of_memory
+from ..meters.fresh_process import first_line, is_lack_of_memory
 from ..meters.gpu_timer import Budget, Call, CudaTimer, measure
 from ..operations.timed_kernels import KernelCase, Work, count_work, gpu_cases, library_calls
 from ..pace.step_check import check_step
@@ -31,7 +31,7 @@ from ..subjects.single_step import (
     random_diffusers_model,
     random_step,
 )
-from .gpu_run import GpuRun, first_line
+from .gpu_run import GpuRun
 from .job_stages import FIRST_STAGES, LAST_STAGES, run_stages, summary
 
 _GIB = 2**30
@@ -110,8 +110,10 @@ def check_cases(bench: GpuRun, cases: Sequence[KernelCase]) -> list[KernelCase]:
         with bench.contained("accuracy", _title(case)):
             gate = check_case(case, bench.device)
             is_wrong = gate.startswith("FAILED")
-            bench.wrong.extend([_title(case)] * is_wrong)
-            right.extend([case] * (not is_wrong))
+            if is_wrong:
+                bench.wrong.append(_title(case))
+            else:
+                right.append(case)
             print(f"{_title(case):56} {gate}", flush=True)
             name, values = f"accuracy-{case.spec.name}", (float(is_wrong),)
             row = bench.row(name, "isoframe", "failures", values, gate, case.shape, case.dtype)

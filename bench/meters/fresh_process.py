@@ -62,3 +62,8 @@ def is_lack_of_memory(error: BaseException) -> bool:
     """Whether ``error`` is a lack of memory, as torch or a library raises it or as the engine tells it."""
     reason = error.__cause__ if isinstance(error, DeviceError) else error
     return reason is not None and is_out_of_memory(reason)
+
+
+def first_line(error: Exception) -> str:
+    """What ``error`` says, in a line; Triton's say more, an assertion may say nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...engine.errors import IsoframeError
 from ...quant import make_format
 from ..meters.accuracy import relative_rms
+from ..meters.fresh_process import first_line
 from ..records.environment import installed_version
 from ..records.rows import Gate
 from ..subjects.single_step import (
@@ -49,8 +50,7 @@ def check_step(device: torch.device, *, precision: str, attention: str = "auto")
     except Exception as error:
         if isinstance(error, ImportError | IsoframeError):
             raise
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        return Gate(is_green=False, text=f"a step in {precision} failed: {reason}")
+        return Gate(is_green=False, text=f"a step in {precision} failed: {first_line(error)}")
     error_ratio, limit = relative_rms(actual.float().cpu(), expected), MAX_ERRORS[precision]
     # NaN is no error below a limit.
     is_green = error_ratio <= limit
