@@ -20,9 +20,10 @@ _REMEDIES = {
     "decode": f"set vae_tiles=True (--vae-tiles) or {_SMALLER}",
 }
 
+# What Python says in a RuntimeError, and libraries where they wrap an OSError, at a limit of this process.
+_LIMIT_TEXTS = ("can't start new thread", "Too many open files")
 # What libraries say in a plain RuntimeError: cuBLAS cannot make its handle without memory, and cuDNN has no algorithm for a
 # convolution whose workspace does not fit.
-_LIMIT_TEXTS = ("can't start new thread", "Too many open files")
 _MEMORY_TEXTS = (
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",

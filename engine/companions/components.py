@@ -93,7 +93,7 @@ class ComponentRef:
                 raise not_cached(self.source, prefix + error.names[0]) from error
 
 
-# Of a bucket; no card holds a video that is larger.
+# Pixels of a bucket's side: no card holds a larger video.
 _MAX_SIDE = 8192
 
 

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-# Read at a time.
+# Read at a time to hash a file.
 _HASHED_BYTES = 2**20
-# More than any encoder looks at.
+# Pixels of an encoder's input; more than any of them takes.
 _MAX_IMAGE_SIDE = 4096
 
 T = TypeVar("T")

@@ -15,6 +15,7 @@ from ..files import read_json
 # While transformers and diffusers load a model, they change torch for all threads: the initializers of parameters, the
 # device that they are made on and the default dtype. Two loads at once left parameters without data.
 LOADING = threading.RLock()
+# More than any encoder has: all layers are made before a missing tensor is noticed.
 _MAX_LAYERS = 1000
 # Where transformers and diffusers look for the names of classes.
 _CONFIGS = (
@@ -86,7 +87,6 @@ def check_configs(folder: Path) -> None:
                 "transformers or diffusers bring"
             )
         for name, value in config.items():
-            # Every layer is made before a tensor is missed.
             if "layers" in name and isinstance(value, int | float) and value > _MAX_LAYERS:
                 raise CheckpointError(f"{path}: {name} must be at most {_MAX_LAYERS}, got {value!r}")
 

@@ -18,7 +18,7 @@ from ..request.config import ATTENTIONS, SamplingConfig
 from ..sampling.sampler import REVISIONS
 from .loaded_model import LoadedModel
 
-# More is no record of a machine that there is.
+# More than any machine has: torch would start as many as a damaged record asks for.
 _MAX_THREADS = 4096
 # Recorded, but every choice gives the same bits.
 _EXACT = ("product",)

@@ -320,16 +320,18 @@ class _Files:
             return
         if isinstance(error, KeptOutputError):
             return
+        provisional = None
         # A filter that refused a frame would refuse it again.
-        is_refused, provisional = isinstance(error, ContentError), None
+        has_more = not isinstance(error, ContentError)
+        if has_more:
+            try:
+                provisional = self.job.provisional()
+            except BaseException as failure:
+                # What failed in the section may fail again; what was finished before is to be kept all the same.
+                has_more = False
+                error.add_note(f"the last frames could not be kept: {failure}")
         try:
-            provisional = None if is_refused else self.job.provisional()
-        except BaseException as failure:
-            # What failed in the section may fail again; what was finished before is to be kept all the same.
-            is_refused = True
-            error.add_note(f"the last frames could not be kept: {failure}")
-        try:
-            if provisional is None and not (is_refused and self.writer.num_final_frames):
+            if provisional is None and (has_more or not self.writer.num_final_frames):
                 return
             preview = None if provisional is None else (provisional.frames, provisional.first_frame)
             video = self.writer.write_partial(self.run.partial(), preview=preview)

@@ -60,4 +60,5 @@ def _check_type(declared: Any, value: object, name: str) -> None:
     if not set(kinds) <= _PLAIN_TYPES.keys():
         return
     if type(value) not in {kind for declared in kinds for kind in _PLAIN_TYPES[declared]}:
-        raise TypeError(f"{name} must be of type {declared}, got {value!r}")
+        names = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
+        raise TypeError(f"{name} must be {names}, got {value!r}")

@@ -21,7 +21,7 @@ from .fields import (
     settle_values,
 )
 from .guides import GuideImage, plan_guides
-from .notation import OURS, check_notation, check_text, foreign_notation
+from .notation import NOTATION_HELP, check_notation, check_text, foreign_notation
 from .prompts import PromptSpan, PromptTimeline, plan_prompts, without_times
 from .sampling_config import (
     ALL_ORDERS,
@@ -375,7 +375,7 @@ class Request(SharedFields):
     def notes(self) -> tuple[str, ...]:
         """What of the request changes nothing, in sentences: for whoever asked, before the work begins."""
         foreign = foreign_notation(without_times(self.prompt)) or foreign_notation(self.negative_prompt)
-        told = () if foreign is None else (f"{foreign!r} in the prompt is read as text: {OURS}",)
+        told = () if foreign is None else (f"{foreign!r} in the prompt is read as text: {NOTATION_HELP}",)
         return (*unused_options(self), *told)
 
     def prompt_timeline(self) -> PromptTimeline:

@@ -4,7 +4,7 @@ import re
 
 from ..errors import ConfigError
 
-OURS = (
+NOTATION_HELP = (
     "times are written [2.5s] or [2.5s: 4s] with the text after them, LoRAs are given as loras (--lora FILE:STRENGTH), and "
     "words have no weights"
 )
@@ -36,7 +36,7 @@ def check_notation(argument: str, text: str) -> None:
     found = foreign_notation(text)
     if found is not None:
         raise ConfigError(
-            f"{argument} has {found!r}, which is no notation here and would be read as text: {OURS}; write it in plain "
+            f"{argument} has {found!r}, which is no notation here and would be read as text: {NOTATION_HELP}; write it in plain "
             "words, or keep it as text with force=True (--force)"
         )
 

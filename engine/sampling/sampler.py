@@ -83,7 +83,7 @@ class _Coefficients:
 
     Attributes:
         keep: factor of the latents.
-        step: factor of the last prediction, which is taken away: exp(-h) - 1.
+        step: exp(-h) - 1; the last prediction times this is subtracted.
         scale: B(h).
         ratios: r_j of the older predictions, nearest first.
         predictor: weights of their differences in the prediction.

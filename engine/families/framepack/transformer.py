@@ -193,9 +193,7 @@ class PackedTransformer(Transformer):
 class PackedPass(StepPass):
     """A forward through dual-stream blocks, then single-stream ones, over one buffer of tokens.
 
-    Attributes:
-        transformer: the weights.
-        latents: those of :meth:`PackedTransformer.step`, and so are the others.
+    It is made by :meth:`PackedTransformer.step`, whose arguments its fields are.
     """
 
     transformer: PackedTransformer

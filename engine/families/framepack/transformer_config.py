@@ -10,10 +10,9 @@ from ...errors import CheckpointError, first_names
 TRANSFORMER_CLASSES = ("HunyuanVideoTransformer3DModelPacked", "HunyuanVideoFramepackTransformer3DModel")
 
 _ROPE_AXES = {128: (16, 56, 56), 64: (16, 24, 24)}
-# Beyond any model: a damaged number would have all memory taken before a tensor is missed.
-_MOST = {"num_layers": 1000, "num_single_layers": 1000, "num_refiner_layers": 1000}
-_MOST_SIZE = 2**20
-_MAY_BE_0 = ("num_layers", "num_single_layers", "num_refiner_layers")
+_LAYER_COUNTS = ("num_layers", "num_single_layers", "num_refiner_layers")
+# More than any model has: a damaged number would have all memory taken before a missing tensor is noticed.
+_MAX_LAYERS, _MAX_SIZE = 1000, 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,15 +124,15 @@ def _check_keys(given: Mapping[str, object], source: str) -> None:
 
 def _convert(name: str, kind: object, given: Mapping[str, object], source: str) -> Any:
     value: Any = given[name]
-    if name == "rope_axes_dim" and isinstance(value, list | tuple) and len(value) == 3:
-        value = tuple(size for size in value if type(size) is int and 0 < size <= _MOST_SIZE)
-        if len(value) == 3:
-            return value
+    is_triple = name == "rope_axes_dim" and isinstance(value, list | tuple) and len(value) == 3
+    if is_triple and all(type(size) is int and 0 < size <= _MAX_SIZE for size in value):
+        return tuple(value)
+    least, most = (0, _MAX_LAYERS) if name in _LAYER_COUNTS else (1, _MAX_SIZE)
     fits = {
         bool: value in (True, False),
         str: isinstance(value, str),
-        int: type(value) is int and (name not in _MAY_BE_0) <= value <= _MOST.get(name, _MOST_SIZE),
-        float: isinstance(value, int | float) and 0 < value <= _MOST_SIZE,
+        int: type(value) is int and least <= value <= most,
+        float: isinstance(value, int | float) and 0 < value <= _MAX_SIZE,
     }
     if isinstance(kind, type) and fits.get(kind):
         return kind(value)
