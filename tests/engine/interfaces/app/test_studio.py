@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -380,3 +381,25 @@ def test_only_a_finished_video_can_be_made_longer(studio: Studio) -> None:
         studio.extend(status.id, 1.2, is_before=False)
     studio.service.cancel(status.id)
     studio.service.wait(status.id)
+
+
+def test_a_damaged_video_is_in_the_gallery_with_its_reason(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "jobs" / "video_0123456789abcdef01234567").mkdir(parents=True)
+    (tmp_path / "jobs" / "video_0123456789abcdef01234567" / "job.json").write_text("{")
+    with (
+        VideoService(KeptWorkers(engine), tmp_path) as service,
+        closing(Studio(service, engine, ShownFiles(tmp_path / "shown"))) as studio,
+    ):
+        (status,) = studio.gallery()
+        assert "job.json" in studio.describe(status)
+        assert studio.caption(status).startswith("failed")
+        assert studio.thumbnail(status) is not None
+        assert "seed" in studio.title(status)
+        for look in (studio.sections, studio.strip, studio.video, studio.facts):
+            with pytest.raises(InputError, match=r"job\.json"):
+                look(status)
+        for act in (studio.form, studio.reproduce):
+            with pytest.raises(InputError, match=r"job\.json"):
+                act(status.id)
+        studio.delete(status.id)
+        assert studio.gallery() == []
