@@ -3,7 +3,7 @@ BIN := .venv/bin
 # Every test runs on one thread, so that its bits repeat; the files of tests are spread over the cores.
 SPREAD := -n logical --maxprocesses=4 --dist=loadfile
 
-.PHONY: help demo test check soak setup clean
+.PHONY: help demo test check soak sbom setup clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -24,6 +24,9 @@ check: setup  ## what a commit must pass besides the tests: lint, format, types
 soak: setup  ## the slow proofs, minutes each
 	$(BIN)/pip install -c constraints.txt -e '.[dev,ray]'
 	ISOFRAME_SOAK=1 $(BIN)/pytest -m soak --durations=10
+
+sbom: setup  ## a list of all installed packages with versions and licences: isoframe.cdx.json (CycloneDX)
+	$(BIN)/python tests/oracles/sbom.py isoframe.cdx.json
 
 setup: .venv/.installed  ## a virtual environment with everything for development
 
