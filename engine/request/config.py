@@ -229,7 +229,7 @@ class Request(SharedFields):
         )
     )  # fmt: skip
     negative_prompt: str = setting(
-        "", "What to avoid; used when {cfg_scale} is not 1.", panel=JOB, limit=8192
+        "", "What to avoid; used when {cfg_scale} is not 1.", panel=JOB, limit=8192, needs="guidance"
     )
     seconds: float = setting(
         5.0, "Length of the video, rounded to whole sections: 1.2 s each at 30 fps and window 9.", panel=JOB,
@@ -252,7 +252,7 @@ class Request(SharedFields):
         16, "Quality: 0 lossless, 51 worst (av1: 63).", panel=OUTPUT, least=0, most=max(MAX_CRF.values())
     )
     posterior: str = setting(
-        "sample", "Start latent: sample (seeded) or mode.", panel=JOB, choices=POSTERIORS
+        "sample", "Start latent: sample (seeded) or mode.", panel=JOB, choices=POSTERIORS, needs="start"
     )
     force: bool = setting(
         False, "Accept more than 3600 seconds and images of unusual size or shape.", panel=JOB,
@@ -267,7 +267,7 @@ class Request(SharedFields):
     )
     prompt_blend: float = setting(
         0.0, "Blend the embeddings of prompts over so many seconds around a change.", panel=JOB, metavar="SECONDS",
-        least=0, limit=3600,
+        least=0, limit=3600, needs="times"
     )  # fmt: skip
     codec: str = setting(
         "h264", "h264 (plays everywhere), hevc or av1 (smaller files).", panel=OUTPUT, choices=CODECS,
@@ -276,7 +276,7 @@ class Request(SharedFields):
     end_image: "str | os.PathLike[str] | Image | object | None" = setting(
         None, "Image that would follow the last frame; inverted order.", panel=JOB, absent=_UPLOAD
     )
-    end_image_strength: float = setting(1.0, "0 to 1.", panel=JOB, least=0, most=1)
+    end_image_strength: float = setting(1.0, "0 to 1.", panel=JOB, least=0, most=1, needs="end")
     loop: bool = setting(False, "End where the image begins: repeats without a seam.", panel=JOB)
     video: str | os.PathLike[str] | None = setting(
         None, "Video to extend by {seconds}; its frames stay as they are, and IMAGE may be left out.", panel=JOB,
@@ -284,7 +284,7 @@ class Request(SharedFields):
     )  # fmt: skip
     direction: str = setting(
         "forward", "forward continues {video}, backward makes what comes before it.", panel=JOB,
-        choices=tuple(DIRECTIONS), absent=_UPLOAD | _LONGER,
+        choices=tuple(DIRECTIONS), absent=_UPLOAD | _LONGER, needs="video"
     )  # fmt: skip
     base_resolution: int | None = setting(
         None,

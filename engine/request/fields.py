@@ -41,6 +41,7 @@ class Setting:
         most: largest number.
         limit: largest number or longest text that a server takes; None is ``most``.
         absent: the doors that do not offer it, and why.
+        needs: what a request must have for the field to do anything, see :mod:`.unused`; empty where it always does.
     """
 
     help: str
@@ -56,6 +57,7 @@ class Setting:
     most: int | None = None
     limit: int | None = None
     absent: Mapping[str, str] = field(default_factory=dict)
+    needs: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +95,12 @@ def needed(help: str, **about: Any) -> Any:
 def described(help: str, **about: Any) -> dict[str, Setting]:
     """The metadata of a dataclass field that doors offer, see :class:`Setting`."""
     return {_KEY: Setting(help, **about)}
+
+
+def setting_of(entry: "Field[Any]") -> Setting | None:
+    """What is known of a dataclass field; None where it is for no door."""
+    found: Setting | None = entry.metadata.get(_KEY)
+    return found
 
 
 def offered(configuration: type, door: str) -> dict[str, Offered]:

@@ -103,10 +103,12 @@ class Experimental:
         "Experimental: move the latent pixels of the history to the centroids that `isoframe codebook` fitted.",
         metavar="FILE", absent=EXPERIMENTAL,
     )  # fmt: skip
-    cfg_rescale: float = setting(0.0, "0 to 1; only with {cfg_scale}.", least=0, most=1)
-    step_cache_max_skips: int = setting(4, "Steps that magcache skips in a row.", least=1, limit=1000)
+    cfg_rescale: float = setting(0.0, "0 to 1; only with {cfg_scale}.", least=0, most=1, needs="guidance")
+    step_cache_max_skips: int = setting(
+        4, "Steps that magcache skips in a row.", least=1, limit=1000, needs="magcache"
+    )
     step_cache_retention: float = setting(
-        0.2, "Share of the first steps that magcache computes, 0 to 1.", least=0, most=1
+        0.2, "Share of the first steps that magcache computes, 0 to 1.", least=0, most=1, needs="magcache"
     )
 
 
@@ -164,7 +166,9 @@ class SharedFields(Experimental):
     step_cache: str = setting(
         "none", f"{', '.join(STEP_CACHES)}; the caches are faster, approximate.", choices=STEP_CACHES
     )
-    step_cache_threshold: float = setting(0.15, "Higher skips more steps.", least=0, limit=1000)
+    step_cache_threshold: float = setting(
+        0.15, "Higher skips more steps.", least=0, limit=1000, needs="step cache"
+    )
     latent_paddings: tuple[int, ...] | None = setting(
         None,
         "Windows between the start image and each section in the order they are made, such as 3,2,1,0 (default: the "
@@ -181,7 +185,7 @@ class SharedFields(Experimental):
     end_image_use: str = setting(
         "first-section",
         "first-section (the end of the video, which is made first, sees it) or history (all sections do).",
-        panel=JOB, choices=END_IMAGE_USES, absent={"comfyui": "it has no socket for an end latent: a later version"},
+        panel=JOB, choices=END_IMAGE_USES, absent={"comfyui": "it has no socket for an end latent: a later version"}, needs="end"
     )  # fmt: skip
     target_index: int | None = setting(
         None, "The latent frame that is made alone.",

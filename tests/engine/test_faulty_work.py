@@ -49,7 +49,6 @@ def check(trials: list[dict[str, Any]], tell: Callable[[str], None]) -> None:
     assert [trial["name"] for trial in trials if trial["hung"]] == []
 
 
-@pytest.mark.soak
 def test_work_that_meets_a_fault_is_refused_or_done_and_done_again_is_the_same(
     tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
