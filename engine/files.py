@@ -110,7 +110,12 @@ class WholeFile:
             except OSError:
                 continue
         self._unlock()
-        return KeptOutputError(error, self.path, kept)
+        reason = (
+            f"{self.path} appeared while its content was made, and stays as it is"
+            if isinstance(error, FileExistsError)
+            else str(write_error(error, self.path))
+        )
+        return KeptOutputError(reason, kept)
 
     def discard(self) -> None:
         """Remove it."""
@@ -130,12 +135,7 @@ class KeptOutputError(InputError):
         kept: where its content is.
     """
 
-    def __init__(self, error: OSError, path: Path, kept: Path) -> None:
-        reason = (
-            f"{path} appeared while its content was made, and stays as it is"
-            if isinstance(error, FileExistsError)
-            else str(write_error(error, path))
-        )
+    def __init__(self, reason: str, kept: Path) -> None:
         super().__init__(f"{reason}; the whole content is kept as {kept}")
         self.kept = kept
 

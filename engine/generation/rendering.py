@@ -336,6 +336,9 @@ class _Files:
             preview = None if provisional is None else (provisional.frames, provisional.first_frame)
             video = self.writer.write_partial(self.run.partial(), preview=preview)
             self.run.note_partial(video.path)
+        except KeptOutputError as failure:
+            error.add_note(f"the finished part: {failure}")
+            return
         except Exception as failure:
             error.add_note(f"the finished part could not be kept: {failure}")
             return

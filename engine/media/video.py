@@ -196,7 +196,7 @@ class VideoWriter:
                 self._num_joined_bytes += self._write_with_room(path, segments, metadata, overwrite)
         except InputError as error:
             if not self._spool.is_kept and not isinstance(error, KeptOutputError):
-                self._rescue(error, segments, metadata)
+                raise self._rescue(error, segments, metadata) from error
             raise
         num_frames = sum(segment.num_frames for segment in segments)
         return Video(
@@ -209,15 +209,17 @@ class VideoWriter:
             metadata=metadata,
         )
 
-    def _rescue(self, error: InputError, segments: Sequence[Segment], metadata: Mapping[str, object]) -> None:
-        """Keep frames that nothing else keeps in the folder for temporary files, and say so in a note of ``error``."""
+    def _rescue(
+        self, error: InputError, segments: Sequence[Segment], metadata: Mapping[str, object]
+    ) -> InputError:
+        """Keep frames that nothing else keeps in the folder for temporary files; what to raise in the place of ``error``."""
         kept = Path(tempfile.gettempdir()) / f"isoframe-{secrets.token_hex(4)}.mp4"
         try:
             write_mp4(kept, self._format, segments, metadata)
         except (InputError, OSError) as failure:
             error.add_note(f"the frames could not be kept as {kept} either: {failure}")
-        else:
-            error.add_note(f"{sum(segment.num_frames for segment in segments)} frames are kept in {kept}")
+            return error
+        return KeptOutputError(str(error), kept)
 
     def _write_with_room(
         self, path: Path, segments: Sequence[Segment], metadata: Mapping[str, object], overwrite: bool

@@ -264,7 +264,7 @@ def test_frames_of_an_earlier_job_stay_until_new_ones_come(
 def test_a_part_that_cannot_be_kept_is_told_in_a_note(
     engine: Engine, make_request: Callable[..., Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> int:
+    def full(*_: object, **__: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(video, "write_mp4", full)
