@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import CheckpointError, count_problems, first_names
 from ..files import read_json
 from .destinations import Destination
-from .hub import nearest_path
+from .hub import commit_of, nearest_path
 from .tensor_files import FLOAT_DTYPES, TensorEntry, TensorFile, map_tensor
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -50,6 +50,11 @@ class Checkpoint:
     source_hash: str
     entries: Mapping[str, TensorEntry] = field(repr=False)
     scales: Mapping[str, TensorEntry] = field(repr=False)
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of the Hub's repository that the weights came with; None for other files."""
+        return next((commit_of(entry.path) for entry in self.entries.values()), None)
 
     @property
     def shapes(self) -> Shapes:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
 
@@ -20,15 +21,46 @@ class NotCachedError(CheckpointError):
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether ``source`` reads as "owner/name"; it may name a local path all the same."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) is not None
+    """Whether ``source`` reads as "owner/name" or "owner/name@revision"; it may name a local path all the same."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@\w[\w.-]*)?", source) is not None
+
+
+def split_revision(repository: str) -> tuple[str, str | None]:
+    """Name and revision (commit, tag or branch) of a repository; None is its main branch.
+
+    The revision stands behind an "@", else in the table of known repositories.
+    """
+    name, _, revision = repository.partition("@")
+    return name, revision or _data("revisions").get(name)
+
+
+def _at(revision: str | None) -> dict[str, str]:
+    return {} if revision is None else {"revision": revision}
+
+
+def commit_of(path: Path) -> str | None:
+    """The commit that a file in the Hub's cache belongs to; None for any other file."""
+    for folder in path.absolute().parents:
+        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+            return folder.name
+    return None
+
+
+@functools.cache
+def _data(name: str) -> dict[str, Any]:
+    """A table of known repositories."""
+    table: dict[str, Any] = json.loads(
+        (Path(__file__).parents[1] / "data" / f"{name}.json").read_text(encoding="utf-8")
+    )
+    return table
 
 
 def is_cached(repository: str, filename: str) -> bool:
     """Whether the Hub's cache holds the file; asks no network."""
     import huggingface_hub
 
-    return isinstance(huggingface_hub.try_to_load_from_cache(repository, filename), str)
+    name, revision = split_revision(repository)
+    return isinstance(huggingface_hub.try_to_load_from_cache(name, filename, **_at(revision)), str)
 
 
 def hub_file(repository: str, filename: str, *, local_files_only: bool) -> Path | None:
@@ -45,7 +77,8 @@ def hub_file(repository: str, filename: str, *, local_files_only: bool) -> Path 
 
     if not local_files_only and not is_cached(repository, filename):
         _announce_license(repository)
-    download = partial(huggingface_hub.hf_hub_download, repository, filename)
+    name, revision = split_revision(repository)
+    download = partial(huggingface_hub.hf_hub_download, name, filename, **_at(revision))
     return _ask(repository, filename, partial(download, local_files_only=local_files_only))
 
 
@@ -69,7 +102,10 @@ def hub_folder(repository: str, filenames: Sequence[str], *, required: str, loca
     import huggingface_hub
 
     require_hub_file(repository, required, local_files_only=local_files_only)
-    download = partial(huggingface_hub.snapshot_download, repository, allow_patterns=list(filenames))
+    name, revision = split_revision(repository)
+    download = partial(
+        huggingface_hub.snapshot_download, name, allow_patterns=list(filenames), **_at(revision)
+    )
     snapshot = _ask(repository, required, partial(download, local_files_only=local_files_only))
     assert snapshot is not None, "the repository has just given a file"
     return snapshot
@@ -79,6 +115,8 @@ def not_cached(repository: str, filename: str) -> NotCachedError:
     """The error for a file that is not in the cache while the Hub cannot be asked."""
     import huggingface_hub.constants
 
+    name, revision = split_revision(repository)
+    at = "" if revision is None else f" --revision {revision}"
     folder, slash, _ = filename.rpartition("/")
     if slash:
         # A folder is fetched whole: the file that is missed first is seldom the only one.
@@ -88,7 +126,7 @@ def not_cached(repository: str, filename: str) -> NotCachedError:
     return NotCachedError(
         f"{filename} of {repository} is not in the Hub cache {huggingface_hub.constants.HF_HUB_CACHE}, and the Hub "
         f"was not to be asked or could not be reached. Download it where there is a network: "
-        f"hf download {repository}{wanted}{_as_path(repository)}"
+        f"hf download {name}{at}{wanted}{_as_path(repository)}"
     )
 
 
@@ -103,8 +141,8 @@ def nearest_path(source: str) -> str | None:
 @functools.cache
 def _announce_license(repository: str) -> None:
     """Log, once per process, under what licence the files come that are about to be downloaded."""
-    licenses = json.loads((Path(__file__).parents[1] / "data" / "licenses.json").read_text(encoding="utf-8"))
-    terms = licenses.get(repository, f"terms at https://huggingface.co/{repository}")
+    name, _ = split_revision(repository)
+    terms = _data("licenses").get(name, f"terms at https://huggingface.co/{name}")
     _logger.info("downloading from %s; licence: %s", repository, terms)
 
 
@@ -130,6 +168,11 @@ def _ask(repository: str, filename: str, fetch: Callable[[], object]) -> Path | 
         raise CheckpointError(
             f"{repository} is gated: accept its terms at https://huggingface.co/{repository}, then log in with "
             "`hf auth login` or set HF_TOKEN"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise CheckpointError(
+            f"{repository.partition('@')[0]} on the Hub has no revision {split_revision(repository)[1]}; take a commit, tag "
+            "or branch of it"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.checkpoint import MissingShardError, check_shards, folder_name, missing_source
-from ..checkpoints.hub import NotCachedError, hub_file, hub_folder, is_hub_id, not_cached
+from ..checkpoints.hub import NotCachedError, hub_file, hub_folder, is_hub_id, not_cached, split_revision
 from ..errors import CheckpointError, UnknownModelError
 from ..families.family import Family
 from ..families.opening import read_transformer_config
@@ -260,7 +260,8 @@ def _find_of_store(folder: Path, given: _Refs) -> Components:
 
 def _find_on_hub(source: str, given: _Refs, local_files_only: bool) -> Components:
     """A repository that a family knows, a pipeline with its own companions, or a transformer alone."""
-    known = next((family for family in families() if source in family.hub_models()), None)
+    repository, _ = split_revision(source)
+    known = next((family for family in families() if repository in family.hub_models()), None)
     family, names = known or recognise(), list[str]()
     profile, is_silent = None, False
     if known is None and is_hub_id(source):
@@ -272,9 +273,9 @@ def _find_on_hub(source: str, given: _Refs, local_files_only: bool) -> Component
         raise UnknownModelError(missing_source("model", source, known_models()))
     own = {name: _ref(name, source, name) for name in names} | given
     return Components(
-        name=Path(source).stem if source.endswith(".safetensors") else source,
+        name=Path(source).stem if source.endswith(".safetensors") else repository,
         transformer=source,
-        profile=_read_profile(family, profile, own, order=family.hub_models().get(source)),
+        profile=_read_profile(family, profile, own, order=family.hub_models().get(repository)),
         refs=_shared_refs(family) | own,
         is_hub_silent=is_silent,
         family=family,

@@ -17,7 +17,7 @@ from ..checkpoints.checkpoint import (
     read_entries,
     read_index,
 )
-from ..checkpoints.hub import hub_file, is_cached, is_hub_id, require_hub_file
+from ..checkpoints.hub import hub_file, is_cached, is_hub_id, require_hub_file, split_revision
 from ..checkpoints.tensor_files import TensorFile, open_tensor_file
 from ..errors import CheckpointError, UnknownModelError, first_names
 from ..files import read_json
@@ -120,17 +120,18 @@ def _open_file(path: Path, *, name: str) -> Checkpoint:
 
 def _open_repository(repository: str, local_files_only: bool, admit: Admit | None) -> Checkpoint:
     """Fetch the config first, so that a model is refused before its weights are downloaded."""
+    name, _ = split_revision(repository)
     prefix, config_path = _find_hub_config(repository, local_files_only)
     config = _read_config(config_path)
     if admit is not None:
-        admit(repository, config)
+        admit(name, config)
     weight_map = _find_hub_index(repository, prefix, local_files_only)
     names = sorted(set(weight_map.values())) or [WEIGHTS_NAME]
     files = [
-        open_tensor_file(require_hub_file(repository, prefix + name, local_files_only=local_files_only))
-        for name in names
+        open_tensor_file(require_hub_file(repository, prefix + file, local_files_only=local_files_only))
+        for file in names
     ]
-    return _build(files, weight_map, config, repository, repository)
+    return _build(files, weight_map, config, name, repository)
 
 
 def _find_hub_config(repository: str, local_files_only: bool) -> tuple[str, Path]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...kernels import use_settings
 from ...quant import DENSE_DTYPES, Fp8Format, WeightFormat, make_format, multiplies_fp8
 from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.hub import split_revision
 from ..companions.components import Components
 from ..companions.encoders import Encoders
 from ..companions.latent_rgb import cached_latent_rgb
@@ -116,7 +117,7 @@ class LoadedModel:
             ratios = find_ratios(
                 self.memory.transformer.config,
                 sampling.order,
-                model=name if name == "demo" else self.components.transformer,
+                model=name if name == "demo" else split_revision(self.components.transformer)[0],
                 model_hash=self.checkpoint.source_hash,
                 cache_dir=self.config.cache_path(),
             )
@@ -168,6 +169,7 @@ class LoadedModel:
         is_cuda = self.device.type == "cuda"
         return {
             "model_hash": self.checkpoint.source_hash,
+            "model_revision": getattr(self.checkpoint, "revision", None),
             "device": torch.cuda.get_device_name(self.device) if is_cuda else "cpu",
             "precision": self.precision,
             "frame_filter": filter_name(self.frame_filter),

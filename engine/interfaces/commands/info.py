@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ...checkpoints.hub import is_hub_id, split_revision
 from ...request.config import EngineConfig
 from ...request.fields import needed
 from .terminal.command import command
@@ -61,6 +62,7 @@ def describe_model(source: str, local_files_only: bool) -> dict[str, object]:
             components.transformer, local_files_only=local_files_only or components.is_hub_silent
         )
         contents = {
+            "revision": model.revision,
             "num_tensors": len(model.shapes),
             "num_parameters": sum(math.prod(shape) for shape in model.shapes.values()),
         }
@@ -69,10 +71,18 @@ def describe_model(source: str, local_files_only: bool) -> dict[str, object]:
         "source_hash": model.source_hash,
         **contents,
         "config": dataclasses.asdict(model.config),
-        "companions": {name: str(ref.source) for name, ref in components.refs.items()},
+        "companions": {name: _source(ref.source) for name, ref in components.refs.items()},
         "order": components.profile.order,
         "buckets": components.profile.buckets,
     }
+
+
+def _source(source: str) -> str:
+    """A companion's folder, or its repository with the revision that is taken."""
+    if not is_hub_id(source) or Path(source).is_dir():
+        return str(source)
+    name, revision = split_revision(source)
+    return f"{name}@{revision or 'main'}"
 
 
 def _describe_store(store: "Store") -> dict[str, object]:

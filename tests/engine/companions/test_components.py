@@ -26,6 +26,7 @@ from isoframe.engine.companions.components import (
 )
 from isoframe.engine.errors import CheckpointError, ConfigError
 from isoframe.engine.families.framepack.family import FramePack
+from isoframe.engine.families.opening import open_transformer
 
 HUNYUAN = "hunyuanvideo-community/HunyuanVideo"
 REDUX = "lllyasviel/flux_redux_bfl"
@@ -358,3 +359,28 @@ def test_no_licence_is_logged_for_what_is_cached(
     put_in_cache(hub_cache, HUNYUAN, tmp_path / "repo")
     find_components("lllyasviel/FramePackI2V_HY").ref("vae").fetch(local_files_only=True)
     assert not caplog.records
+
+
+def test_a_revision_behind_the_name_is_asked_for_and_the_commit_is_known(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[object, object]] = []
+    monkeypatch.setattr(
+        huggingface_hub,
+        "try_to_load_from_cache",
+        lambda name, _, revision=None: asked.append((name, revision)),
+    )
+    hub.is_cached(f"{HUNYUAN}@abc123", "config.json")
+    # Those of the table without a pin are of the main branch.
+    hub.is_cached(HUNYUAN, "config.json")
+    assert asked == [(HUNYUAN, "abc123"), (HUNYUAN, None)]
+    monkeypatch.setitem(hub._data("revisions"), HUNYUAN, "def")
+    assert hub.split_revision(HUNYUAN) == (HUNYUAN, "def")
+    assert "--revision abc123" in str(hub.not_cached(f"{HUNYUAN}@abc123", "config.json"))
+    assert hub.is_hub_id("a/b@v1.0")
+    assert not hub.is_hub_id("a/b@../c")
+    snapshot = hub_cache / "models--a--b" / "snapshots" / "0123"
+    assert hub.commit_of(snapshot / "transformer" / "config.json") == "0123"
+    assert hub.commit_of(tmp_path / "config.json") is None
+    transformer = make_transformer(snapshot)
+    assert open_transformer(transformer).revision == "0123"

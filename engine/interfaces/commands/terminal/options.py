@@ -19,8 +19,8 @@ CONFIG = offered(EngineConfig, "command")
 
 MODEL: str = setting(
     "demo",
-    "demo (built in), a Hub id, a folder, a .safetensors file or what `isoframe convert` wrote. Downloaded models keep their "
-    "own licence: see NOTICE.",
+    "demo (built in), a Hub id (owner/name, or owner/name@revision), a folder, a .safetensors file or what `isoframe convert` "
+    "wrote. Downloaded models keep their own licence: see NOTICE.",
     option="--model -m", panel=JOB,
 )  # fmt: skip
 OVERWRITE: bool = setting(False, "Replace --out if it exists.", option="--overwrite", panel=OUTPUT)
