@@ -76,7 +76,10 @@ def run_gpu_bench(folder: Path, minutes: float) -> bool:
 
 
 def measure_ceilings(bench: GpuRun) -> dict[str, float]:
-    """What shares are shares of, as far as this device has it: bytes a second of a copy, operations of bf16 and int8."""
+    """What this device reaches at most, to compare kernels with: bytes a second of a copy, operations a second of products.
+
+    Products are "bf16" and "int8"; one that the device cannot compute is absent.
+    """
     size = _PRODUCT_SIZE
 
     def draw(*shape: int) -> Tensor:

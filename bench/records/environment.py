@@ -103,7 +103,7 @@ def _num_cores() -> int:
 
 
 def _driver_version() -> str:
-    """Of the first CUDA device. A machine that lacks a tool must not lose its measurements for it."""
+    """Version of the first CUDA device's driver, by what the machine has of nvidia-smi, NVML and torch."""
     import torch
 
     lines = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")

@@ -45,7 +45,7 @@ class PreparedJob(ABC):
 
     @abstractmethod
     def with_image(self, vision_tokens: Tensor) -> "PreparedJob":
-        """The same beside another image, given as its tokens [1, I, D]."""
+        """This prepared job with the tokens [1, I, D] of another image; what does not depend on the image is shared."""
 
 
 class StepPass(ABC):

@@ -66,8 +66,8 @@ class Generation:
         inputs: what the job is made from.
         memory: the plan of the job, and its units.
         numerics: how it is computed; names its attention once that is chosen.
-        cuts: what the encoders did not read of its prompts; known once they are encoded.
-        changes: what of them is another than earlier sections of the job were made with.
+        changes: in sentences, which numerics and versions are others than earlier sections of the job were made with.
+        cuts: in sentences, what the encoders did not read of its prompts; known once they are encoded.
         decoder: joins the sections; None until :meth:`sections` has encoded the request.
         start_latent: of the image, [1, C, 1, Y, X] fp32; None until then.
     """

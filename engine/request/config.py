@@ -369,7 +369,7 @@ class Request(SharedFields):
             check_text(argument, text)
         self.prompt_timeline()
         for argument, text in () if self.force else texts:
-            # A time of ours is one in the prompt alone.
+            # Only the prompt may have times, which are Isoframe's own notation.
             check_notation(argument, without_times(text) if argument == "prompt" else text)
 
     def notes(self) -> tuple[str, ...]:

@@ -23,8 +23,6 @@ from isoframe.bench.quality.world import (
 from train_demo.demo_conditioning import DemoEncoders, PromptTable
 from train_demo.padding import pad_by_concatenation
 
-NUM_LATENTS = 1 + 2 * PERIOD // 4
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentPool:
