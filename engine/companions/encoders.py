@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-# Read at a time to hash a file.
-_HASHED_BYTES = 2**20
 # Pixels of an encoder's input; more than any of them takes.
 _MAX_IMAGE_SIDE = 4096
 
@@ -323,11 +321,10 @@ def hash_folder(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        is_weights = path.suffix == ".safetensors"
-        if is_weights:
+        if path.suffix == ".safetensors":
             digest.update(open_tensor_file(path).fingerprint())
             continue
         with path.open("rb") as file:
-            while block := file.read(_HASHED_BYTES):
-                digest.update(block)
+            # It reads the file in parts and adds each to the digest that it is given.
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()

@@ -21,7 +21,7 @@ from ..errors import BudgetError, DeviceError, InputError
 from ..families.registry import PUBLISHED_NAME
 from ..files import ABANDONED_SECONDS, TEMPORARY_FOLDER, check_folder, remove_orphans
 from ..generation.model_lookup import find_model
-from ..model.attention_backends import AttentionShape
+from ..model.attention_backends import AttentionShape, device_capability
 from ..model.attention_choice import CANDIDATES, AttentionChoice
 from ..planning.budget import make_plan
 from ..planning.machine import Machine, this_machine
@@ -75,7 +75,9 @@ def examine(device: torch.device, cache_dir: Path) -> Iterator[Check]:
     state = None
     if device.type == "cuda":
         state = read_card(device)
-        yield check_arch(torch.cuda.get_device_name(device), _capability(device), torch.cuda.get_arch_list())
+        yield check_arch(
+            torch.cuda.get_device_name(device), device_capability(device), torch.cuda.get_arch_list()
+        )
         yield check_driver(state, torch.version.cuda)
         yield check_link(state)
         yield check_pace(state)
@@ -196,7 +198,7 @@ def check_device_memory(free: int, total: int) -> Check:
 def check_triton(device: torch.device) -> Check:
     """Compile a kernel, and run it on a CUDA device."""
     is_cuda = device.type == "cuda"
-    failure = find_triton_failure(device, _capability(device) if is_cuda else _LEAST_CAPABILITY)
+    failure = find_triton_failure(device, device_capability(device) if is_cuda else _LEAST_CAPABILITY)
     if failure is None:
         what = "compiles and runs a kernel" if is_cuda else "compiles a kernel; without a card it cannot run"
         return Check("Triton", "good", what)
@@ -322,11 +324,6 @@ def _published_attention(device: torch.device) -> AttentionShape:
         head_dim=config.attention_head_dim,
         dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
     )
-
-
-def _capability(device: torch.device) -> int:
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 def remove_leftovers(cache_dir: Path) -> Iterator[Path]:

@@ -136,10 +136,8 @@ class AttentionChoice:
         if seconds is None:
             if measure is None:
                 return "auto"
-            (seconds, is_lasting), origin = (
-                _measure_all(admitted, self.device, shape, measure),
-                "measured now",
-            )
+            seconds, is_lasting = _measure_all(admitted, self.device, shape, measure)
+            origin = "measured now"
             if is_lasting:
                 _write(path, seconds)
             # The trial's memory must not stay with the allocator while the job's is planned.

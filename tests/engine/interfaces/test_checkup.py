@@ -157,7 +157,7 @@ def test_triton_compiles_without_a_card(monkeypatch: pytest.MonkeyPatch) -> None
 def test_missing_triton_is_a_problem_on_a_card_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "HAS_TRITON", False)
     monkeypatch.setattr(checkup, "HAS_TRITON", False)
-    monkeypatch.setattr(checkup, "_capability", lambda device: 86)
+    monkeypatch.setattr(checkup, "device_capability", lambda device: 86)
     for device, status in ((CPU, "note"), (CUDA, "problem")):
         check = check_triton(device)
         assert (check.status, check.text) == (status, "Triton is not installed")
