@@ -313,12 +313,11 @@ def _shared_refs(family: type[Family], config: Any = None) -> dict[str, Componen
 def _list_companions(index: Path) -> list[str]:
     """Companions that a pipeline's ``model_index.json`` lists."""
     listed = read_json(index)
-    found = [name for name in COMPANIONS if listed.get(name) not in (None, [None, None])]
-    if strange := [name for name in found if not isinstance(listed[name], list)]:
-        raise CheckpointError(
-            f"{index} must list {strange[0]} as library and class, got {listed[strange[0]]!r}"
-        )
-    return [name for name in found if listed[name] and listed[name][0] is not None]
+    found = {name: listed[name] for name in COMPANIONS if listed.get(name)}
+    for name, entry in found.items():
+        if not isinstance(entry, list):
+            raise CheckpointError(f"{index} must list {name} as library and class, got {entry!r}")
+    return [name for name, entry in found.items() if entry[0] is not None]
 
 
 def _optional_files(

@@ -198,7 +198,7 @@ class Rendering:
     @contextmanager
     def _open_files(self, run: JobRun | UnkeptRun, report: EventHandler) -> Iterator["_Files"]:
         """The writers, which go on where an earlier run stopped; left early, they leave no unfinished file."""
-        inputs, outputs, metadata = self.job.inputs, self.outputs, self._told(run)
+        inputs, outputs, metadata = self.job.inputs, self.outputs, self._video_metadata(run)
         video_format = VideoFormat.of(inputs.request, inputs.images.size)
         is_own = self.folder is not None and self.folder.may_replace(self.path)
         with ExitStack() as stack:
@@ -223,7 +223,7 @@ class Rendering:
                 )  # fmt: skip
             yield _Files(job=self.job, run=run, writer=writer, png=png, latents=latents, report=report)
 
-    def _told(self, run: JobRun | UnkeptRun) -> dict[str, object]:
+    def _video_metadata(self, run: JobRun | UnkeptRun) -> dict[str, object]:
         """The metadata of the video: with the numerics of this run, and what it changed where it goes on.
 
         Versions stay those with which the job began.
@@ -236,7 +236,7 @@ class Rendering:
         }
         told = {name: list(found) for name, found in changes.items() if found and run.sampled.num_sections}
         self.job.changes = tuple(itertools.chain.from_iterable(told.values()))
-        # Both are known for certain when the first section is made, which is before the files hold them.
+        # Not copies: the attention and the cuts are filled in before the first section is made, and written after it.
         return {**run.metadata, "numerics": self.job.numerics, "prompt_cuts": self.job.cuts, **told}
 
     def _reporter(self, on_event: EventHandler) -> EventHandler:
