@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .checkpoints.lora_files import open_lora_file
 from .errors import InputError
 from .events import EventHandler
-from .files import TEMPORARY_FOLDER, check_apart
+from .files import TEMPORARY_FOLDER
 from .generation.numerics import changed_numerics, recorded_numerics
 from .jobs.folder import JobFolder
 from .jobs.metadata import FILE_FIELDS, package_versions
@@ -23,6 +23,7 @@ from .media.given import RequestImages
 from .media.images import load_image
 from .media.source_video import decode_frames
 from .media.video import Video, read_video_info
+from .output_paths import check_apart
 from .request.codec import from_dict
 from .request.config import LoraStrength, Request
 from .request.guides import GuideImage

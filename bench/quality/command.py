@@ -170,7 +170,8 @@ def codebook(
     overwrite: options.Overwrite = False,
 ) -> None:
     """Fit K centroids of latent pixels, for generate --history-codebook (experimental)."""
-    from ...engine.files import check_apart, check_latents_path, write_error
+    from ...engine.files import write_error
+    from ...engine.output_paths import check_apart, check_latents_path
     from ...engine.sampling.codebook import Codebook
     from .codebook_fit import fit_codebook, read_points, save_codebook
 

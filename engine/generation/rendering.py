@@ -24,7 +24,7 @@ from ..events import (
     SectionEvent,
     StepEvent,
 )
-from ..files import KeptOutputError, check_apart, check_extras, check_video_path
+from ..files import KeptOutputError
 from ..jobs.folder import JobFolder
 from ..jobs.metadata import FILE_FIELDS
 from ..jobs.record import JobRecord, ModelSource
@@ -34,6 +34,7 @@ from ..media.latents_file import LatentsWriter, check_resumable
 from ..media.png_writer import PngWriter
 from ..media.previews import LatentPreviews
 from ..media.video import Video, VideoWriter
+from ..output_paths import check_apart, check_extras, check_video_path
 from ..request.config import Request
 from ..request.fields import settle_values
 from .generation import Generation, Section, ignore, open_generation

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from ..companions.vae import to_uint8
 from ..events import EventHandler
-from ..files import check_apart, check_png_path, make_folder
+from ..files import make_folder
 from ..jobs.run import UnkeptRun
 from ..media.png_writer import save_png
+from ..output_paths import check_apart, check_png_path
 from ..request.config import Request
 from .decoding import decode_within
 from .frame_filter import apply_filter

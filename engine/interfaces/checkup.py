@@ -19,10 +19,11 @@ from ...kernels import HAS_TRITON
 from ...kernels.launching.probe import find_triton_failure
 from ..errors import BudgetError, DeviceError, InputError
 from ..families.registry import PUBLISHED_NAME
-from ..files import ABANDONED_SECONDS, TEMPORARY_FOLDER, check_folder, remove_orphans
+from ..files import ABANDONED_SECONDS, TEMPORARY_FOLDER, remove_orphans
 from ..generation.model_lookup import find_model
 from ..model.attention_backends import AttentionShape, device_capability
 from ..model.attention_choice import CANDIDATES, AttentionChoice
+from ..output_paths import check_folder
 from ..planning.budget import make_plan
 from ..planning.machine import Machine, this_machine
 from ..planning.nvml import CardState, read_card

@@ -16,18 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from ..errors import ConfigError, InputError
-from ..files import (
-    check_folder,
-    exclusive_lock,
-    expanded,
-    make_folder,
-    parse_json,
-    temporary_name,
-    write_durably,
-    writing,
-)
+from ..files import exclusive_lock, expanded, make_folder, parse_json, temporary_name, write_durably, writing
 from ..media.given import IMAGE_FIELDS, guide_field
 from ..media.video import read_video_info
+from ..output_paths import check_folder
 from ..request.notation import check_notation, check_text
 from ..request.prompts import without_times
 from .paths import DONE, LOCK, RECORD, REDOS, SECTION_FILES, SPOOL, image_path, is_finished_name, jobs_path

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..events import PhaseEvent
-from ..files import is_partial_name, parse_json, write_durably, writing
+from ..files import parse_json, write_durably, writing
 from ..media.segments import KeptSegments, Segment, SegmentSpool
+from ..output_paths import is_partial_name
 from ..request.config import Request
 from ..request.sections import plan_sections
 from ..sampling.history import SampledSections, needed_sections

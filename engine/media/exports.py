@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, cast
 
 from ..device import machine_errors
 from ..errors import ConfigError, DeviceError, InputError
-from ..files import check_apart, check_export_path, make_folder, output_when_whole, writing
+from ..files import make_folder, output_when_whole, writing
+from ..output_paths import check_apart, check_export_path
 from .codecs import VideoFormat, encoder_errors, ffmpeg_errors, ffmpeg_url, open_mp4, open_video
 from .video import Video, read_video_info
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import WholeFile, check_latents_path, make_folder, place_output, writing
+from ..files import WholeFile, make_folder, place_output, writing
+from ..output_paths import check_latents_path
 from .segments import allocate
 
 

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..files import check_png_folder, make_folder, output_when_whole, writing
+from ..files import make_folder, output_when_whole, writing
+from ..output_paths import check_png_folder
 from .segments import check_frames
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..companions.latent_rgb import latents_to_rgb
 from ..events import StepEvent
-from ..files import check_folder, make_folder
+from ..files import make_folder
+from ..output_paths import check_folder
 from .png_writer import save_png
 
 _MIN_HEIGHT = 64

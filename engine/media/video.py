@@ -15,16 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import (
-    DISK_FULL,
-    KeptOutputError,
-    check_video_path,
-    folder_error,
-    free_partial_path,
-    make_folder,
-    parse_json,
-    writing,
-)
+from ..files import DISK_FULL, KeptOutputError, folder_error, make_folder, parse_json, writing
+from ..output_paths import check_video_path, free_partial_path
 from .codecs import VideoFormat, open_video
 from .mp4 import index_bytes, write_mp4
 from .segments import KeptSegments, Segment, SegmentSpool, check_frames, longest_run

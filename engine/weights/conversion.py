@@ -26,14 +26,9 @@ from ..device import machine_errors
 from ..errors import CheckpointError, InputError
 from ..events import ConversionEvent, OnConversion
 from ..families.registry import family_of
-from ..files import (
-    check_folder,
-    exclusive_lock,
-    parse_json,
-    replace_when_whole,
-    write_durably,
-)
+from ..files import exclusive_lock, parse_json, replace_when_whole, write_durably
 from ..model.units import UnitLayout
+from ..output_paths import check_folder
 from .host_tiers import HostBuffer
 from .store import (
     FORMAT_VERSION,

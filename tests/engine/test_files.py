@@ -14,18 +14,20 @@ from isoframe.engine.files import (
     MAX_JSON_BYTES,
     KeptOutputError,
     WholeFile,
+    output_when_whole,
+    parse_json,
+    read_json,
+    remove_orphans,
+    temporary_name,
+)
+from isoframe.engine.output_paths import (
     check_apart,
     check_export_path,
     check_latents_path,
     check_png_path,
     check_video_path,
     free_partial_path,
-    output_when_whole,
-    parse_json,
-    read_json,
-    remove_orphans,
-    temporary_name,
-)  # fmt: skip
+)
 
 HOSTILE = {
     "nested-deeply": b"[" * 200_000,

@@ -15,8 +15,10 @@ _BEGIN, _END = "<!-- rooms: begin -->\n", "<!-- rooms: end -->\n"
 
 # The files of engine/ itself lie at both ends: what everybody needs, and the engine that puts the parts together.
 BASE = "engine (base)"
-_BASE_FILES = ("device", "errors", "events", "files")
-_BASE_PURPOSE = "Errors, events, the device, files that are written whole or not at all."
+_BASE_FILES = ("device", "errors", "events", "files", "output_paths")
+_BASE_PURPOSE = (
+    "Errors, events, the device, files that are written whole or not at all, and where outputs go."
+)
 
 # A room imports from the levels above it in this list; rooms of one level do not know each other.
 LEVELS: tuple[tuple[str, ...], ...] = (

@@ -35,7 +35,7 @@ def frame(
     overwrite: bool = options.OVERWRITE,
 ) -> None:
     """Make one picture: the frame that comes so much later in a video of the image."""
-    from ...files import check_png_path
+    from ...output_paths import check_png_path
 
     check_png_path(out, overwrite=overwrite)
     request = Request(**asked)

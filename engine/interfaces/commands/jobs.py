@@ -126,8 +126,8 @@ def redo(
 
     Needs --out or --overwrite where the video exists. A later redo of an earlier section forgets this one.
     """
-    from ...files import check_video_path
     from ...jobs.folder import find_job
+    from ...output_paths import check_video_path
 
     folder = find_job(job, config.cache_path())
     # Nothing is given up for a video that then cannot be written.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ....errors import ConfigError
-from ....files import check_folder, check_latents_path, check_png_folder, check_video_path
+from ....output_paths import check_folder, check_latents_path, check_png_folder, check_video_path
 from ....request.config import EngineConfig, Request
 from .interrupt import Interrupt
 from .options import OutputOptions
