@@ -34,10 +34,6 @@ def split_revision(repository: str) -> tuple[str, str | None]:
     return name, revision or _data("revisions").get(name)
 
 
-def _at(revision: str | None) -> dict[str, str]:
-    return {} if revision is None else {"revision": revision}
-
-
 def commit_of(path: Path) -> str | None:
     """The commit that a file in the Hub's cache belongs to; None for any other file."""
     for folder in path.absolute().parents:
@@ -60,7 +56,7 @@ def is_cached(repository: str, filename: str) -> bool:
     import huggingface_hub
 
     name, revision = split_revision(repository)
-    return isinstance(huggingface_hub.try_to_load_from_cache(name, filename, **_at(revision)), str)
+    return isinstance(huggingface_hub.try_to_load_from_cache(name, filename, revision=revision), str)
 
 
 def hub_file(repository: str, filename: str, *, local_files_only: bool) -> Path | None:
@@ -78,7 +74,7 @@ def hub_file(repository: str, filename: str, *, local_files_only: bool) -> Path 
     if not local_files_only and not is_cached(repository, filename):
         _announce_license(repository)
     name, revision = split_revision(repository)
-    download = partial(huggingface_hub.hf_hub_download, name, filename, **_at(revision))
+    download = partial(huggingface_hub.hf_hub_download, name, filename, revision=revision)
     return _ask(repository, filename, partial(download, local_files_only=local_files_only))
 
 
@@ -104,7 +100,7 @@ def hub_folder(repository: str, filenames: Sequence[str], *, required: str, loca
     require_hub_file(repository, required, local_files_only=local_files_only)
     name, revision = split_revision(repository)
     download = partial(
-        huggingface_hub.snapshot_download, name, allow_patterns=list(filenames), **_at(revision)
+        huggingface_hub.snapshot_download, name, allow_patterns=list(filenames), revision=revision
     )
     snapshot = _ask(repository, required, partial(download, local_files_only=local_files_only))
     assert snapshot is not None, "the repository has just given a file"

@@ -561,7 +561,7 @@ def test_another_models_config_is_refused_before_its_weights_are_asked_for(
     (tmp_path / "config.json").write_text('{"_class_name": "HunyuanVideoTransformer3DModel"}')
     asked = []
 
-    def download(repository: str, filename: str, *, local_files_only: bool) -> str:
+    def download(repository: str, filename: str, *, revision: str | None, local_files_only: bool) -> str:
         asked.append(filename)
         return str(tmp_path / "config.json")
 
@@ -576,7 +576,7 @@ def test_a_model_that_is_not_admitted_is_not_downloaded(
 ) -> None:
     asked = []
 
-    def download(repository: str, filename: str, *, local_files_only: bool) -> str:
+    def download(repository: str, filename: str, *, revision: str | None, local_files_only: bool) -> str:
         asked.append(filename)
         return str(folder / "config.json")
 

@@ -165,7 +165,7 @@ def test_hub_pipeline_brings_the_companions_of_its_index(hub_cache: Path, tmp_pa
 def test_unreachable_hub_is_asked_once(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def download(repository: str, filename: str, *, local_files_only: bool) -> str:
+    def download(repository: str, filename: str, *, revision: str | None, local_files_only: bool) -> str:
         asked.append(local_files_only)
         raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
 
@@ -334,12 +334,14 @@ def test_licence_is_logged_once_before_a_download(
     make_pipeline(tmp_path / "repo")
     asked = []
 
-    def download(repository: str, filename: str, *, local_files_only: bool) -> str:
+    def download(repository: str, filename: str, *, revision: str | None, local_files_only: bool) -> str:
         assert "Tencent Hunyuan Community License" in caplog.text
         asked.append(filename)
         return str(tmp_path / "repo" / filename)
 
-    def snapshot(repository: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+    def snapshot(
+        repository: str, *, allow_patterns: list[str], revision: str | None, local_files_only: bool
+    ) -> str:
         assert all(pattern.startswith("vae/") for pattern in allow_patterns)
         return str(tmp_path / "repo")
 
