@@ -162,13 +162,15 @@ class JobRecord:
     def _check(self) -> None:
         """Raise ValueError for what no job writes: files are removed by the token, and the output is replaced."""
         if re.fullmatch(r"[0-9a-f]{1,64}", self.token) is None:
-            raise ValueError(f"token {self.token[:20]!r}")
+            raise ValueError(f"token must be hexadecimal digits, got {self.token[:20]!r}")
         if self.output.suffix.lower() != ".mp4":
-            raise ValueError(f"output {self.output} is no .mp4")
+            raise ValueError(f"output must end in .mp4, got {self.output}")
         if self.request.size is None or not 0 < self.num_frames <= MAX_FRAMES:
-            raise ValueError("a video needs a size and frames")
+            raise ValueError(
+                f"request must have a size and num_frames be from 1 to {MAX_FRAMES}, got {self.request.size} and {self.num_frames}"
+            )
         if not isinstance(self.metadata["sampling"], Mapping) or "image_sha256" not in self.metadata:
-            raise ValueError("metadata")
+            raise ValueError("metadata must hold sampling and image_sha256")
 
     def _with_changes(self, names: Sequence[str]) -> "JobRecord":
         """The record whose metadata tell that it was changed, and of what it says now."""

@@ -97,7 +97,6 @@ def option(known: Offered) -> Any:
 Model = Annotated[str, option(offer("model", str, cast(Any, MODEL), "command"))]
 Overwrite = Annotated[bool, option(offer("overwrite", bool, cast(Any, OVERWRITE), "command"))]
 NoJob = Annotated[bool, option(offer("no_job", bool, cast(Any, NO_JOB), "command"))]
-Debug = Annotated[bool, option(offer("debug", bool, cast(Any, DEBUG), "command"))]
 Size = Annotated[str | None, option(ASKED["size"])]
 Order = Annotated[str, option(ASKED["order"])]
 Steps = Annotated[int, option(ASKED["num_steps"])]
