@@ -8,9 +8,8 @@ from torch import Tensor
 
 from ..companions.latent_rgb import latents_to_rgb
 from ..events import StepEvent
-from ..files import make_folder
+from ..files import make_folder, replace_when_whole, writing
 from ..output_paths import check_folder
-from .png_writer import save_png
 
 _MIN_HEIGHT = 64
 
@@ -37,7 +36,13 @@ class LatentPreviews:
 
     def write(self, event: StepEvent) -> Path:
         """Draw the step's prediction of the clean latents."""
+        from PIL import Image
+
         make_folder("preview", self.folder)
         path = self.folder / f"section_{event.section:03d}.png"
-        save_png(tile_frames(latents_to_rgb(event.x0, self._matrix)), path)
+        # One of many, which nobody would miss.
+        with writing(path), replace_when_whole(path, is_synced=False) as temporary:
+            Image.fromarray(tile_frames(latents_to_rgb(event.x0, self._matrix)).numpy()).save(
+                temporary, "PNG"
+            )
         return path

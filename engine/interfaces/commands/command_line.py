@@ -17,7 +17,7 @@ from .jobs import redo, resume
 from .serve import app as app_page
 from .serve import mcp, serve
 from .show_plan import plan
-from .terminal.printing import PlainGroup, echo
+from .terminal.printing import echo, show_usage_plainly
 
 PLUGIN_GROUP = "isoframe.commands"
 
@@ -25,7 +25,6 @@ PLUGIN_GROUP = "isoframe.commands"
 def build_app() -> typer.Typer:
     """The whole program: built-in sub-commands, then the entry points of :data:`PLUGIN_GROUP`."""
     app = typer.Typer(
-        cls=PlainGroup,
         help="FramePack on your own machine: one image in, a video of any length out.",
         epilog="Exit codes: 0 done, 1 failed, 2 usage or a plan that does not fit, 3 inconclusive, 130 Ctrl-C.",
         callback=_root,
@@ -58,6 +57,7 @@ def build_app() -> typer.Typer:
             app.add_typer(loaded, name=name)
         else:
             app.command(name)(loaded)
+    show_usage_plainly(app)
     return app
 
 

@@ -1,12 +1,15 @@
 """What reaches the terminal: text of users and of foreign files does nothing there but be read."""
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.text import Text
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 # Spaces, and joiners inside of words and emoji; all others that Python calls unprintable change what is seen.
 _SEEN = "\u00a0\u3000\u200c\u200d"
@@ -52,21 +55,43 @@ class PlainFormatter(logging.Formatter):
         return printable(super().format(record))
 
 
-class PlainGroup(TyperGroup):
-    """Commands whose usage errors show arguments without obeying them."""
+class _PlainUsage:
+    """Usage errors of a command that show its arguments without obeying them."""
 
     def make_context(self, *told: Any, **about: Any) -> Any:
-        """Read the arguments of the program itself."""
-        return _plainly(super().make_context, *told, **about)
+        """Read the arguments."""
+        with _plain_errors():
+            return super().make_context(*told, **about)  # type: ignore[misc]  # of a command
 
-    def invoke(self, *told: Any, **about: Any) -> Any:
-        """Read the arguments of a command, and run it."""
-        return _plainly(super().invoke, *told, **about)
+    def resolve_command(self, *told: Any) -> Any:
+        """Look a command of a group up."""
+        with _plain_errors():
+            return super().resolve_command(*told)  # type: ignore[misc]  # of a group
 
 
-def _plainly(action: Any, *told: Any, **about: Any) -> Any:
+class _PlainCommand(_PlainUsage, TyperCommand):
+    pass
+
+
+class _PlainGroup(_PlainUsage, TyperGroup):
+    pass
+
+
+def show_usage_plainly(app: typer.Typer) -> None:
+    """Have all commands of ``app`` show arguments in usage errors without obeying them."""
+    app.info.cls = _PlainGroup
+    for command in app.registered_commands:
+        command.cls = _PlainCommand
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        group.cls = _PlainGroup
+        show_usage_plainly(group.typer_instance)
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
     try:
-        return action(*told, **about)
+        yield
     except Exception as error:
         # A usage error; its class has moved from click to typer.
         if hasattr(error, "format_message") and hasattr(error, "message"):
