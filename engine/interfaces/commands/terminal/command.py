@@ -8,6 +8,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+from ....errors import ConfigError
 from ....files import expanded
 from ....request.config import EngineConfig, LoraStrength
 from ....request.fields import Offered, offer, offered
@@ -20,6 +21,8 @@ Parameter = inspect.Parameter
 # Fields of a request as the options give them.
 Asked = dict[str, Any]
 # How the command line writes values that are not plain: the type there, and what its text means.
+# Parameters that name a model, whose revision is an option of its own; the first that a command has.
+_MODELS = ("model", "source", "file")
 _FORMS: dict[Any, tuple[Any, Callable[[str, Any], Any] | None]] = {
     tuple[int, int] | None: (str | None, lambda _, text: options.parse_size(text)),
     tuple[int, ...] | None: (str | None, lambda name, text: text and options.parse_numbers(name, text)),
@@ -62,6 +65,11 @@ def command(
         }
         debug = _parameter(offer("debug", bool, cast(Any, options.DEBUG), "command"))
         made = [*(option for part in parts.values() for option in part.parameters), debug]
+        models = [name for name in _MODELS if name in {option.name for option in made}]
+        if models:
+            made.append(
+                _parameter(offer("revision", cast(Any, str | None), cast(Any, options.REVISION), "command"))
+            )
 
         @wraps(function)
         def run(**given: Any) -> None:
@@ -70,7 +78,10 @@ def command(
             given = {
                 name: expanded(value) if isinstance(value, Path) else value for name, value in given.items()
             }
+            revision = given.pop("revision", None)
             with readable_errors(debug=given["debug"], is_json=is_json) as interrupt:
+                if revision is not None:
+                    given[models[0]] = _at_revision(given[models[0]], revision)
                 values = {name: part.build(given) for name, part in parts.items()}
                 function(**values, **({"interrupt": interrupt} if "interrupt" in own else {}))
 
@@ -80,6 +91,12 @@ def command(
         return run
 
     return decorate
+
+
+def _at_revision(model: str | None, revision: str) -> str:
+    if model is None or "/" not in model or os.path.exists(model):
+        raise ConfigError(f"--revision needs a model of the Hub (owner/name), got {model}")
+    return f"{model}@{revision}"
 
 
 def _part(parameter: Parameter, asked: list[Offered], machine: list[Offered]) -> _Part:

@@ -19,10 +19,15 @@ CONFIG = offered(EngineConfig, "command")
 
 MODEL: str = setting(
     "demo",
-    "demo (built in), a Hub id (owner/name, or owner/name@revision), a folder, a .safetensors file or what `isoframe convert` "
+    "demo (built in), a Hub id (owner/name), a folder, a .safetensors file or what `isoframe convert` "
     "wrote. Downloaded models keep their own licence: see NOTICE.",
     option="--model -m", panel=JOB,
 )  # fmt: skip
+REVISION: str | None = setting(
+    None,
+    "Commit, tag or branch of the model's repository on the Hub (default: a pinned one, else main).",
+    panel=JOB,
+)
 OVERWRITE: bool = setting(False, "Replace --out if it exists.", option="--overwrite", panel=OUTPUT)
 NO_JOB: bool = setting(
     False, "Keep no job folder: a job that is killed is lost.", option="--no-job", panel=OUTPUT

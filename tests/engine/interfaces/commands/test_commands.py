@@ -160,6 +160,15 @@ def test_options_reach_the_engine(engine: type[FakeEngine], image: Path, tmp_pat
     assert engine.renders[0][2]["preview_dir"] == tmp_path / "previews"
 
 
+def test_a_revision_goes_with_a_model_of_the_hub(engine: type[FakeEngine], image: Path) -> None:
+    assert generate(image, "--model", "owner/name", "--revision", "abc12").exit_code == 0
+    assert engine.loads[0][0] == "owner/name@abc12"
+    for model in ("demo", image.parent):
+        result = generate(image, "--model", model, "--revision", "abc12")
+        assert result.exit_code == 2
+        assert f"--revision needs a model of the Hub (owner/name), got {model}" in result.stderr
+
+
 def test_defaults_are_those_of_the_request(engine: type[FakeEngine], image: Path) -> None:
     assert generate(image).exit_code == 0
     assert engine.renders[0][0] == Request(image=str(image), prompt="it turns")
