@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, IsoframeError
-from ..files import replace_when_whole
+from ..files import expanded, replace_when_whole
 from ..request.codec import to_dict
 from ..request.config import Request
 from ..request.fields import offered
@@ -190,7 +190,7 @@ class Client:
 
     def download(self, name: str, path: str | os.PathLike[str]) -> Path:
         """Write the MP4 to ``path``, which appears whole."""
-        path = Path(path)
+        path = Path(expanded(path))
         with (
             self._answer("GET", f"/v1/videos/{name}/content") as response,
             replace_when_whole(path) as temporary,

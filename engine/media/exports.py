@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from ..device import machine_errors
 from ..errors import ConfigError, DeviceError, InputError
-from ..files import make_folder, output_when_whole, writing
+from ..files import expanded, make_folder, output_when_whole, writing
 from ..output_paths import check_apart, check_export_path
 from .codecs import VideoFormat, encoder_errors, ffmpeg_errors, ffmpeg_url, open_mp4, open_video
 from .video import Video, read_video_info
@@ -55,7 +55,7 @@ def export_video(
         InputError: the source cannot be read or the target not written.
         ConfigError: an option cannot be.
     """
-    target = Path(target)
+    source, target = expanded(source), Path(expanded(target))
     if isinstance(interpolate, bool) or not 1 <= interpolate <= _MAX_FACTOR:
         raise ConfigError(f"interpolate must be from 1 to {_MAX_FACTOR}, got {interpolate}")
     check_export_path(target, overwrite=overwrite)

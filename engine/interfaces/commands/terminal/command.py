@@ -75,9 +75,7 @@ def command(
         def run(**given: Any) -> None:
             is_json = bool(given.get("json_progress"))
             # A shell leaves the ~ of --out=~/video.mp4 as it is.
-            given = {
-                name: expanded(value) if isinstance(value, Path) else value for name, value in given.items()
-            }
+            given = {name: _expanded_paths(value) for name, value in given.items()}
             revision = given.pop("revision", None)
             with readable_errors(debug=given["debug"], is_json=is_json) as interrupt:
                 if revision is not None:
@@ -91,6 +89,12 @@ def command(
         return run
 
     return decorate
+
+
+def _expanded_paths(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_expanded_paths(item) for item in value]
+    return expanded(value) if isinstance(value, Path) else value
 
 
 def _at_revision(model: str | None, revision: str) -> str:

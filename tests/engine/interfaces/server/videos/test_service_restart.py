@@ -91,6 +91,30 @@ def test_a_video_that_was_taken_up_again_is_resumed_after_a_restart(
         assert [service.wait(name, TIMEOUT).state for name in (first, paused)] == ["done", "done"]
 
 
+def test_a_folder_that_moved_has_all_its_videos(
+    engine: Engine, cache: Path, request_of: Callable[..., Request], tmp_path: Path, gate: Gate
+) -> None:
+    gate.open()
+    with open_service(engine, tmp_path / "data") as service:
+        first = service.wait(service.create(request_of()).id, TIMEOUT)
+        longer = service.create(
+            request_of(image=None, video=service.keep(service.video_path(first.id)), order="auto")
+        )
+        assert service.wait(longer.id, TIMEOUT).state == "done"
+        content = service.video_path(longer.id).read_bytes()
+        paused = service.create(request_of(seed=9)).id
+        service.pause(paused)
+        assert service.wait(paused, TIMEOUT).state == "paused"
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with open_service(engine, tmp_path / "moved") as service:
+        assert service.video_path(longer.id).read_bytes() == content
+        again = service.reproduce(longer.id)
+        service.resume(paused)
+        assert [service.wait(name, TIMEOUT).state for name in (again.id, paused)] == ["done", "done"]
+        assert service.video_path(again.id).read_bytes() == content
+    assert not (tmp_path / "data").exists()
+
+
 def test_the_videos_are_found_by_their_folders_alone(
     engine: Engine, request_of: Callable[..., Request], tmp_path: Path
 ) -> None:
