@@ -23,7 +23,7 @@ from isoframe.engine.request.fields import DOORS, offered, setting
 
 # What doors say beside the fields of a request.
 OF_THE_COMMAND = {
-    "--out", "-o", "--model", "-m", "--preset", "--report-error", "--overwrite", "--preview", "--png", "--latents",
+    "--out", "-o", "--model", "-m", "--revision", "--preset", "--report-error", "--overwrite", "--preview", "--png", "--latents",
     "--frame-filter", "--job", "--no-job", "--trace", "--json-progress", "--quiet", "-q", "--device", "--precision",
     "--attention", "--vram", "--ram", "--vae-tiles", "--no-vae-tiles", "--component", "--cache-dir",
     "--local-files-only", "--debug",
