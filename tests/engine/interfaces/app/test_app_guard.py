@@ -1,9 +1,5 @@
 """Whom the app answers: its own page, and after a password those who know it."""
 
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from app_process import running_app
 from video_server import Answer, Asker, form, picture
 
 from isoframe.engine import ConfigError, EngineConfig, InputError
@@ -20,7 +17,6 @@ from isoframe.engine.interfaces.server.http.listening import bind
 from isoframe.engine.interfaces.server.serving import Serving
 from isoframe.engine.interfaces.server.videos.engine_source import EngineSource
 
-SOURCES = Path(__file__).resolve().parents[4] / ".src"
 # All that reveals or changes something, and what each page loads.
 ROUTES = [
     ("GET", "/"),
@@ -66,36 +62,11 @@ ROUTES = [
 
 @contextmanager
 def app(folder: Path, *arguments: str, **variables: str) -> Iterator[Asker]:
-    """The app in a process of its own, behind proxies that nobody reaches."""
-    proxies = {
-        "HTTP_PROXY": "http://127.0.0.1:1",
-        "http_proxy": "http://127.0.0.1:1",
-        "NO_PROXY": "",
-        "no_proxy": "",
-    }
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "isoframe.engine.interfaces.commands",
-        "app",
-        "--port",
-        "0",
-        "--device",
-        "cpu",
-    ]
-    process = subprocess.Popen(
-        [*command, "--cache-dir", str(folder), "--threads", "1", *arguments],
-        stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(SOURCES)} | proxies | variables,
-    )  # fmt: skip
-    with process:
-        try:
-            assert process.stdout is not None
-            yield Asker(process.stdout.readline().split(" ")[0].strip("/").replace("0.0.0.0", "127.0.0.1"))
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) == 130
-        finally:
-            process.kill()
+    """The app behind proxies that nobody reaches."""
+    dead = "http://127.0.0.1:1"
+    proxies = {"HTTP_PROXY": dead, "http_proxy": dead, "NO_PROXY": "", "no_proxy": ""}
+    with running_app(folder, *arguments, **proxies, **variables) as address:
+        yield Asker(address.strip("/").replace("0.0.0.0", "127.0.0.1"))
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,16 @@
 """The app's page in a real browser."""
 
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from app_process import running_app
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from isoframe.engine.demo import find_example
 
-SOURCES = Path(__file__).resolve().parents[4] / ".src"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 # For a machine that does other things as well.
@@ -29,32 +25,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(data: Path) -> Iterator[str]:
-    """The app in a process of its own, stopped as Ctrl-C does."""
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "isoframe.engine.interfaces.commands",
-        "app",
-        "--port",
-        "0",
-        "--device",
-        "cpu",
-    ]
-    process = subprocess.Popen(
-        [*command, "--cache-dir", str(data.parent), "--threads", "1"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(SOURCES)},
-    )
-    with process:
-        try:
-            assert process.stdout is not None
-            yield process.stdout.readline().split(" ")[0]
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) == 130
-        finally:
-            process.kill()
+    with running_app(data.parent) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
